@@ -1,0 +1,9 @@
+"""SegFormer: simple and efficient semantic segmentation with Transformers (arXiv 2105.15203)."""
+
+from segformer.data.classes import Classes
+from segformer.heads import AllMLPHead
+from segformer.mit import VARIANTS, MiT, Variant
+from segformer.models import SegFormer, SegmentationModel
+
+__all__ = ["VARIANTS", "AllMLPHead", "Classes", "MiT", "SegFormer", "SegmentationModel", "Variant"]
+__version__ = "0.1.0"

@@ -1,0 +1,38 @@
+"""The command ``segformer``: each verb imports only its own room."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+VERBS = {
+    "fit": "train a network: segformer fit --config configs/scenes.yaml",
+    "validate": "measure a checkpoint on the validation split: segformer validate --config … --ckpt_path …",
+    "test": "measure a checkpoint on the test split: segformer test --config … --ckpt_path …",
+    "predict": "label images: segformer predict WEIGHTS IMAGE… --out DIR",
+}
+
+
+def main() -> None:
+    """Entry point of the command line."""
+    parser = argparse.ArgumentParser(
+        "segformer",
+        description="SegFormer: semantic segmentation with Transformers.",
+        epilog="\n".join(f"  {verb:10}{what}" for verb, what in VERBS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("verb", choices=VERBS, metavar="VERB", help=f"one of {', '.join(VERBS)}; VERB --help says more")
+    verb = parser.parse_args(sys.argv[1:2]).verb
+    _run(verb)(sys.argv[1:] if verb in ("fit", "validate", "test") else sys.argv[2:])
+
+
+def _run(verb: str) -> Callable[[list[str]], None]:
+    if verb == "predict":
+        from segformer.inference import main as run
+    else:
+        try:
+            from segformer.train.cli import main as run
+        except ModuleNotFoundError as error:
+            sys.exit(f"segformer {verb} needs {error.name}; install the training extra: pip install 'segformer[train]'")
+    return run

@@ -1,0 +1,50 @@
+"""Names and colours of the classes of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+Color = tuple[int, int, int]
+
+
+def voc_palette(num_classes: int) -> tuple[Color, ...]:
+    """The PASCAL VOC colour of each index: its bits dealt to R, G and B, highest colour bit first.
+
+    Distinct for the first 256 indices; used wherever a data set brings no colours of its own.
+    """
+    channels = ([sum((k >> 3 * bit + c & 1) << 7 - bit for bit in range(8)) for c in range(3)] for k in range(num_classes))
+    return tuple((r, g, b) for r, g, b in channels)
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What the indices of a label map stand for: ``names[k]`` and the RGB colour ``colors[k]`` (0 to 255).
+
+    Args:
+        names: one name a class, in the order of the indices.
+        colors: one RGB triple a class; by default the PASCAL VOC palette.
+
+    Raises:
+        ValueError: when there are no names, or names and colours differ in number.
+    """
+
+    names: Sequence[str]
+    colors: Sequence[Color] = ()
+
+    def __post_init__(self) -> None:
+        if not self.names:
+            raise ValueError("no class names; give at least one")
+        colors = [tuple(color) for color in self.colors] or voc_palette(len(self.names))
+        if len(colors) != len(self.names):
+            raise ValueError(f"{len(self.names)} class names but {len(colors)} colours; give one RGB colour a class or none at all")
+        object.__setattr__(self, "names", tuple(map(str, self.names)))
+        object.__setattr__(self, "colors", tuple(colors))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @classmethod
+    def unnamed(cls, num_classes: int) -> Classes:
+        """Classes known by number only: ``class 0``, ``class 1``, … in the PASCAL VOC colours."""
+        return cls([f"class {k}" for k in range(num_classes)])

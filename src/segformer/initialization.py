@@ -1,0 +1,23 @@
+"""How every layer starts, in backbone and head alike."""
+
+from __future__ import annotations
+
+import math
+
+from timm.layers import trunc_normal_
+from torch import nn
+
+
+def init_weights(module: nn.Module) -> None:
+    """Initialise one layer in place; meant for :meth:`torch.nn.Module.apply`.
+
+    Linear layers: normal with standard deviation 0.02, truncated at ±2. Convolutions: normal with variance 2 / fan-out, where the
+    fan-out of a grouped convolution counts one group only. Biases: zero. Norms keep PyTorch's weight 1 and bias 0.
+    """
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+    elif isinstance(module, nn.Conv2d):
+        fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
+        nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+    if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
+        nn.init.zeros_(module.bias)

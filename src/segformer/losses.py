@@ -1,0 +1,27 @@
+"""Losses on stride-4 logits (B, K, h, w) and full-size targets (B, H, W)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from segformer.upsample import upsample_cross_entropy
+
+
+class CrossEntropy(nn.Module):
+    """Cross-entropy at the target's resolution, a mean over the valid pixels.
+
+    Args:
+        weight: one weight a class, for rare classes; by default all 1.
+        ignore_index: the target's value that counts nowhere.
+    """
+
+    def __init__(self, weight: Sequence[float] | None = None, ignore_index: int = 255) -> None:
+        super().__init__()
+        self.ignore_index = ignore_index
+        self.register_buffer("weight", None if weight is None else torch.tensor(weight), persistent=False)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        return upsample_cross_entropy(logits, target, self.weight, self.ignore_index)

@@ -1,0 +1,153 @@
+"""Whole models: a backbone, a decode head, and the way from their stride-4 logits to pixels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from segformer.data.classes import Classes
+from segformer.heads import AllMLPHead
+from segformer.mit import MiT, Variant, find_variant
+from segformer.upsample import upsample, upsample_argmax
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class SegmentationModel(nn.Module):
+    """Any backbone under any decode head.
+
+    Args:
+        backbone: images (B, C, H, W) to a list of feature maps, finest first, with their ``channels``.
+        decode_head: that list to logits (B, K, H/4, W/4), with ``num_classes`` = K.
+        classes: names and colours of the K classes; by default ``class 0``, ``class 1``, …
+
+    Raises:
+        ValueError: when there are names for another number of classes.
+    """
+
+    def __init__(self, backbone: nn.Module, decode_head: nn.Module, classes: Classes | None = None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.decode_head = decode_head
+        self.classes = classes or Classes.unnamed(decode_head.num_classes)
+
+    @property
+    def num_classes(self) -> int:
+        return self.decode_head.num_classes
+
+    @property
+    def classes(self) -> Classes:
+        """Names and colours of the classes; they travel in the file that :meth:`save` writes."""
+        return self._classes
+
+    @classes.setter
+    def classes(self, classes: Classes) -> None:
+        if len(classes) != self.num_classes:
+            raise ValueError(f"{len(classes)} class names ({', '.join(classes.names[:3])}, …) for a model of {self.num_classes} classes")
+        self._classes = classes
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W), normalised with the ImageNet mean and std, to logits (B, K, H, W)."""
+        logits = self.decode_head(self.backbone(images))  # (B, K, H/4, W/4)
+        return upsample(logits, images.shape[-2:])
+
+    @torch.no_grad()
+    def predict(self, images: Tensor, size: Sequence[int] | None = None) -> Tensor:
+        """Images (B, C, H, W) to labels (B, *size*) int64, in evaluation mode whatever the current one.
+
+        Args:
+            images: as for :meth:`forward`.
+            size: height and width of the labels; by default the images' own. The stride-4 logits are interpolated straight to it.
+        """
+        with evaluating(self):
+            logits = self.decode_head(self.backbone(images))
+            return upsample_argmax(logits, images.shape[-2:] if size is None else size)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade time for memory in training: the backbone recomputes its blocks in the backward pass."""
+        self.backbone.set_grad_checkpointing(enable)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write weights, architecture, class names and colours as one safetensors file that :meth:`from_pretrained` reads.
+
+        Raises:
+            OSError: when the file cannot be written; the file that was there before is kept.
+        """
+        from segformer.checkpoint import save
+
+        save(self, path)
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike[str], num_classes: int | None = None) -> Self:
+        """Read a model, in evaluation mode: see :func:`segformer.checkpoint.load`."""
+        from segformer.checkpoint import load
+
+        return load(source, num_classes, cls)
+
+    @classmethod
+    def compose(cls, backbone: nn.Module, decode_head: nn.Module, classes: Classes | None = None) -> Self:
+        """A model of this class from ready-made parts, whatever arguments its own constructor takes."""
+        model = cls.__new__(cls)
+        SegmentationModel.__init__(model, backbone, decode_head, classes)
+        return model
+
+
+class SegFormer(SegmentationModel):
+    """SegFormer: a hierarchical Transformer encoder under an all-MLP decoder (arXiv 2105.15203).
+
+    Args:
+        backbone: ``"b0"`` … ``"b5"``, a :class:`~segformer.mit.Variant`, or any module that maps images to feature maps, finest first,
+            and has their ``channels``.
+        num_classes: classes to tell apart; by default as many as ``classes`` names, or ADE20K's 150.
+        in_channels: channels of the images.
+        decoder_channels: the decoder's width; by default the variant's own (256 over a backbone of yours).
+        drop_path: the backbone's stochastic-depth rate.
+        dropout: probability of dropping a channel before the classifier.
+        classes: names and colours.
+
+    Raises:
+        ValueError: on an unknown variant, or fewer than one class or channel.
+
+    Example:
+        >>> model = SegFormer("b0", num_classes=19)
+        >>> model(torch.randn(1, 3, 512, 512)).shape
+        torch.Size([1, 19, 512, 512])
+    """
+
+    def __init__(
+        self,
+        backbone: str | Variant | nn.Module = "b0",
+        num_classes: int | None = None,
+        *,
+        in_channels: int = 3,
+        decoder_channels: int | None = None,
+        drop_path: float = 0.1,
+        dropout: float = 0.1,
+        classes: Classes | None = None,
+    ) -> None:
+        if num_classes is None:
+            num_classes = len(classes) if classes else 150
+        if not isinstance(backbone, nn.Module):
+            decoder_channels = decoder_channels or find_variant(backbone).decoder_channels
+            backbone = MiT(backbone, in_channels=in_channels, drop_path=drop_path)
+        head = AllMLPHead(backbone.channels, num_classes, decoder_channels or 256, dropout=dropout)
+        super().__init__(backbone, head, classes)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """Evaluation mode inside, every module's own mode restored outside."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield model
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,120 @@
+"""Data sets as Lightning data modules."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+
+from segformer.data.classes import Classes
+from segformer.data.datasets import IGNORE_INDEX, FolderDataset
+from segformer.data.transforms import normalize
+
+
+class Transformed(Dataset):
+    """A data set's samples behind a transform."""
+
+    def __init__(self, dataset: Dataset, transform: Callable[..., Any]) -> None:
+        self.dataset = dataset
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Any:
+        return self.transform(*self.dataset[index])
+
+
+class SegmentationData(LightningDataModule):
+    """Training, validation and test sets of one list of classes.
+
+    Args:
+        train: samples (image uint8 (3, H, W), label uint8 (H, W)), with their ``classes``.
+        val: samples measured while training and at its end.
+        train_transform: makes a training sample of a fixed size of one of any.
+        test: samples measured once, at the end.
+        batch_size: training images a step and device.
+        val_batch_size: images at once in validation and test, which run at the images' own size: 1 unless all have one size.
+        num_workers: loader processes for training.
+    """
+
+    def __init__(
+        self,
+        train: Dataset,
+        val: Dataset,
+        train_transform: Callable[..., Any],
+        test: Dataset | None = None,
+        batch_size: int = 8,
+        val_batch_size: int = 1,
+        num_workers: int = 2,
+    ) -> None:
+        super().__init__()
+        self.train, self.val, self.test = train, val, test
+        self.train_transform = train_transform
+        self.batch_size, self.val_batch_size, self.num_workers = batch_size, val_batch_size, num_workers
+
+    @property
+    def classes(self) -> Classes:
+        return self.train.classes  # type: ignore[attr-defined]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(
+            Transformed(self.train, self.train_transform),
+            self.batch_size,
+            shuffle=True,
+            drop_last=True,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        return self._whole_images(self.val)
+
+    def test_dataloader(self) -> DataLoader:
+        if self.test is None:
+            raise ValueError("these data have no test split; run `segformer validate` in place of `segformer test`")
+        return self._whole_images(self.test)
+
+    def _whole_images(self, dataset: Dataset) -> DataLoader:
+        return DataLoader(Transformed(dataset, normalize()), self.val_batch_size, num_workers=min(1, self.num_workers))
+
+
+class FolderData(SegmentationData):
+    """A folder ``root`` with ``images/{split}`` beside ``labels/{split}``, for the splits train, val and, where it is there, test.
+
+    Args:
+        root: the folder.
+        classes: names and colours.
+        train_transform: see :class:`SegmentationData`.
+        ignore_index: the label maps' value for no class.
+        images: pattern of the folders of images below ``root``.
+        labels: pattern of the folders of label maps below ``root``.
+        batch_size: see :class:`SegmentationData`, as the others.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        classes: Classes,
+        train_transform: Callable[..., Any],
+        ignore_index: int = IGNORE_INDEX,
+        images: str = "images/{split}",
+        labels: str = "labels/{split}",
+        batch_size: int = 8,
+        val_batch_size: int = 1,
+        num_workers: int = 2,
+    ) -> None:
+        def split(name: str) -> FolderDataset:
+            folder = Path(root)
+            return FolderDataset(folder / images.format(split=name), folder / labels.format(split=name), classes, ignore_index)
+
+        test = split("test") if (Path(root) / images.format(split="test")).is_dir() else None
+        super().__init__(split("train"), split("val"), train_transform, test, batch_size, val_batch_size, num_workers)

@@ -1,0 +1,87 @@
+"""One training task for every network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from segformer.losses import CrossEntropy
+from segformer.metrics import Scores
+from segformer.models import SegmentationModel
+from segformer.train.optim import Poly, apply_lr_mult, param_groups
+
+
+class SegmentationTask(LightningModule):
+    """Trains and measures a network; the network itself sees neither targets nor optimizers.
+
+    The defaults are the official recipe (arXiv 2105.15203, section 4.1): AdamW at 6e-5 with weight decay 0.01, the decode head at ten
+    times the rate, linear warm-up over 1,500 steps and a straight decay to 0.
+
+    Args:
+        network: the model to train.
+        loss: stride-4 logits (B, K, h, w) and target (B, H, W) to a scalar; by default cross-entropy.
+        optimizer: makes the optimizer of parameter groups.
+        scheduler: makes the schedule of the optimizer and the run's number of optimizer steps; stepped after each.
+        head_lr_mult: the decode head's learning rate over the backbone's.
+    """
+
+    def __init__(
+        self,
+        network: SegmentationModel,
+        loss: nn.Module | None = None,
+        optimizer: Callable[[Any], Optimizer] = partial(torch.optim.AdamW, lr=6e-5, weight_decay=0.01),
+        scheduler: Callable[[Optimizer, int], LRScheduler] = Poly,
+        head_lr_mult: float = 10.0,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.loss = loss or CrossEntropy()
+        self.make_optimizer = optimizer
+        self.make_scheduler = scheduler
+        self.head_lr_mult = head_lr_mult
+        self.confusion = MulticlassConfusionMatrix(network.num_classes, ignore_index=255)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, target = batch
+        logits = self.network.decode_head(self.network.backbone(images))
+        loss = self.loss(logits, target.long())
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._measure(batch)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._measure(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_scores("test")
+
+    def _measure(self, batch: tuple[Tensor, Tensor]) -> None:
+        images, target = batch
+        self.confusion.update(self.network.predict(images, target.shape[-2:]), target.long())
+
+    def _log_scores(self, split: str) -> None:
+        self.scores = Scores.of(self.confusion.compute())
+        self.confusion.reset()
+        self.log(f"{split}/miou", self.scores.miou, prog_bar=True)
+        self.log(f"{split}/pixel_accuracy", self.scores.pixel_accuracy)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = apply_lr_mult(self.make_optimizer(param_groups(self.network, self.head_lr_mult)))
+        scheduler = self.make_scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
