@@ -229,7 +229,7 @@ def _read_file(path: Path) -> tuple[State, dict[str, Any] | None]:
             f"{str(path)!r} holds more than tensors, and unpickling it could run foreign code; save its state dict alone: "
             "torch.save(model.state_dict(), path)"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # garbage raises whatever the unpickler trips over: KeyError, EOFError, RuntimeError, …
         raise ValueError(f"cannot read {str(path)!r}: {error}; it is truncated or no checkpoint: copy or download it again") from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 
 VERBS = {
     "fit": "train a network: segformer fit --config configs/scenes.yaml",
@@ -23,16 +22,17 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("verb", choices=VERBS, metavar="VERB", help=f"one of {', '.join(VERBS)}; VERB --help says more")
-    verb = parser.parse_args(sys.argv[1:2]).verb
-    _run(verb)(sys.argv[1:] if verb in ("fit", "validate", "test") else sys.argv[2:])
+    if parser.parse_args(sys.argv[1:2]).verb == "predict":
+        from segformer.inference import main as predict
 
-
-def _run(verb: str) -> Callable[[list[str]], None]:
-    if verb == "predict":
-        from segformer.inference import main as run
+        predict(sys.argv[2:])
     else:
-        try:
-            from segformer.train.cli import main as run
-        except ModuleNotFoundError as error:
-            sys.exit(f"segformer {verb} needs {error.name}; install the training extra: pip install 'segformer[train]'")
-    return run
+        _train()
+
+
+def _train() -> None:
+    try:
+        from segformer.train.cli import main as train
+    except ModuleNotFoundError as error:
+        sys.exit(f"segformer {sys.argv[1]} needs {error.name}; install the training extra: pip install 'segformer[train]'")
+    train()

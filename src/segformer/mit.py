@@ -6,7 +6,7 @@ convolutions, reductions and the pyramid share it without a copy.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -57,14 +57,16 @@ VARIANTS = {
 }
 
 
-def find_variant(variant: str | Variant) -> Variant:
-    """The :class:`Variant` of a name, or the variant itself.
+def find_variant(variant: str | Variant | Mapping[str, Any]) -> Variant:
+    """The :class:`Variant` of a name or of its fields, or the variant itself.
 
     Raises:
         ValueError: when no variant has this name.
     """
     if isinstance(variant, Variant):
         return variant
+    if isinstance(variant, Mapping):
+        return Variant(**variant)
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}; choose one of {', '.join(VARIANTS)}")
     return VARIANTS[variant]
@@ -183,7 +185,7 @@ class MiT(nn.Module):
     """The Mix Transformer encoder (section 3.1): four stages, each a map half as fine as the one before.
 
     Args:
-        variant: ``"b0"`` … ``"b5"``, or a :class:`Variant` of your own.
+        variant: ``"b0"`` … ``"b5"``, or a :class:`Variant` of your own (or its fields).
         in_channels: channels of the images.
         drop_path: the last block's stochastic-depth rate; it rises linearly from 0 at the first.
         norm_eps: LayerNorm epsilon in the blocks and at the end of a stage (1e-6 in the released weights).
@@ -203,7 +205,7 @@ class MiT(nn.Module):
 
     def __init__(
         self,
-        variant: str | Variant = "b0",
+        variant: str | Variant | Mapping[str, Any] = "b0",
         *,
         in_channels: int = 3,
         drop_path: float = 0.1,
@@ -218,7 +220,7 @@ class MiT(nn.Module):
         if act not in self.ACTIVATIONS:
             raise ValueError(f"unknown activation {act!r}; choose one of {', '.join(self.ACTIVATIONS)}")
         self.config: dict[str, Any] = {
-            "variant": variant if isinstance(variant, str) else asdict(variant),
+            "variant": variant if isinstance(variant, str) else asdict(size),
             "in_channels": in_channels,
             "drop_path": drop_path,
             "norm_eps": norm_eps,

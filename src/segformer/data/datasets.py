@@ -60,13 +60,13 @@ def read_label_map(path: str | os.PathLike[str]) -> tv_tensors.Mask:
 
 def _open(path: str | os.PathLike[str]) -> Image.Image:
     try:
-        image = Image.open(path)
-        image.load()
+        with Image.open(path) as image:
+            image.load()
+            return image
     except FileNotFoundError:
         raise
     except Exception as error:  # a broken file raises whatever its decoder raises: OSError, SyntaxError, struct.error, …
         raise ValueError(f"cannot read image {str(path)!r}: {error}") from error
-    return image
 
 
 class FolderDataset(Dataset):

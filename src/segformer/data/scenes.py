@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import cos, dist, exp, hypot, inf, pi, prod, sin
+from math import cos, dist, exp, hypot, inf, pi, sin
 from typing import Concatenate, ParamSpec
 
 import numpy as np
@@ -25,7 +25,7 @@ P = ParamSpec("P")
 Floats = NDArray[np.float32]
 Triple = tuple[float, float, float]  # a point x, y, z or a colour
 Spot = tuple[float, float]  # a place on the ground x, z or a position on the canvas
-Ink = tuple[int, int, int]
+Ink = tuple[int, int, int, int]  # red, green, blue and class
 
 CLASSES = Classes(
     ("road", "pavement", "building", "fence", "pole", "sign", "tree", "grass", "sky", "person", "car"),
@@ -52,8 +52,14 @@ LEAVES = ((66, 92, 42), (88, 108, 50), (52, 80, 46), (114, 116, 52), (134, 98, 4
 NEEDLES = ((48, 70, 52), (64, 86, 64), (70, 88, 54))
 WALLS = ((156, 92, 74), (202, 186, 158), (174, 170, 164), (228, 224, 216), (138, 146, 158), (190, 146, 102), (116, 108, 104))
 ROOFS = ((134, 74, 58), (90, 88, 92), (110, 90, 76))
-PAINTS = ((104, 105, 108), (44, 46, 50), (220, 220, 218), (166, 169, 172), (156, 34, 34), (44, 72, 128), (56, 90, 68), (192, 174, 136))
-CLOTHES = ((46, 50, 62), (90, 90, 92), (72, 94, 132), (150, 44, 44), (196, 190, 180), (78, 96, 60), (206, 160, 60), (120, 84, 70))
+PAINTS = (
+    *((104, 105, 108), (44, 46, 50), (220, 220, 218), (166, 169, 172)),
+    *((156, 34, 34), (44, 72, 128), (56, 90, 68), (192, 174, 136)),
+)
+CLOTHES = (
+    *((46, 50, 62), (90, 90, 92), (72, 94, 132), (150, 44, 44)),
+    *((196, 190, 180), (78, 96, 60), (206, 160, 60), (120, 84, 70)),
+)
 SKINS, HAIRS = ((224, 184, 158), (190, 140, 108), (120, 82, 60)), ((50, 38, 30), (120, 92, 60), (30, 28, 28))
 TIMBERS = ((128, 96, 70), (210, 208, 202), (90, 100, 88), (114, 114, 116))
 METALS = ((100, 104, 106), (64, 70, 68), (150, 152, 152), (108, 88, 70))
@@ -105,13 +111,18 @@ class Weather:
     haze: float  # share of light lost per metre
     sun: Triple  # unit vector towards it
 
-    def ink(self, color: Triple, z: float, normal: Triple) -> Ink:
-        """How a surface that faces along ``normal`` looks from ``z`` metres away."""
-        facing = max(0.0, 0.3 + 0.7 * sum([n * s for n, s in zip(normal, self.sun)]))
-        air = 1 - exp(-self.haze * z)
-        lit = [c * (d + s * facing) for c, d, s in zip(color, self.daylight, self.sunlight)]
-        r, g, b = [int(c + air * (h - c)) for c, h in zip(lit, self.skyline)]
-        return min(r, 255), min(g, 255), min(b, 255)
+    def ink(self, label: int, color: Triple, z: float, normal: Triple) -> Ink:
+        """How a surface that faces along ``normal`` looks from ``z`` metres away, with its class."""
+        # Written out: this runs for every polygon of a scene, and loops over three channels would take a fifth of its time.
+        (nx, ny, nz), (sx, sy, sz) = normal, self.sun
+        facing, clear = max(0.0, 0.3 + 0.7 * (nx * sx + ny * sy + nz * sz)), exp(-self.haze * z)
+        (r, g, b), (dr, dg, db), (sr, sg, sb), (hr, hg, hb) = color, self.daylight, self.sunlight, self.skyline
+        return (
+            min(255, int(clear * r * (dr + sr * facing) + (1 - clear) * hr)),
+            min(255, int(clear * g * (dg + sg * facing) + (1 - clear) * hg)),
+            min(255, int(clear * b * (db + sb * facing) + (1 - clear) * hb)),
+            label,
+        )
 
 
 def weather(rng: np.random.Generator) -> Weather:
@@ -142,7 +153,7 @@ class Canvas:
             focal=2 * (height * width) ** 0.5 * rng.uniform(0.65, 1.05),
             centre=2 * width * rng.uniform(0.3, 0.7),
             horizon=2 * height * rng.uniform(0.36, 0.56),
-            x=rng.uniform(-3, 3),
+            x=rng.uniform(-5, 5),
             height=rng.uniform(1.3, 1.9) if rng.random() < 0.6 else rng.uniform(1.9, 3.5),
             bend=rng.normal(0, 0.0005),
             roll=rng.normal(0, 0.01),
@@ -152,41 +163,46 @@ class Canvas:
         self.pen, self.shadow_pen = ImageDraw.Draw(self.image), ImageDraw.Draw(self.shadows)
         self.things: list[tuple[float, Callable[[], None]]] = []
 
-    def place(self, draw: Callable[Concatenate[Canvas, float, float, P], None], x: float, z: float, *args: P.args, **options: P.kwargs) -> None:
-        """Have a thing drawn at ``x`` and ``z``, over all that is farther away."""
-        self.things.append((z, partial(draw, self, x, z, *args, **options)))
+    def place(
+        self, draw: Callable[Concatenate[Canvas, float, float, P], None], x: float, z: float, *args: P.args, **options: P.kwargs
+    ) -> None:
+        """Have a thing drawn at ``x`` and ``z``, over all that is farther away; unless it is well out of sight."""
+        if abs(self.camera.project(x, 0, z)[0] - self.size[1]) < self.size[1] + 8 * self.camera.focal / z:
+            self.things.append((z, partial(draw, self, x, z, *args, **options)))
 
     def draw_things(self) -> None:
         """Draw what was placed, far to near."""
-        for _, draw in sorted(self.things, key=lambda thing: -thing[0]):
-            draw()
+        self.things.sort(key=lambda thing: thing[0])
+        while self.things:  # things refer to the canvas: letting go of them frees its memory at once
+            self.things.pop()[1]()
 
     def pick(self, palette: Sequence[Triple]) -> Triple:
         """A colour like one of the palette."""
-        (r, g, b), bright, warm = palette[self.rng.integers(len(palette))], self.rng.uniform(0.8, 1.2), self.rng.uniform(-8, 8)
-        return r * bright + warm, g * bright, b * bright - warm
+        which, bright, warm = self.rng.random(3).tolist()
+        r, g, b = tone(palette[int(which * len(palette))], 0.8 + 0.4 * bright)
+        return r + 16 * warm - 8, g, b - 16 * warm + 8
 
     def polygon(self, label: int, color: Triple, points: Sequence[Triple], normal: Triple = BACK) -> None:
         """Fill a polygon with these corners."""
-        ink = self.weather.ink(color, points[0][2], normal)
-        self.pen.polygon([self.camera.project(*point) for point in points], (*ink, label))
+        project = self.camera.project
+        self.pen.polygon([project(x, y, z) for x, y, z in points], self.weather.ink(label, color, points[0][2], normal))
 
     def stroke(self, label: int, color: Triple, points: Sequence[Triple], width: float) -> None:
         """Draw a line, at least a pixel of the scene wide so that none goes missing from the label map."""
         z = points[0][2]
         path = [self.camera.project(*point) for point in points]
-        self.pen.line(path, (*self.weather.ink(color, z, BACK), label), max(2, round(self.camera.focal * width / z)))
+        self.pen.line(path, self.weather.ink(label, color, z, BACK), max(2, round(self.camera.focal * width / z)))
 
-    def disc(self, label: int, color: Triple, centre: Triple, radius: float) -> None:
+    def disc(self, centre: Triple, radius: float, ink: Ink) -> None:
         """Fill a disc that faces the camera."""
         (u, v), r = self.camera.project(*centre), self.camera.focal * radius / centre[2]
-        self.pen.ellipse((u - r, v - r, u + r, v + r), (*self.weather.ink(color, centre[2], BACK), label))
+        self.pen.ellipse((u - r, v - r, u + r, v + r), ink)
 
     def strip(self, label: int, color: Triple, x0: float, x1: float, z0: float = 1.0, z1: float = FAR) -> None:
         """Fill a rectangle of ground; the haze over it comes with the shadows, when the picture is complete."""
         depths = [z0, *(z for z in SLICES if z0 < z < z1), z1]
         edge = [self.camera.project(x0, 0, z) for z in depths] + [self.camera.project(x1, 0, z) for z in reversed(depths)]
-        self.pen.polygon(edge, (*self.weather.ink(color, 0, UP), label))
+        self.pen.polygon(edge, self.weather.ink(label, color, 0, UP))
 
     def cast(self, a: Spot, b: Spot, low: float, high: float) -> None:
         """Cast the shadow of a wall between two places on the ground, ``low`` to ``high`` above it."""
@@ -206,6 +222,11 @@ class Canvas:
         self.cast((x - dx, z - dz), (x + dx, z + dz), low, high)
 
 
+def tone(color: Triple, brightness: float) -> Triple:
+    """A colour made darker or, above 1, brighter."""
+    return color[0] * brightness, color[1] * brightness, color[2] * brightness
+
+
 def upright(a: Spot, b: Spot, low: float, high: float) -> list[Triple]:
     """Corners of a wall between two places on the ground."""
     return [(a[0], low, a[1]), (a[0], high, a[1]), (b[0], high, b[1]), (b[0], low, b[1])]
@@ -219,12 +240,12 @@ def between(a: Spot, b: Spot, share: float) -> Spot:
 def cells(rng: np.random.Generator, size: tuple[int, int], rows: int, columns: int) -> Floats:
     """Smooth noise of this height and width, -1 to 1, with about so many bumps down and across."""
     coarse = Image.frombytes("L", (columns, rows), rng.bytes(rows * columns))
-    return np.asarray(coarse.resize(size[::-1], Image.Resampling.BICUBIC), np.float32) / 127.5 - 1
+    return np.asarray(coarse.resize(size[::-1], Image.Resampling.BILINEAR), np.float32) / 127.5 - 1
 
 
-def speckle(rng: np.random.Generator, shape: tuple[int, ...]) -> Floats:
+def speckle(rng: np.random.Generator, size: tuple[int, int]) -> Floats:
     """White noise with mean 0 and standard deviation 1; uniform, as it costs a fraction of normal noise."""
-    return (np.frombuffer(rng.bytes(prod(shape)), np.uint8).reshape(shape) - np.float32(127.5)) / np.float32(73.9)
+    return (np.frombuffer(rng.bytes(size[0] * size[1]), np.uint8).reshape(size) - np.float32(127.5)) / np.float32(73.9)
 
 
 def sky(canvas: Canvas) -> None:
@@ -235,9 +256,9 @@ def sky(canvas: Canvas) -> None:
     puffs = cells(rng, (48, 48), 4, 3) + 0.7 * cells(rng, (48, 48), 9, 6) + 0.4 * cells(rng, (48, 48), 24, 16)
     cover = np.clip(puffs + rng.uniform(-0.8, 0.6), 0, 0.9)[..., None]
     small = Image.fromarray((blue + cover * (np.array(air.cloud) - blue)).clip(0, 255).astype(np.uint8))
-    smooth = small.resize(canvas.shadows.size, Image.Resampling.BICUBIC)
+    smooth = small.resize((canvas.size[1] // 2, canvas.size[0] // 2), Image.Resampling.BICUBIC)
+    smooth.putalpha(SKY)
     canvas.image.paste(smooth.resize(canvas.image.size, Image.Resampling.NEAREST))
-    canvas.image.putalpha(SKY)
 
     label, color, blocky = (TREE, canvas.pick(LEAVES), 0) if rng.random() < 0.5 else (BUILDING, canvas.pick(WALLS), 1)
     heights = (rng.uniform(3, 12) * (1 + blocky) * (1 + 0.5 * cells(rng, (1, 80), 1, 20)[0])).tolist()
@@ -245,19 +266,29 @@ def sky(canvas: Canvas) -> None:
     canvas.polygon(label, color, [(-400, 0, FAR), *tops, (400, 0, FAR)])
 
 
-def glaze(canvas: Canvas, color: Triple, a: Spot, b: Spot, rows: Sequence[Spot], bay: float, share: float, normal: Triple) -> None:
+def glaze(canvas: Canvas, wall: Ink, a: Spot, b: Spot, rows: Sequence[Spot], bay: float, share: float) -> None:
     """Windows in the wall from ``a`` to ``b``, a row for each (low, high): bands of glass, parted by piers of wall."""
-    rng, number = canvas.rng, max(1, round(dist(a, b) / bay))
-    glass = canvas.pick([GLASS])
+    rng, (start, end) = canvas.rng, [canvas.camera.project(x, 0, z)[0] for x, z in (a, b)]
+    number = max(1, round(min(dist(a, b) / bay, abs(end - start) / 14)))  # far away, fewer that can be told apart
+    feet = []  # of each pier's two sides: column and row on the canvas, and pixels a metre
+    for k in range(number + 1):
+        for along in ((k - 0.5 + share / 2) / number, (k + 0.5 - share / 2) / number):
+            x, z = between(a, b, min(1.0, max(0.0, along)))
+            feet.append((*canvas.camera.project(x, 0, z), canvas.camera.focal / z))
+
+    def panel(ink: Ink, left: int, right: int, low: float, high: float) -> None:
+        (u, v, scale), (w, x, size) = feet[left], feet[right]
+        canvas.pen.polygon([(u, v - low * scale), (u, v - high * scale), (w, x - high * size), (w, x - low * size)], ink)
+
+    panes = [canvas.weather.ink(BUILDING, tone(canvas.pick([GLASS]), k), a[1], BACK) for k in (1, 0.7, 1.6)]
+    lamp = (245, 205, 130, BUILDING)
     for low, high in rows:
-        canvas.polygon(BUILDING, glass, upright(a, b, low, high), normal)
-    edges = [(k + s) / number for k in range(number) for s in ((1 - share) / 2, (1 + share) / 2)]
-    for _ in range(number * len(rows) // 3):
-        k, (low, high), lit = 2 * rng.integers(number), rows[rng.integers(len(rows))], rng.random() < 3 * canvas.weather.lamps
-        tint = (300.0, 240.0, 150.0) if lit else canvas.pick([GLASS, (120, 130, 140)])
-        canvas.polygon(BUILDING, tint, upright(between(a, b, edges[k]), between(a, b, edges[k + 1]), low, high), normal)
-    for start, end in zip([0.0, *edges[1::2]], [*edges[::2], 1.0]):
-        canvas.polygon(BUILDING, color, upright(between(a, b, start), between(a, b, end), rows[0][0], rows[-1][1]), normal)
+        panel(panes[0], 0, -1, low, high)
+        for k in rng.integers(number, size=number // 3).tolist():
+            other = lamp if rng.random() < 3 * canvas.weather.lamps else panes[1 + k % 2]
+            panel(other, 2 * k + 1, 2 * k + 2, low, high)
+    for k in range(number + 1):
+        panel(wall, 2 * k, 2 * k + 1, rows[0][0], rows[-1][1])
 
 
 def building(canvas: Canvas, x: float, z: float, length: float) -> None:
@@ -276,19 +307,18 @@ def building(canvas: Canvas, x: float, z: float, length: float) -> None:
         canvas.polygon(BUILDING, color, [(x, height, near), (middle, ridge, near), (back, height, near)])
     tall, bay, share = rng.uniform(1.2, 1.8), rng.uniform(2, 3.6), rng.uniform(0.35, 0.75)
     rows = [(k * storey + 0.9, k * storey + 0.9 + tall) for k in range(shop, floors)]
-    blank = rng.random() < 0.6
+    windowed = rng.random() < 0.4  # in the gable too
     for a, b, normal in (((back, near), (x, near), BACK), ((x, near), (x, z), (-float(side), 0.0, 0.0))):
-        columns = canvas.camera.project(a[0], 0, a[1])[0], canvas.camera.project(b[0], 0, b[1])[0]
-        if max(columns) < 0 or min(columns) > 2 * canvas.size[1]:
+        columns = [canvas.camera.project(spot[0], 0, spot[1])[0] for spot in (a, b)]
+        if max(columns) < 0 or min(columns) > canvas.image.width:
             continue
         canvas.polygon(BUILDING, color, upright(a, b, 0, height), normal)
         canvas.polygon(BUILDING, trim, upright(a, b, height - 0.5, height), normal)
-        if normal == BACK and blank:
-            continue
-        glaze(canvas, color, a, b, rows, bay, share, normal)
+        if normal != BACK or windowed:
+            glaze(canvas, canvas.weather.ink(BUILDING, color, a[1], normal), a, b, rows, bay, share)
         if shop:
             canvas.polygon(BUILDING, trim, upright(a, b, 0, storey), normal)
-            glaze(canvas, trim, a, b, [(0.4, storey - 0.7)], 2 * bay, 0.8, normal)
+            glaze(canvas, canvas.weather.ink(BUILDING, trim, a[1], normal), a, b, [(0.4, storey - 0.7)], 2 * bay, 0.8)
 
 
 def tree(canvas: Canvas, x: float, z: float, height: float, trunk: float = 0.0) -> None:
@@ -302,24 +332,25 @@ def tree(canvas: Canvas, x: float, z: float, height: float, trunk: float = 0.0) 
     if trunk:
         thick, top = 0.025 * height, trunk + half
         canvas.polygon(TREE, canvas.pick([BARK]), [(x - thick, 0, z), (x - 0.1, top, z), (x + 0.1, top, z), (x + thick, 0, z)])
-    number = min(60, max(8, int(canvas.camera.focal * half / z / 4)))
-    clumps = rng.normal(0, 0.42, (number, 2)).clip(-0.9, 0.9)
-    bright = np.sort(clumps @ (sx, sy) + rng.normal(0, 0.25, number))
-    for (dx, dy), light, size in zip(clumps.tolist(), bright.tolist(), rng.uniform(0.18, 0.42, number).tolist()):
-        r, g, b = color
-        shade = 0.9 + 0.3 * light
-        canvas.disc(TREE, (r * shade, g * shade, b * shade), (x + dx * wide, trunk + (1 + dy) * half, z), size * wide)
+    inks = [canvas.weather.ink(TREE, tone(color, 0.55 + 0.13 * k), z, BACK) for k in range(6)]
+    number = min(70, max(8, int(canvas.camera.focal * half / z / 4)))
+    clumps = rng.normal(0, 0.33, (number, 2)).clip(-0.75, 0.75)
+    light = clumps @ (sx, sy) + rng.normal(0, 0.3, number)
+    # Large clumps in the heart of the crown hold together the small ones at its rim.
+    sizes = rng.uniform(0.08, 0.24, number) + 0.32 * np.exp(-4 * (clumps**2).sum(1))
+    for dx, dy, shade, size in np.column_stack((clumps, (2.5 + 3 * light).clip(0, 5), sizes))[light.argsort()].tolist():
+        canvas.disc((x + dx * wide, trunk + (1 + dy) * half, z), size * wide, inks[int(shade)])
 
 
 def conifer(canvas: Canvas, x: float, z: float, height: float) -> None:
     """A fir: tiers of branches on a trunk."""
-    rng, (r, g, b) = canvas.rng, canvas.pick(NEEDLES)
+    rng, color = canvas.rng, canvas.pick(NEEDLES)
     canvas.cast_round(x, z, 0.2 * height, 0, 0.6 * height)
     canvas.stroke(TREE, BARK, [(x, 0, z), (x, height / 2, z)], 0.3)
     for k in range(6):
         low, wide, shade = height * (0.1 + 0.13 * k), height * 0.045 * (6.5 - k) * rng.uniform(0.85, 1.1), 0.75 + 0.08 * k
         fringe = [(x + wide * (s / 3 - 1), low + height * rng.uniform(-0.04, 0.03), z) for s in range(7)]
-        canvas.polygon(TREE, (r * shade, g * shade, b * shade), [*fringe, (x, low + 0.3 * height, z)])
+        canvas.polygon(TREE, tone(color, shade), [*fringe, (x, low + 0.3 * height, z)])
 
 
 def fence(canvas: Canvas, x: float, z: float, length: float, height: float, color: Triple, boards: bool) -> None:
@@ -329,9 +360,8 @@ def fence(canvas: Canvas, x: float, z: float, length: float, height: float, colo
     if boards:
         number = max(1, int(80 / z))
         for k in range(number):
-            r, g, b = color
-            shade, end = canvas.rng.uniform(0.82, 1.1), z - k * length / number
-            canvas.polygon(FENCE, (r * shade, g * shade, b * shade), upright((x, end), (x, end - length / number), 0.05, height), side)
+            start, end = z - (k + 1) * length / number, z - k * length / number
+            canvas.polygon(FENCE, tone(color, canvas.rng.uniform(0.82, 1.1)), upright((x, start), (x, end), 0.05, height), side)
         return
     for y in (0.4, 0.7, 1.0):
         canvas.polygon(FENCE, color, upright((x, near), (x, z), y * height - 0.12, y * height), side)
@@ -372,7 +402,7 @@ def person(canvas: Canvas, x: float, z: float) -> None:
     rng = canvas.rng
     k = rng.uniform(0.9, 1.08) if rng.random() < 0.85 else rng.uniform(0.6, 0.85)
     coat, legs, skin, hair = (canvas.pick(palette) for palette in (CLOTHES, CLOTHES[:3], SKINS, HAIRS))
-    sleeve = (coat[0] * 0.8, coat[1] * 0.8, coat[2] * 0.8)
+    sleeve = tone(coat, 0.8)
     stride, swing, ahead = rng.uniform(-0.25, 0.25), rng.uniform(-0.25, 0.25), rng.uniform(-0.05, 0.05)
 
     def at(*points: Spot) -> list[Triple]:
@@ -384,59 +414,62 @@ def person(canvas: Canvas, x: float, z: float) -> None:
         canvas.stroke(PERSON, legs, at((hip, 0.9), (0.5 * (hip + foot), 0.45), (hip + foot, 0.02)), 0.16 * k)
     canvas.polygon(PERSON, coat, at((-0.19, 0.78), (-0.23, 1.36), (-0.1, 1.48), (0.1, 1.48), (0.23, 1.36), (0.19, 0.78)))
     canvas.stroke(PERSON, sleeve, at((0.2, 1.38), (0.24 + swing / 2, 1.1), (0.2 + swing, 0.85)), 0.11 * k)
-    canvas.disc(PERSON, hair, at((0, 1.64))[0], 0.12 * k)
-    canvas.disc(PERSON, skin, at((ahead, 1.6))[0], 0.095 * k)
+    for color, spot, radius in ((hair, (0.0, 1.64), 0.12), (skin, (ahead, 1.6), 0.095)):
+        canvas.disc(at(spot)[0], radius * k, canvas.weather.ink(PERSON, color, z, BACK))
 
 
 def car(canvas: Canvas, x: float, z: float, heading: float, body: Sequence[Spot]) -> None:
     """A vehicle, turned ``heading`` radians from straight ahead: a side view drawn out to a width."""
-    half, color, ink = 1.25 if body is BUS else 0.88, canvas.pick(PAINTS), canvas.weather.ink
+    half, color = 1.25 if body is BUS else 0.88, canvas.pick(PAINTS)
     sine, cosine, axle = sin(heading), cos(heading), 0.62 * body[7][0]
+    black, white, red, glass, hub = [canvas.weather.ink(CAR, c, z, BACK) for c in (BLACK, WHITE, RED, GLASS, METALS[2])]
+    fill, project = canvas.pen.polygon, canvas.camera.project
 
-    def at(along: float, across: float, y: float) -> Triple:
-        return x + along * sine + across * cosine, y, z + along * cosine - across * sine
+    def spot(along: float, across: float) -> Spot:
+        return x + along * sine + across * cosine, z + along * cosine - across * sine
 
-    def fill(color: Triple, path: Sequence[Spot], normal: Triple = BACK) -> None:
-        canvas.pen.polygon(path, (*ink(color, z, normal), CAR))
+    def at(along: float, across: float, y: float) -> Spot:
+        px, pz = spot(along, across)
+        return project(px, y, pz)
 
-    ends = [at(a, s * half, 0) for a, s in ((body[0][0], -1), (body[0][0], 1), (body[7][0], 1), (body[7][0], -1))]
-    corners = [(end[0], end[2]) for end in ends]
-    canvas.cast(corners[0], corners[2], 0, 0.8 * body[3][1])
-    canvas.cast(corners[1], corners[3], 0, 0.8 * body[3][1])
-    canvas.darken(corners, 0.4)
-    for along in (-axle, axle):
-        for side in (-1, 1):
-            tyre = ((side, 0.0), (side, 0.5), (side * 0.75, 0.5), (side * 0.75, 0.0))
-            fill(BLACK, [canvas.camera.project(*at(along, half * s, y)) for s, y in tyre])
+    base = [spot(a, s * half) for a, s in ((body[0][0], -1), (body[0][0], 1), (body[7][0], 1), (body[7][0], -1))]
+    canvas.cast(base[0], base[2], 0, 0.8 * body[3][1])
+    canvas.cast(base[1], base[3], 0, 0.8 * body[3][1])
+    canvas.darken(base, 0.4)
+    for along, across in ((-axle, -half), (-axle, half - 0.25), (axle, -half), (axle, half - 0.25)):
+        fill([at(along, across + dx, y) for dx, y in ((0, 0), (0, 0.5), (0.25, 0.5), (0.25, 0))], black)
     # The body's left and right outline on the canvas, narrower at the roof than at the waist.
-    hull = [[canvas.camera.project(*at(a, s * half * (0.84 if k in (3, 4) else 1), y)) for s in (-1, 1)] for k, (a, y) in enumerate(body)]
+    hull = [[at(a, s * half * (0.84 if k in (3, 4) else 1), y) for s in (-1, 1)] for k, (a, y) in enumerate(body)]
     for k in range(7):
-        along, up = body[k + 1][0] - body[k][0], body[k + 1][1] - body[k][1]
-        normal = (-up / hypot(along, up) * sine, along / hypot(along, up), -up / hypot(along, up) * cosine)
-        corners = [hull[k][0], hull[k + 1][0], hull[k + 1][1], hull[k][1]]
-        if turns_right(corners):
-            fill(color, corners, normal)
-            if k in (2, 4):
-                fill(GLASS, patch(corners, 0.07, 0.93, 0.1, 0.9), normal)
-            elif k in (0, 6):
-                lights, low, high = (RED, 0.55, 0.9) if k == 0 else (WHITE, 0.15, 0.5)
-                fill(lights, patch(corners, 0.03, 0.2, low, high))
-                fill(lights, patch(corners, 0.8, 0.97, low, high))
-                fill(WHITE, patch(corners, 0.38, 0.62, 0.4, 0.6))
-                fill(BLACK, patch(corners, 0.0, 1.0, *((0.0, 0.2) if k == 0 else (0.8, 1.0))))
-    for s in (0, 1):
-        flank, cabin = [hull[k][s] for k in (0, 1, 2, 5, 6, 7)], [hull[k][s] for k in (2, 3, 4, 5)]
-        if turns_right(flank) != (s == 1):
+        face = [hull[k][0], hull[k + 1][0], hull[k + 1][1], hull[k][1]]
+        if not turns_right(face):
             continue
-        normal = ((2 * s - 1) * cosine, 0.0, (1 - 2 * s) * sine)
-        fill(color, flank, normal)
-        fill(color, cabin, normal)
-        for start, end in ((0.1, 0.5), (0.54, 0.9)):
-            fill(GLASS, patch([cabin[0], cabin[1], cabin[2], cabin[3]], start, end, 0.12, 0.88), normal)
+        along, up = body[k + 1][0] - body[k][0], body[k + 1][1] - body[k][1]
+        slope = hypot(along, up)
+        fill(face, canvas.weather.ink(CAR, color, z, (-up / slope * sine, along / slope, -up / slope * cosine)))
+        if k in (2, 4):
+            fill(patch(face, 0.07, 0.93, 0.1, 0.9), glass)
+        elif k in (0, 6):
+            light, low, bumper = (red, 0.55, 0.0) if k == 0 else (white, 0.15, 0.8)
+            fill(patch(face, 0.03, 0.2, low, low + 0.35), light)
+            fill(patch(face, 0.8, 0.97, low, low + 0.35), light)
+            fill(patch(face, 0.38, 0.62, 0.4, 0.6), white)
+            fill(patch(face, 0.0, 1.0, bumper, bumper + 0.2), black)
+    for s, side in enumerate((-1, 1)):
+        flank, cabin = [hull[k][s] for k in (0, 1, 2, 5, 6, 7)], [hull[k][s] for k in (2, 3, 4, 5)]
+        if turns_right(flank) != (side > 0):
+            continue
+        paint = canvas.weather.ink(CAR, color, z, (side * cosine, 0.0, -side * sine))
+        fill(flank, paint)
+        fill(cabin, paint)
+        for start in (0.1, 0.54):
+            fill(patch(cabin, start, start + 0.38, 0.12, 0.88), glass)
         for along in (-axle, axle):
-            for radius, rim in ((0.34, BLACK), (0.18, METALS[2])):
-                tread = [at(along + radius * sin(t), (2 * s - 1) * half, 0.34 + radius * cos(t)) for t in CIRCLE]
-                fill(rim, [canvas.camera.project(*point) for point in tread])
+            # The wheel's hub on the canvas, its foremost point and its top.
+            (u, v), (ahead, slope), (_, top) = (at(along + a, side * half, 0.34 + y) for a, y in ((0, 0), (0.34, 0), (0, 0.34)))
+            for size, shade in ((1.0, black), (0.55, hub)):
+                wheel = [(size * cos(t), size * sin(t)) for t in CIRCLE]
+                fill([(u + a * (ahead - u), v + a * (slope - v) + b * (top - v)) for a, b in wheel], shade)
 
 
 def turns_right(path: Sequence[Spot]) -> bool:
@@ -447,17 +480,16 @@ def turns_right(path: Sequence[Spot]) -> bool:
 
 def patch(corners: Sequence[Spot], left: float, right: float, low: float, high: float) -> list[Spot]:
     """A part of a four-cornered face, whose corners run from bottom left over the top to bottom right."""
-    a, b, c, d = corners
-    return [between(between(a, d, s), between(b, c, s), t) for s, t in ((left, low), (left, high), (right, high), (right, low))]
+    (a, b, c, d), places = corners, ((left, low), (left, high), (right, high), (right, low))
+    return [between(between(a, d, s), between(b, c, s), t) for s, t in places]
 
 
 def roadside(canvas: Canvas, side: int, kerb: float, crossing: float) -> None:
     """Pave one side of the street, beyond ``kerb`` metres from its middle, and put houses, gardens and people there."""
     rng, place = canvas.rng, canvas.place
-    verge, walk, garden = rng.uniform(1, 2.5) * (rng.random() < 0.3), rng.uniform(1.8, 4), rng.uniform(2, 7) * (rng.random() < 0.5)
-    park, inner, outer = rng.random() < 0.15, kerb + verge, kerb + verge + walk
+    verge, garden = rng.uniform(1, 2.5) * (rng.random() < 0.3), rng.uniform(2, 7) * (rng.random() < 0.5)
+    park, inner, outer = rng.random() < 0.15, kerb + verge, kerb + verge + rng.uniform(2, 5)
     green, slabs, lawn = bool(garden) or park, canvas.pick(SLABS), canvas.pick(LAWNS)
-    light, dark = [(slabs[0] * k, slabs[1] * k, slabs[2] * k) for k in (1.2, 0.85)]
 
     def along(start: float, stop: float, low: float, high: float) -> Iterator[float]:
         """Distances a step of ``low`` to ``high`` apart, none on the crossing."""
@@ -470,12 +502,12 @@ def roadside(canvas: Canvas, side: int, kerb: float, crossing: float) -> None:
     canvas.strip(GRASS if green or rng.random() < 0.5 else PAVEMENT, lawn if green else slabs, side * outer, side * 150)
     canvas.strip(GRASS, lawn, side * kerb, side * inner)
     canvas.strip(PAVEMENT, slabs, side * inner, side * outer)
-    canvas.strip(PAVEMENT, light, side * kerb, side * (kerb + 0.2))
+    canvas.strip(PAVEMENT, tone(slabs, 1.2), side * kerb, side * (kerb + 0.2))
     for z in np.arange(2, 22, rng.uniform(0.9, 2)).tolist():
-        canvas.strip(PAVEMENT, dark, side * inner, side * outer, z, z + 0.04)
+        canvas.strip(PAVEMENT, tone(slabs, 0.85), side * inner, side * outer, z, z + 0.04)
 
     end = rng.uniform(-10, 2)
-    while end < 130 and not park:
+    while end < 110 and not park:
         length, gap = rng.uniform(8, 24), rng.random()
         end += length
         if gap < 0.12:
@@ -484,10 +516,10 @@ def roadside(canvas: Canvas, side: int, kerb: float, crossing: float) -> None:
             place(building, side * (outer + garden), end, min(length, end - 1))
         end += rng.uniform(1, 4) * (gap > 0.8)
     if rng.random() < (0.8 if green else 0.3):
-        style, post = (rng.uniform(0.9, 1.6), canvas.pick(TIMBERS), green and rng.random() < 0.6), outer if green else kerb + 0.3
+        height, color, boards = rng.uniform(0.9, 1.6), canvas.pick(TIMBERS), green and rng.random() < 0.6
         start = rng.uniform(4, 20)
         for z in along(start, start + rng.uniform(10, 45), 3, 3):
-            place(fence, side * post, z, min(3.0, z - 1), *style)
+            place(fence, side * (outer if green else kerb + 0.3), z, 3.0, height, color, boards)
     for z in along(rng.uniform(5, 9), 60 if park else 35, 1, 8 if park else 12) if green else ():
         x, kind = side * rng.uniform(outer + 1, outer + (25 if park else max(2, garden))), rng.random()
         if kind < 0.25:
@@ -514,13 +546,15 @@ def traffic(canvas: Canvas, lanes: int, kerb: float, crossing: float) -> None:
         z, x = rng.uniform(8, 45), (lane + 0.5 - lanes / 2) * 3.2
         while z < 75:
             body = BUS if rng.random() < 0.08 and z > 18 else BODIES[rng.integers(len(BODIES))]
-            place(car, x + rng.uniform(-0.3, 0.3), z, pi * (x < 0) + rng.normal(0, 0.02), body)
+            if not crossing - 7 < z < crossing + 13:
+                place(car, x + rng.uniform(-0.3, 0.3), z, pi * (x < 0) + rng.normal(0, 0.02), body)
             z += rng.uniform(14, 60)
     for side in (-1, 1):
         if rng.random() < 0.55:
             for z in np.arange(rng.uniform(5, 12), rng.uniform(20, 60), 6.2).tolist():
                 if rng.random() < 0.7 and not crossing - 7 < z < crossing + 13:
-                    place(car, side * (kerb - 1.1), z + rng.uniform(-0.4, 0.4), pi * (side < 0), BODIES[rng.integers(len(BODIES))])
+                    body = BODIES[rng.integers(len(BODIES))]
+                    place(car, side * (kerb - 1.1), z + rng.uniform(-0.4, 0.4), pi * (side < 0), body)
     if crossing < FAR and rng.random() < 0.6:
         for x in np.arange(rng.uniform(-20, -5), 20, rng.uniform(9, 25)).tolist():
             place(car, x, crossing + 5.2, -pi / 2, BODIES[rng.integers(len(BODIES))])
@@ -529,8 +563,8 @@ def traffic(canvas: Canvas, lanes: int, kerb: float, crossing: float) -> None:
 def street(canvas: Canvas) -> None:
     """Lay out a street: its ground is painted, what stands on it is placed."""
     rng = canvas.rng
-    lanes, crossing = int(rng.integers(2, 5)), rng.uniform(14, 50) if rng.random() < 0.45 else inf
-    kerb, tar, slabs, (r, g, b) = lanes * 1.6 + 2, canvas.pick(ASPHALT), canvas.pick(SLABS), canvas.pick([WHITE])
+    lanes, crossing = int(rng.choice((2, 2, 3, 4))), rng.uniform(14, 50) if rng.random() < 0.45 else inf
+    kerb, tar, slabs, paint = lanes * 1.6 + rng.uniform(1.2, 2), canvas.pick(ASPHALT), canvas.pick(SLABS), canvas.pick([WHITE])
     canvas.strip(GRASS, canvas.pick(LAWNS), -400, 400)
     for side in (-1, 1):
         roadside(canvas, side, kerb, crossing)
@@ -539,17 +573,16 @@ def street(canvas: Canvas) -> None:
         canvas.strip(ROAD, tar, -80, 80, crossing, crossing + 7)
     canvas.strip(ROAD, tar, -kerb, kerb)
     for _ in range(rng.integers(8)):
-        x, z, tone = rng.uniform(-kerb, kerb - 1), rng.uniform(3, 40), rng.uniform(0.85, 1.1)
-        worn = (tar[0] * tone, tar[1] * tone, tar[2] * tone)
-        canvas.strip(ROAD, worn, x, min(kerb, x + rng.uniform(0.5, 2.5)), z, z + rng.uniform(0.5, 8))
+        x, z, worn = rng.uniform(-kerb, kerb - 1), rng.uniform(3, 40), rng.uniform(0.85, 1.1)
+        canvas.strip(ROAD, tone(tar, worn), x, min(kerb, x + rng.uniform(0.5, 2.5)), z, z + rng.uniform(0.5, 8))
     for z in np.arange(rng.uniform(1, 6), 90, 6).tolist():
         for lane in range(1, lanes) if not crossing - 7 < z < crossing + 8 else ():
             x = (lane - lanes / 2) * 3.2
-            canvas.strip(ROAD, (r, g, b), x - 0.07, x + 0.07, z, z + 3)
+            canvas.strip(ROAD, paint, x - 0.07, x + 0.07, z, z + 3)
     if crossing < FAR or rng.random() < 0.25:
         zebra = crossing - 4 if crossing < FAR else rng.uniform(8, 25)
         for x in np.arange(0.3 - kerb, kerb - 0.5).tolist():
-            canvas.strip(ROAD, (r, g, b), x, x + 0.5, zebra, zebra + 3)
+            canvas.strip(ROAD, paint, x, x + 0.5, zebra, zebra + 3)
         for _ in range(rng.integers(4)):
             canvas.place(person, rng.uniform(-kerb, kerb), zebra + rng.uniform(0.5, 2.5))
     traffic(canvas, lanes, kerb, crossing)
@@ -558,21 +591,19 @@ def street(canvas: Canvas) -> None:
 def photograph(canvas: Canvas) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Image (3, height, width) and label map (height, width) of a picture: rough surfaces, shadows, haze, lens and sensor."""
     rng, size, camera, air = canvas.rng, canvas.size, canvas.camera, canvas.weather
-    label = np.asarray(canvas.image.getchannel("A"))[1::2, 1::2].copy()
+    label = np.array(canvas.image.resize(size[::-1], Image.Resampling.NEAREST).getchannel("A"))
     flat = np.asarray(canvas.image.convert("RGB").reduce(2)).transpose(2, 0, 1)
-    rough = GRAIN[label] * speckle(rng, size) + BLOTCH[label] * (cells(rng, size, 40, 24) + cells(rng, size, 90, 60))
     y, x = (np.linspace(-1, 1, n, dtype=np.float32) for n in size)
+    rough = GRAIN.take(label) * speckle(rng, size) + BLOTCH.take(label) * cells(rng, size, 70, 50)
     # Shadows and haze on the ground come last, since only now is it known where the ground is in sight.
-    below = 2 * np.arange(size[0])[:, None] - camera.horizon - camera.roll * (2 * np.arange(size[1]) - camera.centre)
-    clear = np.exp(-air.haze * camera.focal * camera.height / np.maximum(below, 1).astype(np.float32))
-    ground = GROUND[label]
-    clear = np.where(ground, clear, 1)
-    lit = np.where(ground, np.asarray(canvas.shadows, np.float32) / 255, 1) * clear
-    image = np.empty(flat.shape, np.float32)
-    lens = rng.uniform(0.8, 1.2) * (1 - rng.uniform(0, 0.15) * (y[:, None] ** 2 + x**2))
-    for k, (balance, haze) in enumerate(zip(rng.normal(1, 0.025, 3), air.skyline)):
-        image[k] = ((flat[k] + rough) * lit + (1 - clear) * haze) * (lens * balance)
-    image += speckle(rng, flat.shape) * np.float32(rng.uniform(0.5, 4))
+    ground = GROUND.take(label)
+    below = (y[:, None] + 1) * size[0] - camera.horizon - camera.roll * ((x + 1) * size[1] - camera.centre)
+    clear = np.where(ground, np.exp(-air.haze * camera.focal * camera.height / np.maximum(below, 1)), 1)
+    lit = np.where(ground, np.asarray(canvas.shadows) / np.float32(255), 1) * clear
+    lens = rng.uniform(0.85, 1.25) * (1 - rng.uniform(0, 0.15) * (y[:, None] ** 2 + x**2))
+    image, balance, grain = np.empty(flat.shape, np.float32), rng.normal(1, 0.025, 3).tolist(), rng.uniform(0.5, 4)
+    for k in range(3):
+        image[k] = ((flat[k] + rough) * lit + (1 - clear) * air.skyline[k]) * (lens * balance[k]) + grain * speckle(rng, size)
     return image.clip(0, 255).astype(np.uint8), label
 
 

@@ -104,6 +104,53 @@ class PadTo(v2.Transform):
         return self._call_kernel(F.pad, inpt, params["padding"], fill=fill)
 
 
+class PhotometricDistortion(v2.Transform):
+    """Brightness, contrast, saturation and hue, each changed half the time; contrast before or after the others at random.
+
+    Brightness is added (on the scale of 0 to 255), contrast and saturation multiply (the saturation of HSV), hue turns.
+
+    Args:
+        brightness: the greatest change in either direction.
+        contrast: least and greatest factor.
+        saturation: least and greatest factor.
+        hue: the greatest turn in either direction, in degrees.
+    """
+
+    def __init__(
+        self,
+        brightness: float = 32.0,
+        contrast: Sequence[float] = (0.5, 1.5),
+        saturation: Sequence[float] = (0.5, 1.5),
+        hue: float = 18.0,
+    ) -> None:
+        super().__init__()
+        self.brightness, self.contrast, self.saturation, self.hue = brightness, tuple(contrast), tuple(saturation), hue
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        ranges = ((-self.brightness, self.brightness), self.contrast, self.saturation, (-self.hue, self.hue))
+        changes = [float(torch.empty(()).uniform_(*bounds)) if torch.rand(()) < 0.5 else None for bounds in ranges]
+        return dict(zip(("brightness", "contrast", "saturation", "hue"), changes, strict=True), contrast_first=bool(torch.rand(()) < 0.5))
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if isinstance(inpt, tv_tensors.Mask):
+            return inpt
+        image = inpt.as_subclass(Tensor).float()
+        if params["brightness"] is not None:
+            image = (image + params["brightness"]).clamp_(0, 255)
+        if params["contrast"] is not None and params["contrast_first"]:
+            image = (image * params["contrast"]).clamp_(0, 255)
+        if params["saturation"] is not None:
+            value, least = image.amax(0), image.amin(0)
+            factor = params["saturation"] * torch.ones_like(value)
+            factor = torch.minimum(factor, value / (value - least).clamp_min(1e-3))  # a saturation above 1 would make a channel negative
+            image = value - (value - image) * factor
+        if params["hue"] is not None:
+            image = F.adjust_hue_image(image / 255, params["hue"] / 360) * 255
+        if params["contrast"] is not None and not params["contrast_first"]:
+            image = (image * params["contrast"]).clamp_(0, 255)
+        return tv_tensors.wrap(image.round_().to(torch.uint8), like=inpt)
+
+
 def normalize() -> v2.Compose:
     """uint8 RGB to float, ImageNet mean 0 and standard deviation 1 in each channel; label maps pass."""
     return v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
@@ -131,7 +178,7 @@ class TrainTransform(v2.Compose):
                 RandomScale(scale, base),
                 RandomCrop(crop_size, cat_max_ratio),
                 v2.RandomHorizontalFlip(),
-                v2.RandomPhotometricDistort(),
+                PhotometricDistortion(),
                 normalize(),
                 PadTo(crop_size),
             ]

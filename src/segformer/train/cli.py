@@ -39,8 +39,8 @@ class SegmentationCLI(LightningCLI):
         report.write(self.model, self.datamodule, scores, Path(self.trainer.log_dir))
 
 
-def main(args: list[str]) -> None:
-    """Run one of Lightning's verbs."""
+def main() -> None:
+    """Run the verb of the command line."""
     SegmentationCLI(
         SegmentationTask,
         SegmentationData,
@@ -48,5 +48,4 @@ def main(args: list[str]) -> None:
         auto_configure_optimizers=False,
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
-        args=args,
     )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -83,3 +86,89 @@ class OneCycle(LambdaLR):
 
 def _cosine(first: float, last: float, done: float) -> float:
     return last + (first - last) * (1 + math.cos(math.pi * done)) / 2
+
+
+class Muon(Optimizer):
+    """AdamW whose updates of weight matrices are momentum made orthogonal (Muon; Jordan et al. 2024, Liu et al. arXiv 2502.16982).
+
+    Training from random weights, it needs far fewer steps than AdamW. PyTorch's and timm's own Muon orthogonalise in bfloat16, which a CPU
+    without bfloat16 arithmetic emulates eighty times slower; this one works in the parameters' own precision.
+
+    Args:
+        params: parameters or groups of them. Convolutions count as matrices of (out, in · kernel); vectors and depthwise convolutions take
+            AdamW's update.
+        lr: learning rate for both: an orthogonal update is scaled to the size of AdamW's.
+        momentum: of the matrices' gradients, applied as Nesterov's.
+        betas: AdamW's coefficients.
+        weight_decay: decoupled, as in AdamW.
+        eps: AdamW's epsilon.
+    """
+
+    QUINTIC = (3.4445, -4.7750, 2.0315)  # pushes every singular value towards 1, fastest from near 0
+    STEPS = 5
+    ADAMW_RMS = 0.2  # root mean square of a typical AdamW update
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 2e-3,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.05,
+        eps: float = 1e-8,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "betas": betas, "weight_decay": weight_decay, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One update of every parameter with a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            matrices: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                if p.ndim > 1 and p.shape[1] > 1:
+                    matrices[p.shape].append(p)
+                else:
+                    self._adam(p, group)
+            for same_shape in matrices.values():
+                self._orthogonal(same_shape, group)
+        return loss
+
+    def _adam(self, p: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[p]
+        if not state:
+            state.update(step=0, mean=torch.zeros_like(p), square=torch.zeros_like(p))
+        state["step"] += 1
+        mean = state["mean"].lerp_(p.grad, 1 - group["betas"][0]) / (1 - group["betas"][0] ** state["step"])
+        square = state["square"].lerp_(p.grad.square(), 1 - group["betas"][1]) / (1 - group["betas"][1] ** state["step"])
+        p.addcdiv_(mean, square.sqrt_().add_(group["eps"]), value=-group["lr"])
+
+    def _orthogonal(self, same_shape: list[Tensor], group: dict[str, Any]) -> None:
+        """Matrices of one shape go through the iteration as one batch."""
+        updates = []
+        for p in same_shape:
+            momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+            momentum.lerp_(p.grad, 1 - group["momentum"])
+            updates.append(p.grad.lerp(momentum, group["momentum"]).flatten(1))
+        update = orthogonalize(torch.stack(updates), self.QUINTIC, self.STEPS)
+        scale = self.ADAMW_RMS * max(update.shape[-2:]) ** 0.5
+        for p, u in zip(same_shape, update, strict=True):
+            p.add_(u.view_as(p), alpha=-group["lr"] * scale)
+
+
+def orthogonalize(matrices: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
+    """Newton-Schulz iteration on (N, m, n): about U Vᵀ of each matrix's singular value decomposition U S Vᵀ."""
+    a, b, c = coefficients
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x

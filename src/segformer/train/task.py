@@ -65,6 +65,12 @@ class SegmentationTask(LightningModule):
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._measure(batch)
 
+    def on_validation_epoch_start(self) -> None:
+        self.confusion.reset()
+
+    def on_test_epoch_start(self) -> None:
+        self.confusion.reset()
+
     def on_validation_epoch_end(self) -> None:
         self._log_scores("val")
 
@@ -77,7 +83,6 @@ class SegmentationTask(LightningModule):
 
     def _log_scores(self, split: str) -> None:
         self.scores = Scores.of(self.confusion.compute())
-        self.confusion.reset()
         self.log(f"{split}/miou", self.scores.miou, prog_bar=True)
         self.log(f"{split}/pixel_accuracy", self.scores.pixel_accuracy)
 

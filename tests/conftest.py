@@ -1,0 +1,43 @@
+"""What several tests share: seeds, devices, tiny networks, and weights in which no layer is the identity."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import pytest
+import torch
+from torch import nn
+
+from segformer import SegFormer, Variant
+
+M = TypeVar("M", bound=nn.Module)
+TINY = Variant(dims=(8, 16, 24, 32), depths=(1, 1, 2, 1), decoder_channels=16, heads=(1, 2, 3, 4))
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("reason: this machine has no CUDA device")
+    return torch.device(request.param)
+
+
+@pytest.fixture
+def tiny() -> SegFormer:
+    """An untrained network of a few thousand parameters and 5 classes, in evaluation mode."""
+    return randomized(SegFormer(TINY, num_classes=5))
+
+
+def randomized(model: M) -> M:
+    """Random biases, norms and running statistics, so that a mistake in any of them shows; evaluation mode."""
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.endswith("running_var") or (tensor.ndim == 1 and name.endswith("weight")):
+                tensor.uniform_(0.5, 1.5)
+            elif tensor.ndim == 1:
+                tensor.normal_(std=0.2)
+    return model.eval()

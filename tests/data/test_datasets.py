@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from segformer import Classes
+from segformer.data.datasets import FolderDataset, read_image, read_label_map
+
+CLASSES = Classes(["a", "b", "c"])
+
+
+def write(path: Path, array: np.ndarray, **options: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path, **options)
+    return path
+
+
+def pair(root: Path, name: str = "1", label: np.ndarray | None = None, size: tuple[int, int] = (6, 8)) -> None:
+    write(root / "images" / f"{name}.jpg", np.zeros((*size, 3), np.uint8))
+    write(root / "labels" / f"{name}.png", np.zeros(size, np.uint8) if label is None else label)
+
+
+def dataset(root: Path, **options: int) -> FolderDataset:
+    return FolderDataset(root / "images", root / "labels", CLASSES, **options)
+
+
+def test_pairs_are_made_by_name_through_subfolders(tmp_path: Path) -> None:
+    for k, name in enumerate(("b/1", "a/2", "a/1")):
+        pair(tmp_path, name, np.full((6, 8), k, np.uint8))
+    samples = dataset(tmp_path)
+    assert len(samples) == 3
+    assert [int(label[0, 0]) for _, label in (samples[i] for i in range(3))] == [2, 1, 0]
+    image, label = samples[0]
+    assert (image.shape, image.dtype, label.shape, label.dtype) == ((3, 6, 8), torch.uint8, (6, 8), torch.uint8)
+
+
+def test_the_ignored_value_becomes_255(tmp_path: Path) -> None:
+    pair(tmp_path, label=np.array([[0, 1, 2, 11]], np.uint8).repeat(6, 0), size=(6, 4))
+    _, label = dataset(tmp_path, ignore_index=11)[0]
+    assert label[0].tolist() == [0, 1, 2, 255]
+
+
+def test_a_wrong_label_value_is_named_with_file_count_and_cure(tmp_path: Path) -> None:
+    label = np.zeros((6, 8), np.uint8)
+    label[2, :5] = 7
+    pair(tmp_path, label=label)
+    with pytest.raises(ValueError, match=r"1.png' holds the value 7 on 5 of 48 pixels; valid are 0 to 2 and 255 = ignore.*ignore_index=7"):
+        dataset(tmp_path)[0]
+
+
+def test_images_without_labels_and_the_reverse_are_named(tmp_path: Path) -> None:
+    pair(tmp_path)
+    lonely = write(tmp_path / "images" / "2.jpg", np.zeros((6, 8, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"no label map for .*2.jpg"):
+        dataset(tmp_path)
+    lonely.unlink()
+    write(tmp_path / "labels" / "3.png", np.zeros((6, 8), np.uint8))
+    with pytest.raises(ValueError, match=r"no image for .*3.png"):
+        dataset(tmp_path)
+
+
+def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
+    pair(tmp_path)
+    write(tmp_path / "images" / "1.png", np.zeros((6, 8, 3), np.uint8))
+    with pytest.raises(ValueError, match="have one name"):
+        dataset(tmp_path)
+
+
+def test_a_label_of_another_size_is_named_with_both(tmp_path: Path) -> None:
+    pair(tmp_path, label=np.zeros((8, 6), np.uint8))
+    with pytest.raises(ValueError, match=r"1.jpg' is 6×8 but its label map .*1.png' 8×6"):
+        dataset(tmp_path)[0]
+
+
+@pytest.mark.parametrize("keep", [0, 10, 300])
+def test_a_corrupt_image_is_named(tmp_path: Path, keep: int) -> None:
+    pair(tmp_path, size=(64, 64))
+    path = tmp_path / "images" / "1.jpg"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"cannot read image .*1.jpg"):
+        dataset(tmp_path)[0]
+
+
+def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no folder .*images"):
+        dataset(tmp_path)
+    (tmp_path / "images").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no image in .*images"):
+        dataset(tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
+def test_every_kind_of_image_is_read_as_rgb(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
+    Image.new("RGB", (5, 4), (255, 255, 255)).convert(mode).save(path)
+    image = read_image(path)
+    assert image.shape == (3, 4, 5)
+    assert (image == 255).all()
+
+
+def test_an_exif_orientation_is_obeyed(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying on its left side
+    Image.new("RGB", (8, 4)).save(tmp_path / "turned.jpg", exif=exif)
+    assert read_image(tmp_path / "turned.jpg").shape == (3, 8, 4)
+
+
+def test_a_palette_label_map_is_read_as_indices(tmp_path: Path) -> None:
+    label = Image.fromarray(np.array([[0, 1, 2]], np.uint8))
+    label.putpalette([9, 9, 9, 200, 0, 0, 0, 200, 0])
+    label.save(tmp_path / "label.png")
+    assert read_label_map(tmp_path / "label.png").tolist() == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize("array", [np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.uint16)], ids=["colours", "16 bits"])
+def test_a_label_map_that_is_no_index_map_is_refused(tmp_path: Path, array: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"label.png' has mode .* one 8-bit channel"):
+        read_label_map(write(tmp_path / "label.png", array))

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torchvision import tv_tensors
+
+from segformer.data.transforms import IMAGENET_MEAN, PadTo, RandomCrop, RandomScale, TrainTransform, normalize
+
+
+def sample(height: int, width: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+    """A label map whose image shows the same numbers, so that the two cannot part unnoticed."""
+    label = torch.arange(height * width).reshape(height, width).remainder(7).to(torch.uint8)
+    return tv_tensors.Image(label.expand(3, -1, -1).clone()), tv_tensors.Mask(label)
+
+
+def test_scale_is_within_bounds_and_keeps_the_aspect() -> None:
+    sizes = [RandomScale((0.5, 2.0))(*sample(100, 200))[1].shape for _ in range(200)]
+    heights = torch.tensor([float(h) for h, _ in sizes])
+    assert all(abs(w - 2 * h) <= 2 for h, w in sizes)
+    assert heights.min() >= 50
+    assert heights.max() <= 200
+    # uniform in the factor: a third of the scales lie below 1
+    assert (heights < 100).float().mean().item() == pytest.approx(1 / 3, abs=0.12)
+
+
+@pytest.mark.parametrize(("size", "fitted"), [((300, 400), (512, 683)), ((400, 300), (683, 512)), ((100, 1000), (205, 2048))])
+def test_base_fits_the_image_into_2048_by_512(size: tuple[int, int], fitted: tuple[int, int]) -> None:
+    image, label = RandomScale((1.0, 1.0), base=(2048, 512))(*sample(*size))
+    assert tuple(image.shape[-2:]) == tuple(label.shape) == fitted
+
+
+def test_label_maps_are_never_interpolated() -> None:
+    _, label = sample(50, 60)
+    label[label == 3] = 255
+    scaled = RandomScale((0.7, 1.7))(tv_tensors.Image(torch.zeros(3, 50, 60, dtype=torch.uint8)), label)[1]
+    assert set(scaled.unique().tolist()) <= {0, 1, 2, 4, 5, 6, 255}
+
+
+def test_crop_cuts_one_window_out_of_both() -> None:
+    image, label = RandomCrop((20, 30))(*sample(50, 61))
+    assert label.shape == (20, 30)
+    assert torch.equal(image[0], label)
+
+
+def test_crop_avoids_windows_of_one_class() -> None:
+    """One class fills 90 % of the map; a window inside it is taken only if ten tries find no better."""
+    label = tv_tensors.Mask(torch.zeros(20, 200, dtype=torch.uint8))
+    label[:, 180:] = 1
+    image = tv_tensors.Image(torch.zeros(3, 20, 200, dtype=torch.uint8))
+
+    def share_varied(crop: RandomCrop) -> float:
+        crops = [crop(image, label)[1] for _ in range(300)]
+        return sum(float(c.bincount().max() < 0.75 * c.numel()) for c in map(lambda c: c.flatten(), crops)) / 300
+
+    once = share_varied(RandomCrop((20, 40), cat_max_ratio=1.1))
+    ten = share_varied(RandomCrop((20, 40), cat_max_ratio=0.75))
+    assert once == pytest.approx(20 / 161, abs=0.07)
+    assert ten == pytest.approx(1 - (1 - 20 / 161) ** 10, abs=0.1)
+
+
+def test_crop_ignores_unlabelled_pixels() -> None:
+    label = torch.full((10, 10), 255, dtype=torch.uint8)
+    label[0, :4] = torch.tensor([0, 1, 2, 3])
+    assert RandomCrop((10, 10))._is_varied(label)
+    label[:] = 255
+    assert not RandomCrop((10, 10))._is_varied(label)
+
+
+def test_padding_is_0_for_images_and_255_for_labels() -> None:
+    image, label = PadTo((40, 50))(tv_tensors.Image(torch.ones(3, 30, 60)), tv_tensors.Mask(torch.ones(30, 60, dtype=torch.uint8)))
+    assert image.shape == (3, 40, 60)
+    assert image[:, :30].eq(1).all()
+    assert image[:, 30:].eq(0).all()
+    assert label[30:].eq(255).all()
+
+
+def test_normalisation_takes_the_mean_colour_to_0() -> None:
+    mean = (torch.tensor(IMAGENET_MEAN) * 255).round().to(torch.uint8)
+    image = normalize()(tv_tensors.Image(mean[:, None, None].expand(3, 4, 4)))
+    assert image.abs().max() < 0.01
+    assert image.dtype == torch.float32
+
+
+@pytest.mark.parametrize("size", [(30, 40), (64, 64), (200, 333)], ids=str)
+def test_training_samples_have_the_crops_size(size: tuple[int, int]) -> None:
+    image, label = TrainTransform((64, 96))(*sample(*size))
+    assert image.shape == (3, 64, 96)
+    assert image.dtype == torch.float32
+    assert label.shape == (64, 96)
+    assert label.dtype == torch.uint8
+
+
+def test_flips_come_half_the_time() -> None:
+    image, label = sample(64, 65)
+    transform = TrainTransform((64, 65), scale=(1.0, 1.0))
+    same = sum(torch.equal(transform(image, label)[1], label) for _ in range(100))
+    assert 30 <= same <= 70
+
+
+def test_impossible_scales_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"scale=\(2.0, 0.5\) must be two positive factors"):
+        RandomScale((2.0, 0.5))

@@ -1,0 +1,75 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import randomized
+from torch import Tensor
+
+from segformer import AllMLPHead
+from segformer.mit import VARIANTS
+
+
+def literal_head(head: AllMLPHead, features: list[Tensor]) -> Tensor:
+    """Section 3.2 of the paper to the letter: project each level, upsample all, concatenate coarsest first, fuse, classify."""
+    size = features[0].shape[-2:]
+    levels = []
+    for x, proj in zip(features, head.projections, strict=True):
+        x = F.conv2d(x, proj.weight[..., None, None], proj.bias)
+        levels.append(F.interpolate(x, size=size, mode="bilinear", align_corners=False))
+    x = head.fuse(torch.cat(levels[::-1], dim=1))
+    return head.classifier(head.dropout(F.relu(head.norm(x))))
+
+
+def pyramid(channels: tuple[int, ...], height: int, width: int) -> list[Tensor]:
+    return [torch.randn(2, c, -(-height // s), -(-width // s), dtype=torch.double) for c, s in zip(channels, (4, 8, 16, 32), strict=True)]
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("size", [(64, 96), (65, 97)], ids=str)
+def test_head_is_the_papers(training: bool, size: tuple[int, int]) -> None:
+    head = randomized(AllMLPHead((8, 16, 20, 24), num_classes=7, channels=32)).double().train(training)
+    features = [f.requires_grad_() for f in pyramid((8, 16, 20, 24), *size)]
+    inputs = [*features, *head.parameters()]
+    outputs, gradients = [], []
+    for forward in (head, lambda f: literal_head(head, f)):
+        torch.manual_seed(1)  # the same channels dropped
+        logits = forward(features)
+        outputs.append(logits)
+        gradients.append(torch.autograd.grad(logits.square().mean(), inputs))
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=0, atol=1e-10)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=1e-10)
+
+
+def test_training_updates_the_same_running_statistics() -> None:
+    features = pyramid((8, 16, 20, 24), 64, 64)
+    twins = [AllMLPHead((8, 16, 20, 24), 3, channels=16).double().train() for _ in range(2)]
+    twins[1].load_state_dict(twins[0].state_dict())
+    twins[0](features)
+    literal_head(twins[1], features)
+    torch.testing.assert_close(twins[0].norm.running_mean, twins[1].norm.running_mean, rtol=0, atol=1e-12)
+    torch.testing.assert_close(twins[0].norm.running_var, twins[1].norm.running_var, rtol=0, atol=1e-12)
+
+
+# Published parameter counts of the decoder: 150 classes (ADE20K) and 19 (Cityscapes)
+@pytest.mark.parametrize(("variant", "ade", "cityscapes"), [("b0", 433_302, 399_635), ("b1", 564_374, 530_707), ("b5", 3_265_686, 3_164_947)])
+def test_parameter_count_is_the_published_one(variant: str, ade: int, cityscapes: int) -> None:
+    v = VARIANTS[variant]
+    for num_classes, count in ((150, ade), (19, cityscapes)):
+        assert sum(p.numel() for p in AllMLPHead(v.dims, num_classes, v.decoder_channels).parameters()) == count
+
+
+def test_dropout_drops_whole_channels() -> None:
+    head = AllMLPHead((4,), 2, channels=64, dropout=0.5).train()
+    dropped = head.dropout(torch.ones(1, 64, 8, 8)).flatten(2)
+    assert ((dropped == 0).all(-1) | (dropped == 2).all(-1)).all()
+
+
+def test_a_head_describes_itself() -> None:
+    head = AllMLPHead((4, 8), 3, channels=16, dropout=0.2, norm_eps=1e-3)
+    assert str(AllMLPHead(**head.config)) == str(head)
+
+
+def test_impossible_heads_are_refused() -> None:
+    with pytest.raises(ValueError, match="num_classes must be at least 1, got 0"):
+        AllMLPHead((4,), 0)
+    with pytest.raises(ValueError, match="at least one feature map"):
+        AllMLPHead((), 2)

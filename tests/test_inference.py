@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from segformer import Classes, SegFormer
+from segformer.inference import main
+
+
+@pytest.fixture
+def weights(tiny: SegFormer, tmp_path: Path) -> Path:
+    tiny.classes = Classes(["road", "sky", "tree", "car", "person"], [(10 * k, 0, 99) for k in range(5)])
+    tiny.save(tmp_path / "weights.safetensors")
+    return tmp_path / "weights.safetensors"
+
+
+def noise(path: Path, height: int, width: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8)).save(path)
+    return path
+
+
+@pytest.mark.parametrize("size", [(64, 64), (37, 101), (20, 300), (1, 1)], ids=str)
+def test_label_maps_have_the_images_size_and_the_models_colours(weights: Path, tmp_path: Path, size: tuple[int, int]) -> None:
+    main([str(weights), str(noise(tmp_path / "a.png", *size)), "--out", str(tmp_path / "out")])
+    with Image.open(tmp_path / "out" / "a.png") as label:
+        assert label.size == size[::-1]
+        assert label.getpalette()[:15] == [0, 0, 99, 10, 0, 99, 20, 0, 99, 30, 0, 99, 40, 0, 99]
+    with Image.open(tmp_path / "out" / "a_overlay.png") as overlay:
+        assert overlay.size == size[::-1]
+
+
+def test_labels_are_the_models_own(weights: Path, tiny: SegFormer, tmp_path: Path) -> None:
+    path = noise(tmp_path / "a.png", 64, 80)
+    main([str(weights), str(path), "--out", str(tmp_path / "out")])
+    pixels = torch.from_numpy(np.array(Image.open(path)) / 255.0).permute(2, 0, 1).float()
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    expected = tiny.predict(((pixels - mean[:, None, None]) / std[:, None, None])[None])[0]
+    assert np.array_equal(np.array(Image.open(tmp_path / "out" / "a.png")), expected.numpy())
+
+
+def test_folders_keep_their_subfolders_and_a_histogram_is_printed(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    noise(tmp_path / "in" / "x" / "1.jpg", 40, 40)
+    noise(tmp_path / "in" / "y" / "1.jpg", 40, 40)
+    main([str(weights), str(tmp_path / "in"), "--out", str(tmp_path / "out")])
+    assert sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.png")) == [
+        "x/1.png",
+        "x/1_overlay.png",
+        "y/1.png",
+        "y/1_overlay.png",
+    ]
+    printed = capsys.readouterr().out
+    assert "2 label maps and overlays" in printed
+    shares = [float(line.split()[1]) for line in printed.splitlines() if "%" in line]
+    assert sum(shares) == pytest.approx(100, abs=0.1)
+    assert shares == sorted(shares, reverse=True)
+
+
+def test_one_broken_image_is_named_and_costs_no_other(weights: Path, tmp_path: Path) -> None:
+    noise(tmp_path / "in" / "1.png", 40, 40)
+    (tmp_path / "in" / "2.png").write_bytes(b"no picture")
+    noise(tmp_path / "in" / "3.png", 40, 40)
+    with pytest.raises(SystemExit, match=r"cannot read image .*2.png"):
+        main([str(weights), str(tmp_path / "in"), "--out", str(tmp_path / "out")])
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"1.png", "1_overlay.png", "3.png", "3_overlay.png"}
+
+
+def test_no_image_is_ever_overwritten(weights: Path, tmp_path: Path) -> None:
+    path = noise(tmp_path / "in" / "1.png", 40, 40)
+    before = path.read_bytes()
+    with pytest.raises(SystemExit, match="would overwrite the image"):
+        main([str(weights), str(tmp_path / "in"), "--out", str(tmp_path / "in")])
+    assert path.read_bytes() == before
+    noise(tmp_path / "in" / "1.jpg", 40, 40)
+    with pytest.raises(SystemExit, match="would both be written to"):
+        main([str(weights), str(tmp_path / "in"), "--out", str(tmp_path / "out")])
+
+
+def test_missing_images_weights_and_impossible_folders_are_named(weights: Path, tmp_path: Path) -> None:
+    image = noise(tmp_path / "a.png", 40, 40)
+    with pytest.raises(SystemExit, match=r"no image or folder .*b.png"):
+        main([str(weights), str(tmp_path / "b.png"), "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match=r"no file or folder .*none.pth"):
+        main([str(tmp_path / "none.pth"), str(image), "--out", str(tmp_path / "out")])
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="file"):
+        main([str(weights), str(image), "--out", str(tmp_path / "file")])

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+
+import pytest
+import torch
+from conftest import TINY
+from torch import nn
+
+from segformer import SegFormer
+from segformer.train.optim import Muon, OneCycle, Poly, apply_lr_mult, orthogonalize, param_groups
+
+
+def optimizer(lr: float = 6e-5) -> torch.optim.Optimizer:
+    return torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=lr)
+
+
+def rates(scheduler: torch.optim.lr_scheduler.LRScheduler, steps: set[int]) -> dict[int, float]:
+    found = {}
+    for step in range(max(steps) + 1):
+        if step in steps:
+            found[step] = scheduler.get_last_lr()[0]
+        scheduler.optimizer.step()
+        scheduler.step()
+    return found
+
+
+def test_groups_are_the_published_ones() -> None:
+    """Layer norms without decay, biases with, the head at ten times the rate with decay, its BatchNorm included."""
+    model = SegFormer(TINY, num_classes=3)
+    adamw = apply_lr_mult(torch.optim.AdamW(param_groups(model), lr=6e-5, weight_decay=0.01))
+    names = {id(p): name for name, p in model.named_parameters()}
+    settings = {names[id(p)]: (g["lr"], g["weight_decay"]) for g in adamw.param_groups for p in g["params"]}
+    assert settings.keys() == set(names.values())
+    for name, (lr, decay) in settings.items():
+        if name.startswith("decode_head"):
+            assert (lr, decay) == (pytest.approx(6e-4), 0.01), name
+        elif "norm" in name:
+            assert (lr, decay) == (6e-5, 0.0), name
+        else:
+            assert (lr, decay) == (6e-5, 0.01), name
+
+
+def test_poly_follows_the_published_schedule() -> None:
+    """Linear warm-up of 1,500 steps from a ratio of 1e-6, multiplied with (1 - t/T), as mmcv's poly policy with linear warm-up."""
+    total = 160_000
+    expected = {
+        0: 6e-5 * 1e-6,
+        1: 6e-5 * (1 - 1 / total) * (1 - (1 - 1 / 1500) * (1 - 1e-6)),
+        1499: 6e-5 * (1 - 1499 / total) * (1 - (1 - 1499 / 1500) * (1 - 1e-6)),
+        1500: 6e-5 * (1 - 1500 / total),
+        3000: 6e-5 * (1 - 3000 / total),
+    }
+    assert rates(Poly(optimizer(), total), set(expected)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_poly_ends_at_zero_and_shortens_its_warm_up_in_short_runs() -> None:
+    found = rates(Poly(optimizer(1.0), 100), {10, 50, 100})
+    assert found == pytest.approx({10: 0.9, 50: 0.5, 100: 0.0})
+
+
+def test_one_cycle_equals_torchs() -> None:
+    torchs = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer(), max_lr=1e-3, total_steps=101, pct_start=0.1, div_factor=25, final_div_factor=40, cycle_momentum=False
+    )
+    ours = OneCycle(optimizer(1e-3), 100, warmup=0.1, start=1 / 25, end=1e-3)
+    assert rates(ours, {0, 5, 10, 50, 100})[0] == pytest.approx(4e-5)
+    assert rates(OneCycle(optimizer(1e-3), 100), {50, 100}) == pytest.approx(rates(torchs, {50, 100}), rel=0.05)
+
+
+def trained(make: Callable[[nn.Module], torch.optim.Optimizer], net: nn.Module) -> dict[str, torch.Tensor]:
+    """The state of a copy of the network after five steps."""
+    net = copy.deepcopy(net)
+    optimizer = make(net)
+    for _ in range(5):
+        optimizer.zero_grad()
+        net(torch.ones(7, 6, dtype=torch.double).cumsum(1)).square().mean().backward()
+        optimizer.step()
+    return net.state_dict()
+
+
+def test_muon_moves_matrices_as_timms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm's own Muon, made to work in float64."""
+    import timm.optim.muon as timms
+
+    monkeypatch.setattr(timms, "zeropower_via_newtonschulz", functools.partial(timms.zeropower_via_newtonschulz, dtype=torch.float64))
+    net = nn.Sequential(nn.Linear(6, 10, bias=False), nn.GELU(), nn.Linear(10, 4, bias=False)).double()
+    ours = trained(lambda n: Muon(n.parameters(), lr=0.01, weight_decay=0.05), net)
+    theirs = trained(lambda n: timms.Muon(n.parameters(), lr=0.01, weight_decay=0.05, nesterov=True, ns_coefficients="original"), net)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
+
+
+def test_muon_moves_vectors_as_adamw() -> None:
+    net = nn.LayerNorm(6).double()
+    ours = trained(lambda n: Muon(n.parameters(), lr=0.01, weight_decay=0.05), net)
+    adamw = trained(lambda n: torch.optim.AdamW(n.parameters(), lr=0.01, betas=(0.9, 0.95), weight_decay=0.05), net)
+    torch.testing.assert_close(ours, adamw, rtol=1e-9, atol=1e-12)
+
+
+def test_an_orthogonalised_matrix_has_singular_values_near_one() -> None:
+    for shape in ((5, 30, 12), (5, 12, 30)):
+        values = torch.linalg.svdvals(orthogonalize(torch.randn(shape), Muon.QUINTIC, Muon.STEPS))
+        assert values.min() > 0.5
+        assert values.max() < 1.3
+
+
+def test_muon_moves_every_parameter_of_a_segformer() -> None:
+    model = SegFormer(TINY, num_classes=3)
+    before = [p.clone() for p in model.parameters()]
+    muon = Muon(param_groups(model), lr=0.01)
+    model(torch.randn(2, 3, 32, 32)).square().mean().backward()
+    muon.step()
+    assert all(not torch.equal(b, p) for b, p in zip(before, model.parameters(), strict=True))

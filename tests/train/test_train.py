@@ -1,0 +1,168 @@
+"""Training from end to end, at a size of seconds."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import TINY
+from lightning import Trainer
+from PIL import Image
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+
+from segformer import Classes, SegFormer
+from segformer.cli import main
+from segformer.data.transforms import TrainTransform
+from segformer.train.data import SegmentationData
+from segformer.train.task import SegmentationTask
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*number of training batches", "ignore:.*GPU available")
+
+
+class Halves(Dataset):
+    """Pictures whose bright half is class 1: learned in a few steps."""
+
+    classes = Classes(["dark", "bright"], [(0, 0, 0), (255, 255, 0)])
+
+    def __init__(self, length: int = 16, seed: int = 0) -> None:
+        self.length, self.seed = length, seed
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+        noise = np.random.default_rng((self.seed, index))
+        label = np.zeros((40, 48), np.uint8)
+        label[:, noise.integers(8, 40) :] = 1
+        image = (noise.normal(60 + 130 * label, 20)).clip(0, 255).astype(np.uint8)
+        label[:2] = 255
+        return tv_tensors.Image(torch.from_numpy(image).expand(3, -1, -1).clone()), tv_tensors.Mask(torch.from_numpy(label))
+
+
+def halves() -> SegmentationData:
+    return SegmentationData(Halves(), Halves(6, seed=1), TrainTransform((32, 32), (0.9, 1.1)), batch_size=4, val_batch_size=2, num_workers=0)
+
+
+def quiet_trainer(folder: Path, **options: object) -> Trainer:
+    return Trainer(
+        accelerator="cpu",
+        default_root_dir=folder,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=False,
+        enable_checkpointing=False,
+        **options,
+    )
+
+
+def test_a_few_steps_learn_an_easy_task(tmp_path: Path) -> None:
+    task = SegmentationTask(SegFormer(TINY, num_classes=2), optimizer=lambda groups: torch.optim.AdamW(groups, lr=3e-3), head_lr_mult=1.0)
+    data = halves()
+    trainer = quiet_trainer(tmp_path, max_epochs=15)
+    before = trainer.validate(task, data, verbose=False)[0]["val/miou"]
+    trainer.fit(task, data)
+    after = trainer.validate(task, data, verbose=False)[0]["val/miou"]
+    assert before < 0.6
+    assert after > 0.9
+
+
+def test_the_loss_is_taken_at_full_size_and_255_is_ignored(tmp_path: Path) -> None:
+    task = SegmentationTask(SegFormer(TINY, num_classes=2, dropout=0.0, drop_path=0.0))
+    images, target = torch.randn(2, 3, 40, 48), torch.randint(0, 2, (2, 40, 48))
+    target[:, :5] = 255
+    task.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    loss = task.training_step((images, target.to(torch.uint8)), 0)
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(task(images), target, ignore_index=255))
+
+
+def test_gradient_accumulation_counts_optimizer_steps(tmp_path: Path) -> None:
+    """Sixteen samples in batches of four, two batches a step, three epochs: six steps, and the rate ends at 0."""
+    task = SegmentationTask(SegFormer(TINY, num_classes=2))
+    trainer = quiet_trainer(tmp_path, max_epochs=3, accumulate_grad_batches=2)
+    trainer.fit(task, halves())
+    assert trainer.global_step == 6
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["segformer", *arguments])
+    main()
+
+
+@pytest.fixture
+def camvid_like(tmp_path: Path) -> Path:
+    """A folder in the layout of configs/camvid.yaml, 255 written as 11, and a config small enough for a test."""
+    for split, seed, count in (("train", 0, 8), ("val", 1, 3), ("test", 2, 3)):
+        for k in range(count):
+            image, label = Halves(count, seed)[k]
+            for kind, array in (("images", image.permute(1, 2, 0).numpy()), ("labels", np.where(label == 255, 11, label).astype(np.uint8))):
+                path = tmp_path / "data" / kind / split / f"{k}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array).save(path)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def config(camvid_like: Path, tmp_path: Path) -> Path:
+    settings = yaml.safe_load((Path(__file__).parents[2] / "configs" / "camvid.yaml").read_text())
+    data = settings["data"]["init_args"]
+    data.update(root=str(camvid_like), classes={"names": ["dark", "bright"]}, batch_size=2, num_workers=0)
+    data["train_transform"]["init_args"]["crop_size"] = [32, 32]
+    settings["model"]["network"]["init_args"]["backbone"] = {"class_path": "segformer.Variant", "init_args": {**vars(TINY)}}
+    settings["model"]["loss"] = None
+    settings["trainer"].update(max_steps=6, val_check_interval=3, accelerator="cpu")
+    settings["trainer"]["logger"]["init_args"]["save_dir"] = str(tmp_path / "runs")
+    for name in ("dims", "depths", "heads", "sr_ratios"):
+        values = settings["model"]["network"]["init_args"]["backbone"]["init_args"]
+        values[name] = list(values[name])
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def test_fit_leaves_checkpoints_weights_tables_and_pictures(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(monkeypatch, "fit", "--config", str(config))
+    out = tmp_path / "runs" / "camvid" / "version_0"
+    assert {"last.ckpt"} < {path.name for path in (out / "checkpoints").iterdir()}
+    results = json.loads((out / "results.json").read_text())
+    assert set(results) == {"val", "test"}
+    assert set(results["test"]["iou"]) == {"dark", "bright"}
+    printed = capsys.readouterr().out
+    assert "mIoU" in printed
+    assert "predictions.png" in printed
+    model = SegFormer.from_pretrained(out / "model.safetensors")
+    assert model.classes.names == ("dark", "bright")
+    for picture in ("predictions.png", "curves.png"):
+        with Image.open(out / picture) as image:
+            assert min(image.size) > 50
+
+    # the weights are the best checkpoint's, and measure what the table says
+    task = SegmentationTask(model)
+    data = yaml.safe_load(config.read_text())["data"]["init_args"]
+    from segformer.train.data import FolderData
+
+    folder = FolderData(data["root"], Classes(["dark", "bright"]), TrainTransform((32, 32)), ignore_index=11, num_workers=0)
+    measured = quiet_trainer(tmp_path).validate(task, folder, verbose=False)[0]["val/miou"]
+    assert measured == pytest.approx(results["val"]["miou"], abs=1e-6)
+
+
+def test_fit_resumes_from_its_last_checkpoint(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(monkeypatch, "fit", "--config", str(config))
+    last = tmp_path / "runs" / "camvid" / "version_0" / "checkpoints" / "last.ckpt"
+    run(monkeypatch, "fit", "--config", str(config), "--trainer.max_steps", "9", "--ckpt_path", str(last))
+    resumed = torch.load(tmp_path / "runs" / "camvid" / "version_1" / "checkpoints" / "last.ckpt", weights_only=False)
+    assert resumed["global_step"] == 9
+
+
+def test_a_wrong_label_stops_the_fit_by_name(config: Path, camvid_like: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(np.full((40, 48), 9, np.uint8)).save(camvid_like / "labels" / "train" / "5.png")
+    with pytest.raises(ValueError, match=r"train/5.png' holds the value 9 on 1920 of 1920 pixels"):
+        run(monkeypatch, "fit", "--config", str(config))
