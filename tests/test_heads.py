@@ -50,7 +50,9 @@ def test_training_updates_the_same_running_statistics() -> None:
 
 
 # Published parameter counts of the decoder: 150 classes (ADE20K) and 19 (Cityscapes)
-@pytest.mark.parametrize(("variant", "ade", "cityscapes"), [("b0", 433_302, 399_635), ("b1", 564_374, 530_707), ("b5", 3_265_686, 3_164_947)])
+@pytest.mark.parametrize(
+    ("variant", "ade", "cityscapes"), [("b0", 433_302, 399_635), ("b1", 564_374, 530_707), ("b5", 3_265_686, 3_164_947)]
+)
 def test_parameter_count_is_the_published_one(variant: str, ade: int, cityscapes: int) -> None:
     v = VARIANTS[variant]
     for num_classes, count in ((150, ade), (19, cityscapes)):

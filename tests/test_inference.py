@@ -43,7 +43,9 @@ def test_labels_are_the_models_own(weights: Path, tiny: SegFormer, tmp_path: Pat
     assert np.array_equal(np.array(Image.open(tmp_path / "out" / "a.png")), expected.numpy())
 
 
-def test_folders_keep_their_subfolders_and_a_histogram_is_printed(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folders_keep_their_subfolders_and_a_histogram_is_printed(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     noise(tmp_path / "in" / "x" / "1.jpg", 40, 40)
     noise(tmp_path / "in" / "y" / "1.jpg", 40, 40)
     main([str(weights), str(tmp_path / "in"), "--out", str(tmp_path / "out")])
@@ -72,12 +74,31 @@ def test_one_broken_image_is_named_and_costs_no_other(weights: Path, tmp_path: P
 def test_no_image_is_ever_overwritten(weights: Path, tmp_path: Path) -> None:
     path = noise(tmp_path / "in" / "1.png", 40, 40)
     before = path.read_bytes()
-    with pytest.raises(SystemExit, match="would overwrite the image"):
-        main([str(weights), str(tmp_path / "in"), "--out", str(tmp_path / "in")])
+    for extra in ([], ["--overwrite"]):
+        with pytest.raises(SystemExit, match="in/1.png' is there already"):
+            main([str(weights), str(tmp_path / "in"), "--out", str(tmp_path / "in"), *extra])
     assert path.read_bytes() == before
-    noise(tmp_path / "in" / "1.jpg", 40, 40)
+
+
+@pytest.mark.parametrize("twin", ["1.jpg", "1_overlay.jpg"])
+def test_two_images_never_share_a_file_to_write(weights: Path, tmp_path: Path, twin: str) -> None:
+    noise(tmp_path / "in" / "1.png", 40, 40)
+    noise(tmp_path / "in" / twin, 40, 40)
     with pytest.raises(SystemExit, match="would both be written to"):
         main([str(weights), str(tmp_path / "in"), "--out", str(tmp_path / "out")])
+
+
+def test_files_of_an_earlier_run_are_kept_unless_asked(weights: Path, tmp_path: Path) -> None:
+    command = [str(weights), str(noise(tmp_path / "1.png", 40, 40)), "--out", str(tmp_path / "out")]
+    main(command)
+    with pytest.raises(SystemExit, match="is there already; choose another folder with --out, or add --overwrite"):
+        main(command)
+    main([*command, "--overwrite"])
+
+
+def test_weights_of_half_precision_label_images(tiny: SegFormer, tmp_path: Path) -> None:
+    tiny.bfloat16().save(tmp_path / "half.safetensors")
+    main([str(tmp_path / "half.safetensors"), str(noise(tmp_path / "1.png", 40, 40)), "--out", str(tmp_path / "out")])
 
 
 def test_missing_images_weights_and_impossible_folders_are_named(weights: Path, tmp_path: Path) -> None:
@@ -87,5 +108,5 @@ def test_missing_images_weights_and_impossible_folders_are_named(weights: Path, 
     with pytest.raises(SystemExit, match=r"no file or folder .*none.pth"):
         main([str(tmp_path / "none.pth"), str(image), "--out", str(tmp_path / "out")])
     (tmp_path / "file").touch()
-    with pytest.raises(SystemExit, match="file"):
+    with pytest.raises(SystemExit, match=r"file' cannot be written \(File exists\); choose another with --out"):
         main([str(weights), str(image), "--out", str(tmp_path / "file")])

@@ -15,7 +15,9 @@ def test_scores_equal_torchmetrics() -> None:
     iou = MulticlassJaccardIndex(5, average=None, ignore_index=255)(predicted, target)
     assert scores.iou == pytest.approx(iou.tolist(), abs=1e-6)
     assert scores.miou == pytest.approx(float(MulticlassJaccardIndex(5, ignore_index=255)(predicted, target)), abs=1e-6)
-    assert scores.pixel_accuracy == pytest.approx(float(MulticlassAccuracy(5, average="micro", ignore_index=255)(predicted, target)), abs=1e-6)
+    assert scores.pixel_accuracy == pytest.approx(
+        float(MulticlassAccuracy(5, average="micro", ignore_index=255)(predicted, target)), abs=1e-6
+    )
 
 
 def test_an_absent_class_counts_in_no_mean() -> None:

@@ -3,7 +3,7 @@
 from segformer.data.classes import Classes
 from segformer.heads import AllMLPHead
 from segformer.mit import VARIANTS, MiT, Variant
-from segformer.models import SegFormer, SegmentationModel
+from segformer.models import Pretrained, SegFormer, SegmentationModel
 
-__all__ = ["VARIANTS", "AllMLPHead", "Classes", "MiT", "SegFormer", "SegmentationModel", "Variant"]
+__all__ = ["VARIANTS", "AllMLPHead", "Classes", "MiT", "Pretrained", "SegFormer", "SegmentationModel", "Variant"]
 __version__ = "0.1.0"

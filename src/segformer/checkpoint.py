@@ -13,7 +13,7 @@ import pickle
 import re
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,14 @@ from segformer.data.classes import Classes
 from segformer.heads import AllMLPHead
 from segformer.initialization import init_weights
 from segformer.mit import VARIANTS, MiT, Variant
-from segformer.models import SegFormer, SegmentationModel
 
 logger = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
 METADATA_KEY = "segformer"
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 PARTS: dict[str, Callable[..., nn.Module]] = {"MiT": MiT, "AllMLPHead": AllMLPHead}
-CLASSIFIER = ("decode_head.classifier.weight", "decode_head.classifier.bias")
+HUGGINGFACE_ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
 @dataclass(frozen=True)
@@ -126,65 +126,74 @@ HUGGINGFACE = Layout(
 LAYOUTS = (NATIVE, NVIDIA, HUGGINGFACE)
 
 
-def save(model: SegmentationModel, path: str | os.PathLike[str]) -> None:
-    """Write a model as one safetensors file that describes itself: parts, their arguments, class names and colours.
+def describe(backbone: nn.Module, decode_head: nn.Module, classes: Classes) -> dict[str, Any]:
+    """What builds the same parts again, JSON-able.
+
+    Raises:
+        ValueError: when a part is of a class that :func:`load` does not know.
+    """
+    parts = {}
+    for name, part in (("backbone", backbone), ("decode_head", decode_head)):
+        if PARTS.get(type(part).__name__) is not type(part):
+            raise ValueError(
+                f"a {name} of class {type(part).__name__} cannot be saved, since from_pretrained knows only {', '.join(PARTS)}; "
+                "save its state dict with torch.save instead"
+            )
+        parts[name] = {"class": type(part).__name__, "config": part.config}
+    return {**parts, "classes": {"names": classes.names, "colors": classes.colors}}
+
+
+def save(backbone: nn.Module, decode_head: nn.Module, classes: Classes, path: str | os.PathLike[str]) -> None:
+    """Write a model as one safetensors file that describes itself.
 
     Raises:
         OSError: when the folder is missing or cannot be written; a file that was there before is kept.
+        ValueError: see :func:`describe`.
     """
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no folder {str(path.parent)!r} to write {path.name!r} into; make it first")
-    description = {
-        "backbone": {"class": type(model.backbone).__name__, "config": model.backbone.config},
-        "decode_head": {"class": type(model.decode_head).__name__, "config": model.decode_head.config},
-        "classes": {"names": model.classes.names, "colors": model.classes.colors},
-    }
-    state = {key: tensor.detach().contiguous() for key, tensor in model.state_dict().items()}
+    metadata = {METADATA_KEY: json.dumps(describe(backbone, decode_head, classes))}
+    state = {key: tensor.detach().contiguous() for key, tensor in _join(backbone, decode_head).state_dict().items()}
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        save_file(state, Path(folder) / path.name, {METADATA_KEY: json.dumps(description)})
+        save_file(state, Path(folder) / path.name, metadata)
         os.replace(Path(folder) / path.name, path)
 
 
-def load(source: str | os.PathLike[str], num_classes: int | None = None, cls: type[SegmentationModel] = SegFormer) -> Any:
-    """Read a model from any known layout, in evaluation mode.
-
-    Args:
-        source: a file (``.safetensors``, or a pickled state dict such as ``.pth``), a Hugging Face folder with its ``config.json``, or an
-            id on the Hugging Face hub.
-        num_classes: replace the classifier by a new, random one for so many classes; by default the file's own is kept.
-        cls: the class of the result.
-
-    Raises:
-        FileNotFoundError: when there is no such file or folder.
-        ValueError: naming the file, and the first keys that do not fit, when it is truncated, not a checkpoint of tensors, of an unknown
-            layout, or of other shapes than its layout says.
-    """
-    path = _find(source)
-    config: dict[str, Any] | None = None
-    if path.is_dir():
-        config = json.loads((path / "config.json").read_text())
-        path = _weights_of(path)
+def load(source: str | os.PathLike[str], num_classes: int | None = None) -> tuple[nn.Module, nn.Module, Classes]:
+    """Read backbone, decode head and classes; :meth:`segformer.SegmentationModel.from_pretrained` says of what, and what it raises."""
+    folder = _find(source)
+    path = _weights_of(folder) if folder.is_dir() else folder
     state, description = _read_file(path)
     if description is not None:
         layout = NATIVE
-        backbone, head = description["backbone"], description["decode_head"]
-        classes = Classes(**description["classes"])
     else:
         layout = _detect(state, path)
-        backbone, head, classes = _infer(layout, state, config, path)
+        config = _read_config(folder / "config.json") if layout is HUGGINGFACE and folder.is_dir() else None
+        description = _infer(layout, state, config, path)
 
     with torch.device("meta"):
-        model = cls.compose(PARTS[backbone["class"]](**backbone["config"]), PARTS[head["class"]](**head["config"]), classes)
-    ours = _translate(layout, state, model, path)
-    model.load_state_dict(ours, assign=True)
-    if num_classes is not None and num_classes != model.num_classes:
-        logger.warning("%s has %d classes: made a new, random classifier for %d", path.name, model.num_classes, num_classes)
-        model = _with_new_classifier(model, num_classes, cls)
-    return model.eval()
+        backbone, head = (_build(**description[name]) for name in ("backbone", "decode_head"))
+    _join(backbone, head).load_state_dict(_translate(layout, state, _join(backbone, head), path), assign=True)
+    classes = Classes(**description["classes"])
+    if num_classes is not None and num_classes != head.num_classes:
+        logger.warning("%s has %d classes: made a new, random classifier for %d", path.name, head.num_classes, num_classes)
+        return backbone, _with_new_classifier(head, num_classes), Classes.unnamed(num_classes)
+    return backbone, head, classes
 
 
-def state_dict_as(model: SegmentationModel, layout: Layout) -> State:
+def _join(backbone: nn.Module, decode_head: nn.Module) -> nn.Module:
+    """The two parts under the names they have in a model."""
+    return nn.ModuleDict({"backbone": backbone, "decode_head": decode_head})
+
+
+def _build(**part: Any) -> Any:
+    if part["class"] not in PARTS:
+        raise ValueError(f"the file holds a {part['class']}, and this version knows only {', '.join(PARTS)}; install a newer one")
+    return PARTS[part["class"]](**part["config"])
+
+
+def state_dict_as(model: nn.Module, layout: Layout) -> State:
     """A model's tensors under another layout's names."""
     state: State = {}
     for key, tensor in model.state_dict().items():
@@ -197,18 +206,32 @@ def _find(source: str | os.PathLike[str]) -> Path:
     path = Path(source)
     if path.exists():
         return path
-    if isinstance(source, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not path.suffix in (".safetensors", ".pth", ".pt", ".bin"):
-        from huggingface_hub import snapshot_download
+    is_file_name = path.suffix in (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+    if not isinstance(source, str) or not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or is_file_name:
+        raise FileNotFoundError(f"no file or folder {str(source)!r}; a Hugging Face id would read 'organisation/name'")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-        return Path(snapshot_download(source, allow_patterns=["config.json", "*.safetensors", "pytorch_model.bin"]))
-    raise FileNotFoundError(f"no file or folder {str(source)!r}; a Hugging Face id would read 'organisation/name'")
+    try:
+        return Path(snapshot_download(source, allow_patterns=["config.json", *WEIGHT_FILES]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise FileNotFoundError(f"no file or folder {source!r}, and as a Hugging Face id: {error}") from error
 
 
 def _weights_of(folder: Path) -> Path:
-    for name in ("model.safetensors", "pytorch_model.bin"):
+    for name in WEIGHT_FILES:
         if (folder / name).is_file():
             return folder / name
-    raise FileNotFoundError(f"no model.safetensors or pytorch_model.bin in {str(folder)!r}; found {sorted(p.name for p in folder.iterdir())}")
+    raise FileNotFoundError(f"no {' or '.join(WEIGHT_FILES)} in {str(folder)!r}; found {sorted(p.name for p in folder.iterdir())}")
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no {str(path)!r}, which tells the sizes of the Hugging Face weights beside it") from None
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} is no JSON: {error}") from error
 
 
 def _read_file(path: Path) -> tuple[State, dict[str, Any] | None]:
@@ -221,16 +244,19 @@ def _read_file(path: Path) -> tuple[State, dict[str, Any] | None]:
                 description = (file.metadata() or {}).get(METADATA_KEY)
                 return {key: file.get_tensor(key) for key in file.keys()}, json.loads(description) if description else None  # noqa: SIM118
         except SafetensorError as error:
-            raise ValueError(f"cannot read {str(path)!r}: {error}; it is truncated or no safetensors file: copy or download it again") from error
+            raise ValueError(
+                f"cannot read {str(path)!r}: {error}; it is truncated or no safetensors file: copy or download it again"
+            ) from error
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{str(path)!r} holds more than tensors, and unpickling it could run foreign code; save its state dict alone: "
-            "torch.save(model.state_dict(), path)"
-        ) from error
     except Exception as error:  # garbage raises whatever the unpickler trips over: KeyError, EOFError, RuntimeError, …
-        raise ValueError(f"cannot read {str(path)!r}: {error}; it is truncated or no checkpoint: copy or download it again") from error
+        if isinstance(error, pickle.UnpicklingError) and "Unsupported global" in str(error):
+            raise ValueError(
+                f"{str(path)!r} holds more than tensors, and unpickling it could run foreign code; save its state dict alone: "
+                "torch.save(model.state_dict(), path)"
+            ) from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"cannot read {str(path)!r}: {reason}; it is truncated or no checkpoint: copy or download it again") from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise ValueError(f"{str(path)!r} is not a state dict: names of tensors are expected, it holds a {type(state).__name__}")
@@ -247,14 +273,14 @@ def _detect(state: State, path: Path) -> Layout:
     )
 
 
-def _infer(layout: Layout, state: State, config: dict[str, Any] | None, path: Path) -> tuple[dict[str, Any], dict[str, Any], Classes]:
-    """Backbone, head and classes that fit a state dict: from a Hugging Face config where there is one, else from the shapes."""
+def _infer(layout: Layout, state: State, config: dict[str, Any] | None, path: Path) -> dict[str, Any]:
+    """The description of a state dict: sizes from its shapes, the rest from a Hugging Face config where there is one."""
 
     def shape(key: str) -> tuple[int, ...]:
-        tensors = [state[name] for name in layout.theirs(key) if name in state]
-        if not tensors:
-            raise ValueError(f"{str(path)!r} looks like the {layout.name} layout but has no {', '.join(layout.theirs(key))}")
-        return tuple(tensors[0].shape)
+        names = layout.theirs(key)
+        if names[0] not in state:
+            raise ValueError(f"{str(path)!r} looks like the {layout.name} layout but has no {', '.join(names)}")
+        return tuple(state[names[0]].shape)
 
     def count(template: str) -> int:
         n = 0
@@ -262,47 +288,60 @@ def _infer(layout: Layout, state: State, config: dict[str, Any] | None, path: Pa
             n += 1
         return n
 
-    stages = range(count("backbone.stages.{}.embed.proj.weight"))
-    dims = tuple(shape(f"backbone.stages.{s}.embed.proj.weight")[0] for s in stages)
-    depths = tuple(count(f"backbone.stages.{s}.blocks.{{}}.norm1.weight") for s in stages)
-    decoder_channels = shape("decode_head.classifier.weight")[1]
-    variant = next((name for name, v in VARIANTS.items() if (v.dims, v.depths) == (dims, depths)), None)
-    size: Variant | str
+    num_classes, decoder_channels = shape("decode_head.classifier.weight")[:2]
     if config is not None:
-        size = variant or _variant_of(config, path)
-    elif variant is not None:
-        size = variant
+        variant, act = _variant_of(config, path)
     else:
-        raise ValueError(f"{str(path)!r} has dims {dims} and depths {depths}, which no variant has; its number of heads cannot be read off")
-    in_channels = shape("backbone.stages.0.embed.proj.weight")[1]
-    num_classes = shape("decode_head.classifier.weight")[0]
-    with torch.device("meta"):
-        backbone = MiT(size, in_channels=in_channels, **layout.backbone)
-    head = AllMLPHead(dims, num_classes, decoder_channels).config
-    names = _class_names(config, num_classes, path)
-    classes = Classes(names) if names else Classes.unnamed(num_classes)
-    return {"class": "MiT", "config": backbone.config}, {"class": "AllMLPHead", "config": head}, classes
+        stages = range(count("backbone.stages.{}.embed.proj.weight"))
+        dims = tuple(shape(f"backbone.stages.{s}.embed.proj.weight")[0] for s in stages)
+        depths = tuple(count(f"backbone.stages.{s}.blocks.{{}}.norm1.weight") for s in stages)
+        standard = [v for v in VARIANTS.values() if (v.dims, v.depths) == (dims, depths)]
+        if not standard:
+            raise ValueError(
+                f"{str(path)!r} has dims {dims} and depths {depths}, which no variant has; its number of heads cannot be read off"
+            )
+        variant, act = standard[0], "gelu"
+    name = next((name for name, v in VARIANTS.items() if replace(variant, decoder_channels=v.decoder_channels) == v), None)
+    backbone = {
+        "variant": name or asdict(variant),
+        "in_channels": shape("backbone.stages.0.embed.proj.weight")[1],
+        "act": act,
+        **layout.backbone,
+    }
+    head = {"in_channels": variant.dims, "num_classes": num_classes, "channels": decoder_channels}
+    classes = _class_names(config, num_classes, path)
+    return {
+        "backbone": {"class": "MiT", "config": backbone},
+        "decode_head": {"class": "AllMLPHead", "config": head},
+        "classes": {"names": classes.names, "colors": classes.colors},
+    }
 
 
-def _variant_of(config: dict[str, Any], path: Path) -> Variant:
-    ratios = set(config["mlp_ratios"])
-    if len(ratios) > 1:
+def _variant_of(config: dict[str, Any], path: Path) -> tuple[Variant, str]:
+    """The sizes in a Hugging Face config, and the activation."""
+    needed = ("hidden_sizes", "depths", "decoder_hidden_size", "num_attention_heads", "sr_ratios", "mlp_ratios", "hidden_act")
+    absent = [name for name in needed if name not in config]
+    if absent:
+        raise ValueError(f"the config.json of {str(path)!r} lacks {', '.join(absent)}; is it a SegFormer's?")
+    if len(set(config["mlp_ratios"])) > 1:
         raise ValueError(f"{str(path)!r}: mlp_ratios {config['mlp_ratios']} differ from stage to stage; MiT has one for all")
-    return Variant(
-        config["hidden_sizes"],
-        config["depths"],
-        config["decoder_hidden_size"],
-        config["num_attention_heads"],
-        config["sr_ratios"],
-        ratios.pop(),
-    )
+    for name, fixed in (("strides", [4, 2, 2, 2]), ("patch_sizes", [7, 3, 3, 3])):
+        if list(config.get(name, fixed)) != fixed:
+            raise ValueError(f"{str(path)!r}: {name} {config[name]}; MiT's are {fixed}")
+    if config["hidden_act"] not in HUGGINGFACE_ACTIVATIONS:
+        known = ", ".join(HUGGINGFACE_ACTIVATIONS)
+        raise ValueError(f"{str(path)!r}: hidden_act {config['hidden_act']!r} is none of {known}")
+    sizes = (config[name] for name in needed[:5])
+    return Variant(*sizes, config["mlp_ratios"][0]), HUGGINGFACE_ACTIVATIONS[config["hidden_act"]]
 
 
-def _class_names(config: dict[str, Any] | None, num_classes: int, path: Path) -> list[str]:
-    names = (config or {}).get("id2label") or {}
-    if names and len(names) != num_classes:
-        raise ValueError(f"{str(path)!r} has {num_classes} classes but its config.json names {len(names)} in id2label; correct the one or the other")
-    return [names[key] for key in sorted(names, key=int)]
+def _class_names(config: dict[str, Any] | None, num_classes: int, path: Path) -> Classes:
+    names = (config or {}).get("id2label")
+    if not names:
+        return Classes.unnamed(num_classes)
+    if len(names) != num_classes:
+        raise ValueError(f"{str(path)!r} has {num_classes} classes but its config.json names {len(names)} in id2label; correct id2label")
+    return Classes([names[key] for key in sorted(names, key=int)])
 
 
 def _translate(layout: Layout, state: State, model: nn.Module, path: Path) -> State:
@@ -323,7 +362,9 @@ def _translate(layout: Layout, state: State, model: nn.Module, path: Path) -> St
     dropped = [name for name in left if name in layout.drops]
     left_over = [name for name in left if name not in layout.drops]
     problems = [
-        f"{len(keys)} {what}: {_some(keys)}" for keys, what in ((missing, "missing"), (left_over, "left over"), (misshapen, "of another shape")) if keys
+        f"{len(keys)} {what}: {_some(keys)}"
+        for keys, what in ((missing, "missing"), (left_over, "left over"), (misshapen, "of another shape"))
+        if keys
     ]
     if problems:
         raise ValueError(f"{str(path)!r} does not fit its layout ({layout.name}): {'; '.join(problems)}")
@@ -332,15 +373,14 @@ def _translate(layout: Layout, state: State, model: nn.Module, path: Path) -> St
     return ours
 
 
-def _with_new_classifier(model: SegmentationModel, num_classes: int, cls: type[SegmentationModel]) -> SegmentationModel:
+def _with_new_classifier(old: Any, num_classes: int) -> nn.Module:
     with torch.device("meta"):
-        head = type(model.decode_head)(**{**model.decode_head.config, "num_classes": num_classes})
-    state = model.decode_head.state_dict()
-    classifier = head.classifier.to_empty(device="cpu").to(model.decode_head.classifier.weight.dtype)
+        head: Any = type(old)(**{**old.config, "num_classes": num_classes})
+    classifier = head.classifier.to_empty(device="cpu").to(old.classifier.weight.dtype)
     init_weights(classifier)
-    state.update({f"classifier.{key}": tensor for key, tensor in classifier.state_dict().items()})
+    state = old.state_dict() | {f"classifier.{key}": tensor for key, tensor in classifier.state_dict().items()}
     head.load_state_dict(state, assign=True)
-    return cls.compose(model.backbone, head)
+    return head
 
 
 def _some(keys: Iterable[str]) -> str:

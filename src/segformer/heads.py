@@ -35,7 +35,7 @@ class AllMLPHead(nn.Module):
         config: the arguments that build this head again, JSON-able.
 
     Raises:
-        ValueError: when ``num_classes`` < 1 or there are no feature maps.
+        ValueError: when ``num_classes`` or ``channels`` is below 1, or there are no feature maps.
     """
 
     def __init__(
@@ -50,6 +50,8 @@ class AllMLPHead(nn.Module):
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+        if channels < 1:
+            raise ValueError(f"the decoder's width must be at least 1 channel, got {channels}")
         if not in_channels:
             raise ValueError("in_channels is empty; the head needs at least one feature map")
         self.config: dict[str, Any] = {
@@ -60,7 +62,7 @@ class AllMLPHead(nn.Module):
             "norm_eps": norm_eps,
         }
         self.num_classes = num_classes
-        self.projections = nn.ModuleList(nn.Linear(c, channels) for c in in_channels)
+        self.projections: Any = nn.ModuleList(nn.Linear(c, channels) for c in in_channels)
         # The published order of the concatenation is coarsest first.
         self.fuse = nn.Conv2d(len(in_channels) * channels, channels, 1, bias=False)
         self.norm = nn.BatchNorm2d(channels, eps=norm_eps)
@@ -71,7 +73,7 @@ class AllMLPHead(nn.Module):
     def project_and_fuse(self, features: Sequence[Tensor]) -> Tensor:
         """Σ up(F_i W_i x_i + F_i b_i): (B, channels, H/4, W/4) in channels-last memory."""
         fuses = self.fuse.weight.flatten(1).chunk(len(self.projections), dim=1)[::-1]  # (D, D) each, finest first
-        maps = [
+        maps = [  # composed each time: a product of weights costs little beside the maps, and the gradient finds its way to each factor
             F.linear(x.permute(0, 2, 3, 1), fuse @ proj.weight, fuse @ proj.bias).permute(0, 3, 1, 2)
             for x, fuse, proj in zip(features, fuses, self.projections, strict=True)
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def label_file(model: SegmentationModel, path: str | os.PathLike[str]) -> tuple[
     """
     image = read_image(path)
     images = pad_to_at_least(normalize()(image)[None], getattr(model.backbone, "MIN_SIZE", 1))
-    images = images.to(next(model.parameters()).device)
+    images = images.to(next(model.parameters()))  # device and precision
     labels = model.predict(images)[0, : image.shape[1], : image.shape[2]]
     return Image.fromarray(image.permute(1, 2, 0).numpy()), labels.to("cpu", torch.uint8).numpy()
 
@@ -42,28 +43,35 @@ def pad_to_at_least(images: Tensor, size: int) -> Tensor:
     return F.pad(images, [0, 0, max(0, size - width), max(0, size - height)])
 
 
-def plan(sources: Iterable[str], out: Path) -> dict[Path, Path]:
-    """The label map to write for each image of the given files and folders: ``out/NAME.png``, subfolders kept.
+def plan(sources: Iterable[str], out: Path, overwrite: bool = False) -> dict[Path, tuple[Path, Path]]:
+    """The files to write for each image of the given files and folders: label map ``out/NAME.png`` and ``out/NAME_overlay.png``.
+
+    Subfolders are kept.
 
     Raises:
         FileNotFoundError: when a file or folder is missing or a folder holds no image.
-        ValueError: when two images would share a label map, or a label map would overwrite an image.
+        FileExistsError: when a file to write is there already, unless ``overwrite`` says so; an image to label is never overwritten.
+        ValueError: when two images would share a file to write.
     """
-    image_of: dict[Path, Path] = {}
+    targets_of: dict[Path, tuple[Path, Path]] = {}
     for source in map(Path, sources):
         if not source.exists():
             raise FileNotFoundError(f"no image or folder {str(source)!r}")
         folder, paths = (source, find_images(source)) if source.is_dir() else (source.parent, [source])
         for path in paths:
             target = out / path.relative_to(folder).with_suffix(".png")
-            if target in image_of:
-                raise ValueError(f"{str(image_of[target])!r} and {str(path)!r} would both be written to {str(target)!r}; label them one by one")
-            image_of[target] = path
-    images = {path.resolve() for path in image_of.values()}
-    for target, path in image_of.items():
-        if target.resolve() in images:
-            raise ValueError(f"the label map of {str(path)!r} would overwrite the image {str(target)!r}; choose another folder with --out")
-    return {path: target for target, path in image_of.items()}
+            targets_of[path] = (target, target.with_name(f"{target.stem}_overlay.png"))
+    images = {path.resolve() for path in targets_of}
+    taken: dict[Path, Path] = {}
+    for path, targets in targets_of.items():
+        for target in targets:
+            if target in taken:
+                both = f"{str(taken[target])!r} and {str(path)!r}"
+                raise ValueError(f"{both} would both be written to {str(target)!r}; label them one by one")
+            taken[target] = path
+            if target.resolve() in images or (target.exists() and not overwrite):
+                raise FileExistsError(f"{str(target)!r} is there already; choose another folder with --out, or add --overwrite")
+    return targets_of
 
 
 def main(args: list[str]) -> None:
@@ -72,6 +80,7 @@ def main(args: list[str]) -> None:
     parser.add_argument("weights", help="file, folder or Hugging Face id, in any layout that SegFormer.from_pretrained reads")
     parser.add_argument("images", nargs="+", help="image files, or folders of them")
     parser.add_argument("--out", type=Path, required=True, help="folder for the label maps and overlays; made where it is missing")
+    parser.add_argument("--overwrite", action="store_true", help="replace label maps and overlays of an earlier run")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="such as cpu or cuda:0")
     options = parser.parse_args(args)
     try:
@@ -81,26 +90,28 @@ def main(args: list[str]) -> None:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    target_of = plan(options.images, options.out)
-    options.out.mkdir(parents=True, exist_ok=True)
-    if not os.access(options.out, os.W_OK):
-        raise PermissionError(f"the folder {str(options.out)!r} cannot be written; choose another with --out")
+    targets_of = plan(options.images, options.out, options.overwrite)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=options.out).close()
+    except OSError as error:
+        raise OSError(f"the folder {str(options.out)!r} cannot be written ({error.strerror}); choose another with --out") from error
     model = SegFormer.from_pretrained(options.weights).to(options.device)
     counts = np.zeros(256, dtype=np.int64)
     refused = []
-    for path, target in tqdm(target_of.items(), "predict", unit="image"):
+    for path, (label_map, picture) in tqdm(targets_of.items(), "predict", unit="image"):
         try:
             image, labels = label_file(model, path)
         except ValueError as error:  # one broken image must not cost the others
             refused.append(str(error))
             continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        indexed(labels, model.classes).save(target)
-        overlay(image, labels, model.classes).save(target.with_name(f"{target.stem}_overlay.png"))
+        label_map.parent.mkdir(parents=True, exist_ok=True)
+        indexed(labels, model.classes).save(label_map)
+        overlay(image, labels, model.classes).save(picture)
         counts += np.bincount(labels.ravel(), minlength=256)
     if counts.any():
         print(_histogram(counts, model))
-    print(f"{len(target_of) - len(refused)} label maps and overlays in {options.out}")
+    print(f"{len(targets_of) - len(refused)} label maps and overlays in {options.out}")
     if refused:
         raise ValueError("; ".join(refused))
 

@@ -11,7 +11,7 @@ from segformer.upsample import upsample_cross_entropy
 
 
 class CrossEntropy(nn.Module):
-    """Cross-entropy at the target's resolution, a mean over the valid pixels.
+    """Cross-entropy at the target's resolution, a mean over the valid pixels (the official training's mean is over all pixels).
 
     Args:
         weight: one weight a class, for rare classes; by default all 1.
@@ -20,8 +20,9 @@ class CrossEntropy(nn.Module):
 
     def __init__(self, weight: Sequence[float] | None = None, ignore_index: int = 255) -> None:
         super().__init__()
+        self.weight: Tensor | None
         self.ignore_index = ignore_index
-        self.register_buffer("weight", None if weight is None else torch.tensor(weight), persistent=False)
+        self.register_buffer("weight", None if weight is None else torch.tensor(weight, dtype=torch.float32), persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         return upsample_cross_entropy(logits, target, self.weight, self.ignore_index)

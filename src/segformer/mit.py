@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -174,10 +174,8 @@ class Stage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x)
         for block in self.blocks:
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
+            recompute = self.grad_checkpointing and torch.is_grad_enabled()
+            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
         return self.norm(x).permute(0, 3, 1, 2)
 
 
@@ -197,10 +195,10 @@ class MiT(nn.Module):
         config: the arguments that build this encoder again, JSON-able.
 
     Raises:
-        ValueError: on an unknown variant, activation, or a number of channels below 1.
+        ValueError: on an unknown variant or activation, fewer than one channel, or a ``drop_path`` outside [0, 1).
     """
 
-    ACTIVATIONS = {"gelu": nn.GELU, "gelu_tanh": partial(nn.GELU, approximate="tanh")}
+    ACTIVATIONS: ClassVar[dict[str, Callable[[], nn.Module]]] = {"gelu": nn.GELU, "gelu_tanh": partial(nn.GELU, approximate="tanh")}
     MIN_SIZE = 32  # pixels a side: below it the last stages' reduction would have nothing to reduce
 
     def __init__(
@@ -217,6 +215,8 @@ class MiT(nn.Module):
         size = find_variant(variant)
         if in_channels < 1:
             raise ValueError(f"in_channels must be at least 1, got {in_channels}")
+        if not 0 <= drop_path < 1:
+            raise ValueError(f"drop_path is a probability below 1, got {drop_path}")
         if act not in self.ACTIVATIONS:
             raise ValueError(f"unknown activation {act!r}; choose one of {', '.join(self.ACTIVATIONS)}")
         self.config: dict[str, Any] = {
@@ -252,7 +252,7 @@ class MiT(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations: less memory, about a third more time."""
         for stage in self.stages:
-            stage.grad_checkpointing = enable
+            stage.grad_checkpointing = enable  # type: ignore[assignment]
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Images (B, C, H, W) to four maps (B, C_i, ⌈H/s⌉, ⌈W/s⌉), s = 4, 8, 16, 32, finest first.

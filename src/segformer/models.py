@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from segformer import checkpoint
 from segformer.data.classes import Classes
 from segformer.heads import AllMLPHead
 from segformer.mit import MiT, Variant, find_variant
@@ -33,9 +34,9 @@ class SegmentationModel(nn.Module):
 
     def __init__(self, backbone: nn.Module, decode_head: nn.Module, classes: Classes | None = None) -> None:
         super().__init__()
-        self.backbone = backbone
-        self.decode_head = decode_head
-        self.classes = classes or Classes.unnamed(decode_head.num_classes)
+        self.backbone: Any = backbone
+        self.decode_head: Any = decode_head
+        self.classes = classes or Classes.unnamed(self.num_classes)
 
     @property
     def num_classes(self) -> int:
@@ -49,7 +50,10 @@ class SegmentationModel(nn.Module):
     @classes.setter
     def classes(self, classes: Classes) -> None:
         if len(classes) != self.num_classes:
-            raise ValueError(f"{len(classes)} class names ({', '.join(classes.names[:3])}, …) for a model of {self.num_classes} classes")
+            raise ValueError(
+                f"{len(classes)} class names ({', '.join(classes.names[:3])}, …) for a model of {self.num_classes} classes; build it with "
+                f"num_classes={len(classes)}, or ask from_pretrained(…, num_classes={len(classes)}) for a new classifier"
+            )
         self._classes = classes
 
     def forward(self, images: Tensor) -> Tensor:
@@ -77,18 +81,27 @@ class SegmentationModel(nn.Module):
         """Write weights, architecture, class names and colours as one safetensors file that :meth:`from_pretrained` reads.
 
         Raises:
-            OSError: when the file cannot be written; the file that was there before is kept.
+            OSError: when the file cannot be written; a file that was there before is kept.
+            ValueError: when a part is of a class that :meth:`from_pretrained` could not build again.
         """
-        from segformer.checkpoint import save
-
-        save(self, path)
+        checkpoint.save(self.backbone, self.decode_head, self.classes, path)
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike[str], num_classes: int | None = None) -> Self:
-        """Read a model, in evaluation mode: see :func:`segformer.checkpoint.load`."""
-        from segformer.checkpoint import load
+        """Read a model in any known layout, in evaluation mode.
 
-        return load(source, num_classes, cls)
+        Args:
+            source: a file (``.safetensors``, or a pickled state dict such as ``.pth``), a folder (a run's, or Hugging Face's with its
+                ``config.json``), or an id on the Hugging Face hub.
+            num_classes: another number of classes than the file's asks for a new, random classifier; by default, and where the numbers
+                agree, the file's own is kept.
+
+        Raises:
+            FileNotFoundError: when there is no such file, folder or hub id.
+            ValueError: naming the file, and the first keys that do not fit, when it is truncated, holds no tensors, has an unknown layout,
+                or other shapes than its layout says.
+        """
+        return cls.compose(*checkpoint.load(source, num_classes)).eval()
 
     @classmethod
     def compose(cls, backbone: nn.Module, decode_head: nn.Module, classes: Classes | None = None) -> Self:
@@ -105,14 +118,14 @@ class SegFormer(SegmentationModel):
         backbone: ``"b0"`` … ``"b5"``, a :class:`~segformer.mit.Variant`, or any module that maps images to feature maps, finest first,
             and has their ``channels``.
         num_classes: classes to tell apart; by default as many as ``classes`` names, or ADE20K's 150.
-        in_channels: channels of the images.
+        in_channels: channels of the images, by default 3; a backbone of yours brings its own.
         decoder_channels: the decoder's width; by default the variant's own (256 over a backbone of yours).
-        drop_path: the backbone's stochastic-depth rate.
+        drop_path: the stochastic-depth rate, by default 0.1; a backbone of yours brings its own.
         dropout: probability of dropping a channel before the classifier.
         classes: names and colours.
 
     Raises:
-        ValueError: on an unknown variant, or fewer than one class or channel.
+        ValueError: on an unknown variant, fewer than one class or channel, or arguments that a ready-made backbone cannot heed.
 
     Example:
         >>> model = SegFormer("b0", num_classes=19)
@@ -125,19 +138,32 @@ class SegFormer(SegmentationModel):
         backbone: str | Variant | nn.Module = "b0",
         num_classes: int | None = None,
         *,
-        in_channels: int = 3,
+        in_channels: int | None = None,
         decoder_channels: int | None = None,
-        drop_path: float = 0.1,
+        drop_path: float | None = None,
         dropout: float = 0.1,
         classes: Classes | None = None,
     ) -> None:
         if num_classes is None:
             num_classes = len(classes) if classes else 150
+        options: Any = {"in_channels": in_channels, "drop_path": drop_path}
+        options = {name: value for name, value in options.items() if value is not None}
+        width = 256
         if not isinstance(backbone, nn.Module):
-            decoder_channels = decoder_channels or find_variant(backbone).decoder_channels
-            backbone = MiT(backbone, in_channels=in_channels, drop_path=drop_path)
-        head = AllMLPHead(backbone.channels, num_classes, decoder_channels or 256, dropout=dropout)
+            width = find_variant(backbone).decoder_channels
+            backbone = MiT(backbone, **options)
+        elif options:
+            raise ValueError(f"{', '.join(options)} given beside a ready-made {type(backbone).__name__}; set it there")
+        channels: Any = backbone.channels
+        head = AllMLPHead(channels, num_classes, width if decoder_channels is None else decoder_channels, dropout=dropout)
         super().__init__(backbone, head, classes)
+
+
+class Pretrained(SegmentationModel):
+    """:meth:`SegmentationModel.from_pretrained` as a class, which a YAML file can name to start training from somebody's weights."""
+
+    def __init__(self, source: str, num_classes: int | None = None) -> None:
+        super().__init__(*checkpoint.load(source, num_classes))
 
 
 @contextmanager

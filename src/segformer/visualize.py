@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -16,6 +16,8 @@ IGNORED = (0, 0, 0)
 
 def indexed(labels: np.ndarray, classes: Classes) -> Image.Image:
     """Labels (H, W) as a palette image: the file's pixel values are the class indices, its colours the classes'."""
+    if len(classes) > IGNORE_INDEX:
+        raise ValueError(f"{len(classes)} classes do not fit into an 8-bit picture, which holds {IGNORE_INDEX} and the ignored value")
     image = Image.fromarray(labels.astype(np.uint8), mode=None)
     palette = [*classes.colors, *[IGNORED] * (256 - len(classes))]
     image.putpalette([channel for color in palette for channel in color])
@@ -45,7 +47,7 @@ def legend(classes: Classes, width: int, shown: Sequence[int] | None = None) -> 
     return image
 
 
-def sheet(columns: dict[str, Sequence[Image.Image]], classes: Classes) -> Image.Image:
+def sheet(columns: Mapping[str, Sequence[Image.Image]], classes: Classes) -> Image.Image:
     """Pictures side by side under their column's title, a row a sample, the legend below."""
     font = ImageFont.load_default(18)
     widths = [max(picture.width for picture in pictures) for pictures in columns.values()]

@@ -48,8 +48,20 @@ def test_a_wrong_label_value_is_named_with_file_count_and_cure(tmp_path: Path) -
     label = np.zeros((6, 8), np.uint8)
     label[2, :5] = 7
     pair(tmp_path, label=label)
-    with pytest.raises(ValueError, match=r"1.png' holds the value 7 on 5 of 48 pixels; valid are 0 to 2 and 255 = ignore.*ignore_index=7"):
+    with pytest.raises(ValueError, match=r"1.png' holds the value 7 on 5 of 48 pixels; valid are 0 to 2, .*ignore_index=7"):
         dataset(tmp_path)[0]
+
+
+@pytest.mark.parametrize("value", [2, -1, 256])
+def test_an_ignored_value_that_is_a_class_or_none_is_refused(tmp_path: Path, value: int) -> None:
+    pair(tmp_path)
+    with pytest.raises(ValueError, match=rf"ignore_index={value} must be a value that is no class, from 3 to 255"):
+        dataset(tmp_path, ignore_index=value)
+
+
+def test_255_is_ignored_beside_another_value(tmp_path: Path) -> None:
+    pair(tmp_path, label=np.array([[0, 1, 255, 11]], np.uint8).repeat(6, 0), size=(6, 4))
+    assert dataset(tmp_path, ignore_index=11)[0][1][0].tolist() == [0, 1, 255, 255]
 
 
 def test_images_without_labels_and_the_reverse_are_named(tmp_path: Path) -> None:
@@ -93,13 +105,19 @@ def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
         dataset(tmp_path)
 
 
-@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
 def test_every_kind_of_image_is_read_as_rgb(tmp_path: Path, mode: str) -> None:
     path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
-    Image.new("RGB", (5, 4), (255, 255, 255)).convert(mode).save(path)
+    Image.new("RGB", (5, 4), (51, 51, 51)).convert(mode).save(path)
     image = read_image(path)
     assert image.shape == (3, 4, 5)
-    assert (image == 255).all()
+    assert (image == 51).all()
+
+
+def test_16_bits_are_scaled_to_8_and_floats_refused(tmp_path: Path) -> None:
+    assert read_image(write(tmp_path / "deep.png", np.full((4, 5), 51 * 257, np.uint16))).eq(51).all()
+    with pytest.raises(ValueError, match=r"float.tif' has mode F, whose scale of values is unknown"):
+        read_image(write(tmp_path / "float.tif", np.zeros((4, 5), np.float32)))
 
 
 def test_an_exif_orientation_is_obeyed(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import colorsys
+
 import pytest
 import torch
 from torchvision import tv_tensors
 
-from segformer.data.transforms import IMAGENET_MEAN, PadTo, RandomCrop, RandomScale, TrainTransform, normalize
+from segformer.data.transforms import IMAGENET_MEAN, PadTo, PhotometricDistortion, RandomCrop, RandomScale, TrainTransform, normalize
 
 
 def sample(height: int, width: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
@@ -50,12 +52,13 @@ def test_crop_avoids_windows_of_one_class() -> None:
 
     def share_varied(crop: RandomCrop) -> float:
         crops = [crop(image, label)[1] for _ in range(300)]
-        return sum(float(c.bincount().max() < 0.75 * c.numel()) for c in map(lambda c: c.flatten(), crops)) / 300
+        return sum(float(c.bincount().max() < 0.75 * c.numel()) for c in (crop.flatten() for crop in crops)) / 300
 
+    p = 10 / 161  # of 161 windows, ten hold more than ten columns of the other class
     once = share_varied(RandomCrop((20, 40), cat_max_ratio=1.1))
     ten = share_varied(RandomCrop((20, 40), cat_max_ratio=0.75))
-    assert once == pytest.approx(20 / 161, abs=0.07)
-    assert ten == pytest.approx(1 - (1 - 20 / 161) ** 10, abs=0.1)
+    assert once == pytest.approx(p, abs=0.05)
+    assert ten == pytest.approx(1 - (1 - p) ** 10, abs=0.1)
 
 
 def test_crop_ignores_unlabelled_pixels() -> None:
@@ -64,6 +67,54 @@ def test_crop_ignores_unlabelled_pixels() -> None:
     assert RandomCrop((10, 10))._is_varied(label)
     label[:] = 255
     assert not RandomCrop((10, 10))._is_varied(label)
+
+
+def distorted(color: tuple[int, int, int], **changes: float) -> torch.Tensor:
+    """One pixel after the given changes and no others."""
+    params = dict.fromkeys(("brightness", "contrast", "saturation", "hue")) | {"contrast_first": True} | changes
+    image = tv_tensors.Image(torch.tensor(color, dtype=torch.uint8)[:, None, None])
+    return PhotometricDistortion().transform(image, params).flatten()
+
+
+def test_brightness_is_added_and_contrast_multiplies() -> None:
+    assert distorted((10, 100, 250), brightness=20.0).tolist() == [30, 120, 255]
+    assert distorted((10, 100, 250), brightness=-20.0).tolist() == [0, 80, 230]
+    assert distorted((10, 100, 250), contrast=1.5).tolist() == [15, 150, 255]
+    assert distorted((10, 100, 200), brightness=20.0, contrast=0.5).tolist() == [15, 60, 110]
+
+
+def test_contrast_comes_before_or_after_saturation() -> None:
+    """Contrast first clips red at 255; saturation moves the others half the way to the greatest."""
+    assert distorted((200, 100, 50), contrast=1.5, saturation=0.5).tolist() == [255, 202, 165]
+    assert distorted((200, 100, 50), contrast=1.5, saturation=0.5, contrast_first=False).tolist() == [255, 225, 188]
+
+
+@pytest.mark.parametrize("color", [(200, 100, 50), (20, 180, 90), (90, 91, 250), (77, 77, 77)])
+def test_saturation_and_hue_are_those_of_hsv(color: tuple[int, int, int]) -> None:
+    """Python's own colorsys as the judge."""
+    h, s, v = colorsys.rgb_to_hsv(*(c / 255 for c in color))
+    for factor in (0.5, 1.4):
+        expected = torch.tensor(colorsys.hsv_to_rgb(h, min(1.0, s * factor), v)) * 255
+        assert (distorted(color, saturation=factor) - expected).abs().max() <= 0.51
+    for degrees in (-30.0, 36.0):
+        expected = torch.tensor(colorsys.hsv_to_rgb((h + degrees / 360) % 1, s, v)) * 255
+        assert (distorted(color, hue=degrees) - expected).abs().max() <= 0.51
+
+
+def test_each_distortion_comes_half_the_time_within_its_bounds() -> None:
+    draws = [PhotometricDistortion().make_params([]) for _ in range(400)]
+    for name, low, high in (("brightness", -32, 32), ("contrast", 0.5, 1.5), ("saturation", 0.5, 1.5), ("hue", -36, 36)):
+        values = [draw[name] for draw in draws if draw[name] is not None]
+        assert 150 <= len(values) <= 250
+        assert low <= min(values) < low + 0.1 * (high - low)
+        assert high - 0.1 * (high - low) < max(values) <= high
+    assert 150 <= sum(draw["contrast_first"] for draw in draws) <= 250
+
+
+def test_distortion_leaves_labels_alone() -> None:
+    image, label = sample(20, 20)
+    for _ in range(10):
+        assert torch.equal(PhotometricDistortion()(image, label)[1], label)
 
 
 def test_padding_is_0_for_images_and_255_for_labels() -> None:

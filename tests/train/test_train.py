@@ -19,10 +19,13 @@ from torchvision import tv_tensors
 from segformer import Classes, SegFormer
 from segformer.cli import main
 from segformer.data.transforms import TrainTransform
-from segformer.train.data import SegmentationData
+from segformer.losses import CrossEntropy
+from segformer.train.data import FolderData, SegmentationData
 from segformer.train.task import SegmentationTask
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*number of training batches", "ignore:.*GPU available")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers", "ignore:.*number of training batches", "ignore:.*GPU available"
+)
 
 
 class Halves(Dataset):
@@ -46,7 +49,9 @@ class Halves(Dataset):
 
 
 def halves() -> SegmentationData:
-    return SegmentationData(Halves(), Halves(6, seed=1), TrainTransform((32, 32), (0.9, 1.1)), batch_size=4, val_batch_size=2, num_workers=0)
+    return SegmentationData(
+        Halves(), Halves(6, seed=1), TrainTransform((32, 32), (0.9, 1.1)), batch_size=4, val_batch_size=2, num_workers=0
+    )
 
 
 def quiet_trainer(folder: Path, **options: object) -> Trainer:
@@ -144,22 +149,86 @@ def test_fit_leaves_checkpoints_weights_tables_and_pictures(
         with Image.open(out / picture) as image:
             assert min(image.size) > 50
 
-    # the weights are the best checkpoint's, and measure what the table says
-    task = SegmentationTask(model)
-    data = yaml.safe_load(config.read_text())["data"]["init_args"]
-    from segformer.train.data import FolderData
+    # the weights are the best checkpoint's averages, not the last step's own, and they measure what the table says
+    checkpoint = torch.load(next(out.glob("checkpoints/epoch*.ckpt")), weights_only=True)
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(tensor, checkpoint["state_dict"][f"network.{key}"]), key
+    assert not torch.equal(model.decode_head.fuse.weight, checkpoint["current_model_state"]["network.decode_head.fuse.weight"])
+    trainer = quiet_trainer(tmp_path)
+    folder = folder_data(config)
+    assert trainer.validate(SegmentationTask(model), folder, verbose=False)[0]["val/miou"] == pytest.approx(
+        results["val"]["miou"], abs=1e-6
+    )
+    assert trainer.test(SegmentationTask(model), folder, verbose=False)[0]["test/miou"] == pytest.approx(results["test"]["miou"], abs=1e-6)
 
-    folder = FolderData(data["root"], Classes(["dark", "bright"]), TrainTransform((32, 32)), ignore_index=11, num_workers=0)
-    measured = quiet_trainer(tmp_path).validate(task, folder, verbose=False)[0]["val/miou"]
-    assert measured == pytest.approx(results["val"]["miou"], abs=1e-6)
+
+def folder_data(config: Path) -> FolderData:
+    root = yaml.safe_load(config.read_text())["data"]["init_args"]["root"]
+    return FolderData(root, Classes(["dark", "bright"]), TrainTransform((32, 32)), ignore_index=11, num_workers=0)
 
 
 def test_fit_resumes_from_its_last_checkpoint(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(monkeypatch, "fit", "--config", str(config))
+    run(monkeypatch, "fit", "--config", str(config), "--report.every_n_batches=1")
     last = tmp_path / "runs" / "camvid" / "version_0" / "checkpoints" / "last.ckpt"
-    run(monkeypatch, "fit", "--config", str(config), "--trainer.max_steps", "9", "--ckpt_path", str(last))
-    resumed = torch.load(tmp_path / "runs" / "camvid" / "version_1" / "checkpoints" / "last.ckpt", weights_only=False)
+    run(monkeypatch, "fit", "--config", str(config), "--report.every_n_batches=1", "--trainer.max_steps=9", f"--ckpt_path={last}")
+    resumed = torch.load(tmp_path / "runs" / "camvid" / "version_1" / "checkpoints" / "last.ckpt", weights_only=True)
     assert resumed["global_step"] == 9
+    history = next(state["history"] for name, state in resumed["callbacks"].items() if name.startswith("Report"))
+    assert [step for step, _ in history["train/loss"]] == list(range(1, 10))
+    assert [step for step, _ in history["val/miou"]] == [3, 6, 9]
+    new_steps = (tmp_path / "runs" / "camvid" / "version_1" / "metrics.csv").read_text()
+    assert "\n2,5," not in new_steps
+
+
+def test_a_run_without_a_validation_leaves_its_weights_all_the_same(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(monkeypatch, "fit", "--config", str(config), "--trainer.max_steps=2")
+    out = tmp_path / "runs" / "camvid" / "version_0"
+    assert SegFormer.from_pretrained(out).num_classes == 2
+    assert set(json.loads((out / "results.json").read_text())) == {"val", "test"}
+
+
+def test_fit_starts_from_given_weights_with_a_new_classifier(
+    config: Path, tiny: SegFormer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.save(tmp_path / "five.safetensors")
+    settings = yaml.safe_load(config.read_text())
+    settings["model"]["network"] = {"class_path": "segformer.from_pretrained", "init_args": {"source": str(tmp_path / "five.safetensors")}}
+    settings["trainer"]["callbacks"] = []
+    config.write_text(yaml.safe_dump(settings))
+    run(monkeypatch, "fit", "--config", str(config), "--trainer.max_steps=1", "--model.optimizer.init_args.lr=1e-9")
+    model = SegFormer.from_pretrained(tmp_path / "runs" / "camvid" / "version_0")
+    assert model.num_classes == 2
+    torch.testing.assert_close(model.decode_head.fuse.weight, tiny.decode_head.fuse.weight)
+
+
+def test_an_unreadable_test_split_costs_neither_weights_nor_val_scores(
+    config: Path, camvid_like: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (camvid_like / "images" / "test" / "1.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"cannot read image .*test/1.png"):
+        run(monkeypatch, "fit", "--config", str(config))
+    out = tmp_path / "runs" / "camvid" / "version_0"
+    assert SegFormer.from_pretrained(out).num_classes == 2
+    assert set(json.loads((out / "results.json").read_text())) == {"val"}
+
+
+def test_validate_prints_every_class(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(monkeypatch, "validate", "--config", str(config))
+    printed = capsys.readouterr().out
+    assert "dark" in printed
+    assert "mIoU" in printed
+
+
+def test_fewer_images_than_a_batch_are_refused(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="8 training images make no batch of 9; set data.batch_size to 8 or less"):
+        run(monkeypatch, "fit", "--config", str(config), "--data.batch_size=9")
+
+
+def test_weights_of_the_loss_must_match_the_classes() -> None:
+    with pytest.raises(ValueError, match="the loss weighs 3 classes, the network tells 2 apart"):
+        SegmentationTask(SegFormer(TINY, num_classes=2), loss=CrossEntropy([1, 2, 3]))
 
 
 def test_a_wrong_label_stops_the_fit_by_name(config: Path, camvid_like: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ class Classes:
         colors: one RGB triple a class; by default the PASCAL VOC palette.
 
     Raises:
-        ValueError: when there are no names, or names and colours differ in number.
+        ValueError: when there are no names, a name occurs twice, names and colours differ in number, or a colour is none.
     """
 
     names: Sequence[str]
@@ -38,6 +38,12 @@ class Classes:
         colors = [tuple(color) for color in self.colors] or voc_palette(len(self.names))
         if len(colors) != len(self.names):
             raise ValueError(f"{len(self.names)} class names but {len(colors)} colours; give one RGB colour a class or none at all")
+        repeated = [name for k, name in enumerate(self.names) if name in self.names[:k]]
+        if repeated:
+            raise ValueError(f"the class name {repeated[0]!r} occurs more than once; give each class its own")
+        for name, color in zip(self.names, colors, strict=True):
+            if len(color) != 3 or not all(isinstance(channel, int) and 0 <= channel <= 255 for channel in color):
+                raise ValueError(f"the colour of {name!r} is {color}; give three whole numbers (red, green, blue) from 0 to 255")
         object.__setattr__(self, "names", tuple(map(str, self.names)))
         object.__setattr__(self, "colors", tuple(colors))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
@@ -38,8 +39,14 @@ def read_image(path: str | os.PathLike[str]) -> tv_tensors.Image:
     Raises:
         ValueError: naming the file, when it cannot be decoded.
     """
-    image = ImageOps.exif_transpose(_open(path)).convert("RGB")
-    return tv_tensors.Image(torch.from_numpy(np.array(image)).permute(2, 0, 1))
+    image = ImageOps.exif_transpose(_open(path))
+    if image.mode.startswith("I;16"):  # Pillow's own conversion would clip all above 255
+        image = Image.fromarray((np.array(image) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            f"image {str(path)!r} has mode {image.mode}, whose scale of values is unknown; save it with 8 or 16 bits a channel"
+        )
+    return tv_tensors.Image(torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1))
 
 
 def read_label_map(path: str | os.PathLike[str]) -> tv_tensors.Mask:
@@ -69,6 +76,24 @@ def _open(path: str | os.PathLike[str]) -> Image.Image:
         raise ValueError(f"cannot read image {str(path)!r}: {error}") from error
 
 
+def check_labels(label: Tensor, num_classes: int, what: str) -> None:
+    """Refuse a label map with a value that is neither a class nor 255.
+
+    Raises:
+        ValueError: naming ``what`` was read, its most frequent wrong value, how often it occurs, and the likely cure.
+    """
+    counts = torch.bincount(label.flatten(), minlength=256)
+    counts[:num_classes] = 0
+    counts[IGNORE_INDEX] = 0
+    if counts.any():
+        value = int(counts.argmax())
+        raise ValueError(
+            f"{what} holds the value {value} on {int(counts[value])} of {label.numel()} pixels; valid are 0 to {num_classes - 1}, and the "
+            f"ignore index. Name more classes, set ignore_index={value}, or map the values first (are these another data set's indices, "
+            "or counted from 1?)"
+        )
+
+
 class FolderDataset(Dataset):
     """Images beside label maps, paired by their path without suffix: ``images/a/1.jpg`` with ``labels/a/1.png``.
 
@@ -82,7 +107,8 @@ class FolderDataset(Dataset):
 
     Raises:
         FileNotFoundError: when a folder is missing or empty.
-        ValueError: at once when an image has no label map or the reverse; on access when a file is corrupt, the two sizes differ, or a
+        ValueError: at once when an image has no label map or the reverse, or ``ignore_index`` is a class; on access when a file is corrupt,
+            the two sizes differ, or a
             label map holds a value that is neither a class nor ignored.
     """
 
@@ -93,6 +119,13 @@ class FolderDataset(Dataset):
         classes: Classes,
         ignore_index: int = IGNORE_INDEX,
     ) -> None:
+        if len(classes) > IGNORE_INDEX:
+            raise ValueError(f"{len(classes)} classes; 8-bit label maps hold at most {IGNORE_INDEX}, as {IGNORE_INDEX} means no class")
+        if not len(classes) <= ignore_index <= 255:
+            raise ValueError(
+                f"ignore_index={ignore_index} must be a value that is no class, from {len(classes)} to 255: the {len(classes)} classes "
+                f"({classes.names[0]}, …, {classes.names[-1]}) are 0 to {len(classes) - 1}"
+            )
         self.classes = classes
         self.ignore_index = ignore_index
         image_of = _by_stem(images)
@@ -118,22 +151,10 @@ class FolderDataset(Dataset):
                 f"image {str(image_path)!r} is {image.shape[1]}×{image.shape[2]} but its label map {str(label_path)!r} "
                 f"{label.shape[0]}×{label.shape[1]} (height × width); give them one size"
             )
-        self._check_values(label, label_path)
         if self.ignore_index != IGNORE_INDEX:
             label[label == self.ignore_index] = IGNORE_INDEX
+        check_labels(label, len(self.classes), f"label map {str(label_path)!r}")
         return image, label
-
-    def _check_values(self, label: torch.Tensor, path: Path) -> None:
-        counts = torch.bincount(label.flatten(), minlength=256)
-        counts[: len(self.classes)] = 0
-        counts[self.ignore_index] = 0
-        if counts.any():
-            value = int(counts.argmax())
-            raise ValueError(
-                f"label map {str(path)!r} holds the value {value} on {int(counts[value])} of {label.numel()} pixels; valid are 0 to "
-                f"{len(self.classes) - 1} and {self.ignore_index} = ignore. Name more classes, set ignore_index={value}, or map the "
-                "values first (are these another data set's indices, or counted from 1?)"
-            )
 
 
 def _by_stem(folder: str | os.PathLike[str]) -> dict[str, Path]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from lightning.pytorch.callbacks import ModelCheckpoint
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from segformer.checkpoint import describe
 from segformer.metrics import Scores
 from segformer.train.data import SegmentationData
 from segformer.train.report import Report
@@ -23,20 +26,42 @@ class SegmentationCLI(LightningCLI):
         parser.add_lightning_class_args(Report, "report")
 
     def before_fit(self) -> None:
-        self.model.network.classes = self.datamodule.classes
+        network = self.model.network
+        network.classes = self.datamodule.classes
+        describe(network.backbone, network.decode_head, network.classes)  # refuses now, not after the run, what could not be saved
 
     def after_fit(self) -> None:
-        """Measure the best checkpoint on every split there is and leave the report beside it."""
-        if not self.trainer.checkpoint_callback.best_model_path:
-            return
+        """Leave the best weights, their scores on every split there is, and the pictures: the dearest first."""
+        trainer: Any = self.trainer
+        self._take_best_weights()
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        self.model.network.save(folder / "model.safetensors")
+        report = next(callback for callback in trainer.callbacks if isinstance(callback, Report))
         scores: dict[str, Scores] = {}
-        self.trainer.validate(self.model, self.datamodule, ckpt_path="best", verbose=False, weights_only=False)
-        scores["val"] = self.model.scores
-        if self.datamodule.test is not None:
-            self.trainer.test(self.model, self.datamodule, ckpt_path="best", verbose=False, weights_only=False)
-            scores["test"] = self.model.scores
-        report = next(callback for callback in self.trainer.callbacks if isinstance(callback, Report))
-        report.write(self.model, self.datamodule, scores, Path(self.trainer.log_dir))
+        for split, measure in (("val", trainer.validate), ("test", trainer.test)):
+            if getattr(self.datamodule, split) is not None:
+                measure(self.model, self.datamodule, verbose=False)
+                scores[split] = self.model.scores
+                report.write_scores(scores, self.datamodule.classes, folder)
+        report.draw(self.model, self.datamodule, folder)
+
+    def _take_best_weights(self) -> None:
+        """The best checkpoint's (a run without a validation keeps its last), averaged where the run averages."""
+        trainer: Any = self.trainer
+        # After the fit the network itself holds the average; the callback would go on swapping it out and in.
+        trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, WeightAveraging)]
+        best = trainer.checkpoint_callback.best_model_path
+        if best:
+            self.model.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
+
+    def after_validate(self) -> None:
+        self._print_scores()
+
+    def after_test(self) -> None:
+        self._print_scores()
+
+    def _print_scores(self) -> None:
+        print(self.model.scores.table(self.datamodule.classes))
 
 
 def main() -> None:
@@ -47,5 +72,6 @@ def main() -> None:
         subclass_mode_data=True,
         auto_configure_optimizers=False,
         seed_everything_default=0,
+        load_from_checkpoint_support=False,
         save_config_kwargs={"overwrite": True},
     )

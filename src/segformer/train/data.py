@@ -7,26 +7,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from segformer.data.classes import Classes
-from segformer.data.datasets import IGNORE_INDEX, FolderDataset
+from segformer.data.datasets import IGNORE_INDEX, FolderDataset, check_labels
 from segformer.data.transforms import normalize
 
 
 class Transformed(Dataset):
-    """A data set's samples behind a transform."""
+    """A data set's samples, their labels checked, behind a transform."""
 
-    def __init__(self, dataset: Dataset, transform: Callable[..., Any]) -> None:
+    def __init__(self, dataset: Any, transform: Callable[..., Any]) -> None:
         self.dataset = dataset
         self.transform = transform
 
     def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
+        return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
-        return self.transform(*self.dataset[index])
+        image, label = self.dataset[index]
+        check_labels(label, len(self.dataset.classes), f"label map {index} of {type(self.dataset).__name__}")
+        return self.transform(image, label)
 
 
 class SegmentationData(LightningDataModule):
@@ -53,19 +56,25 @@ class SegmentationData(LightningDataModule):
         num_workers: int = 2,
     ) -> None:
         super().__init__()
-        self.train, self.val, self.test = train, val, test
+        self.train: Any = train
+        self.val: Any = val
+        self.test: Any = test
         self.train_transform = train_transform
         self.batch_size, self.val_batch_size, self.num_workers = batch_size, val_batch_size, num_workers
 
     @property
     def classes(self) -> Classes:
-        return self.train.classes  # type: ignore[attr-defined]
+        return self.train.classes
 
     @property
     def num_classes(self) -> int:
         return len(self.classes)
 
     def train_dataloader(self) -> DataLoader:
+        if len(self.train) < self.batch_size:
+            raise ValueError(
+                f"{len(self.train)} training images make no batch of {self.batch_size}; set data.batch_size to {len(self.train)} or less"
+            )
         return DataLoader(
             Transformed(self.train, self.train_transform),
             self.batch_size,
@@ -73,6 +82,7 @@ class SegmentationData(LightningDataModule):
             drop_last=True,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
         )
 
     def val_dataloader(self) -> DataLoader:

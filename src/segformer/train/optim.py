@@ -140,7 +140,7 @@ class Muon(Optimizer):
                 self._orthogonal(same_shape, group)
         return loss
 
-    def _adam(self, p: Tensor, group: dict[str, Any]) -> None:
+    def _adam(self, p: Any, group: dict[str, Any]) -> None:
         state = self.state[p]
         if not state:
             state.update(step=0, mean=torch.zeros_like(p), square=torch.zeros_like(p))
@@ -149,12 +149,14 @@ class Muon(Optimizer):
         square = state["square"].lerp_(p.grad.square(), 1 - group["betas"][1]) / (1 - group["betas"][1] ** state["step"])
         p.addcdiv_(mean, square.sqrt_().add_(group["eps"]), value=-group["lr"])
 
-    def _orthogonal(self, same_shape: list[Tensor], group: dict[str, Any]) -> None:
+    def _orthogonal(self, same_shape: list[Any], group: dict[str, Any]) -> None:
         """Matrices of one shape go through the iteration as one batch."""
         updates = []
         for p in same_shape:
-            momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
-            momentum.lerp_(p.grad, 1 - group["momentum"])
+            state = self.state[p]
+            if not state:
+                state.update(momentum=torch.zeros_like(p))
+            momentum = state["momentum"].lerp_(p.grad, 1 - group["momentum"])
             updates.append(p.grad.lerp(momentum, group["momentum"]).flatten(1))
         update = orthogonalize(torch.stack(updates), self.QUINTIC, self.STEPS)
         scale = self.ADAMW_RMS * max(update.shape[-2:]) ** 0.5

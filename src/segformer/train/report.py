@@ -7,30 +7,34 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
 from PIL import Image
+from torch import Tensor
 
+from segformer.data.classes import Classes
+from segformer.metrics import Scores
 from segformer.train.data import SegmentationData
 from segformer.train.task import SegmentationTask
 from segformer.visualize import indexed, overlay, sheet
 
 
 class Report(Callback):
-    """Keeps the history of a run and writes ``curves.png``, ``results.json``, ``predictions.png`` and ``model.safetensors``.
+    """Keeps the history of a run and writes ``results.json``, ``curves.png`` and ``predictions.png``.
 
     Args:
         samples: rows of ``predictions.png``, spread evenly over the validation set.
-        every_n_steps: steps between two points of the loss curve, each the mean of the steps before it.
+        every_n_batches: batches between two points of the loss curve, each the mean of the batches since the one before.
     """
 
-    def __init__(self, samples: int = 6, every_n_steps: int = 20) -> None:
+    def __init__(self, samples: int = 6, every_n_batches: int = 20) -> None:
         self.samples = samples
-        self.every_n_steps = every_n_steps
+        self.every_n_batches = every_n_batches
         self.history: dict[str, list[tuple[int, float]]] = {"train/loss": [], "val/miou": []}
-        self._losses: list[float] = []
+        self._losses: list[Tensor] = []
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": self.history}
@@ -39,9 +43,10 @@ class Report(Callback):
         self.history = state_dict["history"]
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self._losses.append(float(outputs["loss"]))
-        if len(self._losses) == self.every_n_steps:
-            self.history["train/loss"].append((trainer.global_step, sum(self._losses) / len(self._losses)))
+        self._losses.append(outputs["loss"].detach())  # read only now and then: reading waits for the device
+        if len(self._losses) == self.every_n_batches:
+            loss = torch.stack(self._losses).mean().item() * trainer.accumulate_grad_batches
+            self.history["train/loss"].append((trainer.global_step, loss))
             self._losses.clear()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -49,16 +54,21 @@ class Report(Callback):
             self.history["val/miou"].append((trainer.global_step, float(trainer.callback_metrics["val/miou"])))
 
     @rank_zero_only
-    def write(self, task: SegmentationTask, data: SegmentationData, scores: dict[str, Any], folder: Path) -> None:
-        """Write the four files into ``folder`` and print the table of the last split in ``scores``."""
-        task.network.save(folder / "model.safetensors")
-        results = {split: score.to_dict(data.classes) for split, score in scores.items()}
+    def write_scores(self, scores: dict[str, Scores], classes: Classes, folder: Path) -> None:
+        """Write ``results.json`` and print the table of the split measured last."""
+        results = {split: score.to_dict(classes) for split, score in scores.items()}
         (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        split = list(scores)[-1]
+        print(f"\n{split}\n{scores[split].table(classes)}")
+
+    @rank_zero_only
+    def draw(self, task: SegmentationTask, data: SegmentationData, folder: Path) -> None:
+        """Write ``curves.png`` and ``predictions.png``, and say where everything is."""
         self.curves().savefig(folder / "curves.png", dpi=110)
         self.predictions(task, data).save(folder / "predictions.png")
-        for split, score in scores.items():
-            print(f"\n{split}\n{score.table(data.classes)}")
-        print(f"\nweights      {folder / 'model.safetensors'}\nlook at      {folder / 'predictions.png'}\ncurves       {folder / 'curves.png'}")
+        print(f"\nweights   {folder / 'model.safetensors'}")
+        print(f"curves    {folder / 'curves.png'}")
+        print(f"look at   {folder / 'predictions.png'}")
 
     def curves(self) -> Figure:
         """Training loss and validation mIoU against the step."""
@@ -74,10 +84,12 @@ class Report(Callback):
     def predictions(self, task: SegmentationTask, data: SegmentationData) -> Image.Image:
         """Image, label and prediction of evenly spread validation samples, side by side."""
         columns: dict[str, list[Image.Image]] = {"image": [], "label": [], "prediction": []}
-        dataset = data.val_dataloader().dataset
-        for index in np.linspace(0, len(data.val) - 1, min(self.samples, len(data.val))).round().astype(int):  # type: ignore[arg-type]
-            image, label = data.val[int(index)]
-            prediction = task.network.predict(dataset[int(index)][0][None].to(task.device))[0].cpu().numpy()
+        dataset: Any = data.val_dataloader().dataset
+        count = len(dataset)
+        for index in np.linspace(0, count - 1, min(self.samples, count)).round().astype(int).tolist():
+            image, label = data.val[index]
+            images = dataset[index][0][None].to(next(task.network.parameters()))
+            prediction = task.network.predict(images)[0].cpu().numpy()
             photo = Image.fromarray(image.permute(1, 2, 0).numpy())
             columns["image"].append(photo)
             columns["label"].append(indexed(label.numpy(), data.classes).convert("RGB"))

@@ -18,12 +18,14 @@ from segformer.metrics import Scores
 from segformer.models import SegmentationModel
 from segformer.train.optim import Poly, apply_lr_mult, param_groups
 
+OFFICIAL_ADAMW = partial(torch.optim.AdamW, lr=6e-5, weight_decay=0.01)
+
 
 class SegmentationTask(LightningModule):
     """Trains and measures a network; the network itself sees neither targets nor optimizers.
 
     The defaults are the official recipe (arXiv 2105.15203, section 4.1): AdamW at 6e-5 with weight decay 0.01, the decode head at ten
-    times the rate, linear warm-up over 1,500 steps and a straight decay to 0.
+    times the rate, linear warm-up over 1,500 steps and a straight decay to 0. The loss is a mean over the valid pixels.
 
     Args:
         network: the model to train.
@@ -37,13 +39,18 @@ class SegmentationTask(LightningModule):
         self,
         network: SegmentationModel,
         loss: nn.Module | None = None,
-        optimizer: Callable[[Any], Optimizer] = partial(torch.optim.AdamW, lr=6e-5, weight_decay=0.01),
+        optimizer: Callable[[Any], Optimizer] = OFFICIAL_ADAMW,
         scheduler: Callable[[Optimizer, int], LRScheduler] = Poly,
         head_lr_mult: float = 10.0,
     ) -> None:
         super().__init__()
         self.network = network
         self.loss = loss or CrossEntropy()
+        weight = getattr(self.loss, "weight", None)
+        if weight is not None and len(weight) != network.num_classes:
+            raise ValueError(
+                f"the loss weighs {len(weight)} classes, the network tells {network.num_classes} apart; give one weight a class"
+            )
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
         self.head_lr_mult = head_lr_mult
@@ -88,5 +95,8 @@ class SegmentationTask(LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = apply_lr_mult(self.make_optimizer(param_groups(self.network, self.head_lr_mult)))
-        scheduler = self.make_scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise ValueError("the schedule needs the run's length; set trainer.max_steps or trainer.max_epochs")
+        scheduler = self.make_scheduler(optimizer, int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

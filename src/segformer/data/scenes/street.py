@@ -1,0 +1,106 @@
+"""The layout of a street: what is paved, and where things stand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from math import inf, pi
+
+import numpy as np
+
+from segformer.data.scenes.canvas import FAR, WHITE, Canvas, tone
+from segformer.data.scenes.car import car
+from segformer.data.scenes.classes import GRASS, PAVEMENT, ROAD
+from segformer.data.scenes.things import building, fence, lamp, person, sign, tree
+
+ASPHALT = ((100, 100, 102), (120, 118, 116), (82, 83, 88), (138, 136, 132))
+SLABS = ((158, 155, 150), (134, 133, 132), (170, 156, 144), (146, 114, 102), (116, 116, 118))
+LAWNS = ((98, 122, 62), (128, 132, 76), (84, 108, 60), (148, 138, 94))
+TIMBERS = ((128, 96, 70), (210, 208, 202), (90, 100, 88), (114, 114, 116))
+LANE = 3.2  # metres wide
+
+
+def lay_out(canvas: Canvas) -> None:
+    """Lay out a street: its ground is painted, what stands on it is placed."""
+    rng, lanes = canvas.rng, int(canvas.rng.choice((2, 2, 3, 4)))
+    crossing = rng.uniform(14, 50) if rng.random() < 0.45 else inf  # where another street begins to cross
+    kerb, tar, slabs, paint = lanes * LANE / 2 + rng.uniform(1.2, 2), canvas.pick(ASPHALT), canvas.pick(SLABS), canvas.pick([WHITE])
+    canvas.strip(GRASS, canvas.pick(LAWNS), -400, 400)
+    for side in (-1, 1):
+        roadside(canvas, side, kerb, crossing)
+    if crossing < FAR:
+        canvas.strip(PAVEMENT, slabs, -80, 80, crossing - 2.5, crossing + 9.5)
+        canvas.strip(ROAD, tar, -80, 80, crossing, crossing + 7)
+        for x in np.arange(rng.uniform(-20, 10), 20, rng.uniform(9, 25)).tolist():
+            canvas.place(car, x, crossing + 5.2, -pi / 2)
+    canvas.strip(ROAD, tar, -kerb, kerb)
+    for _ in range(rng.integers(8)):
+        x, z, worn = rng.uniform(-kerb, kerb - 1), rng.uniform(3, 40), rng.uniform(0.85, 1.1)
+        canvas.strip(ROAD, tone(tar, worn), x, min(kerb, x + rng.uniform(0.5, 2.5)), z, z + rng.uniform(0.5, 8))
+    for z in along(canvas, crossing, rng.uniform(1, 6), 90, 6, 6):
+        for lane in range(1, lanes):
+            x = (lane - lanes / 2) * LANE
+            canvas.strip(ROAD, paint, x - 0.07, x + 0.07, z, z + 3)
+    if rng.random() < 0.6:
+        zebra = min(crossing - 4, rng.uniform(8, 40))
+        for x in np.arange(0.3 - kerb, kerb - 0.5).tolist():
+            canvas.strip(ROAD, paint, x, x + 0.5, zebra, zebra + 3)
+        for _ in range(rng.integers(4)):
+            canvas.place(person, rng.uniform(-kerb, kerb), zebra + rng.uniform(0.5, 2.5))
+    for lane in range(lanes):
+        x = (lane + 0.5 - lanes / 2) * LANE
+        for z in along(canvas, crossing, rng.uniform(8, 45), 75, 14, 60):
+            canvas.place(car, x + rng.uniform(-0.3, 0.3), z, pi * (x < 0) + rng.normal(0, 0.02))
+
+
+def along(canvas: Canvas, crossing: float, start: float, stop: float, low: float, high: float) -> Iterator[float]:
+    """Distances ahead, a step of ``low`` to ``high`` metres apart, none on the crossing."""
+    while start < stop:
+        if not crossing - 7 < start < crossing + 12:
+            yield start
+        start += canvas.rng.uniform(low, high)
+
+
+def roadside(canvas: Canvas, side: int, kerb: float, crossing: float) -> None:
+    """Pave one side of the street, beyond ``kerb`` metres from its middle, and put houses, gardens, people and cars there."""
+    rng, place, ahead = canvas.rng, canvas.place, partial(along, canvas, crossing)
+    verge, garden = rng.uniform(1, 2.5) * (rng.random() < 0.3), rng.uniform(2, 7) * (rng.random() < 0.5)
+    park, inner, outer = rng.random() < 0.15, kerb + verge, kerb + verge + rng.uniform(2, 5)
+    green, slabs, lawn = bool(garden) or park, canvas.pick(SLABS), canvas.pick(LAWNS)
+
+    canvas.strip(GRASS if green or rng.random() < 0.5 else PAVEMENT, lawn if green else slabs, side * outer, side * 150)
+    canvas.strip(GRASS, lawn, side * kerb, side * inner)
+    canvas.strip(PAVEMENT, slabs, side * inner, side * outer)
+    canvas.strip(PAVEMENT, tone(slabs, 1.2), side * kerb, side * (kerb + 0.2))
+    for z in np.arange(2, 22, rng.uniform(0.9, 2)).tolist():
+        canvas.strip(PAVEMENT, tone(slabs, 0.85), side * inner, side * outer, z, z + 0.04)
+
+    end = rng.uniform(-10, 2)
+    while end < 110 and not park:
+        length, gap = rng.uniform(8, 24), rng.random()
+        end += length
+        if gap > 0.12 and end > 3 and not crossing - 3 < end < crossing + 10 + length:
+            place(building, side * (outer + garden), end, min(length, end - 1))
+        end += rng.uniform(1, 4) * (gap > 0.8)
+    if rng.random() < (0.8 if green else 0.3):
+        height, color, boards, start = rng.uniform(0.9, 1.6), canvas.pick(TIMBERS), green and rng.random() < 0.6, rng.uniform(4, 20)
+        for z in ahead(start, start + rng.uniform(10, 45), 3, 3):
+            place(fence, side * (outer if green else kerb + 0.3), z, 3.0, height, color, boards)
+    if green:
+        for z in ahead(rng.uniform(5, 9), 60 if park else 35, 1, 8 if park else 12):
+            x = side * rng.uniform(outer + 1, outer + (25 if park else max(2, garden)))
+            place(tree, x, z, *((rng.uniform(0.8, 2), 0.0) if rng.random() < 0.45 else (rng.uniform(4, 9), rng.uniform(1, 2))))
+    if rng.random() < 0.45:
+        size = rng.uniform(5, 9)
+        for z in ahead(rng.uniform(6, 18), 70, 9, 16):
+            place(tree, side * (kerb + 0.6), z, size * rng.uniform(0.8, 1.2), rng.uniform(1.8, 2.6))
+    if rng.random() < 0.65:
+        for z in ahead(rng.uniform(6, 20), 80, 16, 30):
+            place(lamp, side * (kerb + 0.5), z)
+    for z in ahead(rng.uniform(6, 20), 45, 6, 30):
+        place(sign, side * (kerb + rng.uniform(0.4, 1.2)), z)
+    for z in ahead(rng.uniform(5, 12), 45, 1, 16):
+        place(person, side * rng.uniform(inner + 0.3, outer - 0.3), z)
+    if rng.random() < 0.55:
+        for z in ahead(rng.uniform(5, 12), rng.uniform(20, 60), 5.6, 12):
+            place(car, side * (kerb - 1.1), z, pi * (side < 0))
