@@ -45,6 +45,23 @@ def test_logits_equal_transformers(variant: str, dtype: torch.dtype, tmp_path: P
     assert expected.std() > 0.05
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("variant", SIZES)
+def test_features_equal_smps_encoder_which_bears_nvidias_names(variant: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    from segmentation_models_pytorch.encoders import get_encoder
+
+    peer = randomized(get_encoder(f"mit_{variant}", weights=None)).to(dtype)
+    images = torch.randn(1, 3, 96, 160, dtype=dtype)  # smp takes multiples of 32 only
+    with torch.inference_mode():
+        expected = peer(images)[2:]
+    head = state_dict_as(SegFormer(variant, num_classes=2).to(dtype), NVIDIA)
+    state = {key: tensor for key, tensor in head.items() if key.startswith("decode_head.")}
+    torch.save(state | {f"backbone.{key}": tensor for key, tensor in peer.state_dict().items()}, tmp_path / "nvidia.pth")
+    with torch.inference_mode():
+        features = SegFormer.from_pretrained(tmp_path / "nvidia.pth").backbone(images)
+    torch.testing.assert_close(features, expected, rtol=0, atol=TOLERANCE[dtype] * 10)
+
+
 def test_our_tensors_are_transformers_own(tmp_path: Path) -> None:
     """The Hugging Face layout we write has the very keys and bits that transformers writes."""
     from safetensors.torch import load_file

@@ -34,5 +34,5 @@ def _train() -> None:
     try:
         from segformer.train.cli import main as train
     except ModuleNotFoundError as error:
-        sys.exit(f"segformer {sys.argv[1]} needs {error.name}; install the training extra: pip install 'segformer[train]'")
+        sys.exit(f"segformer {sys.argv[1]} needs {error.name}; install this package with its training extra, [train]")
     train()

@@ -164,6 +164,7 @@ class TrainTransform(v2.Compose):
         scale: least and greatest factor of the random scale.
         base: see :class:`RandomScale`.
         cat_max_ratio: see :class:`RandomCrop`.
+        distortion: what becomes of the colours; by default :class:`PhotometricDistortion`.
     """
 
     def __init__(
@@ -172,13 +173,14 @@ class TrainTransform(v2.Compose):
         scale: Sequence[float] = (0.5, 2.0),
         base: Sequence[int] | None = None,
         cat_max_ratio: float = 0.75,
+        distortion: v2.Transform | None = None,
     ) -> None:
         super().__init__(
             [
                 RandomScale(scale, base),
                 RandomCrop(crop_size, cat_max_ratio),
                 v2.RandomHorizontalFlip(),
-                PhotometricDistortion(),
+                distortion or PhotometricDistortion(),
                 normalize(),
                 PadTo(crop_size),
             ]
