@@ -132,7 +132,7 @@ def describe(backbone: nn.Module, decode_head: nn.Module, classes: Classes) -> d
     Raises:
         ValueError: when a part is of a class that :func:`load` does not know.
     """
-    parts = {}
+    parts: dict[str, Any] = {}
     for name, part in (("backbone", backbone), ("decode_head", decode_head)):
         if PARTS.get(type(part).__name__) is not type(part):
             raise ValueError(
@@ -331,8 +331,8 @@ def _variant_of(config: dict[str, Any], path: Path) -> tuple[Variant, str]:
     if config["hidden_act"] not in HUGGINGFACE_ACTIVATIONS:
         known = ", ".join(HUGGINGFACE_ACTIVATIONS)
         raise ValueError(f"{str(path)!r}: hidden_act {config['hidden_act']!r} is none of {known}")
-    sizes = (config[name] for name in needed[:5])
-    return Variant(*sizes, config["mlp_ratios"][0]), HUGGINGFACE_ACTIVATIONS[config["hidden_act"]]
+    dims, depths, decoder_channels, heads, sr_ratios = (config[name] for name in needed[:5])
+    return Variant(dims, depths, decoder_channels, heads, sr_ratios, config["mlp_ratios"][0]), HUGGINGFACE_ACTIVATIONS[config["hidden_act"]]
 
 
 def _class_names(config: dict[str, Any] | None, num_classes: int, path: Path) -> Classes:

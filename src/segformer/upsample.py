@@ -10,8 +10,6 @@ from torch import Tensor
 
 def upsample(x: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear interpolation of (B, C, h, w) to (B, C, *size*)."""
-    if tuple(x.shape[-2:]) == tuple(size):
-        return x
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
 
