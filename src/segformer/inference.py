@@ -12,12 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
 from segformer.data.datasets import find_images, read_image
-from segformer.data.transforms import normalize
+from segformer.data.transforms import PadTo, normalize
 from segformer.models import SegFormer, SegmentationModel
 from segformer.visualize import indexed, overlay
 
@@ -29,18 +27,10 @@ def label_file(model: SegmentationModel, path: str | os.PathLike[str]) -> tuple[
         ValueError: naming the file, when it cannot be decoded.
     """
     image = read_image(path)
-    images = pad_to_at_least(normalize()(image)[None], getattr(model.backbone, "MIN_SIZE", 1))
-    images = images.to(next(model.parameters()))  # device and precision
+    size = getattr(model.backbone, "MIN_SIZE", 1)
+    images = PadTo((size, size))(normalize()(image))[None].to(next(model.parameters()))  # device and precision
     labels = model.predict(images)[0, : image.shape[1], : image.shape[2]]
     return Image.fromarray(image.permute(1, 2, 0).numpy()), labels.to("cpu", torch.uint8).numpy()
-
-
-def pad_to_at_least(images: Tensor, size: int) -> Tensor:
-    """Images (B, C, H, W) padded right and bottom with 0, the mean colour, to ``size`` pixels a side at the least."""
-    height, width = images.shape[-2:]
-    if height >= size and width >= size:
-        return images
-    return F.pad(images, [0, 0, max(0, size - width), max(0, size - height)])
 
 
 def plan(sources: Iterable[str], out: Path, overwrite: bool = False) -> dict[Path, tuple[Path, Path]]:

@@ -108,8 +108,7 @@ class FolderDataset(Dataset):
     Raises:
         FileNotFoundError: when a folder is missing or empty.
         ValueError: at once when an image has no label map or the reverse, or ``ignore_index`` is a class; on access when a file is corrupt,
-            the two sizes differ, or a
-            label map holds a value that is neither a class nor ignored.
+            the two sizes differ, or a label map holds a value that is neither a class nor ignored.
     """
 
     def __init__(

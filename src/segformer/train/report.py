@@ -16,10 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from segformer.data.classes import Classes
+from segformer.data.transforms import normalize
 from segformer.metrics import Scores
 from segformer.train.data import SegmentationData
 from segformer.train.task import SegmentationTask
-from segformer.visualize import indexed, overlay, sheet
+from segformer.visualize import indexed, sheet
 
 
 class Report(Callback):
@@ -84,14 +85,12 @@ class Report(Callback):
     def predictions(self, task: SegmentationTask, data: SegmentationData) -> Image.Image:
         """Image, label and prediction of evenly spread validation samples, side by side."""
         columns: dict[str, list[Image.Image]] = {"image": [], "label": [], "prediction": []}
-        dataset: Any = data.val_dataloader().dataset
-        count = len(dataset)
+        count = len(data.val)
         for index in np.linspace(0, count - 1, min(self.samples, count)).round().astype(int).tolist():
             image, label = data.val[index]
-            images = dataset[index][0][None].to(next(task.network.parameters()))
-            prediction = task.network.predict(images)[0].cpu().numpy()
-            photo = Image.fromarray(image.permute(1, 2, 0).numpy())
-            columns["image"].append(photo)
-            columns["label"].append(indexed(label.numpy(), data.classes).convert("RGB"))
-            columns["prediction"].append(overlay(photo, prediction, data.classes, alpha=1.0))
+            images = normalize()(image)[None].to(next(task.network.parameters()))
+            prediction = task.network.predict(images)[0].cpu()
+            columns["image"].append(Image.fromarray(image.permute(1, 2, 0).numpy()))
+            for name, labels in (("label", label), ("prediction", prediction)):
+                columns[name].append(indexed(labels.numpy(), data.classes).convert("RGB"))
         return sheet(columns, data.classes)

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from segformer.data.datasets import IGNORE_INDEX
 from segformer.losses import CrossEntropy
 from segformer.metrics import Scores
 from segformer.models import SegmentationModel
@@ -54,7 +55,7 @@ class SegmentationTask(LightningModule):
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
         self.head_lr_mult = head_lr_mult
-        self.confusion = MulticlassConfusionMatrix(network.num_classes, ignore_index=255)
+        self.confusion = MulticlassConfusionMatrix(network.num_classes, ignore_index=IGNORE_INDEX)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)
