@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 
 VERBS = {
@@ -10,6 +11,8 @@ VERBS = {
     "validate": "measure a checkpoint on the validation split: segformer validate --config … --ckpt_path …",
     "test": "measure a checkpoint on the test split: segformer test --config … --ckpt_path …",
     "predict": "label images: segformer predict WEIGHTS IMAGE… --out DIR",
+    "inspect": "say what a checkpoint holds: segformer inspect FILE|FOLDER|HUB_ID",
+    "convert": "write it in another layout: segformer convert IN OUT --layout native|huggingface|nvidia|smp",
 }
 
 
@@ -22,10 +25,16 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("verb", choices=VERBS, metavar="VERB", help=f"one of {', '.join(VERBS)}; VERB --help says more")
-    if parser.parse_args(sys.argv[1:2]).verb == "predict":
+    verb = parser.parse_args(sys.argv[1:2]).verb
+    logging.basicConfig(format="%(message)s")
+    if verb == "predict":
         from segformer.inference import main as predict
 
         predict(sys.argv[2:])
+    elif verb in ("inspect", "convert"):
+        from segformer.convert import main as convert
+
+        convert(sys.argv[1:])
     else:
         _train()
 

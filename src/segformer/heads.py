@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,13 +63,18 @@ class AllMLPHead(nn.Module):
             "norm_eps": norm_eps,
         }
         self.num_classes = num_classes
-        self.projections: Any = nn.ModuleList(nn.Linear(c, channels) for c in in_channels)
+        self.projections: Any = nn.ModuleList(self.projection(c, channels, norm_eps) for c in in_channels)
         # The published order of the concatenation is coarsest first.
         self.fuse = nn.Conv2d(len(in_channels) * channels, channels, 1, bias=False)
         self.norm = nn.BatchNorm2d(channels, eps=norm_eps)
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(channels, num_classes, 1)
         self.apply(init_weights)
+
+    @staticmethod
+    def projection(in_channels: int, channels: int, norm_eps: float) -> nn.Module:
+        """What takes one level to the decoder's width."""
+        return nn.Linear(in_channels, channels)
 
     def project_and_fuse(self, features: Sequence[Tensor]) -> Tensor:
         """Σ up(F_i W_i x_i + F_i b_i): (B, channels, H/4, W/4) in channels-last memory."""
@@ -84,3 +90,21 @@ class AllMLPHead(nn.Module):
         x = self.project_and_fuse(features)
         x = F.relu(self.norm(x))
         return self.classifier(self.dropout(x))
+
+
+class MMSegHead(AllMLPHead):
+    """The all-MLP decoder as mmsegmentation builds it: each level through a 1×1 convolution, BatchNorm and ReLU before it is upsampled.
+
+    The concatenation is finest first. Arguments and attributes are those of :class:`AllMLPHead`; a width of 256 is what its
+    configurations use for all variants.
+    """
+
+    @staticmethod
+    def projection(in_channels: int, channels: int, norm_eps: float) -> nn.Module:
+        conv, norm = nn.Conv2d(in_channels, channels, 1, bias=False), nn.BatchNorm2d(channels, eps=norm_eps)
+        return nn.Sequential(OrderedDict(conv=conv, norm=norm, act=nn.ReLU()))
+
+    def project_and_fuse(self, features: Sequence[Tensor]) -> Tensor:
+        """F · concat(up(ReLU(BN(W_i x_i)))) as Σ up(F_i ReLU(BN(W_i x_i)))."""
+        fuses = self.fuse.weight.chunk(len(self.projections), dim=1)
+        return upsample_sum([F.conv2d(project(x), fuse) for x, fuse, project in zip(features, fuses, self.projections, strict=True)])

@@ -24,5 +24,5 @@ class CrossEntropy(nn.Module):
         self.ignore_index = ignore_index
         self.register_buffer("weight", None if weight is None else torch.tensor(weight, dtype=torch.float32), persistent=False)
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        return upsample_cross_entropy(logits, target, self.weight, self.ignore_index)
+    def forward(self, logits: Tensor, target: Tensor, align_corners: bool = False) -> Tensor:
+        return upsample_cross_entropy(logits, target, self.weight, self.ignore_index, align_corners)

@@ -20,6 +20,9 @@ from torch.utils.checkpoint import checkpoint
 
 from segformer.initialization import init_weights
 
+for _leaf in ("rearrange", "check_images"):  # they look into shapes, which torch.fx does not have while it traces
+    torch.fx.wrap(_leaf)
+
 Norm = Callable[[int], nn.Module]
 
 
@@ -118,7 +121,7 @@ class EfficientSelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q = rearrange(self.q(x), "b h w (n d) -> b n (h w) d", n=self.heads)
-        k, v = rearrange(self.kv(self.reduce(x)), "b h w (two n d) -> two b n (h w) d", two=2, n=self.heads)
+        k, v = rearrange(self.kv(self.reduce(x)), "b h w (two n d) -> two b n (h w) d", two=2, n=self.heads).unbind()
         x = rearrange(F.scaled_dot_product_attention(q, k, v), "b n (h w) d -> b h w (n d)", h=x.shape[1])
         return self.proj(x)
 
@@ -260,10 +263,14 @@ class MiT(nn.Module):
         Raises:
             ValueError: when the images are not (B, ``in_channels``, H ≥ 32, W ≥ 32).
         """
+        return self.pyramid(images, len(self.stages))
+
+    def pyramid(self, images: Tensor, depth: int) -> list[Tensor]:
+        """The maps of the first ``depth`` stages."""
         check_images(images, self.in_channels, self.MIN_SIZE)
         x = images.contiguous(memory_format=torch.channels_last)
         features = []
-        for stage in self.stages:
+        for stage in self.stages[:depth]:
             x = stage(x)
             features.append(x)
         return features

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,15 +29,17 @@ class SegmentationModel(nn.Module):
         backbone: images (B, C, H, W) to a list of feature maps, finest first, with their ``channels``.
         decode_head: that list to logits (B, K, H/4, W/4), with ``num_classes`` = K.
         classes: names and colours of the K classes; by default ``class 0``, ``class 1``, …
+        align_corners: how stride-4 logits are interpolated to pixels; true only for weights that were trained so.
 
     Raises:
         ValueError: when there are names for another number of classes.
     """
 
-    def __init__(self, backbone: nn.Module, decode_head: nn.Module, classes: Classes | None = None) -> None:
+    def __init__(self, backbone: nn.Module, decode_head: nn.Module, classes: Classes | None = None, *, align_corners: bool = False) -> None:
         super().__init__()
         self.backbone: Any = backbone
         self.decode_head: Any = decode_head
+        self.align_corners = align_corners
         self.classes = classes or Classes.unnamed(self.num_classes)
 
     @property
@@ -59,7 +63,7 @@ class SegmentationModel(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W), normalised with the ImageNet mean and std, to logits (B, K, H, W)."""
         logits = self.decode_head(self.backbone(images))  # (B, K, H/4, W/4)
-        return upsample(logits, images.shape[-2:])
+        return upsample(logits, images.shape[-2:], self.align_corners)
 
     @torch.no_grad()
     def predict(self, images: Tensor, size: Sequence[int] | None = None) -> Tensor:
@@ -71,43 +75,83 @@ class SegmentationModel(nn.Module):
         """
         with evaluating(self):
             logits = self.decode_head(self.backbone(images))
-            return upsample_argmax(logits, images.shape[-2:] if size is None else size)
+            return upsample_argmax(logits, images.shape[-2:] if size is None else size, self.align_corners)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trade time for memory in training: the backbone recomputes its blocks in the backward pass."""
         self.backbone.set_grad_checkpointing(enable)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write weights, architecture, class names and colours as one safetensors file that :meth:`from_pretrained` reads.
+    def save(self, path: str | os.PathLike[str], layout: str = "native") -> None:
+        """Write the model.
+
+        Args:
+            path: a ``.safetensors`` file; for ``"nvidia"`` and ``"smp"`` also a ``.pth``; for ``"huggingface"`` a folder.
+            layout: ``"native"``, one file with weights, architecture, numerics, class names and colours; ``"huggingface"``, which
+                transformers' ``SegformerForSemanticSegmentation.from_pretrained`` opens; ``"nvidia"`` or ``"smp"``, a state dict of the
+                model of that name. What the layout's readers would compute otherwise is logged as a warning, with its size.
 
         Raises:
             OSError: when the file cannot be written; a file that was there before is kept.
-            ValueError: when a part is of a class that :meth:`from_pretrained` could not build again.
+            ValueError: on an unknown layout, or one that has no place for a part of the model.
         """
-        checkpoint.save(self.backbone, self.decode_head, self.classes, path)
+        checkpoint.save(self, path, layout)
+
+    def push_to_hub(self, repository: str, *, layout: str = "native", private: bool | None = None, revision: str | None = None) -> str:
+        """Write the model to a repository on the Hugging Face hub, made where it is missing; returns the commit's address.
+
+        Args:
+            repository: ``"organisation/name"``.
+            layout: ``"native"``, or ``"huggingface"``, so that transformers reads it too.
+            private: whether a new repository is private; by default as the organisation has it.
+            revision: the branch to write to.
+        """
+        from huggingface_hub import HfApi
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save(folder if layout == "huggingface" else Path(folder, "model.safetensors"), layout)
+            HfApi().create_repo(repository, private=private, exist_ok=True)
+            return HfApi().upload_folder(
+                repo_id=repository, folder_path=folder, revision=revision, commit_message=f"SegFormer in the {layout} layout"
+            )
 
     @classmethod
-    def from_pretrained(cls, source: str | os.PathLike[str], num_classes: int | None = None) -> Self:
-        """Read a model in any known layout, in evaluation mode.
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        num_classes: int | None = None,
+        *,
+        in_channels: int | None = None,
+        layout: str | None = None,
+        strict: bool = True,
+        revision: str | None = None,
+    ) -> Self:
+        """Read a model in any known layout, with the numerics it was trained with, in evaluation mode.
+
+        What was dropped, folded, adapted or made anew is logged in one table; :func:`segformer.checkpoint.read` returns it.
 
         Args:
             source: a file (``.safetensors``, or a pickled state dict such as ``.pth``), a folder (a run's, or Hugging Face's with its
                 ``config.json``), or an id on the Hugging Face hub.
             num_classes: another number of classes than the file's asks for a new, random classifier; by default, and where the numbers
-                agree, the file's own is kept.
+                agree, the file's own is kept. A file that holds a backbone only needs it, and gets a new, random head.
+            in_channels: another number of image channels than the file's, whose stem is summed (to one) or repeated and scaled.
+            layout: the layout's name where the tensors' names cannot tell it: ``"sithu"`` or ``"bubbliiiing"`` instead of ``"nvidia"``.
+            strict: refuse keys that are missing or left over; else they are made anew or ignored, and reported.
+            revision: branch, tag or commit on the hub.
 
         Raises:
             FileNotFoundError: when there is no such file, folder or hub id.
             ValueError: naming the file, and the first keys that do not fit, when it is truncated, holds no tensors, has an unknown layout,
                 or other shapes than its layout says.
         """
-        return cls.compose(*checkpoint.load(source, num_classes)).eval()
+        reading = checkpoint.read(source, num_classes, in_channels=in_channels, layout=layout, strict=strict, revision=revision)
+        return cls.compose(reading.backbone, reading.decode_head, reading.classes, align_corners=reading.align_corners).eval()
 
     @classmethod
-    def compose(cls, backbone: nn.Module, decode_head: nn.Module, classes: Classes | None = None) -> Self:
+    def compose(cls, backbone: nn.Module, decode_head: nn.Module, classes: Classes | None = None, *, align_corners: bool = False) -> Self:
         """A model of this class from ready-made parts, whatever arguments its own constructor takes."""
         model = cls.__new__(cls)
-        SegmentationModel.__init__(model, backbone, decode_head, classes)
+        SegmentationModel.__init__(model, backbone, decode_head, classes, align_corners=align_corners)
         return model
 
 
@@ -162,8 +206,9 @@ class SegFormer(SegmentationModel):
 class Pretrained(SegmentationModel):
     """:meth:`SegmentationModel.from_pretrained` as a class, which a YAML file can name to start training from somebody's weights."""
 
-    def __init__(self, source: str, num_classes: int | None = None) -> None:
-        super().__init__(*checkpoint.load(source, num_classes))
+    def __init__(self, source: str, num_classes: int | None = None, *, in_channels: int | None = None, layout: str | None = None) -> None:
+        reading = checkpoint.read(source, num_classes, in_channels=in_channels, layout=layout)
+        super().__init__(reading.backbone, reading.decode_head, reading.classes, align_corners=reading.align_corners)
 
 
 @contextmanager

@@ -154,6 +154,9 @@ def test_fit_leaves_checkpoints_weights_tables_and_pictures(
     for key, tensor in model.state_dict().items():
         assert torch.equal(tensor, checkpoint["state_dict"][f"network.{key}"]), key
     assert not torch.equal(model.decode_head.fuse.weight, checkpoint["current_model_state"]["network.decode_head.fuse.weight"])
+    again = SegFormer.from_pretrained(next(out.glob("checkpoints/epoch*.ckpt")))  # the checkpoint itself reads as the model, names and all
+    torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
+    assert again.classes == model.classes
     trainer, folder = quiet_trainer(tmp_path), folder_data(config)
     (val,) = trainer.validate(SegmentationTask(model), folder, verbose=False)
     (test,) = trainer.test(SegmentationTask(model), folder, verbose=False)

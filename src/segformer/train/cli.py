@@ -28,7 +28,7 @@ class SegmentationCLI(LightningCLI):
     def before_fit(self) -> None:
         network = self.model.network
         network.classes = self.datamodule.classes
-        describe(network.backbone, network.decode_head, network.classes)  # refuses now, not after the run, what could not be saved
+        describe(network)  # refuses now, not after the run, what could not be saved
 
     def after_fit(self) -> None:
         """Leave the best weights, their scores on every split there is, and the pictures: the dearest first."""

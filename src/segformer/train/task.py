@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from segformer.checkpoint import METADATA_KEY, describe
 from segformer.data.datasets import IGNORE_INDEX
 from segformer.losses import CrossEntropy
 from segformer.metrics import Scores
@@ -30,7 +33,7 @@ class SegmentationTask(LightningModule):
 
     Args:
         network: the model to train.
-        loss: stride-4 logits (B, K, h, w) and target (B, H, W) to a scalar; by default cross-entropy.
+        loss: stride-4 logits (B, K, h, w), target (B, H, W) and the network's ``align_corners`` to a scalar; by default cross-entropy.
         optimizer: makes the optimizer of parameter groups.
         scheduler: makes the schedule of the optimizer and the run's number of optimizer steps; stepped after each.
         head_lr_mult: the decode head's learning rate over the backbone's.
@@ -63,7 +66,7 @@ class SegmentationTask(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, target = batch
         logits = self.network.decode_head(self.network.backbone(images))
-        loss = self.loss(logits, target.long())
+        loss = self.loss(logits, target.long(), self.network.align_corners)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
@@ -84,6 +87,11 @@ class SegmentationTask(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         self._log_scores("test")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Beside the weights, what they are weights of: ``from_pretrained`` reads the checkpoint too."""
+        with suppress(ValueError):  # a network of the user's own parts
+            checkpoint[METADATA_KEY] = json.dumps(describe(self.network))
 
     def _measure(self, batch: tuple[Tensor, Tensor]) -> None:
         images, target = batch

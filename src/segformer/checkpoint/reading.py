@@ -1,0 +1,356 @@
+"""Reading: recognise a layout, infer the model, translate every key, and say what became of each."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models import adapt_input_conv
+from torch import Tensor, nn
+
+from segformer.checkpoint.files import WeightFile, open_weights, some
+from segformer.checkpoint.layouts import HUGGINGFACE, HUGGINGFACE_IN_MEMORY, LAYOUTS, NVIDIA, Layout, State
+from segformer.data.classes import Classes
+from segformer.heads import AllMLPHead, MMSegHead
+from segformer.mit import VARIANTS, MiT, Variant
+
+logger = logging.getLogger(__name__)
+
+PARTS: dict[str, Callable[..., nn.Module]] = {"MiT": MiT, "AllMLPHead": AllMLPHead, "MMSegHead": MMSegHead}
+HUGGINGFACE_ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
+STEM = "backbone.stages.0.embed.proj.weight"
+CLASSIFIER = "decode_head.classifier.weight"
+
+
+@dataclass
+class Report:
+    """What became of a file's keys, as one short table.
+
+    Args:
+        source: the file.
+        layout: the name of its layout.
+        rows: what happened (unwrapped, dropped, folded, adapted, new, note), to what, and why.
+    """
+
+    source: str
+    layout: str
+    rows: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def add(self, event: str, subject: str | Iterable[str], reason: str) -> None:
+        self.rows.append((event, subject if isinstance(subject, str) else some(subject), reason))
+
+    @property
+    def is_harmless(self) -> bool:
+        """Whether nothing was made anew or looked away from, so that the model is the one in the file."""
+        return not any(event in ("new", "ignored") for event, _, _ in self.rows)
+
+    def __str__(self) -> str:
+        widths = [max((len(row[column]) for row in self.rows), default=0) for column in (0, 1)]
+        rows = [f"  {event:{widths[0]}}  {subject:{widths[1]}}  {reason}".rstrip() for event, subject, reason in self.rows]
+        return "\n".join([f"{self.source}: {self.layout} layout", *rows])
+
+
+@dataclass
+class Reading:
+    """A model in parts, as a file has it."""
+
+    backbone: nn.Module
+    decode_head: nn.Module
+    classes: Classes
+    align_corners: bool
+    report: Report
+
+
+def read(
+    source: str | os.PathLike[str],
+    num_classes: int | None = None,
+    *,
+    in_channels: int | None = None,
+    layout: str | None = None,
+    strict: bool = True,
+    revision: str | None = None,
+) -> Reading:
+    """Read a model in parts; :meth:`segformer.SegmentationModel.from_pretrained` says of what, and what it raises."""
+    file = open_weights(source, revision)
+    found, state, report = recognize(file, layout)
+    description = _infer(found, state, file, num_classes) if file.description is None else {"align_corners": False, **file.description}
+    with torch.device("meta"):
+        wanted = build(description).state_dict()
+    if file.description is None and not _has_head(found, state):
+        wanted = {key: tensor for key, tensor in wanted.items() if key.startswith("backbone.")}
+    ours = _translate(found, state, wanted, file.path, report, strict)
+    # From here on the model is known: what is asked for otherwise is adapted, what has no weights is made.
+    config = description["decode_head"]["config"]
+    if num_classes is not None and num_classes != config["num_classes"]:
+        reason = f"{num_classes} classes were asked for, the file has {config['num_classes']}"
+        config["num_classes"] = num_classes
+        description["classes"] = asdict(Classes.unnamed(num_classes))
+        for key in [key for key in ours if key.startswith(CLASSIFIER.rpartition(".")[0])]:
+            del ours[key]
+    else:
+        reason = "missing in the file"
+    config = description["backbone"]["config"]
+    if in_channels is not None and in_channels != config["in_channels"]:
+        ours[STEM] = _adapted_stem(ours[STEM], in_channels, file.path)
+        report.add("adapted", STEM, f"to {in_channels} channels, the file has {config['in_channels']}")
+        config["in_channels"] = in_channels
+    with torch.device("meta"):
+        model = build(description)
+    missing = [key for key in model.state_dict() if key not in ours]
+    if missing:
+        names = sorted({key.rpartition(".")[0] for key in missing})
+        if not any(key.startswith("decode_head.") for key in ours):
+            names, reason = ["decode_head"], "the file holds a backbone only"
+        report.add("new", names, f"random weights: {reason}")
+        fresh = build(description).state_dict()  # on the CPU, and random
+        dtype = next(tensor.dtype for tensor in ours.values() if tensor.is_floating_point())
+        ours |= {key: fresh[key].to(dtype) if fresh[key].is_floating_point() else fresh[key] for key in missing}
+    model.load_state_dict(ours, assign=True)
+    if report.rows:
+        logger.log(logging.INFO if report.is_harmless else logging.WARNING, "%s", report)
+    return Reading(model.backbone, model.decode_head, Classes(**description["classes"]), description["align_corners"], report)
+
+
+def translate_encoder(tensors: State) -> State:
+    """The tensors of an encoder in any layout under :class:`MiT`'s names, and its ImageNet classifier, where there is one, as ``head``.
+
+    Raises:
+        ValueError: as :func:`read`.
+    """
+    file = WeightFile(Path("the weights"), tensors)
+    layout, state, report = recognize(file)
+    with torch.device("meta"):
+        wanted = build(_infer(layout, state, file, num_classes=1))["backbone"].state_dict(prefix="backbone.")
+    ours = _translate(layout, state, wanted, file.path, report, strict=True)
+    encoder = {key.removeprefix("backbone."): tensor for key, tensor in ours.items()}
+    classifier = {f"head.{name}": state.get(f"{layout.classifier}.{name}") for name in ("weight", "bias")}
+    return encoder | {key: tensor for key, tensor in classifier.items() if tensor is not None}
+
+
+def build(description: dict[str, Any]) -> Any:
+    """The parts of a description under the names they have in a model.
+
+    Raises:
+        ValueError: when a part is of a class that this version does not know.
+    """
+    parts = {}
+    for name in ("backbone", "decode_head"):
+        part = description[name]
+        if part["class"] not in PARTS:
+            raise ValueError(f"the file holds a {part['class']}, and this version knows only {', '.join(PARTS)}; install a newer one")
+        parts[name] = PARTS[part["class"]](**part["config"])
+    return nn.ModuleDict(parts)
+
+
+def recognize(file: WeightFile, name: str | None = None) -> tuple[Layout, State, Report]:
+    """The layout of a file, and its tensors as a whole model of that layout has them.
+
+    Args:
+        file: what :func:`open_weights` found.
+        name: the layout, where the names alone cannot tell it.
+
+    Raises:
+        ValueError: when the layout is unknown, or the file is in another, in none, or holds two models.
+    """
+    if name is not None and name not in LAYOUTS:
+        raise ValueError(f"unknown layout {name!r}; choose one of {', '.join(LAYOUTS)}")
+    for layout in LAYOUTS.values() if name is None else [LAYOUTS[name]]:
+        if file.description is not None:
+            wrapper, is_whole = next((key for key in file.tensors if "backbone." in key), "").partition("backbone.")[0], True
+        elif (model := _model_in(file, layout)) is not None:
+            wrapper, is_whole = model
+        else:
+            continue
+        report = Report(str(file.path), layout.name)
+        state = {key.removeprefix(wrapper): tensor for key, tensor in file.tensors.items() if key.startswith(wrapper)}
+        if not is_whole:  # a backbone alone, where its prefix is left out
+            state = {key if key.startswith(f"{layout.classifier}.") else layout.prefix + key: tensor for key, tensor in state.items()}
+        if containers := [*file.unwrapped, *([wrapper] if wrapper else [])]:
+            report.add("unwrapped", containers, "where the model lay in the file")
+        if outside := [key for key in file.tensors if not key.startswith(wrapper)]:
+            report.add("dropped", outside, f"outside the model, which is {wrapper!r}")
+        unsure = name is None and layout is NVIDIA and not any(key.startswith("decode_head.conv_seg") for key in state)
+        if unsure and layout.theirs(CLASSIFIER) in state and file.classes is None:
+            report.add("note", "sithu, bubbliiiing", "have these names too, with other numerics: if it is theirs, pass layout='…'")
+        for key, place in layout.fold(state).items():
+            report.add("folded", key, place)
+        return layout, state, report
+    expected = " or ".join(dict.fromkeys(layout.marker for layout in LAYOUTS.values() if name in (None, layout.name)))
+    raise ValueError(
+        f"{str(file.path)!r} is in {'none of the known layouts' if name is None else f'no {name} layout'}: its first keys are "
+        f"{some(file.tensors)}; the names of a SegFormer's tensors would end in {expected}"
+    )
+
+
+def _model_in(file: WeightFile, layout: Layout) -> tuple[str, bool] | None:
+    """The prefix under which a model of this layout lies in a file, and whether it is more than its backbone."""
+    starts = [key.removesuffix(layout.marker) for key in file.tensors if re.search(rf"(^|\.){re.escape(layout.marker)}$", key)]
+    models = {start.removesuffix(layout.prefix): start.endswith(layout.prefix) for start in starts}
+    models = {wrapper: whole for wrapper, whole in models.items() if layout.sign is None or wrapper + layout.sign in file.tensors}
+    if len(models) > 1:
+        averaged = {wrapper: whole for wrapper, whole in models.items() if re.search(r"(^|[._])ema([._]|$)", wrapper)}
+        if len(averaged) != 1:
+            raise ValueError(f"{str(file.path)!r} holds {len(models)} models, under {some(map(repr, models))}; save one of them alone")
+        models = averaged
+    return next(iter(models.items()), None)
+
+
+def _has_head(layout: Layout, state: State) -> bool:
+    return any(layout.theirs(key) in state for key in (CLASSIFIER, "decode_head.fuse.weight"))
+
+
+def _infer(layout: Layout, state: State, file: WeightFile, num_classes: int | None) -> dict[str, Any]:
+    """The description of a state dict: sizes from its shapes, the rest from a Hugging Face config where there is one."""
+
+    def shape(key: str) -> torch.Size:
+        if layout.theirs(key) not in state:
+            raise ValueError(f"{str(file.path)!r} looks like the {layout.name} layout but has no {layout.theirs(key)}")
+        return state[layout.theirs(key)].shape
+
+    def count(template: str) -> int:
+        n = 0
+        while layout.theirs(template.format(n)) in state:
+            n += 1
+        return n
+
+    config = file.config if layout in (HUGGINGFACE, HUGGINGFACE_IN_MEMORY) else None
+    rates: dict[str, float] = {}
+    numerics = layout.numerics
+    if config is not None:
+        variant, act, rates = _read_config(config, file.path)
+        numerics = replace(numerics, act=act)
+    else:
+        stages = range(count("backbone.stages.{}.embed.proj.weight"))
+        dims = tuple(shape(f"backbone.stages.{s}.embed.proj.weight")[0] for s in stages)
+        depths = tuple(count(f"backbone.stages.{s}.blocks.{{}}.norm1.weight") for s in stages)
+        standard = [v for v in VARIANTS.values() if (v.dims, v.depths) == (dims, depths)]
+        if not standard:
+            raise ValueError(
+                f"{str(file.path)!r} has dims {dims} and depths {depths}, which no variant has; its number of heads cannot be read off"
+            )
+        variant = standard[0]
+    name = next((name for name, v in VARIANTS.items() if replace(variant, decoder_channels=v.decoder_channels) == v), None)
+    head = {"in_channels": variant.dims}
+    if _has_head(layout, state):
+        head_class, (known_classes, channels) = layout.head, shape(CLASSIFIER)[:2]
+        classes = _classes(config, file, known_classes)
+    elif num_classes is not None:
+        head_class, known_classes, channels = "AllMLPHead", num_classes, variant.decoder_channels
+        classes = Classes.unnamed(num_classes)
+    else:
+        raise ValueError(f"{str(file.path)!r} holds a backbone without a decode head; ask for a new one with num_classes=…")
+    description = {
+        "backbone": {
+            "class": "MiT",
+            "config": {"variant": name or asdict(variant), "in_channels": shape(STEM)[1]}
+            | {key: rates[key] for key in ("drop_path",) if key in rates},
+        },
+        "decode_head": {
+            "class": head_class,
+            "config": {**head, "num_classes": known_classes, "channels": channels}
+            | {key: rates[key] for key in ("dropout",) if key in rates},
+        },
+        "classes": asdict(classes),
+    }
+    return numerics.applied_to(description)
+
+
+def _read_config(config: dict[str, Any], path: Path) -> tuple[Variant, str, dict[str, float]]:
+    """The sizes in a Hugging Face config, the activation, and the rates of dropout and drop_path."""
+    needed = ("hidden_sizes", "depths", "decoder_hidden_size", "num_attention_heads", "sr_ratios", "mlp_ratios", "hidden_act")
+    absent = [name for name in needed if name not in config]
+    if absent:
+        raise ValueError(f"the config.json of {str(path)!r} lacks {', '.join(absent)}; is it a SegFormer's?")
+    if len(set(config["mlp_ratios"])) > 1:
+        raise ValueError(f"{str(path)!r}: mlp_ratios {config['mlp_ratios']} differ from stage to stage; MiT has one for all")
+    for name, fixed in (("strides", [4, 2, 2, 2]), ("patch_sizes", [7, 3, 3, 3])):
+        if list(config.get(name, fixed)) != fixed:
+            raise ValueError(f"{str(path)!r}: {name} {config[name]}; MiT's are {fixed}")
+    if config["hidden_act"] not in HUGGINGFACE_ACTIVATIONS:
+        known = ", ".join(HUGGINGFACE_ACTIVATIONS)
+        raise ValueError(f"{str(path)!r}: hidden_act {config['hidden_act']!r} is none of {known}")
+    dims, depths, decoder_channels, heads, sr_ratios = (config[name] for name in needed[:5])
+    variant = Variant(dims, depths, decoder_channels, heads, sr_ratios, config["mlp_ratios"][0])
+    rates = {"drop_path": config.get("drop_path_rate"), "dropout": config.get("classifier_dropout_prob")}
+    return variant, HUGGINGFACE_ACTIVATIONS[config["hidden_act"]], {name: rate for name, rate in rates.items() if rate is not None}
+
+
+def _classes(config: dict[str, Any] | None, file: WeightFile, num_classes: int) -> Classes:
+    names = (config or {}).get("id2label")
+    if names and len(names) != num_classes:
+        raise ValueError(
+            f"{str(file.path)!r} has {num_classes} classes but its config.json names {len(names)} in id2label; correct id2label"
+        )
+    if names:
+        return Classes([names[key] for key in sorted(names, key=int)])
+    if file.classes is not None and len(file.classes) == num_classes:
+        return file.classes
+    return Classes.unnamed(num_classes)
+
+
+def _translate(layout: Layout, state: State, wanted: State, path: Path, report: Report, strict: bool) -> State:
+    """A state dict in our names, every key accounted for."""
+    ours: State = {}
+    left = dict(state)
+    missing, misshapen = [], []
+    for our_keys, their_keys in layout.pairs(wanted):
+        found = [left.pop(key) for key in their_keys if key in left]
+        if len(found) < len(their_keys):
+            if our_keys[0].endswith("num_batches_tracked"):  # only an average without momentum would need it
+                ours[our_keys[0]] = torch.zeros((), dtype=torch.int64)
+            else:
+                missing += [key for key in their_keys if key not in state]
+            continue
+        try:
+            ours |= zip(our_keys, _fitted(found, [wanted[key].shape for key in our_keys]), strict=True)
+        except ValueError as error:
+            misshapen.append(f"{' + '.join(their_keys)} is {error}")
+    reasons = {key: _reason(layout, key) for key in left}
+    for reason in dict.fromkeys(filter(None, reasons.values())):
+        report.add("dropped", [key for key in left if reasons[key] == reason], reason)
+    left_over = [key for key in left if reasons[key] is None]
+    problems = [(missing, "missing"), (left_over, "left over")] if strict else []
+    told = [f"{len(keys)} {what}: {some(keys)}" for keys, what in (*problems, (misshapen, "of another shape")) if keys]
+    if told:
+        raise ValueError(f"{str(path)!r} does not fit its layout ({layout.name}): {'; '.join(told)}")
+    if left_over:
+        report.add("ignored", left_over, "left over, as strict=False allows")
+    return ours
+
+
+def _reason(layout: Layout, key: str) -> str | None:
+    """Why a key may be dropped."""
+    if key.startswith(f"{layout.classifier}."):
+        return "the ImageNet classifier"
+    return next((reason for prefix, reason in layout.unused.items() if key.startswith(prefix)), None)
+
+
+def _fitted(theirs: list[Tensor], shapes: list[torch.Size]) -> list[Tensor]:
+    """Their tensors joined and split into ours, where at most trailing dimensions of 1 may differ."""
+
+    def squeezed(shape: torch.Size) -> tuple[int, ...]:
+        return tuple(shape[:2]) if all(side == 1 for side in shape[2:]) else tuple(shape)
+
+    joined = torch.cat(theirs) if len(theirs) > 1 else theirs[0]
+    if len(shapes) == 1:
+        if squeezed(joined.shape) != squeezed(shapes[0]):
+            raise ValueError(f"{tuple(joined.shape)}, not {tuple(shapes[0])}")
+        return [joined.reshape(shapes[0])]
+    sizes = [shape[0] for shape in shapes]
+    if tuple(joined.shape) != (sum(sizes), *shapes[0][1:]):
+        raise ValueError(f"{tuple(joined.shape)}, not {(sum(sizes), *shapes[0][1:])}")
+    return [part.clone() for part in joined.split(sizes)]
+
+
+def _adapted_stem(weight: Tensor, in_channels: int, path: Path) -> Tensor:
+    if in_channels < 1:
+        raise ValueError(f"in_channels must be at least 1, got {in_channels}")
+    if weight.shape[1] != 3 and in_channels != 1:
+        raise ValueError(f"{str(path)!r} takes {weight.shape[1]} channels; only weights of 3 can be adapted to {in_channels}")
+    return adapt_input_conv(in_channels, weight, weight.shape[1])

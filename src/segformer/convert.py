@@ -1,0 +1,81 @@
+"""``segformer inspect`` and ``segformer convert``: what a checkpoint holds, and the same model in another layout."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from segformer.checkpoint import LAYOUTS, WRITABLE, Numerics, Reading, build, describe, read
+from segformer.models import SegFormer, SegmentationModel
+
+
+def multiply_adds(model: SegmentationModel, height: int, width: int) -> int:
+    """Multiply-adds from one image of this size to its stride-4 logits, attention included; nothing is computed."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        twin = build(describe(model)).eval()
+        twin.decode_head(twin.backbone(torch.empty(1, model.backbone.in_channels, height, width)))
+    return counter.get_total_flops() // 2
+
+
+def summary(reading: Reading, size: tuple[int, int] = (512, 512)) -> str:
+    """What a checkpoint holds, in a few lines."""
+    model = SegFormer.compose(reading.backbone, reading.decode_head, reading.classes, align_corners=reading.align_corners)
+    description = describe(model)
+    config = description["backbone"]["config"]
+    variant = config["variant"] if isinstance(config["variant"], str) else f"of its own, {config['variant']}"
+    names = ", ".join(reading.classes.names[:6]) + (", …" if len(reading.classes) > 6 else "")
+    rows = {
+        "layout": reading.report.layout,
+        "variant": variant,
+        "decode head": f"{description['decode_head']['class']}, {description['decode_head']['config']['channels']} channels",
+        "image channels": str(config["in_channels"]),
+        "classes": f"{len(reading.classes)}: {names}",
+        "parameters": f"{sum(p.numel() for p in model.parameters()):,} ({next(model.parameters()).dtype})",
+        "multiply-adds": f"{multiply_adds(model, *size) / 1e9:.1f} G at {size[0]}×{size[1]}",
+        "numerics": str(Numerics.of(description)),
+    }
+    lines = [f"{name:15}{value}" for name, value in rows.items()]
+    return "\n".join([reading.report.source, *lines, *(f"{event:15}{subject}: {reason}" for event, subject, reason in reading.report.rows)])
+
+
+def main(args: list[str]) -> None:
+    """``segformer inspect`` and ``segformer convert``."""
+    verb, args = args[0], args[1:]
+    parser = argparse.ArgumentParser(f"segformer {verb}", description={"inspect": inspect, "convert": convert}[verb].__doc__)
+    parser.add_argument("source", metavar="IN", help="file, folder or Hugging Face id")
+    parser.add_argument("--source-layout", choices=LAYOUTS, help="the layout of IN, where the names of its tensors cannot tell it")
+    parser.add_argument("--num-classes", type=int, help="another number of classes: a new, random classifier")
+    parser.add_argument("--in-channels", type=int, help="another number of image channels: the stem is summed or repeated")
+    parser.add_argument("--revision", help="branch, tag or commit on the hub")
+    if verb == "convert":
+        parser.add_argument("target", metavar="OUT", help="a .safetensors file; for nvidia and smp also a .pth; for huggingface a folder")
+        parser.add_argument("--layout", choices=WRITABLE, default="native")
+    options = parser.parse_args(args)
+    try:
+        {"inspect": inspect, "convert": convert}[verb](options)
+    except (OSError, ValueError) as error:
+        sys.exit(f"segformer {verb}: {error}")
+
+
+def _chosen(options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "num_classes": options.num_classes,
+        "in_channels": options.in_channels,
+        "layout": options.source_layout,
+        "revision": options.revision,
+    }
+
+
+def inspect(options: argparse.Namespace) -> None:
+    """Say what a checkpoint holds, in any layout: variant, classes, parameters, multiply-adds, numerics, and what reading it would drop."""
+    print(summary(read(options.source, **_chosen(options))))
+
+
+def convert(options: argparse.Namespace) -> None:
+    """Write a checkpoint of any layout in another one; what the target cannot say is warned of, with its size."""
+    SegFormer.from_pretrained(options.source, **_chosen(options)).save(options.target, options.layout)
+    print(f"{options.target}: {options.layout} layout")

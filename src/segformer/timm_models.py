@@ -1,0 +1,156 @@
+"""``mit_b0`` … ``mit_b5`` among timm's models: the ImageNet classifier, and the pyramid under ``features_only=True``.
+
+``timm.create_model("mit_b0", pretrained=True)`` reads NVIDIA's ImageNet weights from the Hugging Face hub; a file of yours, in any layout
+of :mod:`segformer.checkpoint`, is named by ``pretrained_cfg_overlay={"file": …}``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from segformer import checkpoint
+from segformer.initialization import init_weights
+from segformer.mit import VARIANTS, MiT, Variant
+
+
+class MiTClassifier(MiT):
+    """MiT under a linear classifier of its last map's mean, with the interface of timm's models.
+
+    Args:
+        variant: as for :class:`~segformer.MiT`.
+        num_classes: classes to tell apart; 0 leaves the classifier out.
+        in_chans: channels of the images.
+        global_pool: ``"avg"``, or ``""`` for the unpooled map.
+        drop_rate: dropout before the classifier.
+        drop_path_rate: stochastic depth.
+
+    Raises:
+        ValueError: on another ``global_pool``, and as :class:`~segformer.MiT`.
+    """
+
+    def __init__(
+        self,
+        variant: str | Variant = "b0",
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__(variant, in_channels=in_chans, drop_path=drop_path_rate)
+        self.in_chans = in_chans
+        self.global_pool = global_pool
+        self.num_features = self.head_hidden_size = self.channels[-1]
+        self.feature_info = [
+            {"num_chs": channels, "reduction": 4 * 2**s, "module": f"stages.{s}"} for s, channels in enumerate(self.channels)
+        ]
+        self.head_drop = nn.Dropout(drop_rate)
+        self.reset_classifier(num_classes, global_pool)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) to the last map (B, C_4, ⌈H/32⌉, ⌈W/32⌉)."""
+        return self.pyramid(images, len(self.stages))[-1]
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """The last map to logits (B, ``num_classes``), or to what the classifier sees."""
+        x = self.head_drop(x.mean((-2, -1)) if self.global_pool else x)
+        return x if pre_logits else self.head(x)
+
+    def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]
+        return self.forward_head(self.forward_features(images))
+
+    def forward_intermediates(
+        self,
+        images: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """The maps of the chosen stages, and the last one unless ``intermediates_only``; each has its stage's own norm already."""
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt={output_fmt!r}; MiT's maps are NCHW")
+        chosen, last = feature_take_indices(len(self.stages), indices)  # type: ignore[arg-type]
+        features = self.pyramid(images, last + 1 if stop_early else len(self.stages))
+        intermediates = [features[index] for index in chosen]
+        return intermediates if intermediates_only else (features[-1], intermediates)
+
+    def prune_intermediate_layers(self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True) -> list[int]:
+        """Drop the stages behind the last chosen one, and the classifier."""
+        chosen, last = feature_take_indices(len(self.stages), indices)  # type: ignore[arg-type]
+        pruned = last + 1 < len(self.stages)
+        self.stages = self.stages[: last + 1]
+        self.num_features = self.head_hidden_size = self.channels[last]
+        if prune_head or pruned:
+            self.reset_classifier(0, "")
+        return chosen
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new, random classifier, or none where ``num_classes`` is 0."""
+        if global_pool not in (None, "avg", ""):
+            raise ValueError(f"global_pool={global_pool!r}; choose 'avg' or ''")
+        if global_pool is not None:
+            self.global_pool = global_pool
+        self.num_classes = num_classes
+        like = next(self.parameters())
+        self.head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype) if num_classes else nn.Identity()
+        init_weights(self.head)
+
+    def no_weight_decay(self) -> set[str]:
+        return set()
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """How timm's layer-wise learning rates group the parameters."""
+        stem = r"^stages\.0\.embed"
+        return {
+            "stem": stem,
+            "blocks": r"^stages\.(\d+)" if coarse else [(r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^stages\.(\d+)", (0,))],
+        }
+
+
+def _read(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    return checkpoint.translate_encoder(tensors)
+
+
+def _register(name: str) -> None:
+    def create(pretrained: bool = False, **options: Any) -> nn.Module:
+        features = {"out_indices": options.pop("out_indices", (0, 1, 2, 3)), "feature_cls": "getter"}
+        model = partial(MiTClassifier, name)
+        return build_model_with_cfg(model, f"mit_{name}", pretrained, pretrained_filter_fn=_read, feature_cfg=features, **options)
+
+    create.__name__ = f"mit_{name}"
+    create.__doc__ = f"MiT-{name.upper()} with timm's interface; see :class:`MiTClassifier`."
+    register_model(create)
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        f"mit_{name}.nvidia_in1k": {
+            "hf_hub_id": f"nvidia/mit-{name}",
+            "num_classes": 1000,
+            "input_size": (3, 224, 224),
+            "pool_size": (7, 7),
+            "crop_pct": 0.9,
+            "interpolation": "bicubic",
+            "mean": IMAGENET_DEFAULT_MEAN,
+            "std": IMAGENET_DEFAULT_STD,
+            "first_conv": "stages.0.embed.proj",
+            "classifier": "head",
+            "license": "other",  # NVIDIA's: research and evaluation only
+        }
+        for name in VARIANTS
+    }
+)
+for _name in VARIANTS:
+    _register(_name)

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import randomized
+
+from segformer import VARIANTS, Classes, SegFormer
+from segformer.cli import main
+from segformer.convert import multiply_adds
+
+
+def segformer(monkeypatch: pytest.MonkeyPatch, *args: str) -> None:
+    monkeypatch.setattr("sys.argv", ["segformer", *args])
+    main()
+
+
+# Billions at 512² (B5: 640²) with 150 classes, by the head's algebra: design figures rounded to a tenth
+@pytest.mark.parametrize(("variant", "billions"), list(zip(VARIANTS, (4.1, 11.7, 24.3, 40.9, 57.5, 123.3), strict=True)))
+def test_multiply_adds(variant: str, billions: float) -> None:
+    side = 640 if variant == "b5" else 512
+    with torch.device("meta"):
+        model = SegFormer(variant, num_classes=150)
+    assert multiply_adds(model, side, side) / 1e9 == pytest.approx(billions, abs=0.06)
+
+
+def test_inspect_says_what_a_file_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    model = SegFormer("b0", classes=Classes(["road", "sky"]))
+    model.save(tmp_path / "b0.pth", "nvidia")
+    content = torch.load(tmp_path / "b0.pth", weights_only=True)
+    content["state_dict"]["decode_head.conv_seg.weight"] = torch.zeros(2, 128, 1, 1)
+    torch.save(content, tmp_path / "b0.pth")
+    segformer(monkeypatch, "inspect", str(tmp_path / "b0.pth"))
+    said = " ".join(capsys.readouterr().out.split())
+    parameters = sum(p.numel() for p in model.parameters())
+    for row in (
+        "layout nvidia variant b0 decode head AllMLPHead, 256 channels image channels 3 classes 2: road, sky",
+        f"parameters {parameters:,} (torch.float32) multiply-adds 3.5 G at 512×512",
+        "numerics norm_eps=1e-06, embed_norm_eps=1e-05, act=gelu, batch_norm_eps=1e-05, align_corners=False",
+        "dropped decode_head.conv_seg.weight: made by its framework",
+    ):
+        assert row in said
+
+
+def test_convert_writes_the_same_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    model = randomized(SegFormer("b0", num_classes=3))
+    model.save(tmp_path / "b0.safetensors")
+    places = [str(tmp_path / name) for name in ("b0.safetensors", "b0.pth", "b0_smp.pth", "b0_hf", "back.safetensors")]
+    for source, target, layout in zip(places[:-1], places[1:], ("nvidia", "smp", "huggingface", "native"), strict=True):
+        segformer(monkeypatch, "convert", source, target, "--layout", layout)
+    assert "back.safetensors: native layout" in capsys.readouterr().out
+    torch.testing.assert_close(SegFormer.from_pretrained(places[-1]).state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+def test_convert_adapts_and_restores_what_names_cannot_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    SegFormer("b0", num_classes=3).save(tmp_path / "b0.pth", "nvidia")
+    source, target = str(tmp_path / "b0.pth"), str(tmp_path / "b0.safetensors")
+    segformer(monkeypatch, "convert", source, target, "--source-layout", "bubbliiiing", "--num-classes", "7", "--in-channels", "4")
+    model = SegFormer.from_pretrained(target)
+    assert model.align_corners
+    assert (model.num_classes, model.backbone.in_channels) == (7, 4)
+    assert model.backbone.config["act"] == "gelu_tanh"
+
+
+@pytest.mark.parametrize("args", [("inspect", "nowhere.pth"), ("convert", "nowhere.pth", "x.safetensors")])
+def test_a_missing_file_is_an_error_of_one_line(args: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match=f"^segformer {args[0]}: no file or folder 'nowhere.pth'; a Hugging Face id would read"):
+        segformer(monkeypatch, *args)
