@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ import torch
 from conftest import TINY, randomized
 from safetensors.torch import save_file
 
-from segformer import Classes, MiT, SegFormer, SegmentationModel
-from segformer.checkpoint import LAYOUTS, state_dict_as
+from segformer import VARIANTS, Classes, MiT, SegFormer, SegmentationModel, Variant
+from segformer.checkpoint import LAYOUTS, read, state_dict_as
 from segformer.heads import MMSegHead
 
 IMAGES = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
@@ -96,8 +97,8 @@ def test_files_that_hold_no_weights_are_refused_by_name(tiny: SegFormer, tmp_pat
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return print, ("this must never run",)
 
-    def pickled(thing: object) -> bytes:
-        torch.save(thing, tmp_path / "thing.pth")
+    def pickled(thing: object, **options: bool) -> bytes:
+        torch.save(thing, tmp_path / "thing.pth", **options)
         return (tmp_path / "thing.pth").read_bytes()
 
     tiny.save(tmp_path / "whole.safetensors")
@@ -109,9 +110,19 @@ def test_files_that_hold_no_weights_are_refused_by_name(tiny: SegFormer, tmp_pat
         "truncated.safetensors": (whole[: len(whole) // 2], "truncated or no safetensors file"),
         "truncated.pth": ((tmp_path / "whole.pth").read_bytes()[:-2000], "truncated or no checkpoint"),
         "truncated_old.pth": ((tmp_path / "old.pth").read_bytes()[:-2000], "truncated or no checkpoint"),
-        "numbers.pth": (pickled({"backbone.norm": 3}), "is not a state dict: .* it holds .'backbone.norm', 'int'"),
-        "page.pth": (b"<!doctype html><p>Sign in to download", "cannot read .* truncated or no checkpoint"),
-        "code.pth": (pickled({"state_dict": Code()}), r"holds more than tensors \(print\), and unpickling it could run foreign"),
+        "numbers.pth": (pickled({"backbone.norm": 3}), "is not a state dict: .* it holds 'backbone.norm' \\(int\\)"),
+        "page.pth": (b"<!doctype html><p>Sign in to download", "is a page or a pointer in the place of the weights"),
+        "noise.pth": (bytes(range(200)), "cannot read .* truncated or no checkpoint"),
+        "code.pth": (
+            pickled({"state_dict": Code()}),
+            r"is not a state dict: .* it holds 'state_dict' \\(Ignored\\); .* save its state dict alone",
+        ),
+        "module.pth": (pickled(tiny.decode_head), "it holds an object of foreign code; where it came from, save its state dict alone"),
+        "old_code.pth": (pickled(Code(), _use_new_zipfile_serialization=False), "unpickling it could run foreign code"),
+        "pointer.safetensors": (
+            b"version https://git-lfs.github.com/spec/v1\noid",
+            "a pointer in the place of the weights; .* git lfs pull",
+        ),
         "number.pth": (pickled(3), "is not a state dict: .* it holds a int"),
     }
     for name, (content, said) in files.items():
@@ -161,7 +172,6 @@ def test_a_hugging_face_config_that_contradicts_its_weights_is_refused(tmp_path:
     SegformerForSemanticSegmentation(SegformerConfig(num_labels=5)).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     for change, said in (
-        ({"id2label": {"0": "only one"}}, "5 classes but its config.json names 1 in id2label"),
         ({"hidden_act": "relu"}, "hidden_act 'relu' is none of gelu, gelu_pytorch_tanh, gelu_new"),
         ({"mlp_ratios": [8, 8, 4, 4]}, r"mlp_ratios \[8, 8, 4, 4\] differ from stage to stage"),
         ({"strides": [4, 2, 2, 1]}, r"strides \[4, 2, 2, 1\]; MiT's are \[4, 2, 2, 2\]"),
@@ -342,6 +352,119 @@ def test_a_head_that_a_layout_cannot_hold_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"the nvidia layout has no place for 'decode_head.projections.0.conv.weight'"):
         model.save(tmp_path / "x.pth", "nvidia")
     assert not list(tmp_path.iterdir())
+
+
+def test_names_that_do_not_fit_cost_nobody_the_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+    SegformerForSemanticSegmentation(SegformerConfig(num_labels=2)).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    caplog.set_level(logging.INFO, "segformer")
+    for names in ({"0": "only one"}, {"0": "twice", "1": "twice"}, {"a": "x", "b": "y"}):
+        caplog.clear()
+        (tmp_path / "config.json").write_text(json.dumps(config | {"id2label": names}))
+        assert SegFormer.from_pretrained(tmp_path).classes.names == ("class 0", "class 1")
+        assert re.search("dropped +class names +they are not 2 different ones", caplog.text)
+
+
+def test_the_file_named_reads_like_its_folder(tmp_path: Path) -> None:
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+    config = SegformerConfig(id2label={0: "bg", 1: "road"}, hidden_act="gelu_new", num_attention_heads=[2, 4, 5, 4])
+    SegformerForSemanticSegmentation(config).save_pretrained(tmp_path)
+    by_folder, by_file = SegFormer.from_pretrained(tmp_path), SegFormer.from_pretrained(tmp_path / "model.safetensors")
+    assert str(by_file) == str(by_folder)
+    assert by_file.classes == by_folder.classes
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_model_does_not_change_with_its_file(b0: SegFormer, suffix: str, tmp_path: Path) -> None:
+    """The usual way of fine-tuning: read, train, save in the same place."""
+    path = tmp_path / f"live{suffix}"
+    b0.save(path, "nvidia")
+    model = SegFormer.from_pretrained(path)
+    with path.open("r+b") as file:  # written in place, as torch.save and cp do
+        file.write(b"\xff" * path.stat().st_size)
+        file.truncate(1000)
+    torch.testing.assert_close(model.state_dict(), b0.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["model.bin", "model.pth", "model.safetensors"])
+def test_files_are_told_by_their_content(b0: SegFormer, name: str, tmp_path: Path) -> None:
+    b0.save(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").rename(tmp_path / name)
+    torch.testing.assert_close(SegFormer.from_pretrained(tmp_path / name).state_dict(), b0.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("where", ["", "backbone.", "decode_head.", "backbone.block1.0."])
+@pytest.mark.parametrize("layer", ["module", "_orig_mod"])
+def test_modules_that_wrap_others_are_looked_through(b0: SegFormer, layer: str, where: str, tmp_path: Path) -> None:
+    """DataParallel and torch.compile, around the model or a part of it."""
+    state = state_dict_as(b0, LAYOUTS["nvidia"])
+    torch.save({key.replace(where, f"{where}{layer}.", 1): tensor for key, tensor in state.items()}, tmp_path / "wrapped.pth")
+    torch.testing.assert_close(SegFormer.from_pretrained(tmp_path / "wrapped.pth").state_dict(), b0.state_dict(), rtol=0, atol=0)
+
+
+def test_a_model_with_a_compiled_part_is_saved(b0: SegFormer, tmp_path: Path) -> None:
+    SegFormer.compose(torch.compile(b0.backbone), b0.decode_head).save(tmp_path / "b0.safetensors")
+    torch.testing.assert_close(SegFormer.from_pretrained(tmp_path / "b0.safetensors").state_dict(), b0.state_dict(), rtol=0, atol=0)
+
+
+def test_what_a_framework_keeps_beside_the_weights_is_ignored_and_never_run(b0: SegFormer, tmp_path: Path) -> None:
+    """mmengine's buffers, hyper-parameters, numpy numbers, code."""
+    import argparse
+
+    import numpy as np
+
+    class Code:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return open, (str(tmp_path / "this must never be made"), "w")
+
+    beside = {"message_hub": Code(), "hyper_parameters": {"root": tmp_path, "args": argparse.Namespace(lr=1)}, "miou": np.float64(0.5)}
+    torch.save({"state_dict": state_dict_as(b0, LAYOUTS["nvidia"]) | {"epoch": 3}, "ema": {"decay": 0.9}, **beside}, tmp_path / "b0.pth")
+    reading = read(tmp_path / "b0.pth")
+    torch.testing.assert_close(reading.backbone.state_dict(), b0.backbone.state_dict(), rtol=0, atol=0)
+    assert ("dropped", "epoch", "no tensors") in reading.report.rows
+    assert not (tmp_path / "this must never be made").exists()
+
+
+def test_sizes_that_a_state_dict_cannot_tell_are_not_written_into_one(tmp_path: Path) -> None:
+    heads = replace(VARIANTS["b0"], heads=(2, 4, 5, 4))
+    for variant in (TINY, heads):
+        for layout in ("nvidia", "smp"):
+            with pytest.raises(ValueError, match=rf"the {layout} layout cannot say the sizes of Variant\(dims=.*, which is none of b0, b1"):
+                SegFormer(variant, num_classes=2).save(tmp_path / "x.pth", layout)
+    assert not list(tmp_path.iterdir())
+
+
+def test_three_stages_go_to_transformers_and_back(tmp_path: Path) -> None:
+    from transformers import SegformerForSemanticSegmentation
+
+    variant = Variant(dims=(8, 16, 24), depths=(1, 1, 2), decoder_channels=16, heads=(1, 2, 3), sr_ratios=(8, 4, 2))
+    model = randomized(SegFormer(MiT(variant, norm_eps=1e-5), num_classes=2, decoder_channels=16)).double()
+    model.save(tmp_path / "three", "huggingface")
+    peer = SegformerForSemanticSegmentation.from_pretrained(tmp_path / "three").double()
+    images = IMAGES.double()
+    for logits in (peer(pixel_values=images).logits, (m := SegFormer.from_pretrained(tmp_path / "three")).decode_head(m.backbone(images))):
+        torch.testing.assert_close(logits, model.decode_head(model.backbone(images)), rtol=0, atol=1e-10)
+
+
+def test_a_file_stripped_of_its_classifier_gets_a_new_one(b0: SegFormer, tmp_path: Path) -> None:
+    gone = {"decode_head.linear_pred.weight": None, "decode_head.linear_pred.bias": None}
+    path = nvidia_file(b0, tmp_path / "b0.pth", **gone)
+    with pytest.raises(ValueError, match=r"2 missing: decode_head.linear_pred.weight, decode_head.linear_pred.bias"):
+        SegFormer.from_pretrained(path, num_classes=7)
+    model = SegFormer.from_pretrained(path, num_classes=7, strict=False)
+    torch.testing.assert_close(model.decode_head.fuse.weight, b0.decode_head.fuse.weight, rtol=0, atol=0)
+    assert model.num_classes == 7
+
+
+def test_a_default_device_does_not_split_the_model(b0: SegFormer, tmp_path: Path) -> None:
+    b0.save(tmp_path / "b0.pth", "nvidia")
+    with torch.device("meta"):
+        model = SegFormer.from_pretrained(tmp_path / "b0.pth", num_classes=7)
+        model.save(tmp_path / "hf", "huggingface")
+    assert {tensor.device.type for tensor in model.state_dict().values()} == {"cpu"}
 
 
 class Hub:

@@ -43,6 +43,16 @@ def test_inspect_says_what_a_file_holds(tmp_path: Path, monkeypatch: pytest.Monk
         assert row in said
 
 
+def test_inspect_says_what_a_backbone_alone_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(SegFormer("b0").backbone.state_dict(), tmp_path / "mit_b0.pth")
+    segformer(monkeypatch, "inspect", str(tmp_path / "mit_b0.pth"))
+    said = capsys.readouterr().out
+    assert "decode head    none" in said
+    assert "3,319,392" in said  # the published count of the encoder
+
+
 def test_convert_writes_the_same_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     model = randomized(SegFormer("b0", num_classes=3))
     model.save(tmp_path / "b0.safetensors")

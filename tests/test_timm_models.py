@@ -136,6 +136,22 @@ def test_parameter_groups_cover_every_parameter(name: str) -> None:
         assert len(groups) > 4
 
 
+def test_layer_decay_puts_a_stages_norm_behind_its_blocks() -> None:
+    from timm.optim import param_groups_layer_decay
+
+    model = timm.create_model("mit_b0")
+    names = {id(p): name for name, p in model.named_parameters()}
+    scale = {names[id(p)]: group["lr_scale"] for group in param_groups_layer_decay(model, layer_decay=0.5) for p in group["params"]}
+    order = ["stages.0.embed.proj", "stages.0.blocks.0.attn.q", "stages.0.blocks.1.attn.q", "stages.1.embed.proj", "stages.3.norm", "head"]
+    scales = [scale[f"{name}.weight"] for name in order]
+    assert scales == sorted(set(scales))
+
+
+def test_device_and_precision_are_timms_arguments() -> None:
+    model = timm.create_model("mit_b0", device="meta", dtype=torch.float16)
+    assert {(p.device.type, p.dtype) for p in model.parameters()} == {("meta", torch.float16)}
+
+
 @torch.no_grad()
 def test_it_exports() -> None:
     """TorchScript's compiler reads no einops, and is deprecated; torch.export takes its place."""
@@ -177,6 +193,9 @@ def test_pretrained_weights_of_any_layout(layout: str, tmp_path: Path) -> None:
 
     again = timm.create_model("mit_b0", pretrained=True, pretrained_cfg_overlay=overlay)
     torch.testing.assert_close(again.state_dict(), encoder.state_dict(), rtol=0, atol=0)
+    torch.save(state_dict_as(model, LAYOUTS[layout]), tmp_path / "whole.pth")  # a segmentation model's encoder
+    whole = timm.create_model("mit_b0", pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path / "whole.pth")}, num_classes=0)
+    torch.testing.assert_close(whole.state_dict(), model.backbone.state_dict(), rtol=0, atol=0)
     finetune = timm.create_model("mit_b0", pretrained=True, pretrained_cfg_overlay=overlay, num_classes=5, in_chans=1)
     stem = encoder.stages[0].embed.proj.weight.sum(1, keepdim=True)
     torch.testing.assert_close(finetune.stages[0].embed.proj.weight, stem)

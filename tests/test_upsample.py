@@ -1,12 +1,44 @@
+"""The exact operators beside the plain ways, in float64, over sizes, ratios and values that hypothesis chooses."""
+
+from __future__ import annotations
+
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
 
+from segformer import upsample as operators
 from segformer.upsample import upsample, upsample_argmax, upsample_cross_entropy, upsample_sum
 
+sides = st.integers(1, 9)
+targets = st.integers(1, 40)
 
-def interpolate(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+def interpolate(x: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
+
+
+@pytest.fixture(autouse=True)
+def small_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So small that even these maps are worked in several pieces."""
+    monkeypatch.setattr(operators, "WORKSPACE", 8 << 10)
+
+
+@st.composite
+def maps(draw: st.DrawFn, channels: tuple[int, int] = (1, 12)) -> Tensor:
+    """Smooth or noisy maps (B, K, h, w) in float64, in any memory order."""
+    shape = (draw(st.integers(1, 2)), draw(st.integers(*channels)), draw(sides), draw(sides))
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(draw(st.integers(0, 999))), dtype=torch.double)
+    if draw(st.booleans()):
+        x = x + torch.arange(shape[1])[:, None, None] * draw(st.sampled_from([0.1, 3.0]))  # few boundaries
+    order = draw(st.sampled_from(["contiguous", "channels_last", "strided"]))
+    if order == "channels_last":
+        return x.contiguous(memory_format=torch.channels_last)
+    return x.repeat_interleave(2, 3)[..., ::2] if order == "strided" else x
 
 
 def test_upsample_is_bilinear_with_half_pixel_centres() -> None:
@@ -15,27 +47,153 @@ def test_upsample_is_bilinear_with_half_pixel_centres() -> None:
 
 
 def test_sum_is_the_sum_of_the_upsampled_maps() -> None:
-    maps = [torch.randn(2, 3, h, w) for h, w in ((9, 14), (5, 7), (3, 4))]
-    torch.testing.assert_close(upsample_sum(maps), sum(interpolate(m, (9, 14)) for m in maps))
+    levels = [torch.randn(2, 3, h, w, dtype=torch.double, requires_grad=True) for h, w in ((9, 14), (5, 7), (3, 4))]
+    total, expected = upsample_sum(levels), sum(interpolate(m, (9, 14)) for m in levels)
+    torch.testing.assert_close(total, expected, rtol=0, atol=1e-12)
+    d = torch.randn_like(total)
+    torch.testing.assert_close(torch.autograd.grad(total, levels, d), torch.autograd.grad(expected, levels, d), rtol=0, atol=1e-12)
 
 
-def test_argmax_is_the_argmax_of_the_upsampled_logits() -> None:
-    logits = torch.randn(2, 5, 7, 9)
-    assert torch.equal(upsample_argmax(logits, (30, 33)), interpolate(logits, (30, 33)).argmax(1))
+@settings(deadline=None, max_examples=200)
+@given(logits=maps(), height=targets, width=targets, align_corners=st.booleans())
+def test_argmax_is_the_argmax_of_the_upsampled_logits(logits: Tensor, height: int, width: int, align_corners: bool) -> None:
+    labels = upsample_argmax(logits, (height, width), align_corners)
+    assert labels.dtype == torch.int64
+    assert torch.equal(labels, interpolate(logits, (height, width), align_corners).argmax(1))
 
 
-@pytest.mark.parametrize("weight", [None, torch.tensor([1.0, 2.0, 0.5])], ids=["plain", "weighted"])
-def test_cross_entropy_is_torchs_over_the_upsampled_logits(weight: torch.Tensor | None) -> None:
-    logits = torch.randn(2, 3, 5, 6)
-    target = torch.randint(0, 3, (2, 19, 24))
-    target[0, :7] = 255
-    expected = F.cross_entropy(interpolate(logits, (19, 24)), target, weight, ignore_index=255)
-    torch.testing.assert_close(upsample_cross_entropy(logits, target, weight), expected)
+@settings(deadline=None, max_examples=200)
+@given(
+    logits=maps(),
+    values=st.lists(st.sampled_from([float("nan"), float("inf"), float("-inf"), 1e308]), min_size=1, max_size=6),
+    height=targets,
+    width=targets,
+    seed=st.integers(0, 999),
+)
+def test_argmax_of_logits_that_are_not_finite_is_the_plain_one(
+    logits: Tensor, values: list[float], height: int, width: int, seed: int
+) -> None:
+    logits = logits.clone(memory_format=torch.contiguous_format)
+    places = torch.randint(logits.numel(), (len(values),), generator=torch.Generator().manual_seed(seed))
+    logits.view(-1)[places] = torch.tensor(values, dtype=torch.double)
+    plain = interpolate(logits, (height, width))
+    if plain.isfinite().all():
+        return
+    same = upsample_argmax(logits, (height, width)) == plain.argmax(1)
+    # Where a pixel lies on a cell to the last bit, rounding decides whether 0 · ∞ or ε · ∞ is added of its neighbour.
+    assert (same | lies_on_a_cell(logits.shape[2], height)[:, None] | lies_on_a_cell(logits.shape[3], width)).all()
 
 
-def test_a_batch_without_labels_costs_nothing() -> None:
-    logits = torch.randn(1, 3, 4, 4, requires_grad=True)
-    loss = upsample_cross_entropy(logits, torch.full((1, 16, 16), 255))
+def lies_on_a_cell(cells: int, pixels: int) -> Tensor:
+    position = ((torch.arange(pixels).double() + 0.5) * cells / pixels - 0.5).clamp_min(0)
+    return (position - position.round()).abs() < 1e-9
+
+
+@pytest.mark.parametrize("classes", [1, 2, 1000])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_argmax_in_any_precision_is_a_greatest_class(classes: int, dtype: torch.dtype) -> None:
+    """In low precision many classes tie once rounded: the label's value is the greatest all the same."""
+    logits = torch.randn(2, classes, 8, 12).to(dtype)
+    labels = upsample_argmax(logits, (30, 50))
+    full = interpolate(logits.float(), (30, 50))
+    torch.testing.assert_close(full.gather(1, labels[:, None])[:, 0], full.amax(1), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4, 5), (2, 3, 4, 5)])
+def test_empty_batches_and_same_sizes(shape: tuple[int, ...]) -> None:
+    logits = torch.randn(shape)
+    for size in ((4, 5), (16, 20)):
+        assert torch.equal(upsample_argmax(logits, size), interpolate(logits, size).argmax(1))
+
+
+@st.composite
+def losses(draw: st.DrawFn) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Logits, a target with ignored pixels, and options."""
+    logits = draw(maps())
+    height, width, classes = draw(targets), draw(targets), logits.shape[1]
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 999)))
+    target = torch.randint(classes, (len(logits), height, width), generator=generator)
+    target[torch.rand(target.shape, generator=generator) < draw(st.sampled_from([0.0, 0.3, 0.95]))] = 255
+    target.view(-1)[0] = 0  # one valid pixel at least
+    weight = torch.rand(classes, generator=generator, dtype=torch.double) + 0.1 if draw(st.booleans()) else None
+    return logits, target, {"weight": weight, "label_smoothing": draw(st.sampled_from([0.0, 0.1, 1.0]))}
+
+
+@settings(deadline=None, max_examples=200)
+@given(case=losses(), align_corners=st.booleans(), over_all_pixels=st.booleans())
+def test_cross_entropy_is_torchs_over_the_upsampled_logits(
+    case: tuple[Tensor, Tensor, dict[str, Any]], align_corners: bool, over_all_pixels: bool
+) -> None:
+    logits, target, options = case
+    logits = logits.requires_grad_()
+    full = interpolate(logits, target.shape[-2:], align_corners)
+    expected = F.cross_entropy(full, target, ignore_index=255, reduction="sum" if over_all_pixels else "mean", **options)
+    if over_all_pixels:
+        expected = expected / target.numel()
+    loss = upsample_cross_entropy(logits, target, align_corners=align_corners, over_all_pixels=over_all_pixels, **options)
+    torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-10)
+    (gradient,), (wanted,) = (torch.autograd.grad(3 * value, logits) for value in (loss, expected))
+    torch.testing.assert_close(gradient, wanted, rtol=1e-10, atol=1e-10)
+    with torch.no_grad():
+        assert upsample_cross_entropy(logits, target, align_corners=align_corners, over_all_pixels=over_all_pixels, **options) == loss
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_the_gradient_of_cross_entropy_is_the_numerical_one(align_corners: bool) -> None:
+    logits = torch.randn(2, 3, 3, 4, dtype=torch.double, requires_grad=True)
+    target = torch.randint(0, 3, (2, 11, 9))
+    target[0, :4] = 255
+    weight = torch.tensor([1.0, 2.0, 0.5], dtype=torch.double)
+
+    def loss(x: Tensor) -> Tensor:
+        return upsample_cross_entropy(x, target, weight, align_corners=align_corners, label_smoothing=0.1)
+
+    assert torch.autograd.gradcheck(loss, (logits,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_cross_entropy_of_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
+    logits = torch.randn(1, 5, 6, 6).to(dtype).requires_grad_()
+    target = torch.randint(0, 5, (1, 24, 24))
+    loss = upsample_cross_entropy(logits, target)
+    expected = F.cross_entropy(interpolate(logits.float(), (24, 24)), target)
+    torch.testing.assert_close(loss, expected)
+    (gradient,), (wanted,) = torch.autograd.grad(loss, logits), torch.autograd.grad(expected, logits)
+    assert gradient.dtype == dtype
+    torch.testing.assert_close(gradient, wanted)
+
+
+@pytest.mark.parametrize("batch", [0, 1])
+def test_a_batch_without_labels_costs_nothing(batch: int) -> None:
+    logits = torch.randn(batch, 3, 4, 4, requires_grad=True)
+    loss = upsample_cross_entropy(logits, torch.full((batch, 16, 16), 255))
     loss.backward()
     assert loss == 0
     assert not logits.grad.any()
+
+
+def test_logits_that_are_not_finite_make_the_loss_so() -> None:
+    for value in (float("nan"), float("inf")):
+        logits = torch.zeros(1, 3, 4, 4)
+        logits[0, 1, 2, 2] = value
+        target = torch.zeros(1, 16, 16, dtype=torch.int64)
+        expected = F.cross_entropy(interpolate(logits, (16, 16)), target)
+        torch.testing.assert_close(upsample_cross_entropy(logits, target), expected, equal_nan=True)
+
+
+def test_a_target_outside_the_classes_is_refused() -> None:
+    with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+        upsample_cross_entropy(torch.zeros(1, 3, 4, 4), torch.full((1, 16, 16), 7))
+
+
+def test_graphs_hold_the_plain_ways() -> None:
+    """Exported and compiled, the operators do not depend on values."""
+
+    class Labels(torch.nn.Module):
+        def forward(self, logits: Tensor) -> Tensor:
+            return upsample_argmax(logits, (16, 20))
+
+    logits = torch.randn(1, 3, 4, 5)
+    exported = torch.export.export(Labels(), (logits,))
+    assert torch.equal(exported.module()(logits), upsample_argmax(logits, (16, 20)))
+    assert not [node for node in exported.graph.nodes if "nonzero" in str(node.target)]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from segformer.checkpoint import LAYOUTS, WRITABLE, Numerics, Reading, build, describe, read
+from segformer.checkpoint import LAYOUTS, WRITABLE, BackboneOnlyError, Numerics, Reading, build, describe, read
 from segformer.models import SegFormer, SegmentationModel
 
 
@@ -72,7 +72,14 @@ def _chosen(options: argparse.Namespace) -> dict[str, Any]:
 
 def inspect(options: argparse.Namespace) -> None:
     """Say what a checkpoint holds, in any layout: variant, classes, parameters, multiply-adds, numerics, and what reading it would drop."""
-    print(summary(read(options.source, **_chosen(options))))
+    try:
+        print(summary(read(options.source, **_chosen(options))))
+    except BackboneOnlyError:
+        reading = read(options.source, **{**_chosen(options), "num_classes": 1})
+        parameters = sum(p.numel() for p in reading.backbone.parameters())
+        variant, rows = reading.backbone.config["variant"], {"decode head": "none", "parameters": f"{parameters:,}"}
+        rows = {"layout": reading.report.layout, "variant": variant, **rows}
+        print(reading.report.source, *(f"{name:15}{value}" for name, value in rows.items()), sep="\n")
 
 
 def convert(options: argparse.Namespace) -> None:

@@ -6,10 +6,11 @@ of :mod:`segformer.checkpoint`, is named by ``pretrained_cfg_overlay={"file": â€
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
@@ -30,6 +31,8 @@ class MiTClassifier(MiT):
         global_pool: ``"avg"``, or ``""`` for the unpooled map.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth.
+        device: where the parameters lie.
+        dtype: their precision.
 
     Raises:
         ValueError: on another ``global_pool``, and as :class:`~segformer.MiT`.
@@ -43,8 +46,11 @@ class MiTClassifier(MiT):
         global_pool: str = "avg",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(variant, in_channels=in_chans, drop_path=drop_path_rate)
+        self.to(device=device, dtype=dtype)
         self.in_chans = in_chans
         self.global_pool = global_pool
         self.num_features = self.head_hidden_size = self.channels[-1]
@@ -115,7 +121,13 @@ class MiTClassifier(MiT):
         stem = r"^stages\.0\.embed"
         return {
             "stem": stem,
-            "blocks": r"^stages\.(\d+)" if coarse else [(r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^stages\.(\d+)", (0,))],
+            "blocks": r"^stages\.(\d+)"
+            if coarse
+            else [
+                (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+                (r"^stages\.(\d+)\.norm", (99999,)),  # behind the blocks
+                (r"^stages\.(\d+)\.embed", (-1,)),
+            ],
         }
 
 
@@ -123,7 +135,7 @@ def _read(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     return checkpoint.translate_encoder(tensors)
 
 
-def _register(name: str) -> None:
+def _register(name: str) -> Callable[..., nn.Module]:
     def create(pretrained: bool = False, **options: Any) -> nn.Module:
         features = {"out_indices": options.pop("out_indices", (0, 1, 2, 3)), "feature_cls": "getter"}
         model = partial(MiTClassifier, name)
@@ -131,7 +143,7 @@ def _register(name: str) -> None:
 
     create.__name__ = f"mit_{name}"
     create.__doc__ = f"MiT-{name.upper()} with timm's interface; see :class:`MiTClassifier`."
-    register_model(create)
+    return register_model(create)
 
 
 default_cfgs = generate_default_cfgs(
@@ -152,5 +164,4 @@ default_cfgs = generate_default_cfgs(
         for name in VARIANTS
     }
 )
-for _name in VARIANTS:
-    _register(_name)
+globals().update({f"mit_{name}": _register(name) for name in VARIANTS})

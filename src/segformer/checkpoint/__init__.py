@@ -2,13 +2,14 @@
 
 from segformer.checkpoint.files import METADATA_KEY
 from segformer.checkpoint.layouts import LAYOUTS, Layout, Numerics
-from segformer.checkpoint.reading import Reading, Report, build, read, translate_encoder
+from segformer.checkpoint.reading import BackboneOnlyError, Reading, Report, build, read, translate_encoder
 from segformer.checkpoint.writing import WRITABLE, describe, save, state_dict_as
 
 __all__ = [
     "LAYOUTS",
     "METADATA_KEY",
     "WRITABLE",
+    "BackboneOnlyError",
     "Layout",
     "Numerics",
     "Reading",

@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import re
-from argparse import Namespace
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +26,7 @@ STANDARD_NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_
 # Where training loops keep a state dict; the averaged one comes first, as it is what they measure.
 CONTAINERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model_state_dict", "model", "network", "net", "module", "weights")
 DOWNLOAD_AGAIN = "copy or download it again"
+PART = 64 << 20  # bytes that are mapped and copied at a time
 
 
 @dataclass
@@ -40,6 +40,7 @@ class WeightFile:
         classes: where the file, or the folder it lies in, names them.
         config: the config.json of a Hugging Face folder.
         unwrapped: the containers that the tensors lay in.
+        others: what lay beside the tensors under a name, and is none.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class WeightFile:
     classes: Classes | None = None
     config: dict[str, Any] | None = None
     unwrapped: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
 
 
 def open_weights(source: str | os.PathLike[str], revision: str | None = None) -> WeightFile:
@@ -57,13 +59,12 @@ def open_weights(source: str | os.PathLike[str], revision: str | None = None) ->
         FileNotFoundError: when there is none, or a shard is missing.
         ValueError: when a folder has two candidates, or a file is empty, truncated, no checkpoint, or holds more than tensors.
     """
-    found = _find(source, revision)
-    if not found.is_dir():
-        return _read(found)
-    path = _weights_of(found)
-    file = _read_shards(path) if path.name.endswith(".index.json") else _read(path)
-    if (found / "config.json").is_file():
-        file.config = read_json(found / "config.json")
+    path = _find(source, revision)
+    if path.is_dir():
+        path = _weights_of(path)
+    file = _read(path)
+    if path.name in STANDARD_NAMES and (path.parent / "config.json").is_file():
+        file.config = read_json(path.parent / "config.json")
     return file
 
 
@@ -133,45 +134,90 @@ def _read_shards(index: Path) -> WeightFile:
 
 
 def _read(path: Path) -> WeightFile:
-    if path.stat().st_size == 0:
+    """A file by its content, whatever it is called."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    if not head:
         raise ValueError(f"{str(path)!r} is empty; {DOWNLOAD_AGAIN}")
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    if path.name.endswith(".index.json"):
+        return _read_shards(path)
+    if head.startswith((b"version h", b"<!doctype", b"<!DOCTYPE", b"<html")):
+        raise ValueError(f"{str(path)!r} is a page or a pointer in the place of the weights; {DOWNLOAD_AGAIN} (with git: git lfs pull)")
+    return _read_safetensors(path) if head[8:] == b"{" or path.suffix == ".safetensors" else _read_pickle(path)
 
 
 def _read_safetensors(path: Path) -> WeightFile:
+    tensors: State = {}
     try:
-        with safe_open(path, "pt") as file:  # maps the file: a tensor takes memory when it is used, and never twice
+        with safe_open(path, "pt") as file:
             description = (file.metadata() or {}).get(METADATA_KEY)
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            left = list(file.keys())
+        # The file is mapped while it is open, and a model must not change with its file: copies, of one part after another, so that
+        # never both lie in memory whole.
+        while left:
+            with safe_open(path, "pt") as file:
+                part = 0
+                while left and part < PART:
+                    tensor = file.get_tensor(left[0])
+                    tensors[left.pop(0)] = tensor.clone()
+                    part += tensor.nbytes
     except SafetensorError as error:
         raise ValueError(f"cannot read {str(path)!r}: {error}; it is truncated or no safetensors file: {DOWNLOAD_AGAIN}") from error
     return WeightFile(path, tensors, json.loads(description) if description else None)
 
 
-def _read_pickle(path: Path) -> WeightFile:
+class Ignored:
+    """Stands for any object of a pickle that is no tensor, so that no code of its own is imported or run."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Ignored:
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _unpickled(path: Path) -> Any:
+    """The content of a pickle, in which whatever is no tensor, number, text or collection of them is :class:`Ignored`."""
     try:
-        with torch.serialization.safe_globals([Namespace]):  # the arguments that many training scripts keep beside the weights
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if not (is_zipfile(path) and "Unsupported global" in str(error)):
+            raise
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    with torch.serialization.safe_globals([(Ignored, name) for name in names]):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _read_pickle(path: Path) -> WeightFile:
+    save_alone = "where it came from, save its state dict alone: torch.save(model.state_dict(), path)"
+    try:
+        content = _unpickled(path)
     except Exception as error:  # garbage raises whatever the unpickler trips over: KeyError, EOFError, RuntimeError, …
         if isinstance(error, pickle.UnpicklingError) and "Unsupported global" in str(error):
-            culprit = re.search(r"GLOBAL (\S+)", str(error))
-            raise ValueError(
-                f"{str(path)!r} holds more than tensors{f' ({culprit[1]})' if culprit else ''}, and unpickling it could run foreign code; "
-                "where it came from, save its state dict alone: torch.save(model.state_dict(), path)"
-            ) from error
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(f"{str(path)!r} holds more than tensors, and unpickling it could run foreign code; {save_alone}") from error
+        reason = (str(error).rpartition("WeightsUnpickler error:")[2].strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"cannot read {str(path)!r}: {reason}; it is truncated or no checkpoint: {DOWNLOAD_AGAIN}") from error
     tensors, unwrapped = content, []
-    while isinstance(tensors, dict) and (name := next((name for name in CONTAINERS if isinstance(tensors.get(name), dict)), None)):
+    while isinstance(tensors, dict) and (name := next((name for name in CONTAINERS if _holds_tensors(tensors.get(name))), None)):
         tensors = tensors[name]
         unwrapped.append(name)
-    if not isinstance(tensors, dict) or not tensors:
-        raise ValueError(f"{str(path)!r} is not a state dict: names of tensors are expected, it holds a {type(tensors).__name__}")
-    foreign = {key: type(value).__name__ for key, value in tensors.items() if not isinstance(value, Tensor)}
-    if foreign:
-        raise ValueError(f"{str(path)!r} is not a state dict: names of tensors are expected, it holds {some(map(str, foreign.items()))}")
+    if not _holds_tensors(tensors):
+        what = "an object of foreign code" if isinstance(tensors, Ignored) else f"a {type(tensors).__name__}"
+        if isinstance(tensors, dict) and tensors:
+            what = some(f"{key!r} ({type(value).__name__})" for key, value in tensors.items())
+        raise ValueError(f"{str(path)!r} is not a state dict: names of tensors are expected, it holds {what}; {save_alone}")
+    others = [str(key) for key, value in tensors.items() if not isinstance(value, Tensor)]
+    state = {key: value for key, value in tensors.items() if isinstance(value, Tensor)}
     description = content.get(METADATA_KEY)
-    return WeightFile(path, tensors, json.loads(description) if description else None, _classes_of(content.get("meta")), None, unwrapped)
+    classes = _classes_of(content.get("meta"))
+    return WeightFile(path, state, json.loads(description) if description else None, classes, unwrapped=unwrapped, others=others)
+
+
+def _holds_tensors(content: Any) -> bool:
+    """Whether this is a state dict, or a dict around one."""
+    if not isinstance(content, dict):
+        return False
+    return any((isinstance(key, str) and isinstance(value, Tensor)) or _holds_tensors(value) for key, value in content.items())
 
 
 def _classes_of(meta: Any) -> Classes | None:
@@ -179,9 +225,20 @@ def _classes_of(meta: Any) -> Classes | None:
     if not isinstance(meta, dict):
         return None
     meta = {key.lower(): value for key, value in {**meta, **(meta.get("dataset_meta") or {})}.items()}
-    if not meta.get("classes"):
+    names, palette = meta.get("classes"), meta.get("palette")
+    if not isinstance(names, list | tuple):
         return None
-    return Classes(meta["classes"], [tuple(color) for color in meta.get("palette") or ()])
+    return named(list(names), [tuple(color) for color in palette] if isinstance(palette, list | tuple) else [])
+
+
+def named(names: list[str], colors: list[Any]) -> Classes | None:
+    """The classes of these names, or none where names or colours are no good: that costs nobody the weights."""
+    for palette in (colors, []):
+        try:
+            return Classes(names, palette)
+        except (ValueError, TypeError):
+            continue
+    return None
 
 
 def some(names: Iterable[str]) -> str:

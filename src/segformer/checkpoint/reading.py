@@ -14,8 +14,8 @@ import torch
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from segformer.checkpoint.files import WeightFile, open_weights, some
-from segformer.checkpoint.layouts import HUGGINGFACE, HUGGINGFACE_IN_MEMORY, LAYOUTS, NVIDIA, Layout, State
+from segformer.checkpoint.files import WeightFile, named, open_weights, some
+from segformer.checkpoint.layouts import HUGGINGFACE, HUGGINGFACE_IN_MEMORY, LAYOUTS, NATIVE, NVIDIA, Layout, State
 from segformer.data.classes import Classes
 from segformer.heads import AllMLPHead, MMSegHead
 from segformer.mit import VARIANTS, MiT, Variant
@@ -24,8 +24,14 @@ logger = logging.getLogger(__name__)
 
 PARTS: dict[str, Callable[..., nn.Module]] = {"MiT": MiT, "AllMLPHead": AllMLPHead, "MMSegHead": MMSegHead}
 HUGGINGFACE_ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
+# Modules that put themselves between others, and compute nothing of their own.
+TRANSPARENT = re.compile(r"(?:(?<=^)|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 STEM = "backbone.stages.0.embed.proj.weight"
 CLASSIFIER = "decode_head.classifier.weight"
+
+
+class BackboneOnlyError(ValueError):
+    """A file without a decode head, where none was asked for."""
 
 
 @dataclass
@@ -47,8 +53,8 @@ class Report:
 
     @property
     def is_harmless(self) -> bool:
-        """Whether nothing was made anew or looked away from, so that the model is the one in the file."""
-        return not any(event in ("new", "ignored") for event, _, _ in self.rows)
+        """Whether nothing was made anew, guessed or looked away from, so that the model is the one in the file."""
+        return not any(event in ("new", "ignored", "note") for event, _, _ in self.rows)
 
     def __str__(self) -> str:
         widths = [max((len(row[column]) for row in self.rows), default=0) for column in (0, 1)]
@@ -60,8 +66,8 @@ class Report:
 class Reading:
     """A model in parts, as a file has it."""
 
-    backbone: nn.Module
-    decode_head: nn.Module
+    backbone: Any
+    decode_head: Any
     classes: Classes
     align_corners: bool
     report: Report
@@ -79,22 +85,26 @@ def read(
     """Read a model in parts; :meth:`segformer.SegmentationModel.from_pretrained` says of what, and what it raises."""
     file = open_weights(source, revision)
     found, state, report = recognize(file, layout)
-    description = _infer(found, state, file, num_classes) if file.description is None else {"align_corners": False, **file.description}
+    description = (
+        _infer(found, state, file, num_classes, report) if file.description is None else {"align_corners": False, **file.description}
+    )
     with torch.device("meta"):
         wanted = build(description).state_dict()
+    all_keys = wanted.keys()
     if file.description is None and not _has_head(found, state):
         wanted = {key: tensor for key, tensor in wanted.items() if key.startswith("backbone.")}
     ours = _translate(found, state, wanted, file.path, report, strict)
     # From here on the model is known: what is asked for otherwise is adapted, what has no weights is made.
+    reasons = dict.fromkeys(all_keys - ours.keys(), "missing in the file")
     config = description["decode_head"]["config"]
     if num_classes is not None and num_classes != config["num_classes"]:
-        reason = f"{num_classes} classes were asked for, the file has {config['num_classes']}"
+        for key in [key for key in ours if key.startswith(CLASSIFIER.removesuffix("weight"))]:
+            reasons[key] = f"{num_classes} classes were asked for, the file has {config['num_classes']}"
+            del ours[key]
         config["num_classes"] = num_classes
         description["classes"] = asdict(Classes.unnamed(num_classes))
-        for key in [key for key in ours if key.startswith(CLASSIFIER.rpartition(".")[0])]:
-            del ours[key]
-    else:
-        reason = "missing in the file"
+    if not any(key.startswith("decode_head.") for key in ours):
+        reasons = {key: why for key, why in reasons.items() if not key.startswith("decode_head.")} | {"decode_head.": "the file has none"}
     config = description["backbone"]["config"]
     if in_channels is not None and in_channels != config["in_channels"]:
         ours[STEM] = _adapted_stem(ours[STEM], in_channels, file.path)
@@ -102,15 +112,14 @@ def read(
         config["in_channels"] = in_channels
     with torch.device("meta"):
         model = build(description)
-    missing = [key for key in model.state_dict() if key not in ours]
-    if missing:
-        names = sorted({key.rpartition(".")[0] for key in missing})
-        if not any(key.startswith("decode_head.") for key in ours):
-            names, reason = ["decode_head"], "the file holds a backbone only"
-        report.add("new", names, f"random weights: {reason}")
-        fresh = build(description).state_dict()  # on the CPU, and random
+    if reasons:
+        for reason in dict.fromkeys(reasons.values()):
+            modules = sorted({key.rpartition(".")[0] for key, why in reasons.items() if why == reason})
+            report.add("new", modules, f"random weights: {reason}")
+        with torch.device("cpu"):
+            fresh = build(description).state_dict()
         dtype = next(tensor.dtype for tensor in ours.values() if tensor.is_floating_point())
-        ours |= {key: fresh[key].to(dtype) if fresh[key].is_floating_point() else fresh[key] for key in missing}
+        ours |= {key: value.to(dtype) if value.is_floating_point() else value for key, value in fresh.items() if key not in ours}
     model.load_state_dict(ours, assign=True)
     if report.rows:
         logger.log(logging.INFO if report.is_harmless else logging.WARNING, "%s", report)
@@ -125,11 +134,12 @@ def translate_encoder(tensors: State) -> State:
     """
     file = WeightFile(Path("the weights"), tensors)
     layout, state, report = recognize(file)
+    classifier = {f"head.{name}": state.get(f"{layout.classifier}.{name}") for name in ("weight", "bias")}
+    state = {key: tensor for key, tensor in state.items() if key.startswith(layout.prefix)}
     with torch.device("meta"):
-        wanted = build(_infer(layout, state, file, num_classes=1))["backbone"].state_dict(prefix="backbone.")
+        wanted = build(_infer(layout, state, file, 1, report))["backbone"].state_dict(prefix="backbone.")
     ours = _translate(layout, state, wanted, file.path, report, strict=True)
     encoder = {key.removeprefix("backbone."): tensor for key, tensor in ours.items()}
-    classifier = {f"head.{name}": state.get(f"{layout.classifier}.{name}") for name in ("weight", "bias")}
     return encoder | {key: tensor for key, tensor in classifier.items() if tensor is not None}
 
 
@@ -160,6 +170,11 @@ def recognize(file: WeightFile, name: str | None = None) -> tuple[Layout, State,
     """
     if name is not None and name not in LAYOUTS:
         raise ValueError(f"unknown layout {name!r}; choose one of {', '.join(LAYOUTS)}")
+    tensors = {TRANSPARENT.sub("", key): tensor for key, tensor in file.tensors.items()}
+    if len(tensors) < len(file.tensors):
+        raise ValueError(f"{str(file.path)!r} holds the same tensor twice, with and without 'module.' in its name; save one of them alone")
+    layers = sorted({layer.rstrip(".") for key in file.tensors for layer in TRANSPARENT.findall(key)})
+    file = replace(file, tensors=tensors, unwrapped=[*file.unwrapped, *layers])
     for layout in LAYOUTS.values() if name is None else [LAYOUTS[name]]:
         if file.description is not None:
             wrapper, is_whole = next((key for key in file.tensors if "backbone." in key), "").partition("backbone.")[0], True
@@ -175,9 +190,13 @@ def recognize(file: WeightFile, name: str | None = None) -> tuple[Layout, State,
             report.add("unwrapped", containers, "where the model lay in the file")
         if outside := [key for key in file.tensors if not key.startswith(wrapper)]:
             report.add("dropped", outside, f"outside the model, which is {wrapper!r}")
+        if file.others:
+            report.add("dropped", file.others, "no tensors")
         unsure = name is None and layout is NVIDIA and not any(key.startswith("decode_head.conv_seg") for key in state)
         if unsure and layout.theirs(CLASSIFIER) in state and file.classes is None:
-            report.add("note", "sithu, bubbliiiing", "have these names too, with other numerics: if it is theirs, pass layout='…'")
+            report.add("note", "sithu, bubbliiiing", "have these names too, with other numerics: if it is theirs, say so with layout=…")
+        if layout is NATIVE and file.description is None and name is None:
+            report.add("note", "numerics", "are told by model.save's files alone; these are taken to be NVIDIA's")
         for key, place in layout.fold(state).items():
             report.add("folded", key, place)
         return layout, state, report
@@ -205,19 +224,20 @@ def _has_head(layout: Layout, state: State) -> bool:
     return any(layout.theirs(key) in state for key in (CLASSIFIER, "decode_head.fuse.weight"))
 
 
-def _infer(layout: Layout, state: State, file: WeightFile, num_classes: int | None) -> dict[str, Any]:
+def _infer(layout: Layout, state: State, file: WeightFile, num_classes: int | None, report: Report) -> dict[str, Any]:
     """The description of a state dict: sizes from its shapes, the rest from a Hugging Face config where there is one."""
 
-    def shape(key: str) -> torch.Size:
-        if layout.theirs(key) not in state:
-            raise ValueError(f"{str(file.path)!r} looks like the {layout.name} layout but has no {layout.theirs(key)}")
-        return state[layout.theirs(key)].shape
+    def shape(key: str, ndim: int) -> torch.Size:
+        name = layout.theirs(key)
+        if name not in state:
+            raise ValueError(f"{str(file.path)!r} looks like the {layout.name} layout but has no {name}")
+        if state[name].ndim != ndim:
+            raise ValueError(f"{str(file.path)!r}: {name} is {tuple(state[name].shape)}, where {ndim} dimensions are expected")
+        return state[name].shape
 
     def count(template: str) -> int:
-        n = 0
-        while layout.theirs(template.format(n)) in state:
-            n += 1
-        return n
+        """One more than the last index of which there is a key."""
+        return max((n + 1 for n in range(100) if layout.theirs(template.format(n)) in state), default=0)
 
     config = file.config if layout in (HUGGINGFACE, HUGGINGFACE_IN_MEMORY) else None
     rates: dict[str, float] = {}
@@ -226,8 +246,8 @@ def _infer(layout: Layout, state: State, file: WeightFile, num_classes: int | No
         variant, act, rates = _read_config(config, file.path)
         numerics = replace(numerics, act=act)
     else:
-        stages = range(count("backbone.stages.{}.embed.proj.weight"))
-        dims = tuple(shape(f"backbone.stages.{s}.embed.proj.weight")[0] for s in stages)
+        stages = range(count("backbone.stages.{}.embed.norm.weight"))
+        dims = tuple(shape(f"backbone.stages.{s}.embed.proj.weight", 4)[0] for s in stages)
         depths = tuple(count(f"backbone.stages.{s}.blocks.{{}}.norm1.weight") for s in stages)
         standard = [v for v in VARIANTS.values() if (v.dims, v.depths) == (dims, depths)]
         if not standard:
@@ -238,17 +258,18 @@ def _infer(layout: Layout, state: State, file: WeightFile, num_classes: int | No
     name = next((name for name, v in VARIANTS.items() if replace(variant, decoder_channels=v.decoder_channels) == v), None)
     head = {"in_channels": variant.dims}
     if _has_head(layout, state):
-        head_class, (known_classes, channels) = layout.head, shape(CLASSIFIER)[:2]
-        classes = _classes(config, file, known_classes)
+        head_class, channels = layout.head, shape("decode_head.fuse.weight", 4)[0]
+        known_classes = num_classes if num_classes and layout.theirs(CLASSIFIER) not in state else shape(CLASSIFIER, 4)[0]
+        classes = _classes(config, file, known_classes, report)
     elif num_classes is not None:
         head_class, known_classes, channels = "AllMLPHead", num_classes, variant.decoder_channels
         classes = Classes.unnamed(num_classes)
     else:
-        raise ValueError(f"{str(file.path)!r} holds a backbone without a decode head; ask for a new one with num_classes=…")
+        raise BackboneOnlyError(f"{str(file.path)!r} holds a backbone without a decode head; ask for a new one with num_classes=…")
     description = {
         "backbone": {
             "class": "MiT",
-            "config": {"variant": name or asdict(variant), "in_channels": shape(STEM)[1]}
+            "config": {"variant": name or asdict(variant), "in_channels": shape(STEM, 4)[1]}
             | {key: rates[key] for key in ("drop_path",) if key in rates},
         },
         "decode_head": {
@@ -269,7 +290,8 @@ def _read_config(config: dict[str, Any], path: Path) -> tuple[Variant, str, dict
         raise ValueError(f"the config.json of {str(path)!r} lacks {', '.join(absent)}; is it a SegFormer's?")
     if len(set(config["mlp_ratios"])) > 1:
         raise ValueError(f"{str(path)!r}: mlp_ratios {config['mlp_ratios']} differ from stage to stage; MiT has one for all")
-    for name, fixed in (("strides", [4, 2, 2, 2]), ("patch_sizes", [7, 3, 3, 3])):
+    later = len(config["depths"]) - 1
+    for name, fixed in (("strides", [4] + later * [2]), ("patch_sizes", [7] + later * [3])):
         if list(config.get(name, fixed)) != fixed:
             raise ValueError(f"{str(path)!r}: {name} {config[name]}; MiT's are {fixed}")
     if config["hidden_act"] not in HUGGINGFACE_ACTIVATIONS:
@@ -281,16 +303,15 @@ def _read_config(config: dict[str, Any], path: Path) -> tuple[Variant, str, dict
     return variant, HUGGINGFACE_ACTIVATIONS[config["hidden_act"]], {name: rate for name, rate in rates.items() if rate is not None}
 
 
-def _classes(config: dict[str, Any] | None, file: WeightFile, num_classes: int) -> Classes:
+def _classes(config: dict[str, Any] | None, file: WeightFile, num_classes: int, report: Report) -> Classes:
     names = (config or {}).get("id2label")
-    if names and len(names) != num_classes:
-        raise ValueError(
-            f"{str(file.path)!r} has {num_classes} classes but its config.json names {len(names)} in id2label; correct id2label"
-        )
-    if names:
-        return Classes([names[key] for key in sorted(names, key=int)])
-    if file.classes is not None and len(file.classes) == num_classes:
-        return file.classes
+    classes = file.classes
+    if isinstance(names, dict) and all(str(key).isdigit() for key in names):
+        classes = named([names[key] for key in sorted(names, key=int)], [])
+    if classes is not None and len(classes) == num_classes:
+        return classes
+    if names or file.classes:
+        report.add("dropped", "class names", f"they are not {num_classes} different ones")
     return Classes.unnamed(num_classes)
 
 
@@ -353,4 +374,4 @@ def _adapted_stem(weight: Tensor, in_channels: int, path: Path) -> Tensor:
         raise ValueError(f"in_channels must be at least 1, got {in_channels}")
     if weight.shape[1] != 3 and in_channels != 1:
         raise ValueError(f"{str(path)!r} takes {weight.shape[1]} channels; only weights of 3 can be adapted to {in_channels}")
-    return adapt_input_conv(in_channels, weight, weight.shape[1])
+    return weight.sum(1, keepdim=True) if in_channels == 1 else adapt_input_conv(in_channels, weight)

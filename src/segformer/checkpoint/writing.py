@@ -16,8 +16,8 @@ from torch import nn
 
 from segformer.checkpoint.files import METADATA_KEY
 from segformer.checkpoint.layouts import HUGGINGFACE, LAYOUTS, NATIVE, NVIDIA, SMP, Layout, Numerics, State
-from segformer.checkpoint.reading import HUGGINGFACE_ACTIVATIONS, PARTS, build, logger
-from segformer.mit import find_variant
+from segformer.checkpoint.reading import HUGGINGFACE_ACTIVATIONS, PARTS, TRANSPARENT, build, logger
+from segformer.mit import VARIANTS, find_variant
 from segformer.upsample import upsample
 
 WRITABLE = tuple(layout.name for layout in (NATIVE, NVIDIA, HUGGINGFACE, SMP))
@@ -32,6 +32,7 @@ def describe(model: Any) -> dict[str, Any]:
     parts: dict[str, Any] = {}
     for name in ("backbone", "decode_head"):
         part = getattr(model, name)
+        part = getattr(part, "_orig_mod", part)  # compiled
         if PARTS.get(type(part).__name__) is not type(part):
             raise ValueError(
                 f"a {name} of class {type(part).__name__} cannot be saved, since from_pretrained knows only {', '.join(PARTS)}; "
@@ -57,6 +58,8 @@ def save(model: Any, path: str | os.PathLike[str], layout: str = "native") -> No
         raise FileExistsError(f"{str(path)!r} is a file; the {layout} layout is a folder")
 
     state = state_dict_as(model, target)
+    if target in (NVIDIA, SMP):
+        _refuse_untold_sizes(description, target)
     if target is not NATIVE:
         _warn_of_numerics(model, target, description)
     if is_folder:
@@ -75,13 +78,20 @@ def save(model: Any, path: str | os.PathLike[str], layout: str = "native") -> No
         _write(path, lambda file: torch.save({"meta": meta, "state_dict": state} if target is NVIDIA else state, file))
 
 
+def _refuse_untold_sizes(description: dict[str, Any], layout: Layout) -> None:
+    """A state dict tells heads and ratios to those alone who know the variant."""
+    variant = find_variant(description["backbone"]["config"]["variant"])
+    if not any(replace(variant, decoder_channels=v.decoder_channels) == v for v in VARIANTS.values()):
+        raise ValueError(f"the {layout.name} layout cannot say the sizes of {variant}, which is none of {', '.join(VARIANTS)}")
+
+
 def state_dict_as(model: nn.Module, layout: Layout) -> State:
     """A model's tensors under another layout's names.
 
     Raises:
         ValueError: when the layout has no place for one of them.
     """
-    ours = {key: tensor.detach().contiguous() for key, tensor in model.state_dict().items()}
+    ours = {TRANSPARENT.sub("", key): tensor.detach().contiguous() for key, tensor in model.state_dict().items()}
     state: State = {}
     for our_keys, their_keys in layout.pairs(ours):
         joined = torch.cat([ours[key] for key in our_keys]) if len(our_keys) > 1 else ours[our_keys[0]]
@@ -97,8 +107,10 @@ def _warn_of_numerics(model: Any, layout: Layout, description: dict[str, Any]) -
     differing = numerics.differences(theirs)
     if not differing:
         return
-    images = torch.randn(1, model.backbone.in_channels, 128, 128, generator=torch.Generator().manual_seed(0))
-    state = {key: tensor.detach().cpu().float() for key, tensor in model.state_dict().items()}
+    images = torch.randn(
+        1, description["backbone"]["config"]["in_channels"], 128, 128, generator=torch.Generator("cpu").manual_seed(0), device="cpu"
+    )
+    state = {key: tensor.cpu().float() for key, tensor in state_dict_as(model, NATIVE).items()}
     outputs = []
     for wanted in (numerics, theirs):
         with torch.device("meta"):
@@ -155,8 +167,8 @@ def _huggingface_config(description: dict[str, Any], dtype: str) -> dict[str, An
         "num_attention_heads": variant.heads,
         "sr_ratios": variant.sr_ratios,
         "mlp_ratios": [variant.mlp_ratio] * len(variant.dims),
-        "patch_sizes": [7, 3, 3, 3],
-        "strides": [4, 2, 2, 2],
+        "patch_sizes": [7] + [3] * (len(variant.dims) - 1),
+        "strides": [4] + [2] * (len(variant.dims) - 1),
         "decoder_hidden_size": head["channels"],
         "hidden_act": next(theirs for theirs, ours in HUGGINGFACE_ACTIVATIONS.items() if ours == backbone["act"]),
         "hidden_dropout_prob": 0.0,
