@@ -115,7 +115,7 @@ def test_files_that_hold_no_weights_are_refused_by_name(tiny: SegFormer, tmp_pat
         "noise.pth": (bytes(range(200)), "cannot read .* truncated or no checkpoint"),
         "code.pth": (
             pickled({"state_dict": Code()}),
-            r"is not a state dict: .* it holds 'state_dict' \\(Ignored\\); .* save its state dict alone",
+            r"is not a state dict: .* it holds 'state_dict' \(Ignored\); .* save its state dict alone",
         ),
         "module.pth": (pickled(tiny.decode_head), "it holds an object of foreign code; where it came from, save its state dict alone"),
         "old_code.pth": (pickled(Code(), _use_new_zipfile_serialization=False), "unpickling it could run foreign code"),

@@ -39,6 +39,69 @@ def test_head_is_the_papers(training: bool, size: tuple[int, int]) -> None:
     torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("align", [(64, 96), (33, 71)], ids=str)
+def test_evaluation_in_groups_of_channels_is_the_papers(align: tuple[int, int]) -> None:
+    """BatchNorm folded, the composed weights kept, a few channels at a time: the same logits."""
+    head = randomized(AllMLPHead((8, 16, 20, 24), num_classes=7, channels=200)).double()
+    features = pyramid((8, 16, 20, 24), *align)
+    with torch.no_grad():
+        torch.testing.assert_close(head(features), literal_head(head, features), rtol=0, atol=1e-10)
+        assert head._cache.value is not None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "name", ["fuse.weight", "projections.2.weight", "projections.0.bias", "norm.weight", "norm.running_var", "classifier.bias"]
+)
+@pytest.mark.parametrize("change", ["in place", "through .data", "new tensor", "load_state_dict"])
+def test_changed_weights_count_at_once(name: str, change: str) -> None:
+    head = randomized(AllMLPHead((8, 16, 20, 24), num_classes=7, channels=32)).double()
+    features = pyramid((8, 16, 20, 24), 64, 64)
+    before = head(features)
+    module, _, attribute = name.rpartition(".")
+    tensor = head.get_parameter(name) if "running" not in name else head.get_buffer(name)
+    if change == "in place":
+        tensor.mul_(1.5)
+    elif change == "through .data":
+        tensor.data.mul_(1.5)  # as moving averages do: no version counts it
+    elif change == "new tensor":
+        setattr(head.get_submodule(module), attribute, type(tensor)(tensor * 1.5))
+    else:
+        head.load_state_dict(head.state_dict() | {name: tensor * 1.5}, assign=True)
+    assert not torch.equal(head(features), before)
+    torch.testing.assert_close(head(features), literal_head(head, features), rtol=0, atol=1e-10)
+
+
+@torch.no_grad()
+def test_hooks_and_replaced_modules_are_heeded() -> None:
+    """Whoever listens to a part of the head, or puts another in its place, gets the plain way."""
+    head = randomized(AllMLPHead((8, 16, 20, 24), num_classes=7, channels=32)).double()
+    features = pyramid((8, 16, 20, 24), 64, 64)
+    heard: list[int] = []
+    handle = head.classifier.register_forward_hook(lambda *_: heard.append(1))
+    head(features)
+    assert heard
+    handle.remove()
+    expected = head(features)
+    torch.nn.utils.parametrizations.weight_norm(head.classifier)
+    torch.testing.assert_close(head(features), expected, rtol=0, atol=1e-10)
+    head.norm = torch.nn.GroupNorm(1, 32).double()
+    torch.testing.assert_close(head(features), literal_head(head, features), rtol=0, atol=1e-10)
+
+
+def test_a_heads_copy_and_pickle_hold_weights_only() -> None:
+    import copy
+    import pickle
+
+    head = randomized(AllMLPHead((8, 16), num_classes=3, channels=32))
+    features = [torch.randn(1, 8, 8, 8), torch.randn(1, 16, 4, 4)]
+    with torch.no_grad():
+        expected = head(features)
+        for twin in (copy.deepcopy(head), pickle.loads(pickle.dumps(head))):
+            assert twin._cache.value is None
+            torch.testing.assert_close(twin(features), expected)
+
+
 def test_training_updates_the_same_running_statistics() -> None:
     features = pyramid((8, 16, 20, 24), 64, 64)
     twins = [AllMLPHead((8, 16, 20, 24), 3, channels=16).double().train() for _ in range(2)]

@@ -16,9 +16,10 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 
 MAY_IMPORT = {
     "initialization": set(),
-    "upsample": set(),
-    "mit": {"initialization"},
-    "heads": {"initialization", "upsample"},
+    "workspace": set(),
+    "upsample": {"workspace"},
+    "mit": {"initialization", "workspace"},
+    "heads": {"initialization", "upsample", "workspace"},
     "losses": {"upsample"},
     "data": {"data"},
     "metrics": {"data"},

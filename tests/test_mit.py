@@ -52,6 +52,18 @@ def test_features_are_channels_last_memory() -> None:
         assert feature.is_contiguous(memory_format=torch.channels_last)
 
 
+@given(height=st.integers(1, 40), width=st.integers(1, 12), batch=st.integers(1, 3), piece=st.sampled_from([1, 4000, 20_000]))
+@settings(max_examples=60, deadline=None)
+def test_ffn_in_strips_is_the_whole(height: int, width: int, batch: int, piece: int) -> None:
+    """Strips of a few rows with their neighbours, where no gradient is recorded, against the map at once."""
+    ffn = MixFFN(4, 12, nn.GELU()).double()
+    x = torch.randn(batch, height, width, 4, dtype=torch.double)
+    whole = ffn(x)
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr("segformer.workspace.PIECE", piece)
+        torch.testing.assert_close(ffn(x), whole, rtol=0, atol=1e-12)
+
+
 def test_attention_equals_the_formula() -> None:
     """Equation 1 of the paper, written out with a softmax, over equation 2's reduced sequence."""
     attn = EfficientSelfAttention(8, heads=2, sr_ratio=2, norm=nn.LayerNorm).double()

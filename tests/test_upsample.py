@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from segformer import upsample as operators
 from segformer.upsample import upsample, upsample_argmax, upsample_cross_entropy, upsample_sum
 
 sides = st.integers(1, 9)
@@ -25,7 +24,7 @@ def interpolate(x: Tensor, size: tuple[int, int], align_corners: bool = False) -
 @pytest.fixture(autouse=True)
 def small_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
     """So small that even these maps are worked in several pieces."""
-    monkeypatch.setattr(operators, "WORKSPACE", 8 << 10)
+    monkeypatch.setattr("segformer.workspace.PIECE", 8 << 10)
 
 
 @st.composite

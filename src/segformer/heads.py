@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segformer import workspace
 from segformer.initialization import init_weights
-from segformer.upsample import upsample_sum
+from segformer.upsample import upsample_into, upsample_sum
+from segformer.workspace import in_pieces, is_plain
 
 
 class AllMLPHead(nn.Module):
@@ -66,9 +69,10 @@ class AllMLPHead(nn.Module):
         self.projections: Any = nn.ModuleList(self.projection(c, channels, norm_eps) for c in in_channels)
         # The published order of the concatenation is coarsest first.
         self.fuse = nn.Conv2d(len(in_channels) * channels, channels, 1, bias=False)
-        self.norm = nn.BatchNorm2d(channels, eps=norm_eps)
+        self.norm: Any = nn.BatchNorm2d(channels, eps=norm_eps)
         self.dropout = nn.Dropout2d(dropout)
-        self.classifier = nn.Conv2d(channels, num_classes, 1)
+        self.classifier: Any = nn.Conv2d(channels, num_classes, 1)
+        self._cache = Cache()
         self.apply(init_weights)
 
     @staticmethod
@@ -87,9 +91,71 @@ class AllMLPHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Feature maps (B, C_i, H_i, W_i), finest first, to logits (B, num_classes, H_0, W_0)."""
+        if not self.training and in_pieces(features[0]) and self._is_plain():
+            return self._in_groups(features)
         x = self.project_and_fuse(features)
         x = F.relu(self.norm(x))
         return self.classifier(self.dropout(x))
+
+    # In evaluation BatchNorm is an affine map, which composes with F_i W_i; and every channel between the features and the classifier is
+    # by itself, so that a group of channels at a time goes all the way, in the same few temporaries.
+
+    def _is_plain(self) -> bool:
+        if self.fuse.weight.dtype not in (torch.float32, torch.float64):
+            return False
+        linears = all(is_plain(projection, nn.Linear) for projection in self.projections)
+        norm = is_plain(self.norm, nn.BatchNorm2d, nn.SyncBatchNorm) and self.norm.track_running_stats and self.norm.affine
+        return linears and norm and is_plain(self.fuse, nn.Conv2d) and is_plain(self.classifier, nn.Conv2d)
+
+    def _composed(self) -> tuple[list[Tensor], Tensor]:
+        """BN(Σ up(F_i W_i x_i + F_i b_i)) as Σ up(A_i x_i) + c: the A_i (channels, C_i), finest first, and c (channels,)."""
+        fuses = self.fuse.weight.flatten(1).chunk(len(self.projections), dim=1)[::-1]
+        scale = self.norm.weight * (self.norm.running_var + self.norm.eps).rsqrt()
+        weights = [scale[:, None] * (fuse @ proj.weight) for fuse, proj in zip(fuses, self.projections, strict=True)]
+        biases = sum(fuse @ proj.bias for fuse, proj in zip(fuses, self.projections, strict=True))
+        return weights, scale * (biases - self.norm.running_mean) + self.norm.bias
+
+    def _in_groups(self, features: Sequence[Tensor]) -> Tensor:
+        weights, bias = self._cache.of(self._composed, list(self.state_dict(keep_vars=True).values()))
+        batch, _, height, width = features[0].shape
+        pixels = batch * height * width
+        size = max(32, min(128, 2 * workspace.PIECE // (pixels * bias.element_size()) // 32 * 32))
+        finest, *coarser = (x.permute(0, 2, 3, 1).flatten(0, 2) for x in features)  # (B·h·w, C)
+        total, fine = bias.new_empty(pixels, size), bias.new_empty(pixels * size)
+        logits = self.classifier.bias.expand(pixels, -1).contiguous()
+        for start in range(0, len(bias), size):
+            group = slice(start, start + size)
+            x = torch.addmm(bias[group], finest, weights[0][group].T, out=total[:, : len(bias[group])])
+            up = fine[: x.numel()].view(batch, height, width, -1)
+            for level, coarse, weight in zip(features[1:], coarser, weights[1:], strict=True):
+                y = (coarse @ weight[group].T).view(batch, *level.shape[2:], -1)
+                upsample_into(up.permute(0, 3, 1, 2), y.permute(0, 3, 1, 2))
+                x += up.flatten(0, 2)
+            logits.addmm_(x.relu_(), self.classifier.weight[:, group].flatten(1).T)
+        return logits.view(batch, height, width, -1).permute(0, 3, 1, 2)
+
+
+class Cache:
+    """One value, made again when a tensor that it was made of has changed."""
+
+    def __init__(self) -> None:
+        self.value: Any = None
+        self.seen: list[tuple[int, int]] = []
+        self.samples: list[Tensor] = []
+
+    def of(self, make: Callable[[], Any], tensors: list[Tensor]) -> Any:
+        # Versions count every change but those through .data, which moving averages use: a sample of the values finds these.
+        samples = [tensor.flatten()[:: max(1, tensor.numel() // 64)] for tensor in tensors]
+        seen = [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
+        if self.value is None or seen != self.seen or not all(map(torch.equal, samples, self.samples)):
+            self.value, self.seen, self.samples = make(), seen, [sample.clone() for sample in samples]
+        return self.value
+
+    def __deepcopy__(self, memo: Any) -> Cache:
+        return Cache()
+
+    def __reduce__(self) -> tuple[type[Cache], tuple[()]]:
+        return Cache, ()
 
 
 class MMSegHead(AllMLPHead):

@@ -18,7 +18,9 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from segformer import workspace
 from segformer.initialization import init_weights
+from segformer.workspace import in_pieces
 
 for _leaf in ("rearrange", "check_images"):  # they look into shapes, which torch.fx does not have while it traces
     torch.fx.wrap(_leaf)
@@ -140,9 +142,23 @@ class MixFFN(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        if in_pieces(x) and (rows := workspace.PIECE // 2 // (x.shape[2] * self.dwconv.out_channels * x.element_size())) < x.shape[1]:
+            return self._in_strips(x, max(rows, 1))
         x = self.fc1(x)
         x = self.dwconv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return self.fc2(self.act(x))
+
+    def _in_strips(self, x: Tensor, rows: int) -> Tensor:
+        """The same, so many rows at a time: the hidden map, four times as wide as ``x``, never lies in memory whole."""
+        height, out = x.shape[1], torch.empty_like(x)
+        for image, result in zip(x.split(1), out.split(1), strict=True):
+            for start in range(0, height, rows):
+                stop = min(start + rows, height)
+                above, below = max(start - 1, 0), min(stop + 1, height)  # the convolution's neighbours
+                hidden = self.fc1(image[:, above:below])
+                hidden = self.dwconv(hidden.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)[:, start - above : stop - above]
+                result[:, start:stop] = self.fc2(self.act(hidden))
+        return out
 
 
 class Block(nn.Module):

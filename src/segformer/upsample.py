@@ -15,13 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-WORKSPACE = 8 << 20  # bytes a temporary may take on a CPU: it stays in cache, and the allocator keeps it
-GPU_WORKSPACE = 256 << 20  # on a GPU, where each strip costs some launches
+from segformer import workspace
 
 
 def upsample(x: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
     """Bilinear interpolation of (B, C, h, w) to (B, C, *size*)."""
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=align_corners)
+
+
+def upsample_into(out: Tensor, x: Tensor) -> None:
+    """``out.copy_(upsample(x, out.shape[2:]))`` without the copy; no gradient."""
+    torch.ops.aten.upsample_bilinear2d.out(x, out.shape[2:], False, None, None, out=out)
 
 
 def upsample_sum(maps: Sequence[Tensor]) -> Tensor:
@@ -134,7 +138,7 @@ def _argmax_between_cells(logits: Tensor, size: tuple[int, int], align_corners: 
     columns, column_shares = _pixels_of_quads(left, right, w)
     flat = logits.view(-1, classes)
     pixels = rows.shape[1] * columns.shape[1]
-    step = max(1, WORKSPACE // (pixels * classes * row_shares.element_size()))
+    step = max(1, workspace.PIECE // (pixels * classes * row_shares.element_size()))
     width = size[1]
     for b, i, j in (chunk.unbind(1) for chunk in quads.split(step)):
         i1, j1 = below[i], beside[j]
@@ -180,8 +184,8 @@ def _strips(logits: Tensor, size: tuple[int, int], align_corners: bool) -> Itera
     bounds = _positions(h, height, align_corners, torch.empty(0, dtype=share.dtype, device="cpu"))[
         0
     ].tolist()  # on the CPU: no waiting for a device
-    workspace = GPU_WORKSPACE if logits.is_cuda else WORKSPACE
-    n = max(1, workspace // max(1, batch * width * classes * share.element_size()))
+    piece = workspace.GPU_PIECE if logits.is_cuda else workspace.PIECE
+    n = max(1, piece // max(1, batch * width * classes * share.element_size()))
     for start in range(0, height, n):
         rows = slice(start, min(start + n, height))
         cells = slice(bounds[rows.start], min(bounds[rows.stop - 1] + 2, h))

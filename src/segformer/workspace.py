@@ -1,0 +1,24 @@
+"""When a map may be worked piece by piece, and how large a piece is.
+
+A CPU's allocator gives large blocks back to the system as soon as they are free, and touching a fresh one costs more than filling it:
+what is needed once is better made in pieces that stay in cache. Where gradients or a graph are recorded, the whole map is worked at once.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+PIECE = 8 << 20  # bytes of one temporary on a CPU
+GPU_PIECE = 256 << 20  # on a GPU, where each piece costs some launches
+
+
+def in_pieces(x: Tensor) -> bool:
+    """Whether what is computed of ``x`` may be computed piece by piece: on a CPU, with neither gradients nor a graph recorded."""
+    recorded = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing() or isinstance(x, torch.fx.Proxy)
+    return not recorded and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+
+
+def is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Whether a module is of one of these classes to the letter and nobody listens to it, so that its weights are all there is to it."""
+    return type(module) in kinds and not (module._forward_hooks or module._forward_pre_hooks)
