@@ -94,7 +94,7 @@ class AllMLPHead(nn.Module):
         if not self.training and in_pieces(features[0]) and self._is_plain():
             return self._in_groups(features)
         x = self.project_and_fuse(features)
-        x = F.relu(self.norm(x))
+        x = F.relu(self.norm(x), inplace=True)
         return self.classifier(self.dropout(x))
 
     # In evaluation BatchNorm is an affine map, which composes with F_i W_i; and every channel between the features and the classifier is

@@ -94,12 +94,11 @@ def upsample_cross_entropy(
     return loss / total.clamp_min(1e-9)
 
 
-# Between ``source`` cells and ``target`` pixels along one axis, pixel p lies between the cells low[p] and low[p] + 1 (or the last), with
-# weight share[p] on the second.
-
-
 def _positions(source: int, target: int, align_corners: bool, like: Tensor) -> tuple[Tensor, Tensor]:
-    """``low`` and ``share`` of every pixel, as interpolate computes them."""
+    """Along one axis, each target pixel lies between the cells low and low + 1 (or the last), with the share of the second.
+
+    As interpolate computes them: (target,) int64 and float.
+    """
     dtype = torch.promote_types(like.dtype, torch.float32)
     pixels = torch.arange(target, device=like.device, dtype=dtype)
     if source == target:
@@ -112,57 +111,78 @@ def _positions(source: int, target: int, align_corners: bool, like: Tensor) -> t
     return low.long(), position - low
 
 
+class _Gaps:
+    """Along one axis, the gaps before the first cell and between neighbouring ones, and the pixels in each.
+
+    Attributes:
+        of_pixel: the gap of each pixel.
+        first, second: the cells whose mix each gap's pixels are.
+        pixels: each gap's pixels (gaps, the most a gap has), -1 where it has fewer.
+        shares: the second cell's share of each (gaps, the most a gap has).
+    """
+
+    def __init__(self, source: int, target: int, align_corners: bool, like: Tensor) -> None:
+        low, share = _positions(source, target, align_corners, like)
+        clamped = (share == 0) & (low == 0)  # pixels before the first cell's centre, and on it, have a gap of their own
+        self.of_pixel = torch.where(clamped, 0, low + 1)
+        cells = torch.arange(source, device=like.device)
+        following = (cells + int(source != target)).clamp_max(source - 1)
+        self.first, self.second = torch.cat([cells[:1], cells]), torch.cat([following[:1], following])
+        counts = torch.bincount(self.of_pixel, minlength=source + 1)
+        within = torch.arange(int(counts.max()), device=like.device)
+        exist = within < counts[:, None]
+        self.pixels = ((counts.cumsum(0) - counts)[:, None] + within).where(exist, -1)
+        self.shares = share[self.pixels.clamp_min(0)]
+
+
 def _argmax_between_cells(logits: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
     """Only between cells that disagree are classes interpolated. Logits (B, h, w, K), contiguous."""
     _, h, w, classes = logits.shape
+    rows, columns = (_Gaps(source, target, align_corners, logits) for source, target in zip((h, w), size, strict=True))
     cells = logits.argmax(3)
-    (top, down), (left, right) = (_positions(n, pixels, align_corners, logits) for n, pixels in zip((h, w), size, strict=True))
-    labels = cells[:, top][:, :, left]
+    # 0 · ∞ is not a number, which counts as the greatest: beside cells that are not finite all classes are interpolated.
+    finite = logits.sum(3, dtype=rows.shares.dtype).isfinite()
+    marks = cells.where(finite, -1 - torch.arange(cells.numel(), device=cells.device).view_as(cells))  # agree with none but themselves
+    above, below = marks[:, rows.first], marks[:, rows.second]
+    corner = above[:, :, columns.first]
+    disagree = (corner != above[:, :, columns.second]) | (corner != below[:, :, columns.first]) | (corner != below[:, :, columns.second])
+    disagree |= corner < 0
+    labels = cells[:, rows.first[rows.of_pixel]][:, :, columns.first[columns.of_pixel]]
 
-    # A quad is the rectangle between four neighbouring cells; along an axis whose last cell it is, or of one pixel a cell, a
-    # cell is its own neighbour.
-    below, beside = (
-        torch.arange(n) if n == pixels else torch.arange(1, n + 1).clamp_max(n - 1) for n, pixels in zip((h, w), size, strict=True)
-    )
-    uncertain = ~logits.sum(
-        3, dtype=torch.promote_types(logits.dtype, torch.float32)
-    ).isfinite()  # 0 · ∞ is not a number, and the greatest: such quads are interpolated whatever their cells say
-    disagree = uncertain | uncertain[:, below] | uncertain[:, :, beside] | uncertain[:, below][:, :, beside]
-    for corner in (cells[:, below], cells[:, :, beside], cells[:, below][:, :, beside]):
-        disagree |= corner != cells
-    quads = disagree.nonzero()
-    if not len(quads):
-        return labels
-
-    rows, row_shares = _pixels_of_quads(top, down, h)
-    columns, column_shares = _pixels_of_quads(left, right, w)
-    flat = logits.view(-1, classes)
-    pixels = rows.shape[1] * columns.shape[1]
-    step = max(1, workspace.PIECE // (pixels * classes * row_shares.element_size()))
-    width = size[1]
-    for b, i, j in (chunk.unbind(1) for chunk in quads.split(step)):
-        i1, j1 = below[i], beside[j]
-        corners = torch.stack([(b * h + y) * w + x for y in (i, i1) for x in (j, j1)], 1)  # (n, 4)
-        values = flat[corners].to(row_shares.dtype)  # (n, 4, K)
-        down, right = row_shares[i], column_shares[j]  # (n, rows a quad), (n, columns a quad)
-        vertical, horizontal = torch.stack([1 - down, down], 2), torch.stack([1 - right, right], 2)
-        shares = (vertical[:, :, None, :, None] * horizontal[:, None, :, None, :]).flatten(3).flatten(1, 2)  # (n, pixels a quad, 4)
-        best = torch.bmm(shares, values).argmax(2)
-        y, x = rows[i][:, :, None], columns[j][:, None, :]
-        places = ((b[:, None, None] * size[0] + y) * width + x).flatten(1)
-        exist = ((y >= 0) & (x >= 0)).flatten(1)
+    flat, flat_cells = logits.view(-1, classes), cells.view(-1)
+    step = max(1, workspace.PIECE // (4 * classes * logits.element_size()))
+    for b, i, j in (piece.unbind(1) for piece in disagree.nonzero().split(step)):
+        corners = torch.stack(
+            [(b * h + y) * w + x for y in (rows.first[i], rows.second[i]) for x in (columns.first[j], columns.second[j])], 1
+        )
+        values = flat[corners].to(rows.shares.dtype)  # (n, 4, K)
+        vertical, horizontal = (torch.stack([1 - shares, shares], 2) for shares in (rows.shares[i], columns.shares[j]))
+        shares = torch.einsum("nyp,nxq->nyxpq", vertical, horizontal).flatten(3).flatten(1, 2)  # (n, pixels a quad, 4)
+        y, x = rows.pixels[i][:, :, None], columns.pixels[j][:, None, :]
+        places = ((b[:, None, None] * size[0] + y) * size[1] + x).where((y >= 0) & (x >= 0), -1).flatten(1)
+        best = _best_class(shares, values, flat_cells[corners])
+        exist = places >= 0
         labels.view(-1)[places[exist]] = best[exist]
     return labels
 
 
-def _pixels_of_quads(low: Tensor, share: Tensor, cells: int) -> tuple[Tensor, Tensor]:
-    """For each cell, the pixels between it and the next along one axis (-1 where there are fewer than the most), and their shares."""
-    counts = torch.bincount(low, minlength=cells)
-    first = counts.cumsum(0) - counts
-    within = torch.arange(int(counts.max()), device=low.device)
-    pixels = first[:, None] + within
-    exist = within < counts[:, None]
-    return pixels.where(exist, -1), share[pixels.where(exist, 0)]
+def _best_class(shares: Tensor, values: Tensor, candidates: Tensor) -> Tensor:
+    """``(shares @ values).argmax(2)``: the greatest class (n, P) of pixels that mix four corners' values (n, 4, K) with shares (n, P, 4).
+
+    The candidates (n, 4) are the corners' own greatest classes. In every pixel one of them is at least their mean, which is at least the
+    mean at the corner where it is least: a class that is below that bound at all corners wins nowhere.
+    """
+    candidates = candidates.sort(1).values  # of equal classes the first counts
+    chosen = values.gather(2, candidates[:, None].expand(-1, 4, -1))  # (n, 4 corners, 4 candidates)
+    bound = chosen.mean(2).amin(1)
+    others = values.amax(1).scatter_(1, candidates, -torch.inf).amax(1)
+    best = candidates.gather(1, torch.bmm(shares, chosen).argmax(2))
+    contested = ~(others < bound)  # also where anything is not a number
+    if contested.any():
+        step = max(1, workspace.PIECE // (shares.shape[1] * values.shape[2] * values.element_size()))
+        for quads in contested.nonzero()[:, 0].split(step):
+            best[quads] = torch.bmm(shares[quads], values[quads]).argmax(2)
+    return best
 
 
 def _argmax_in_strips(logits: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
