@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from segformer import workspace
 from segformer.initialization import init_weights
+from segformer.linear import Linear
 from segformer.workspace import in_pieces
 
 for _leaf in ("rearrange", "check_images"):  # they look into shapes, which torch.fx does not have while it traces
@@ -116,10 +117,10 @@ class EfficientSelfAttention(nn.Module):
     def __init__(self, dim: int, heads: int, sr_ratio: int, norm: Norm) -> None:
         super().__init__()
         self.heads = heads
-        self.q = nn.Linear(dim, dim)
+        self.q = Linear(dim, dim)
         self.reduce = SpatialReduction(dim, sr_ratio, norm) if sr_ratio > 1 else nn.Identity()
-        self.kv = nn.Linear(dim, 2 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.kv = Linear(dim, 2 * dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         q = rearrange(self.q(x), "b h w (n d) -> b n (h w) d", n=self.heads)
@@ -136,10 +137,10 @@ class MixFFN(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int, act: nn.Module) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc1 = Linear(dim, hidden_dim)
         self.dwconv = nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim)
         self.act = act
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.fc2 = Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         if in_pieces(x) and (rows := workspace.PIECE // 2 // (x.shape[2] * self.dwconv.out_channels * x.element_size())) < x.shape[1]:
@@ -267,6 +268,7 @@ class MiT(nn.Module):
             ]
             self.stages.append(Stage(embed, blocks, norm(dim)))
         self.apply(init_weights)
+        self.to(memory_format=torch.channels_last)  # the convolutions' weights as their maps, or each call would copy them
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations: less memory, about a third more time."""

@@ -66,14 +66,16 @@ class SegmentationModel(nn.Module):
         return upsample(logits, images.shape[-2:], self.align_corners)
 
     @torch.no_grad()
-    def predict(self, images: Tensor, size: Sequence[int] | None = None) -> Tensor:
+    def predict(self, images: Tensor, size: Sequence[int] | None = None, *, dtype: torch.dtype | None = None) -> Tensor:
         """Images (B, C, H, W) to labels (B, *size*) int64, in evaluation mode whatever the current one.
 
         Args:
             images: as for :meth:`forward`.
             size: height and width of the labels; by default the images' own. The stride-4 logits are interpolated straight to it.
+            dtype: ``torch.bfloat16`` or ``torch.float16``: matrix products in that precision, where the hardware has it; labels between
+                classes that nearly tie may differ. By default the weights' own.
         """
-        with evaluating(self):
+        with evaluating(self), torch.autocast(images.device.type, dtype, enabled=dtype is not None):
             logits = self.decode_head(self.backbone(images))
             return upsample_argmax(logits, images.shape[-2:] if size is None else size, self.align_corners)
 

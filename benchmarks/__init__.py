@@ -1,0 +1,1 @@
+"""This package and its peers, side by side in one process: ``python -m benchmarks``."""

@@ -1,0 +1,149 @@
+"""``python -m benchmarks [PART…]``: writes ``benchmarks/results.json``, ``README.md``'s tables and the plot."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from benchmarks import contestants, measure
+
+HERE = Path(__file__).parent
+PARTS = ("logits", "labels", "argmax", "step", "memory", "loading")
+PEERS = ("smp", "onnxruntime", "openvino")
+ADE, CITYSCAPES = (150, (512, 512)), (19, (1024, 2048))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
+    parser.add_argument("parts", nargs="*", help=f"some of {', '.join(PARTS)}; by default all")
+    parser.add_argument("--variants", nargs="+", default=["b0", "b2", "b5"])
+    parser.add_argument("--peers", nargs="*", default=list(PEERS), help=f"besides transformers: {', '.join(PEERS)}, compile")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=HERE / "results.json")
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # one measurement, in a process of its own
+    options = parser.parse_args()
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"unknown part {', '.join(unknown)}; choose of {', '.join(PARTS)}")
+    torch.set_num_threads(options.threads)
+    warnings.filterwarnings("ignore")
+    if options.one:
+        print(json.dumps(_one(json.loads(options.one), options)))
+        return
+    results: dict[str, Any] = json.loads(options.out.read_text()) if options.out.is_file() else {}
+    results["machine"] = _machine(options.threads)
+    jobs = [job for part in options.parts or PARTS for job in _jobs(part, options)]
+    for job in tqdm(jobs, "benchmarks", unit="measurement"):
+        outcome = _in_a_process(job)
+        results.setdefault(job["part"], {})[_key(job)] = {**job, **outcome}
+        options.out.write_text(json.dumps(results, indent=1) + "\n")
+    from benchmarks.report import write
+
+    write(results, HERE)
+
+
+def _jobs(part: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """What a part measures, each in a process of its own under each allocator."""
+    jobs: list[dict[str, Any]] = []
+    for allocator in ("default", "retaining"):
+        for classes, size in (ADE, CITYSCAPES):
+            one = {"part": part, "allocator": allocator, "classes": classes, "size": size}
+            if part == "argmax":
+                jobs.append(one)
+            if part in ("logits", "labels"):  # what takes minutes a round is left out
+                of = {("logits", 150): "b0 b1 b2 b3 b4 b5", ("logits", 19): "b0 b1 b2", ("labels", 150): "b0 b1 b2", ("labels", 19): "b0"}
+                jobs += [{**one, "variant": v} for v in options.variants if v in of[part, classes]]
+            if part == "step" and classes == 150:
+                jobs += [{**one, "variant": v} for v in options.variants if v == "b0"]
+        if part == "memory":
+            for who in ("segformer", "transformers"):
+                jobs.append(
+                    {"part": part, "allocator": allocator, "who": who, "what": "step", "variant": "b0", "classes": 150, "size": (512, 512)}
+                )
+                for side in (256, 512, 1024, 2048):
+                    what = {"who": who, "what": "labels", "variant": "b0", "classes": 150, "size": (side, side)}
+                    jobs.append({"part": part, "allocator": allocator, **what})
+    if part == "loading":
+        jobs.append({"part": part, "allocator": "default"})
+    for job in jobs:
+        is_large = job.get("classes") == 19 and part != "argmax"
+        job |= {"threads": options.threads, "repeats": 3 if is_large else options.repeats, "peers": [] if is_large else options.peers}
+    return jobs
+
+
+def _key(job: dict[str, Any]) -> str:
+    names = ("variant", "classes", "size", "what", "who", "allocator")
+    return " ".join("×".join(map(str, job[n])) if n == "size" else str(job[n]) for n in names if n in job)
+
+
+def _in_a_process(job: dict[str, Any]) -> dict[str, Any]:
+    environment = {**os.environ, **(measure.RETAINING if job["allocator"] == "retaining" else {})}
+    command = [sys.executable, "-m", "benchmarks", "--one", json.dumps(job), "--threads", str(job["threads"])]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if run.returncode:
+        return {"failed": run.stderr.strip().splitlines()[-1]}
+    return json.loads(run.stdout.strip().splitlines()[-1])
+
+
+def _one(job: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    torch.manual_seed(0)
+    part, size = job["part"], tuple(job.get("size", ()))
+    if part == "logits":
+        from segformer.convert import multiply_adds
+
+        works = contestants.logits(job["variant"], job["classes"], size, job["peers"])
+        rate = measure.matrix_product_rate()
+        rows = measure.interleaved(works, job["repeats"])
+        work = multiply_adds(contestants.ours(job["variant"], job["classes"]), *size)
+        return {"rows": rows, "share of matrix-product rate": work / rows[0]["seconds"]["median"] / rate, "matrix products": 2 * rate}
+    if part == "labels":
+        return {"rows": measure.interleaved(contestants.labels(job["variant"], job["classes"], size, job["peers"]), job["repeats"])}
+    if part == "argmax":
+        share = contestants.boundary_share(contestants.like_a_trained_models(job["classes"], size[0] // 4, size[1] // 4))
+        return {"rows": measure.interleaved(contestants.argmax(job["classes"], size), job["repeats"]), "boundary": share}
+    if part == "step":
+        return {"rows": measure.interleaved(contestants.step(job["variant"], job["classes"], size), job["repeats"], gradients=True)}
+    if part == "memory":
+        if job["what"] == "step":
+            return {"bytes": measure.peak_growth(contestants.step(job["variant"], job["classes"], size)[job["who"]])}
+        work = contestants.labels(job["variant"], job["classes"], size, [])[job["who"]]
+        with torch.inference_mode():
+            peak = measure.peak_growth(work)
+            return {"bytes": peak, "seconds": measure.interleaved({"labels": work}, 3)[0]["seconds"]["median"]}
+    return _loading()
+
+
+def _loading() -> dict[str, Any]:
+    """Decoding, augmenting and normalising 640×480 JPEGs with PNG label maps, one process."""
+    import tempfile
+
+    from benchmarks.loading import images_per_second
+
+    with tempfile.TemporaryDirectory() as folder:
+        return images_per_second(Path(folder))
+
+
+def _machine(threads: int) -> dict[str, str]:
+    cpu = platform.processor()
+    if Path("/proc/cpuinfo").is_file():
+        cpu = next(line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
+    packages = ("torch", "transformers", "segmentation-models-pytorch", "onnxruntime", "openvino")
+    return {
+        "cpu": f"{cpu}, {torch.backends.cpu.get_cpu_capability()}, {threads} threads",
+        "versions": ", ".join(f"{name} {version(name)}" for name in packages),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""The same work done by this package and by each peer, with random weights, on which the speed does not depend."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segformer import VARIANTS, SegFormer
+from segformer.upsample import upsample_cross_entropy
+
+Work = Callable[[], Any]
+
+
+def ours(variant: str, classes: int) -> SegFormer:
+    return SegFormer(variant, num_classes=classes).eval()
+
+
+def transformers(variant: str, classes: int) -> nn.Module:
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+    v = VARIANTS[variant]
+    config = SegformerConfig(num_labels=classes, hidden_sizes=list(v.dims), depths=list(v.depths), decoder_hidden_size=v.decoder_channels)
+    return SegformerForSemanticSegmentation(config).eval()
+
+
+def smp(variant: str, classes: int) -> nn.Module:
+    import segmentation_models_pytorch as smp
+
+    width = VARIANTS[variant].decoder_channels
+    return smp.Segformer(f"mit_{variant}", encoder_weights=None, decoder_segmentation_channels=width, classes=classes).eval()
+
+
+class Stride4(nn.Module):
+    """A model's logits before interpolation, as a graph to export."""
+
+    def __init__(self, model: nn.Module, forward: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model, self.stride_4 = model, forward
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.stride_4(self.model, images)
+
+
+def stride_4(model: nn.Module) -> Stride4:
+    """A contestant's way from images to stride-4 logits."""
+    if isinstance(model, SegFormer):
+        return Stride4(model, lambda m, x: m.decode_head(m.backbone(x)))
+    if hasattr(model, "segmentation_head"):
+        return Stride4(model, lambda m, x: m.segmentation_head[0](m.decoder(m.encoder(x))))
+    return Stride4(model, lambda m, x: m(pixel_values=x).logits)
+
+
+def logits(variant: str, classes: int, size: tuple[int, int], peers: list[str]) -> dict[str, Work]:
+    """Image tensor to stride-4 logits."""
+    images = torch.randn(1, 3, *size)
+    mine, theirs = stride_4(ours(variant, classes)), stride_4(transformers(variant, classes))
+    works: dict[str, Work] = {"segformer": lambda: mine(images), "transformers": lambda: theirs(images)}
+    if "smp" in peers:
+        third = stride_4(smp(variant, classes))
+        works["smp"] = lambda: third(images)
+    if "compile" in peers:
+        compiled = torch.compile(theirs)
+        works["transformers, torch.compile"] = lambda: compiled(images)
+        compiled_ours = torch.compile(mine, fullgraph=True)
+        works["segformer, torch.compile"] = lambda: compiled_ours(images)
+    for engine, start in (("onnxruntime", _onnxruntime), ("openvino", _openvino)):
+        if engine in peers:
+            works[f"{engine} on transformers' graph"] = start(theirs, images)
+            works[f"{engine} on segformer's graph"] = start(mine, images)
+    return works
+
+
+def labels(variant: str, classes: int, size: tuple[int, int], peers: list[str]) -> dict[str, Work]:
+    """Image tensor to label map of the image's size, each with its own post-processing."""
+    images = torch.randn(1, 3, *size)
+    mine, theirs = ours(variant, classes), transformers(variant, classes)
+
+    def post_processed() -> Tensor:
+        full = F.interpolate(theirs(pixel_values=images).logits, size=size, mode="bilinear", align_corners=False)
+        return full.argmax(1)  # what SegformerImageProcessor.post_process_semantic_segmentation does, image by image
+
+    works: dict[str, Work] = {"segformer": lambda: mine.predict(images), "transformers": post_processed}
+    if "smp" in peers:
+        third = smp(variant, classes)
+        works["smp"] = lambda: third(images).argmax(1)
+    return works
+
+
+def like_a_trained_models(classes: int, height: int, width: int) -> Tensor:
+    """Smooth logits in patches, so that about 14 % of the cells lie on a boundary, as a trained model's do."""
+    generator = torch.Generator().manual_seed(0)
+    patch = 34 if classes > 100 else 48
+    low = torch.randn(1, classes, height // patch + 2, width // patch + 2, generator=generator)
+    return (4 * F.interpolate(low, size=(height, width), mode="bicubic")).contiguous(memory_format=torch.channels_last)
+
+
+def boundary_share(logits: Tensor) -> float:
+    """The share of quads of neighbouring cells whose greatest classes differ."""
+    cells = logits.argmax(1)
+    corner = cells[:, :-1, :-1]
+    return ((corner != cells[:, 1:, :-1]) | (corner != cells[:, :-1, 1:]) | (corner != cells[:, 1:, 1:])).float().mean().item()
+
+
+def argmax(classes: int, size: tuple[int, int]) -> dict[str, Work]:
+    """Stride-4 logits to labels."""
+    from segformer.upsample import upsample_argmax
+
+    logits = like_a_trained_models(classes, size[0] // 4, size[1] // 4)
+    contiguous = logits.contiguous()  # as transformers' head returns them
+    return {
+        "segformer": lambda: upsample_argmax(logits, size),
+        "interpolate + argmax": lambda: F.interpolate(contiguous, size=size, mode="bilinear", align_corners=False).argmax(1),
+        "interpolate + argmax, channels-last": lambda: F.interpolate(logits, size=size, mode="bilinear", align_corners=False).argmax(1),
+    }
+
+
+def step(variant: str, classes: int, size: tuple[int, int], batch: int = 2) -> dict[str, Work]:
+    """A training step: forward, loss at full size, backward, AdamW."""
+    images, target = torch.randn(batch, 3, *size), torch.randint(classes, (batch, *size))
+    mine, theirs = ours(variant, classes).train(), transformers(variant, classes).train()
+
+    def train(model: nn.Module, loss: Callable[[], Tensor]) -> Work:
+        optimizer = torch.optim.AdamW(model.parameters(), 6e-5)
+
+        def work() -> None:
+            optimizer.zero_grad()
+            loss().backward()
+            optimizer.step()
+
+        return work
+
+    return {
+        "segformer": train(mine, lambda: upsample_cross_entropy(mine.decode_head(mine.backbone(images)), target)),
+        "transformers": train(theirs, lambda: theirs(pixel_values=images, labels=target).loss),
+    }
+
+
+def _exported(model: nn.Module, images: Tensor) -> Path:
+    path = Path(tempfile.mkdtemp()) / "model.onnx"
+    with torch.no_grad():
+        torch.onnx.export(model, (images,), path, input_names=["images"], dynamo=True, verbose=False, external_data=False)
+    return path
+
+
+def _onnxruntime(model: nn.Module, images: Tensor) -> Work:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(_exported(model, images), options, providers=["CPUExecutionProvider"])
+    feed = {"images": np.asarray(images)}
+    return lambda: session.run(None, feed)
+
+
+def _openvino(model: nn.Module, images: Tensor) -> Work:
+    import openvino
+
+    core = openvino.Core()
+    config = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = core.compile_model(core.read_model(_exported(model, images)), "CPU", config)
+    feed = np.asarray(images)
+    return lambda: compiled(feed)

@@ -1,0 +1,50 @@
+"""How time and memory are measured: interleaved, with medians and ranges, in one process, under two allocators."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+# glibc's settings under which large blocks are kept instead of being given back to the system as soon as they are free
+RETAINING = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "500000000"}
+
+
+def interleaved(works: dict[str, Callable[[], Any]], repeats: int, gradients: bool = False) -> list[dict[str, Any]]:
+    """Each contestant in turn, again and again, after a round to warm up: seconds, and how many times longer than the first's."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    with torch.enable_grad() if gradients else torch.inference_mode():
+        for round_ in range(repeats + 1):
+            for name, work in works.items():
+                start = time.perf_counter()
+                work()
+                if round_ > 0:
+                    times[name].append(time.perf_counter() - start)
+    first = next(iter(times.values()))
+    return [
+        {"name": name, "seconds": _spread(seconds), "ratio": _spread([b / a for a, b in zip(first, seconds, strict=True)])}
+        for name, seconds in times.items()
+    ]
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def matrix_product_rate(side: int = 1536, repeats: int = 7) -> float:
+    """Multiply-adds a second that the best square float32 matrix product reaches on this machine, now."""
+    a, b = torch.randn(side, side), torch.randn(side, side)
+    times = interleaved({"product": lambda: a @ b}, repeats)[0]["seconds"]
+    return side**3 / times["min"]
+
+
+def peak_growth(work: Callable[[], Any], repeats: int = 2) -> int:
+    """Bytes by which the process's peak has grown over what it was before; only the first call in a process tells the truth."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(repeats):
+        work()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024

@@ -1,0 +1,127 @@
+"""The results as tables and a plot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+# What each table is asked to reach: at least so many times the speed of a contestant, under the default and the retaining allocator
+TARGETS: dict[tuple[str, str, str], tuple[float, float | None]] = {
+    ("logits", "b0 150 512×512", "transformers"): (4, 3),
+    ("logits", "b2 150 512×512", "transformers"): (4.5, 3.5),
+    ("logits", "b5 150 512×512", "transformers"): (3, 2.4),
+    ("logits", "b0 150 512×512", "onnxruntime on transformers' graph"): (1.3, None),
+    ("logits", "b2 150 512×512", "onnxruntime on transformers' graph"): (1.5, None),
+    ("logits", "b5 150 512×512", "onnxruntime on transformers' graph"): (1.3, None),
+    ("logits", "b0 150 512×512", "openvino on transformers' graph"): (1.0, None),
+    ("logits", "b2 150 512×512", "openvino on transformers' graph"): (1.1, None),
+    ("logits", "b5 150 512×512", "openvino on transformers' graph"): (1.0, None),
+    ("logits", "b0 19 1024×2048", "transformers"): (4, 2.3),
+    ("logits", "b2 19 1024×2048", "transformers"): (4, 2.8),
+    ("labels", "b0 150 512×512", "transformers"): (6, None),
+    ("labels", "b2 150 512×512", "transformers"): (5, None),
+    ("argmax", "150 512×512", "interpolate + argmax"): (12, None),
+    ("step", "b0 150 512×512", "transformers"): (2.5, None),
+}
+TITLES = {
+    "logits": "Image tensor → stride-4 logits",
+    "labels": "Image tensor → label map of the image's size",
+    "argmax": "Stride-4 logits → label map (like a trained model's: see the share of boundary cells)",
+    "step": "Training step: forward, loss at full size, backward, AdamW; batch 2",
+}
+
+
+def write(results: dict[str, Any], folder: Path) -> None:
+    """``folder/tables.md`` and ``folder/ratios.png``."""
+    lines = [f"Machine: {results['machine']['cpu']}; {results['machine']['versions']}.", ""]
+    for part, title in TITLES.items():
+        if part in results:
+            lines += [f"### {title}", "", *_table(part, results[part]), ""]
+    if "memory" in results:
+        lines += [
+            "### Peak memory above what the models themselves take, and growth with the image's size",
+            "",
+            *_memory(results["memory"]),
+            "",
+        ]
+    if "loading" in results:
+        rates = next(iter(results["loading"].values())).get("images_per_second", {})
+        lines += ["### Loading, one process", "", "| work | images/s |", "|---|---|"]
+        lines += [f"| {name} | {rate:.0f} |" for name, rate in rates.items()] + [""]
+    (folder / "tables.md").write_text("\n".join(lines))
+    _plot(results, folder / "ratios.png")
+
+
+def _table(part: str, entries: dict[str, Any]) -> list[str]:
+    lines = [
+        "| variant, classes, size | contestant | default allocator: ms, times ours (range) | retaining: ms, times ours (range) | asked |"
+    ]
+    lines.append("|---|---|---|---|---|")
+    notes = []
+    for key, entry in entries.items():
+        if entry["allocator"] != "default" or "failed" in entry:
+            continue
+        name = key.removesuffix(" default")
+        other = entries.get(f"{name} retaining", {})
+        others = {row["name"]: row for row in other.get("rows", [])}
+        for row in entry["rows"]:
+            asked = TARGETS.get((part, name, row["name"]))
+            goal = "" if asked is None else f"{asked[0]:g}×" + (f" / {asked[1]:g}×" if asked[1] else "")
+            lines.append(f"| {name} | {row['name']} | {_cell(row)} | {_cell(others.get(row['name']))} | {goal} |")
+        for what, of in (("default", entry), ("retaining", other)):
+            if "share of matrix-product rate" in of:
+                share, rate = of["share of matrix-product rate"], of["matrix products"] / 1e9
+                notes.append(
+                    f"{name}, {what}: {100 * share:.0f} % of the {rate:.0f} GFLOP/s that the best matrix product reached in the run"
+                )
+            if "boundary" in of and what == "default":
+                notes.append(f"{name}: {100 * of['boundary']:.1f} % of the quads of cells lie on a boundary")
+    return [*lines, "", *(f"- {note}" for note in notes)]
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    seconds, ratio = row["seconds"], row["ratio"]
+    return f"{1e3 * seconds['median']:.0f}, {ratio['median']:.2f}× ({ratio['min']:.2f}–{ratio['max']:.2f})"
+
+
+def _memory(entries: dict[str, Any]) -> list[str]:
+    lines = ["| work | size | allocator | segformer | transformers | share | segformer, ns a pixel | transformers, ns a pixel |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    for key, entry in entries.items():
+        if entry["who"] != "segformer" or "failed" in entry:
+            continue
+        other = entries.get(key.replace("segformer", "transformers"), {})
+        if "bytes" not in other:
+            continue
+        mine, theirs, (height, width) = entry["bytes"], other["bytes"], entry["size"]
+        rates = [f"{1e9 * e['seconds'] / height / width:.0f}" if "seconds" in e else "" for e in (entry, other)]
+        lines.append(
+            f"| {entry['what']}, {entry['variant']}, {entry['classes']} classes | {height}×{width} | {entry['allocator']} "
+            f"| {mine / 2**20:.0f} MiB | {theirs / 2**20:.0f} MiB | {mine / theirs:.2f} | {rates[0]} | {rates[1]} |"
+        )
+    return lines
+
+
+def _plot(results: dict[str, Any], path: Path) -> None:
+    """How many times longer each contestant takes, as bars with their ranges."""
+    bars = [
+        (f"{part}: {key.removesuffix(' default')}\n{row['name']}", row["ratio"])
+        for part in TITLES
+        for key, entry in results.get(part, {}).items()
+        if entry["allocator"] == "default" and "rows" in entry
+        for row in entry["rows"][1:]
+    ]
+    figure, axes = plt.subplots(figsize=(9, 0.42 * len(bars) + 1.2), constrained_layout=True)
+    medians = [ratio["median"] for _, ratio in bars]
+    reach = [[r["median"] - r["min"] for _, r in bars], [r["max"] - r["median"] for _, r in bars]]
+    axes.barh([name for name, _ in bars], medians, xerr=reach, color=["#4477aa" if m >= 1 else "#cc6677" for m in medians])
+    axes.axvline(1, color="black", linewidth=1)
+    axes.invert_yaxis()
+    axes.set_xlabel("time over segformer's (1 = as fast; default allocator)")
+    axes.tick_params(axis="y", labelsize=7)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,41 @@
+"""Projections of maps, by way of the faster of a CPU's two libraries for matrix products."""
+
+from __future__ import annotations
+
+import functools
+import platform
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@functools.cache
+def convolution_is_faster() -> bool:
+    """Whether oneDNN, behind convolutions, multiplies float32 matrices faster than MKL, behind linear layers.
+
+    A rule, not a measurement, so that a run's numbers are the same wherever and whenever it is repeated: MKL has no AVX-512 code for
+    AMD's processors, oneDNN has (factors of 1.3 to 2 and more); with AVX2 alone, and on Intel's, they are equal.
+    """
+    return torch.backends.cpu.get_cpu_capability() == "AVX512" and "AuthenticAMD" in _processor()
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.read_text() if cpuinfo.is_file() else platform.processor()
+
+
+class Linear(nn.Linear):
+    """:class:`torch.nn.Linear` over maps (B, H, W, C): the same weights and function, with the same gradients."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if _takes_convolutions(x) and convolution_is_faster():
+            return F.conv2d(x.permute(0, 3, 1, 2), self.weight[:, :, None, None], self.bias).permute(0, 2, 3, 1)
+        return F.linear(x, self.weight, self.bias)
+
+
+def _takes_convolutions(x: Tensor) -> bool:
+    if torch.compiler.is_compiling() or isinstance(x, torch.fx.Proxy) or torch.get_num_threads() == 1:
+        return False  # compilers choose for themselves; with one thread PyTorch has a slow convolution of its own
+    return x.device.type == "cpu" and x.dtype == torch.float32 and x.ndim == 4 and not torch.is_autocast_enabled("cpu")

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from segformer import SegFormer
+from segformer.linear import Linear, convolution_is_faster
+
+
+@pytest.fixture
+def by_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("segformer.linear.convolution_is_faster", lambda: True)
+    monkeypatch.setattr("segformer.linear._takes_convolutions", lambda x: x.ndim == 4)
+
+
+@pytest.mark.usefixtures("by_convolution")
+@pytest.mark.parametrize("shape", [(2, 5, 7, 12), (2, 35, 12), (1, 1, 1, 12)], ids=str)
+def test_the_convolution_is_the_linear_layer(shape: tuple[int, ...]) -> None:
+    ours, plain = Linear(12, 20).double(), nn.Linear(12, 20).double()
+    plain.load_state_dict(ours.state_dict())
+    x = torch.randn(shape, dtype=torch.double, requires_grad=True)
+    d = torch.randn(*shape[:-1], 20, dtype=torch.double)
+    for module in (ours, plain):
+        assert module(x).is_contiguous()
+    torch.testing.assert_close(ours(x), plain(x), rtol=0, atol=1e-12)
+    gradients = [torch.autograd.grad(module(x), [x, *module.parameters()], d) for module in (ours, plain)]
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=1e-12)
+
+
+def test_a_model_is_the_same_either_way(tiny: SegFormer, request: pytest.FixtureRequest) -> None:
+    model = tiny.double()
+    images = torch.randn(1, 3, 64, 96, dtype=torch.double)
+    expected = model(images)
+    request.getfixturevalue("by_convolution")
+    torch.testing.assert_close(model(images), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("capability", "vendor", "faster"),
+    [("AVX512", "vendor_id: AuthenticAMD", True), ("AVX2", "vendor_id: AuthenticAMD", False), ("AVX512", "vendor_id: GenuineIntel", False)],
+)
+def test_the_rule(capability: str, vendor: str, faster: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    monkeypatch.setattr("segformer.linear._processor", lambda: vendor)
+    assert convolution_is_faster.__wrapped__() == faster
