@@ -77,10 +77,25 @@ def logits(variant: str, classes: int, size: tuple[int, int], peers: list[str]) 
     return works
 
 
+class Trained(nn.Module):
+    """A network whose logits, once computed, are taken to be a trained one's: labels of random ones change from cell to cell."""
+
+    def __init__(self, head: nn.Module, logits: Tensor) -> None:
+        super().__init__()
+        self.head, self.logits, self.num_classes = head, logits, logits.shape[1]
+
+    def forward(self, *args: Any, **options: Any) -> Tensor:
+        self.head(*args, **options)
+        return self.logits
+
+
 def labels(variant: str, classes: int, size: tuple[int, int], peers: list[str]) -> dict[str, Work]:
     """Image tensor to label map of the image's size, each with its own post-processing."""
     images = torch.randn(1, 3, *size)
     mine, theirs = ours(variant, classes), transformers(variant, classes)
+    logits = like_a_trained_models(classes, size[0] // 4, size[1] // 4)
+    mine.decode_head = Trained(mine.decode_head, logits)
+    theirs.decode_head = Trained(theirs.decode_head, logits.contiguous())
 
     def post_processed() -> Tensor:
         full = F.interpolate(theirs(pixel_values=images).logits, size=size, mode="bilinear", align_corners=False)

@@ -34,8 +34,8 @@ TITLES = {
 
 
 def write(results: dict[str, Any], folder: Path) -> None:
-    """``folder/tables.md`` and ``folder/ratios.png``."""
-    lines = [f"Machine: {results['machine']['cpu']}; {results['machine']['versions']}.", ""]
+    """The tables at the end of ``folder/README.md``, and ``folder/ratios.png``."""
+    lines = ["## Results", "", f"Machine: {results['machine']['cpu']}; {results['machine']['versions']}.", ""]
     for part, title in TITLES.items():
         if part in results:
             lines += [f"### {title}", "", *_table(part, results[part]), ""]
@@ -50,7 +50,9 @@ def write(results: dict[str, Any], folder: Path) -> None:
         rates = next(iter(results["loading"].values())).get("images_per_second", {})
         lines += ["### Loading, one process", "", "| work | images/s |", "|---|---|"]
         lines += [f"| {name} | {rate:.0f} |" for name, rate in rates.items()] + [""]
-    (folder / "tables.md").write_text("\n".join(lines))
+    readme = folder / "README.md"
+    prose, marker, _ = readme.read_text().partition("<!-- tables -->\n")
+    readme.write_text("\n".join([prose + marker, *lines]))
     _plot(results, folder / "ratios.png")
 
 

@@ -185,6 +185,18 @@ def test_a_target_outside_the_classes_is_refused() -> None:
         upsample_cross_entropy(torch.zeros(1, 3, 4, 4), torch.full((1, 16, 16), 7))
 
 
+def test_autocast_does_not_lower_their_precision() -> None:
+    """It would round every matrix product inside to 8 bits."""
+    logits = torch.randn(1, 5, 6, 6, requires_grad=True)
+    target = torch.randint(0, 5, (1, 24, 24))
+    results = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = upsample_cross_entropy(logits, target)
+            results.append((loss, torch.autograd.grad(loss, logits)[0], upsample_argmax(logits, (24, 24))))
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
+
+
 def test_graphs_hold_the_plain_ways() -> None:
     """Exported and compiled, the operators do not depend on values."""
 

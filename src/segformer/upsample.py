@@ -46,9 +46,10 @@ def upsample_argmax(logits: Tensor, size: Sequence[int], align_corners: bool = F
     if torch.compiler.is_compiling() or logits.shape[2:] == size or logits.numel() == 0:
         return upsample(logits, size, align_corners).argmax(1)
     logits = logits.detach().permute(0, 2, 3, 1)  # (B, h, w, K)
-    if logits.is_cuda:
-        return _argmax_in_strips(logits, size, align_corners)
-    return _argmax_between_cells(logits.contiguous(), size, align_corners)
+    with torch.autocast(logits.device.type, enabled=False):
+        if logits.is_cuda:
+            return _argmax_in_strips(logits, size, align_corners)
+        return _argmax_between_cells(logits.contiguous(), size, align_corners)
 
 
 def upsample_cross_entropy(
@@ -90,7 +91,8 @@ def upsample_cross_entropy(
             label_smoothing=label_smoothing,
         )
     else:
-        loss = _CrossEntropy.apply(logits, target, weight, ignore_index, align_corners, label_smoothing)
+        with torch.autocast(logits.device.type, enabled=False):
+            loss = _CrossEntropy.apply(logits, target, weight, ignore_index, align_corners, label_smoothing)
     return loss / total.clamp_min(1e-9)
 
 
