@@ -268,7 +268,6 @@ class MiT(nn.Module):
             ]
             self.stages.append(Stage(embed, blocks, norm(dim)))
         self.apply(init_weights)
-        self.to(memory_format=torch.channels_last)  # the convolutions' weights as their maps, or each call would copy them
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations: less memory, about a third more time."""

@@ -121,7 +121,6 @@ def read(
         dtype = next(tensor.dtype for tensor in ours.values() if tensor.is_floating_point())
         ours |= {key: value.to(dtype) if value.is_floating_point() else value for key, value in fresh.items() if key not in ours}
     model.load_state_dict(ours, assign=True)
-    model.to(memory_format=torch.channels_last)
     if report.rows:
         logger.log(logging.INFO if report.is_harmless else logging.WARNING, "%s", report)
     return Reading(model.backbone, model.decode_head, Classes(**description["classes"]), description["align_corners"], report)
