@@ -40,7 +40,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore")
     if options.one:
-        print(json.dumps(_one(json.loads(options.one), options)))
+        print(json.dumps(_one(json.loads(options.one))))
         return
     results: dict[str, Any] = json.loads(options.out.read_text()) if options.out.is_file() else {}
     results["machine"] = _machine(options.threads)
@@ -71,12 +71,9 @@ def _jobs(part: str, options: argparse.Namespace) -> list[dict[str, Any]]:
                 jobs += [{**one, "variant": v} for v in options.variants if v == "b0"]
         if part == "memory" and allocator == "default":  # the other keeps a reserve, in which small growth hides
             for who in ("segformer", "transformers"):
-                jobs.append(
-                    {"part": part, "allocator": allocator, "who": who, "what": "step", "variant": "b0", "classes": 150, "size": (512, 512)}
-                )
-                for side in (256, 512, 1024, 2048):
-                    what = {"who": who, "what": "labels", "variant": "b0", "classes": 150, "size": (side, side)}
-                    jobs.append({"part": part, "allocator": allocator, **what})
+                one = {"part": part, "allocator": allocator, "who": who, "variant": "b0", "classes": 150}
+                jobs.append({**one, "what": "step", "size": (512, 512)})
+                jobs += [{**one, "what": "labels", "size": (side, side)} for side in (256, 512, 1024, 2048)]
     if part == "loading":
         jobs.append({"part": part, "allocator": "default"})
     for job in jobs:
@@ -99,7 +96,7 @@ def _in_a_process(job: dict[str, Any]) -> dict[str, Any]:
     return json.loads(run.stdout.strip().splitlines()[-1])
 
 
-def _one(job: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+def _one(job: dict[str, Any]) -> dict[str, Any]:
     torch.manual_seed(0)
     part, size = job["part"], tuple(job.get("size", ()))
     if part == "logits":

@@ -23,7 +23,7 @@ def multiply_adds(model: SegmentationModel, height: int, width: int) -> int:
 
 def summary(reading: Reading, size: tuple[int, int] = (512, 512)) -> str:
     """What a checkpoint holds, in a few lines."""
-    model = SegFormer.compose(reading.backbone, reading.decode_head, reading.classes, align_corners=reading.align_corners)
+    model = SegFormer.compose(**reading.parts)
     description = describe(model)
     config = description["backbone"]["config"]
     variant = config["variant"] if isinstance(config["variant"], str) else f"of its own, {config['variant']}"
@@ -38,14 +38,19 @@ def summary(reading: Reading, size: tuple[int, int] = (512, 512)) -> str:
         "multiply-adds": f"{multiply_adds(model, *size) / 1e9:.1f} G at {size[0]}×{size[1]}",
         "numerics": str(Numerics.of(description)),
     }
-    lines = [f"{name:15}{value}" for name, value in rows.items()]
-    return "\n".join([reading.report.source, *lines, *(f"{event:15}{subject}: {reason}" for event, subject, reason in reading.report.rows)])
+    rows_of_report = (f"{event:15}{subject}: {reason}" for event, subject, reason in reading.report.rows)
+    return "\n".join([_table(reading, rows), *rows_of_report])
+
+
+def _table(reading: Reading, rows: dict[str, str]) -> str:
+    return "\n".join([reading.report.source, *(f"{name:15}{value}" for name, value in rows.items())])
 
 
 def main(args: list[str]) -> None:
     """``segformer inspect`` and ``segformer convert``."""
     verb, args = args[0], args[1:]
-    parser = argparse.ArgumentParser(f"segformer {verb}", description={"inspect": inspect, "convert": convert}[verb].__doc__)
+    run = {"inspect": inspect, "convert": convert}[verb]
+    parser = argparse.ArgumentParser(f"segformer {verb}", description=run.__doc__)
     parser.add_argument("source", metavar="IN", help="file, folder or Hugging Face id")
     parser.add_argument("--source-layout", choices=LAYOUTS, help="the layout of IN, where the names of its tensors cannot tell it")
     parser.add_argument("--num-classes", type=int, help="another number of classes: a new, random classifier")
@@ -56,7 +61,7 @@ def main(args: list[str]) -> None:
         parser.add_argument("--layout", choices=WRITABLE, default="native")
     options = parser.parse_args(args)
     try:
-        {"inspect": inspect, "convert": convert}[verb](options)
+        run(options)
     except (OSError, ValueError) as error:
         sys.exit(f"segformer {verb}: {error}")
 
@@ -77,9 +82,9 @@ def inspect(options: argparse.Namespace) -> None:
     except BackboneOnlyError:
         reading = read(options.source, **{**_chosen(options), "num_classes": 1})
         parameters = sum(p.numel() for p in reading.backbone.parameters())
-        variant, rows = reading.backbone.config["variant"], {"decode head": "none", "parameters": f"{parameters:,}"}
-        rows = {"layout": reading.report.layout, "variant": variant, **rows}
-        print(reading.report.source, *(f"{name:15}{value}" for name, value in rows.items()), sep="\n")
+        variant = reading.backbone.config["variant"]
+        rows = {"layout": reading.report.layout, "variant": variant, "decode head": "none", "parameters": f"{parameters:,}"}
+        print(_table(reading, rows))
 
 
 def convert(options: argparse.Namespace) -> None:

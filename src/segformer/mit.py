@@ -7,7 +7,7 @@ convolutions, reductions and the pyramid share it without a copy.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -76,6 +76,11 @@ def find_variant(variant: str | Variant | Mapping[str, Any]) -> Variant:
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}; choose one of {', '.join(VARIANTS)}")
     return VARIANTS[variant]
+
+
+def variant_name(variant: Variant) -> str | None:
+    """The name of the encoder in :data:`VARIANTS` with these sizes, under a decoder of any width; None where there is none."""
+    return next((name for name, v in VARIANTS.items() if replace(variant, decoder_channels=v.decoder_channels) == v), None)
 
 
 class OverlapPatchEmbed(nn.Module):

@@ -147,7 +147,7 @@ class SegmentationModel(nn.Module):
                 or other shapes than its layout says.
         """
         reading = checkpoint.read(source, num_classes, in_channels=in_channels, layout=layout, strict=strict, revision=revision)
-        return cls.compose(reading.backbone, reading.decode_head, reading.classes, align_corners=reading.align_corners).eval()
+        return cls.compose(**reading.parts).eval()
 
     @classmethod
     def compose(cls, backbone: nn.Module, decode_head: nn.Module, classes: Classes | None = None, *, align_corners: bool = False) -> Self:
@@ -210,7 +210,7 @@ class Pretrained(SegmentationModel):
 
     def __init__(self, source: str, num_classes: int | None = None, *, in_channels: int | None = None, layout: str | None = None) -> None:
         reading = checkpoint.read(source, num_classes, in_channels=in_channels, layout=layout)
-        super().__init__(reading.backbone, reading.decode_head, reading.classes, align_corners=reading.align_corners)
+        super().__init__(**reading.parts)
 
 
 @contextmanager

@@ -154,9 +154,8 @@ def _argmax_between_cells(logits: Tensor, size: tuple[int, int], align_corners: 
     flat, flat_cells = logits.view(-1, classes), cells.view(-1)
     step = max(1, workspace.PIECE // (4 * classes * logits.element_size()))
     for b, i, j in (piece.unbind(1) for piece in disagree.nonzero().split(step)):
-        corners = torch.stack(
-            [(b * h + y) * w + x for y in (rows.first[i], rows.second[i]) for x in (columns.first[j], columns.second[j])], 1
-        )
+        ys, xs = (rows.first[i], rows.second[i]), (columns.first[j], columns.second[j])
+        corners = torch.stack([(b * h + y) * w + x for y in ys for x in xs], 1)
         values = flat[corners].to(rows.shares.dtype)  # (n, 4, K)
         vertical, horizontal = (torch.stack([1 - shares, shares], 2) for shares in (rows.shares[i], columns.shares[j]))
         shares = torch.einsum("nyp,nxq->nyxpq", vertical, horizontal).flatten(3).flatten(1, 2)  # (n, pixels a quad, 4)
@@ -203,9 +202,8 @@ def _strips(logits: Tensor, size: tuple[int, int], align_corners: bool) -> Itera
     batch, h, _, classes = logits.shape
     height, width = size
     low, share = _positions(h, height, align_corners, logits)
-    bounds = _positions(h, height, align_corners, torch.empty(0, dtype=share.dtype, device="cpu"))[
-        0
-    ].tolist()  # on the CPU: no waiting for a device
+    on_cpu = torch.empty(0, dtype=share.dtype, device="cpu")  # slices need numbers, and nothing waits for a GPU
+    bounds = _positions(h, height, align_corners, on_cpu)[0].tolist()
     piece = workspace.GPU_PIECE if logits.is_cuda else workspace.PIECE
     n = max(1, piece // max(1, batch * width * classes * share.element_size()))
     for start in range(0, height, n):

@@ -18,7 +18,7 @@ from segformer.checkpoint.files import WeightFile, named, open_weights, some
 from segformer.checkpoint.layouts import HUGGINGFACE, HUGGINGFACE_IN_MEMORY, LAYOUTS, NATIVE, NVIDIA, Layout, State
 from segformer.data.classes import Classes
 from segformer.heads import AllMLPHead, MMSegHead
-from segformer.mit import VARIANTS, MiT, Variant
+from segformer.mit import VARIANTS, MiT, Variant, variant_name
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +71,16 @@ class Reading:
     classes: Classes
     align_corners: bool
     report: Report
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The arguments of :class:`segformer.SegmentationModel`."""
+        return {
+            "backbone": self.backbone,
+            "decode_head": self.decode_head,
+            "classes": self.classes,
+            "align_corners": self.align_corners,
+        }
 
 
 def read(
@@ -240,7 +250,7 @@ def _infer(layout: Layout, state: State, file: WeightFile, num_classes: int | No
         return max((n + 1 for n in range(100) if layout.theirs(template.format(n)) in state), default=0)
 
     config = file.config if layout in (HUGGINGFACE, HUGGINGFACE_IN_MEMORY) else None
-    rates: dict[str, float] = {}
+    rates: dict[str, dict[str, float]] = {"backbone": {}, "decode_head": {}}
     numerics = layout.numerics
     if config is not None:
         variant, act, rates = _read_config(config, file.path)
@@ -255,8 +265,6 @@ def _infer(layout: Layout, state: State, file: WeightFile, num_classes: int | No
                 f"{str(file.path)!r} has dims {dims} and depths {depths}, which no variant has; its number of heads cannot be read off"
             )
         variant = standard[0]
-    name = next((name for name, v in VARIANTS.items() if replace(variant, decoder_channels=v.decoder_channels) == v), None)
-    head = {"in_channels": variant.dims}
     if _has_head(layout, state):
         head_class, channels = layout.head, shape("decode_head.fuse.weight", 4)[0]
         known_classes = num_classes if num_classes and layout.theirs(CLASSIFIER) not in state else shape(CLASSIFIER, 4)[0]
@@ -269,29 +277,31 @@ def _infer(layout: Layout, state: State, file: WeightFile, num_classes: int | No
     description = {
         "backbone": {
             "class": "MiT",
-            "config": {"variant": name or asdict(variant), "in_channels": shape(STEM, 4)[1]}
-            | {key: rates[key] for key in ("drop_path",) if key in rates},
+            "config": {"variant": variant_name(variant) or asdict(variant), "in_channels": shape(STEM, 4)[1], **rates["backbone"]},
         },
         "decode_head": {
             "class": head_class,
-            "config": {**head, "num_classes": known_classes, "channels": channels}
-            | {key: rates[key] for key in ("dropout",) if key in rates},
+            "config": {"in_channels": variant.dims, "num_classes": known_classes, "channels": channels, **rates["decode_head"]},
         },
         "classes": asdict(classes),
     }
     return numerics.applied_to(description)
 
 
-def _read_config(config: dict[str, Any], path: Path) -> tuple[Variant, str, dict[str, float]]:
-    """The sizes in a Hugging Face config, the activation, and the rates of dropout and drop_path."""
+def huggingface_embeddings(stages: int) -> dict[str, list[int]]:
+    """What a Hugging Face config says of MiT's patch embeddings."""
+    return {"patch_sizes": [7] + [3] * (stages - 1), "strides": [4] + [2] * (stages - 1)}
+
+
+def _read_config(config: dict[str, Any], path: Path) -> tuple[Variant, str, dict[str, dict[str, float]]]:
+    """The sizes in a Hugging Face config, the activation, and each part's rate of drop_path or dropout where it is told."""
     needed = ("hidden_sizes", "depths", "decoder_hidden_size", "num_attention_heads", "sr_ratios", "mlp_ratios", "hidden_act")
     absent = [name for name in needed if name not in config]
     if absent:
         raise ValueError(f"the config.json of {str(path)!r} lacks {', '.join(absent)}; is it a SegFormer's?")
     if len(set(config["mlp_ratios"])) > 1:
         raise ValueError(f"{str(path)!r}: mlp_ratios {config['mlp_ratios']} differ from stage to stage; MiT has one for all")
-    later = len(config["depths"]) - 1
-    for name, fixed in (("strides", [4] + later * [2]), ("patch_sizes", [7] + later * [3])):
+    for name, fixed in huggingface_embeddings(len(config["depths"])).items():
         if list(config.get(name, fixed)) != fixed:
             raise ValueError(f"{str(path)!r}: {name} {config[name]}; MiT's are {fixed}")
     if config["hidden_act"] not in HUGGINGFACE_ACTIVATIONS:
@@ -299,8 +309,9 @@ def _read_config(config: dict[str, Any], path: Path) -> tuple[Variant, str, dict
         raise ValueError(f"{str(path)!r}: hidden_act {config['hidden_act']!r} is none of {known}")
     dims, depths, decoder_channels, heads, sr_ratios = (config[name] for name in needed[:5])
     variant = Variant(dims, depths, decoder_channels, heads, sr_ratios, config["mlp_ratios"][0])
-    rates = {"drop_path": config.get("drop_path_rate"), "dropout": config.get("classifier_dropout_prob")}
-    return variant, HUGGINGFACE_ACTIVATIONS[config["hidden_act"]], {name: rate for name, rate in rates.items() if rate is not None}
+    told = (("backbone", "drop_path", "drop_path_rate"), ("decode_head", "dropout", "classifier_dropout_prob"))
+    rates = {part: {name: config[key]} if config.get(key) is not None else {} for part, name, key in told}
+    return variant, HUGGINGFACE_ACTIVATIONS[config["hidden_act"]], rates
 
 
 def _classes(config: dict[str, Any] | None, file: WeightFile, num_classes: int, report: Report) -> Classes:

@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
 from segformer.checkpoint.files import METADATA_KEY
 from segformer.checkpoint.layouts import HUGGINGFACE, LAYOUTS, NATIVE, NVIDIA, SMP, Layout, Numerics, State
-from segformer.checkpoint.reading import HUGGINGFACE_ACTIVATIONS, PARTS, TRANSPARENT, build, logger
-from segformer.mit import VARIANTS, find_variant
+from segformer.checkpoint.reading import HUGGINGFACE_ACTIVATIONS, PARTS, TRANSPARENT, build, huggingface_embeddings, logger
+from segformer.mit import VARIANTS, find_variant, variant_name
 from segformer.upsample import upsample
 
 WRITABLE = tuple(layout.name for layout in (NATIVE, NVIDIA, HUGGINGFACE, SMP))
@@ -81,7 +82,7 @@ def save(model: Any, path: str | os.PathLike[str], layout: str = "native") -> No
 def _refuse_untold_sizes(description: dict[str, Any], layout: Layout) -> None:
     """A state dict tells heads and ratios to those alone who know the variant."""
     variant = find_variant(description["backbone"]["config"]["variant"])
-    if not any(replace(variant, decoder_channels=v.decoder_channels) == v for v in VARIANTS.values()):
+    if variant_name(variant) is None:
         raise ValueError(f"the {layout.name} layout cannot say the sizes of {variant}, which is none of {', '.join(VARIANTS)}")
 
 
@@ -146,8 +147,8 @@ PREPROCESSOR = {
     "do_rescale": True,
     "rescale_factor": 1 / 255,
     "do_normalize": True,
-    "image_mean": [0.485, 0.456, 0.406],
-    "image_std": [0.229, 0.224, 0.225],
+    "image_mean": IMAGENET_DEFAULT_MEAN,
+    "image_std": IMAGENET_DEFAULT_STD,
     "do_reduce_labels": False,
 }
 
@@ -167,8 +168,7 @@ def _huggingface_config(description: dict[str, Any], dtype: str) -> dict[str, An
         "num_attention_heads": variant.heads,
         "sr_ratios": variant.sr_ratios,
         "mlp_ratios": [variant.mlp_ratio] * len(variant.dims),
-        "patch_sizes": [7] + [3] * (len(variant.dims) - 1),
-        "strides": [4] + [2] * (len(variant.dims) - 1),
+        **huggingface_embeddings(len(variant.dims)),
         "decoder_hidden_size": head["channels"],
         "hidden_act": next(theirs for theirs, ours in HUGGINGFACE_ACTIVATIONS.items() if ours == backbone["act"]),
         "hidden_dropout_prob": 0.0,
