@@ -20,7 +20,7 @@ from benchmarks import contestants, measure
 
 HERE = Path(__file__).parent
 PARTS = ("logits", "labels", "argmax", "step", "memory", "loading")
-PEERS = ("smp", "onnxruntime", "openvino")
+PEERS = ("bfloat16", "smp", "onnxruntime", "openvino")
 ADE, CITYSCAPES = (150, (512, 512)), (19, (1024, 2048))
 
 

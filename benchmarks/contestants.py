@@ -62,6 +62,13 @@ def logits(variant: str, classes: int, size: tuple[int, int], peers: list[str]) 
     images = torch.randn(1, 3, *size)
     mine, theirs = stride_4(ours(variant, classes)), stride_4(transformers(variant, classes))
     works: dict[str, Work] = {"segformer": lambda: mine(images), "transformers": lambda: theirs(images)}
+    if "bfloat16" in peers:
+
+        def in_bfloat16() -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                return mine(images)
+
+        works["segformer, bfloat16"] = in_bfloat16
     if "smp" in peers:
         third = stride_4(smp(variant, classes))
         works["smp"] = lambda: third(images)

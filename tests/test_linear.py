@@ -28,12 +28,14 @@ def test_the_convolution_is_the_linear_layer(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=1e-12)
 
 
-def test_a_model_is_the_same_either_way(tiny: SegFormer, request: pytest.FixtureRequest) -> None:
-    model = tiny.double()
+@pytest.mark.parametrize("recorded", [True, False], ids=["with gradients", "without"])
+def test_a_model_is_the_same_either_way(tiny: SegFormer, recorded: bool, request: pytest.FixtureRequest) -> None:
+    model = tiny.double().eval()
     images = torch.randn(1, 3, 64, 96, dtype=torch.double)
     expected = model(images)
     request.getfixturevalue("by_convolution")
-    torch.testing.assert_close(model(images), expected, rtol=0, atol=1e-12)
+    with torch.set_grad_enabled(recorded):
+        torch.testing.assert_close(model(images), expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(

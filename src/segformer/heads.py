@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from segformer import workspace
 from segformer.initialization import init_weights
+from segformer.linear import linear
 from segformer.upsample import upsample_into, upsample_sum
 from segformer.workspace import in_pieces, is_plain
 
@@ -120,19 +121,18 @@ class AllMLPHead(nn.Module):
         batch, _, height, width = features[0].shape
         pixels = batch * height * width
         size = max(32, min(128, 2 * workspace.PIECE // (pixels * bias.element_size()) // 32 * 32))
-        finest, *coarser = (x.permute(0, 2, 3, 1).flatten(0, 2) for x in features)  # (B·h·w, C)
-        total, fine = bias.new_empty(pixels, size), bias.new_empty(pixels * size)
-        logits = self.classifier.bias.expand(pixels, -1).contiguous()
+        finest, *coarser = (x.permute(0, 2, 3, 1) for x in features)  # (B, h, w, C)
+        fine = bias.new_empty(pixels * size)
+        logits = self.classifier.bias.expand(batch, height, width, -1).contiguous()
         for start in range(0, len(bias), size):
             group = slice(start, start + size)
-            x = torch.addmm(bias[group], finest, weights[0][group].T, out=total[:, : len(bias[group])])
-            up = fine[: x.numel()].view(batch, height, width, -1)
-            for level, coarse, weight in zip(features[1:], coarser, weights[1:], strict=True):
-                y = (coarse @ weight[group].T).view(batch, *level.shape[2:], -1)
-                upsample_into(up.permute(0, 3, 1, 2), y.permute(0, 3, 1, 2))
-                x += up.flatten(0, 2)
-            logits.addmm_(x.relu_(), self.classifier.weight[:, group].flatten(1).T)
-        return logits.view(batch, height, width, -1).permute(0, 3, 1, 2)
+            x = linear(finest, weights[0][group], bias[group])
+            up = fine[: x.numel()].view_as(x)
+            for coarse, weight in zip(coarser, weights[1:], strict=True):
+                upsample_into(up.permute(0, 3, 1, 2), linear(coarse, weight[group]).permute(0, 3, 1, 2))
+                x += up
+            logits += linear(x.relu_(), self.classifier.weight[:, group].flatten(1))
+        return logits.permute(0, 3, 1, 2)
 
 
 class Cache:

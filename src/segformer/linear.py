@@ -26,13 +26,18 @@ def _processor() -> str:
     return cpuinfo.read_text() if cpuinfo.is_file() else platform.processor()
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """:func:`torch.nn.functional.linear` of maps (B, H, W, C): the same function, with the same gradients."""
+    if _takes_convolutions(x) and convolution_is_faster():
+        return F.conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1)
+    return F.linear(x, weight, bias)
+
+
 class Linear(nn.Linear):
-    """:class:`torch.nn.Linear` over maps (B, H, W, C): the same weights and function, with the same gradients."""
+    """:class:`torch.nn.Linear` over maps (B, H, W, C), by way of :func:`linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if _takes_convolutions(x) and convolution_is_faster():
-            return F.conv2d(x.permute(0, 3, 1, 2), self.weight[:, :, None, None], self.bias).permute(0, 2, 3, 1)
-        return F.linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias)
 
 
 def _takes_convolutions(x: Tensor) -> bool:
