@@ -27,7 +27,7 @@ def label_file(model: SegmentationModel, path: str | os.PathLike[str]) -> tuple[
         ValueError: naming the file, when it cannot be decoded.
     """
     image = read_image(path)
-    size = getattr(model.backbone, "MIN_SIZE", 1)
+    size = getattr(model.backbone, "min_size", 1)
     images = PadTo((size, size))(normalize()(image))[None].to(next(model.parameters()))  # device and precision
     labels = model.predict(images)[0, : image.shape[1], : image.shape[2]]
     return Image.fromarray(image.permute(1, 2, 0).numpy()), labels.to("cpu", torch.uint8).numpy()

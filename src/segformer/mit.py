@@ -6,7 +6,7 @@ convolutions, reductions and the pyramid share it without a copy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -204,7 +204,51 @@ class Stage(nn.Module):
         return self.norm(x).permute(0, 3, 1, 2)
 
 
-class MiT(nn.Module):
+class Pyramid(nn.Module):
+    """Stages one behind the other, each map coarser than the one before: what every encoder of this kind is, whatever its parts.
+
+    Args:
+        stages: (B, C, H, W) to a coarser map each.
+        in_channels: channels of the images.
+        channels: channels of the feature maps, finest first.
+        min_size: pixels a side below which a stage would have nothing to work on.
+    """
+
+    STEM = "stages.0.embed.proj.weight"  # the first convolution, which knows the images' channels
+
+    def __init__(self, stages: Sequence[nn.Module], in_channels: int, channels: tuple[int, ...], min_size: int) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+        self.in_channels = in_channels
+        self.channels = channels
+        self.min_size = min_size
+        self.apply(init_weights)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations: less memory, about a third more time."""
+        for stage in self.stages:
+            stage.grad_checkpointing = enable  # type: ignore[assignment]
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Images (B, C, H, W) to four maps (B, C_i, ⌈H/s⌉, ⌈W/s⌉), s = 4, 8, 16, 32, finest first.
+
+        Raises:
+            ValueError: when the images are not (B, ``in_channels``, H ≥ 32, W ≥ 32).
+        """
+        return self.pyramid(images, len(self.stages))
+
+    def pyramid(self, images: Tensor, depth: int) -> list[Tensor]:
+        """The maps of the first ``depth`` stages."""
+        check_images(images, self.in_channels, self.min_size)
+        x = images.contiguous(memory_format=torch.channels_last)
+        features = []
+        for stage in self.stages[:depth]:
+            x = stage(x)
+            features.append(x)
+        return features
+
+
+class MiT(Pyramid):
     """The Mix Transformer encoder (section 3.1): four stages, each a map half as fine as the one before.
 
     Args:
@@ -224,7 +268,6 @@ class MiT(nn.Module):
     """
 
     ACTIVATIONS: ClassVar[dict[str, Callable[[], nn.Module]]] = {"gelu": nn.GELU, "gelu_tanh": partial(nn.GELU, approximate="tanh")}
-    MIN_SIZE = 32  # pixels a side: below it the last stages' reduction would have nothing to reduce
 
     def __init__(
         self,
@@ -236,7 +279,6 @@ class MiT(nn.Module):
         embed_norm_eps: float = 1e-5,
         act: str = "gelu",
     ) -> None:
-        super().__init__()
         size = find_variant(variant)
         if in_channels < 1:
             raise ValueError(f"in_channels must be at least 1, got {in_channels}")
@@ -244,23 +286,11 @@ class MiT(nn.Module):
             raise ValueError(f"drop_path is a probability below 1, got {drop_path}")
         if act not in self.ACTIVATIONS:
             raise ValueError(f"unknown activation {act!r}; choose one of {', '.join(self.ACTIVATIONS)}")
-        self.config: dict[str, Any] = {
-            "variant": variant if isinstance(variant, str) else asdict(size),
-            "in_channels": in_channels,
-            "drop_path": drop_path,
-            "norm_eps": norm_eps,
-            "embed_norm_eps": embed_norm_eps,
-            "act": act,
-        }
-        self.in_channels = in_channels
-        self.channels = size.dims
-
         norm, embed_norm = partial(nn.LayerNorm, eps=norm_eps), partial(nn.LayerNorm, eps=embed_norm_eps)
         rates = iter(torch.linspace(0, drop_path, sum(size.depths), device="cpu").tolist())
-        self.stages = nn.ModuleList()
+        stages = []
         for s, (dim, depth, heads, sr_ratio) in enumerate(zip(size.dims, size.depths, size.heads, size.sr_ratios, strict=True)):
-            kernel_size, stride = (3, 2) if s else (7, 4)
-            embed = OverlapPatchEmbed(in_channels if s == 0 else size.dims[s - 1], dim, kernel_size, stride, embed_norm)
+            embed = OverlapPatchEmbed(in_channels if s == 0 else size.dims[s - 1], dim, *patch(s), embed_norm)
             blocks: list[nn.Module] = [
                 Block(
                     dim,
@@ -271,31 +301,26 @@ class MiT(nn.Module):
                 )
                 for _ in range(depth)
             ]
-            self.stages.append(Stage(embed, blocks, norm(dim)))
-        self.apply(init_weights)
+            stages.append(Stage(embed, blocks, norm(dim)))
+        super().__init__(stages, in_channels, size.dims, smallest_side(size.sr_ratios))
+        self.config: dict[str, Any] = {
+            "variant": variant if isinstance(variant, str) else asdict(size),
+            "in_channels": in_channels,
+            "drop_path": drop_path,
+            "norm_eps": norm_eps,
+            "embed_norm_eps": embed_norm_eps,
+            "act": act,
+        }
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of keeping its activations: less memory, about a third more time."""
-        for stage in self.stages:
-            stage.grad_checkpointing = enable  # type: ignore[assignment]
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Images (B, C, H, W) to four maps (B, C_i, ⌈H/s⌉, ⌈W/s⌉), s = 4, 8, 16, 32, finest first.
+def patch(stage: int) -> tuple[int, int]:
+    """Kernel size and stride of a stage's patch embedding (section 3.1)."""
+    return (3, 2) if stage else (7, 4)
 
-        Raises:
-            ValueError: when the images are not (B, ``in_channels``, H ≥ 32, W ≥ 32).
-        """
-        return self.pyramid(images, len(self.stages))
 
-    def pyramid(self, images: Tensor, depth: int) -> list[Tensor]:
-        """The maps of the first ``depth`` stages."""
-        check_images(images, self.in_channels, self.MIN_SIZE)
-        x = images.contiguous(memory_format=torch.channels_last)
-        features = []
-        for stage in self.stages[:depth]:
-            x = stage(x)
-            features.append(x)
-        return features
+def smallest_side(sr_ratios: Sequence[int]) -> int:
+    """Pixels a side below which some stage's map would be smaller than one cell of its sequence reduction, and at least 32."""
+    return max(32, *(4 * 2**s * ratio for s, ratio in enumerate(sr_ratios)))
 
 
 def check_images(images: Tensor, in_channels: int, min_size: int) -> None:

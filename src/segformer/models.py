@@ -149,6 +149,18 @@ class SegmentationModel(nn.Module):
         reading = checkpoint.read(source, num_classes, in_channels=in_channels, layout=layout, strict=strict, revision=revision)
         return cls.compose(**reading.parts).eval()
 
+    def load_weights(self, source: str | os.PathLike[str], *, layout: str | None = None, revision: str | None = None) -> None:
+        """Read weights in any known layout into this model as it was built; every key must fit.
+
+        Args:
+            source: as for :meth:`from_pretrained`, as the others.
+
+        Raises:
+            FileNotFoundError: when there is no such file, folder or hub id.
+            ValueError: naming the file, and the first keys or shapes that do not fit.
+        """
+        checkpoint.load(self, source, layout=layout, revision=revision)
+
     @classmethod
     def compose(cls, backbone: nn.Module, decode_head: nn.Module, classes: Classes | None = None, *, align_corners: bool = False) -> Self:
         """A model of this class from ready-made parts, whatever arguments its own constructor takes."""
@@ -198,6 +210,10 @@ class SegFormer(SegmentationModel):
         if not isinstance(backbone, nn.Module):
             width = find_variant(backbone).decoder_channels
             backbone = MiT(backbone, **options)
+        elif not hasattr(backbone, "channels"):
+            raise ValueError(
+                f"a backbone of class {type(backbone).__name__} has no channels; it must tell those of its feature maps, finest first"
+            )
         elif options:
             raise ValueError(f"{', '.join(options)} given beside a ready-made {type(backbone).__name__}; set it there")
         channels: Any = backbone.channels

@@ -11,59 +11,19 @@ import pytest
 import torch
 import yaml
 from conftest import TINY
-from lightning import Trainer
+from halves import Halves, halves, quiet_trainer
 from PIL import Image
-from torch.utils.data import Dataset
-from torchvision import tv_tensors
 
 from segformer import Classes, SegFormer
 from segformer.cli import main
 from segformer.data.transforms import TrainTransform
 from segformer.losses import CrossEntropy
-from segformer.train.data import FolderData, SegmentationData
+from segformer.train.data import FolderData
 from segformer.train.task import SegmentationTask
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers", "ignore:.*number of training batches", "ignore:.*GPU available"
 )
-
-
-class Halves(Dataset):
-    """Pictures whose bright half is class 1: learned in a few steps."""
-
-    classes = Classes(["dark", "bright"], [(0, 0, 0), (255, 255, 0)])
-
-    def __init__(self, length: int = 16, seed: int = 0) -> None:
-        self.length, self.seed = length, seed
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-        noise = np.random.default_rng((self.seed, index))
-        label = np.zeros((40, 48), np.uint8)
-        label[:, noise.integers(8, 40) :] = 1
-        image = (noise.normal(60 + 130 * label, 20)).clip(0, 255).astype(np.uint8)
-        label[:2] = 255
-        return tv_tensors.Image(torch.from_numpy(image).expand(3, -1, -1).clone()), tv_tensors.Mask(torch.from_numpy(label))
-
-
-def halves() -> SegmentationData:
-    return SegmentationData(
-        Halves(), Halves(6, seed=1), TrainTransform((32, 32), (0.9, 1.1)), batch_size=4, val_batch_size=2, num_workers=0
-    )
-
-
-def quiet_trainer(folder: Path, **options: object) -> Trainer:
-    return Trainer(
-        accelerator="cpu",
-        default_root_dir=folder,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        logger=False,
-        enable_checkpointing=False,
-        **options,
-    )
 
 
 def test_a_few_steps_learn_an_easy_task(tmp_path: Path) -> None:

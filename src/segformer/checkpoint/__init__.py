@@ -1,8 +1,11 @@
 """Weights on disk: every public layout read, four written, each with the numerics it was trained with."""
 
 from segformer.checkpoint.files import METADATA_KEY
-from segformer.checkpoint.layouts import LAYOUTS, Layout, Numerics
-from segformer.checkpoint.reading import BackboneOnlyError, Reading, Report, build, read, translate_encoder
+from segformer.checkpoint.layout import BackboneOnlyError, Layout
+from segformer.checkpoint.layouts import LAYOUTS
+from segformer.checkpoint.reading import Reading, build, load, part, read, translate_encoder
+from segformer.checkpoint.report import Report
+from segformer.checkpoint.segformer_layouts import Numerics
 from segformer.checkpoint.writing import WRITABLE, describe, save, state_dict_as
 
 __all__ = [
@@ -16,6 +19,8 @@ __all__ = [
     "Report",
     "build",
     "describe",
+    "load",
+    "part",
     "read",
     "save",
     "state_dict_as",

@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from segformer.checkpoint.layouts import State
+from segformer.checkpoint.report import some
 from segformer.data.classes import Classes
 
+State = dict[str, Tensor]
 METADATA_KEY = "segformer"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 # What transformers and this package write, in transformers' own order of preference.
@@ -239,9 +239,3 @@ def named(names: list[str], colors: list[Any]) -> Classes | None:
         except (ValueError, TypeError):
             continue
     return None
-
-
-def some(names: Iterable[str]) -> str:
-    """The first five names, and how many more there are."""
-    names = list(names)
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

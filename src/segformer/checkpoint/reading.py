@@ -5,61 +5,37 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from segformer.checkpoint.files import WeightFile, named, open_weights, some
-from segformer.checkpoint.layouts import HUGGINGFACE, HUGGINGFACE_IN_MEMORY, LAYOUTS, NATIVE, NVIDIA, Layout, State
+from segformer.checkpoint.files import State, WeightFile, open_weights
+from segformer.checkpoint.layout import Layout
+from segformer.checkpoint.layouts import LAYOUTS
+from segformer.checkpoint.report import Report, some
+from segformer.checkpoint.segformer_layouts import NATIVE, NVIDIA
 from segformer.data.classes import Classes
 from segformer.heads import AllMLPHead, MMSegHead
-from segformer.mit import VARIANTS, MiT, Variant, variant_name
+from segformer.mit import MiT
 
 logger = logging.getLogger(__name__)
 
 PARTS: dict[str, Callable[..., nn.Module]] = {"MiT": MiT, "AllMLPHead": AllMLPHead, "MMSegHead": MMSegHead}
-HUGGINGFACE_ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 # Modules that put themselves between others, and compute nothing of their own.
 TRANSPARENT = re.compile(r"(?:(?<=^)|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-STEM = "backbone.stages.0.embed.proj.weight"
-CLASSIFIER = "decode_head.classifier.weight"
+CLASSIFIER = "decode_head.classifier.weight"  # what every head of ours calls its last layer
+P = TypeVar("P", bound=type[nn.Module])
 
 
-class BackboneOnlyError(ValueError):
-    """A file without a decode head, where none was asked for."""
-
-
-@dataclass
-class Report:
-    """What became of a file's keys, as one short table.
-
-    Args:
-        source: the file.
-        layout: the name of its layout.
-        rows: what happened (unwrapped, dropped, folded, adapted, new, note), to what, and why.
-    """
-
-    source: str
-    layout: str
-    rows: list[tuple[str, str, str]] = field(default_factory=list)
-
-    def add(self, event: str, subject: str | Iterable[str], reason: str) -> None:
-        self.rows.append((event, subject if isinstance(subject, str) else some(subject), reason))
-
-    @property
-    def is_harmless(self) -> bool:
-        """Whether nothing was made anew, guessed or looked away from, so that the model is the one in the file."""
-        return not any(event in ("new", "ignored", "note") for event, _, _ in self.rows)
-
-    def __str__(self) -> str:
-        widths = [max((len(row[column]) for row in self.rows), default=0) for column in (0, 1)]
-        rows = [f"  {event:{widths[0]}}  {subject:{widths[1]}}  {reason}".rstrip() for event, subject, reason in self.rows]
-        return "\n".join([f"{self.source}: {self.layout} layout", *rows])
+def part(kind: P) -> P:
+    """Class decorator: a backbone or head that files may hold, built again from its ``config``."""
+    PARTS[kind.__name__] = kind
+    return kind
 
 
 @dataclass
@@ -96,12 +72,12 @@ def read(
     file = open_weights(source, revision)
     found, state, report = recognize(file, layout)
     description = (
-        _infer(found, state, file, num_classes, report) if file.description is None else {"align_corners": False, **file.description}
+        found.infer(state, file, num_classes, report) if file.description is None else {"align_corners": False, **file.description}
     )
     with torch.device("meta"):
         wanted = build(description).state_dict()
     all_keys = wanted.keys()
-    if file.description is None and not _has_head(found, state):
+    if file.description is None and not found.has_head(state):
         wanted = {key: tensor for key, tensor in wanted.items() if key.startswith("backbone.")}
     ours = _translate(found, state, wanted, file.path, report, strict)
     # From here on the model is known: what is asked for otherwise is adapted, what has no weights is made.
@@ -117,8 +93,9 @@ def read(
         reasons = {key: why for key, why in reasons.items() if not key.startswith("decode_head.")} | {"decode_head.": "the file has none"}
     config = description["backbone"]["config"]
     if in_channels is not None and in_channels != config["in_channels"]:
-        ours[STEM] = _adapted_stem(ours[STEM], in_channels, file.path)
-        report.add("adapted", STEM, f"to {in_channels} channels, the file has {config['in_channels']}")
+        stem = _stem(description)
+        ours[stem] = _adapted_stem(ours[stem], in_channels, file.path)
+        report.add("adapted", stem, f"to {in_channels} channels, the file has {config['in_channels']}")
         config["in_channels"] = in_channels
     with torch.device("meta"):
         model = build(description)
@@ -136,6 +113,17 @@ def read(
     return Reading(model.backbone, model.decode_head, Classes(**description["classes"]), description["align_corners"], report)
 
 
+def load(model: nn.Module, source: str | os.PathLike[str], *, layout: str | None = None, revision: str | None = None) -> Report:
+    """Read a file in any layout into a model that is there; :meth:`segformer.SegmentationModel.load_weights` says how."""
+    file = open_weights(source, revision)
+    found, state, report = recognize(file, layout)
+    ours = _translate(
+        found, state, {TRANSPARENT.sub("", key): tensor for key, tensor in model.state_dict().items()}, file.path, report, True
+    )
+    model.load_state_dict({key: ours[TRANSPARENT.sub("", key)] for key in model.state_dict()})
+    return report
+
+
 def translate_encoder(tensors: State) -> State:
     """The tensors of an encoder in any layout under :class:`MiT`'s names, and its ImageNet classifier, where there is one, as ``head``.
 
@@ -147,7 +135,7 @@ def translate_encoder(tensors: State) -> State:
     classifier = {f"head.{name}": state.get(f"{layout.classifier}.{name}") for name in ("weight", "bias")}
     state = {key: tensor for key, tensor in state.items() if key.startswith(layout.prefix)}
     with torch.device("meta"):
-        wanted = build(_infer(layout, state, file, 1, report))["backbone"].state_dict(prefix="backbone.")
+        wanted = build(layout.infer(state, file, 1, report))["backbone"].state_dict(prefix="backbone.")
     ours = _translate(layout, state, wanted, file.path, report, strict=True)
     encoder = {key.removeprefix("backbone."): tensor for key, tensor in ours.items()}
     return encoder | {key: tensor for key, tensor in classifier.items() if tensor is not None}
@@ -230,102 +218,6 @@ def _model_in(file: WeightFile, layout: Layout) -> tuple[str, bool] | None:
     return next(iter(models.items()), None)
 
 
-def _has_head(layout: Layout, state: State) -> bool:
-    return any(layout.theirs(key) in state for key in (CLASSIFIER, "decode_head.fuse.weight"))
-
-
-def _infer(layout: Layout, state: State, file: WeightFile, num_classes: int | None, report: Report) -> dict[str, Any]:
-    """The description of a state dict: sizes from its shapes, the rest from a Hugging Face config where there is one."""
-
-    def shape(key: str, ndim: int) -> torch.Size:
-        name = layout.theirs(key)
-        if name not in state:
-            raise ValueError(f"{str(file.path)!r} looks like the {layout.name} layout but has no {name}")
-        if state[name].ndim != ndim:
-            raise ValueError(f"{str(file.path)!r}: {name} is {tuple(state[name].shape)}, where {ndim} dimensions are expected")
-        return state[name].shape
-
-    def count(template: str) -> int:
-        """One more than the last index of which there is a key."""
-        return max((n + 1 for n in range(100) if layout.theirs(template.format(n)) in state), default=0)
-
-    config = file.config if layout in (HUGGINGFACE, HUGGINGFACE_IN_MEMORY) else None
-    rates: dict[str, dict[str, float]] = {"backbone": {}, "decode_head": {}}
-    numerics = layout.numerics
-    if config is not None:
-        variant, act, rates = _read_config(config, file.path)
-        numerics = replace(numerics, act=act)
-    else:
-        stages = range(count("backbone.stages.{}.embed.norm.weight"))
-        dims = tuple(shape(f"backbone.stages.{s}.embed.proj.weight", 4)[0] for s in stages)
-        depths = tuple(count(f"backbone.stages.{s}.blocks.{{}}.norm1.weight") for s in stages)
-        standard = [v for v in VARIANTS.values() if (v.dims, v.depths) == (dims, depths)]
-        if not standard:
-            raise ValueError(
-                f"{str(file.path)!r} has dims {dims} and depths {depths}, which no variant has; its number of heads cannot be read off"
-            )
-        variant = standard[0]
-    if _has_head(layout, state):
-        head_class, channels = layout.head, shape("decode_head.fuse.weight", 4)[0]
-        known_classes = num_classes if num_classes and layout.theirs(CLASSIFIER) not in state else shape(CLASSIFIER, 4)[0]
-        classes = _classes(config, file, known_classes, report)
-    elif num_classes is not None:
-        head_class, known_classes, channels = "AllMLPHead", num_classes, variant.decoder_channels
-        classes = Classes.unnamed(num_classes)
-    else:
-        raise BackboneOnlyError(f"{str(file.path)!r} holds a backbone without a decode head; ask for a new one with num_classes=…")
-    description = {
-        "backbone": {
-            "class": "MiT",
-            "config": {"variant": variant_name(variant) or asdict(variant), "in_channels": shape(STEM, 4)[1], **rates["backbone"]},
-        },
-        "decode_head": {
-            "class": head_class,
-            "config": {"in_channels": variant.dims, "num_classes": known_classes, "channels": channels, **rates["decode_head"]},
-        },
-        "classes": asdict(classes),
-    }
-    return numerics.applied_to(description)
-
-
-def huggingface_embeddings(stages: int) -> dict[str, list[int]]:
-    """What a Hugging Face config says of MiT's patch embeddings."""
-    return {"patch_sizes": [7] + [3] * (stages - 1), "strides": [4] + [2] * (stages - 1)}
-
-
-def _read_config(config: dict[str, Any], path: Path) -> tuple[Variant, str, dict[str, dict[str, float]]]:
-    """The sizes in a Hugging Face config, the activation, and each part's rate of drop_path or dropout where it is told."""
-    needed = ("hidden_sizes", "depths", "decoder_hidden_size", "num_attention_heads", "sr_ratios", "mlp_ratios", "hidden_act")
-    absent = [name for name in needed if name not in config]
-    if absent:
-        raise ValueError(f"the config.json of {str(path)!r} lacks {', '.join(absent)}; is it a SegFormer's?")
-    if len(set(config["mlp_ratios"])) > 1:
-        raise ValueError(f"{str(path)!r}: mlp_ratios {config['mlp_ratios']} differ from stage to stage; MiT has one for all")
-    for name, fixed in huggingface_embeddings(len(config["depths"])).items():
-        if list(config.get(name, fixed)) != fixed:
-            raise ValueError(f"{str(path)!r}: {name} {config[name]}; MiT's are {fixed}")
-    if config["hidden_act"] not in HUGGINGFACE_ACTIVATIONS:
-        known = ", ".join(HUGGINGFACE_ACTIVATIONS)
-        raise ValueError(f"{str(path)!r}: hidden_act {config['hidden_act']!r} is none of {known}")
-    dims, depths, decoder_channels, heads, sr_ratios = (config[name] for name in needed[:5])
-    variant = Variant(dims, depths, decoder_channels, heads, sr_ratios, config["mlp_ratios"][0])
-    told = (("backbone", "drop_path", "drop_path_rate"), ("decode_head", "dropout", "classifier_dropout_prob"))
-    rates = {part: {name: config[key]} if config.get(key) is not None else {} for part, name, key in told}
-    return variant, HUGGINGFACE_ACTIVATIONS[config["hidden_act"]], rates
-
-
-def _classes(config: dict[str, Any] | None, file: WeightFile, num_classes: int, report: Report) -> Classes:
-    names = (config or {}).get("id2label")
-    classes = file.classes
-    if isinstance(names, dict) and all(str(key).isdigit() for key in names):
-        classes = named([names[key] for key in sorted(names, key=int)], [])
-    if classes is not None and len(classes) == num_classes:
-        return classes
-    if names or file.classes:
-        report.add("dropped", "class names", f"they are not {num_classes} different ones")
-    return Classes.unnamed(num_classes)
-
-
 def _translate(layout: Layout, state: State, wanted: State, path: Path, report: Report, strict: bool) -> State:
     """A state dict in our names, every key accounted for."""
     ours: State = {}
@@ -378,6 +270,13 @@ def _fitted(theirs: list[Tensor], shapes: list[torch.Size]) -> list[Tensor]:
     if tuple(joined.shape) != (sum(sizes), *shapes[0][1:]):
         raise ValueError(f"{tuple(joined.shape)}, not {(sum(sizes), *shapes[0][1:])}")
     return [part.clone() for part in joined.split(sizes)]
+
+
+def _stem(description: dict[str, Any]) -> str:
+    """The key of the backbone's first convolution."""
+    with torch.device("meta"):
+        modules = build(description).backbone.named_modules(prefix="backbone")
+    return next(name for name, module in modules if isinstance(module, nn.Conv2d)) + ".weight"
 
 
 def _adapted_stem(weight: Tensor, in_channels: int, path: Path) -> Tensor:

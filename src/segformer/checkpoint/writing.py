@@ -15,13 +15,24 @@ from safetensors.torch import save_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
-from segformer.checkpoint.files import METADATA_KEY
-from segformer.checkpoint.layouts import HUGGINGFACE, LAYOUTS, NATIVE, NVIDIA, SMP, Layout, Numerics, State
-from segformer.checkpoint.reading import HUGGINGFACE_ACTIVATIONS, PARTS, TRANSPARENT, build, huggingface_embeddings, logger
+from segformer.checkpoint.files import METADATA_KEY, State
+from segformer.checkpoint.layout import Layout
+from segformer.checkpoint.reading import PARTS, TRANSPARENT, build, logger
+from segformer.checkpoint.segformer_layouts import (
+    HUGGINGFACE,
+    HUGGINGFACE_ACTIVATIONS,
+    NATIVE,
+    NVIDIA,
+    SMP,
+    Numerics,
+    SegFormerLayout,
+    huggingface_embeddings,
+)
 from segformer.mit import VARIANTS, find_variant, variant_name
 from segformer.upsample import upsample
 
-WRITABLE = tuple(layout.name for layout in (NATIVE, NVIDIA, HUGGINGFACE, SMP))
+LAYOUTS = {layout.name: layout for layout in (NATIVE, NVIDIA, HUGGINGFACE, SMP)}
+WRITABLE = tuple(LAYOUTS)
 
 
 def describe(model: Any) -> dict[str, Any]:
@@ -100,7 +111,7 @@ def state_dict_as(model: nn.Module, layout: Layout) -> State:
     return state
 
 
-def _warn_of_numerics(model: Any, layout: Layout, description: dict[str, Any]) -> None:
+def _warn_of_numerics(model: Any, layout: SegFormerLayout, description: dict[str, Any]) -> None:
     """Say what a layout's readers will do otherwise, and how much it changes, measured on noise."""
     numerics = Numerics.of(description)
     said = {name: getattr(numerics, name) for name in layout.expresses}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from segformer.checkpoint import describe
@@ -46,8 +46,13 @@ class SegmentationCLI(LightningCLI):
         report.draw(self.model, self.datamodule, folder)
 
     def _take_best_weights(self) -> None:
-        """The best checkpoint's (a run without a validation keeps its last), averaged where the run averages."""
+        """The best checkpoint's (a run without a validation keeps its last), averaged where the run averages.
+
+        Stochastic weight averaging makes its average at the end of the run; no checkpoint has it, and it is kept.
+        """
         trainer: Any = self.trainer
+        if any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks):
+            return
         # After the fit the network itself holds the average; the callback would go on swapping it out and in.
         trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, WeightAveraging)]
         best = trainer.checkpoint_callback.best_model_path

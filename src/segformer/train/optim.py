@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from segformer.models import SegmentationModel
 
 
-def param_groups(network: SegmentationModel, head_lr_mult: float = 10.0) -> list[dict[str, Any]]:
-    """The published groups: the backbone's norms without weight decay; the decode head, its norm included, at ``head_lr_mult`` × the rate.
+def param_groups(network: SegmentationModel, head_lr_mult: float = 10.0, auxiliary: nn.Module | None = None) -> list[dict[str, Any]]:
+    """The published groups: the backbone's norms without weight decay; the heads, their norms included, at ``head_lr_mult`` × the rate.
 
     Biases decay, as they did in the published runs. A group's ``lr_mult`` is for :func:`apply_lr_mult`.
     """
@@ -30,7 +31,7 @@ def param_groups(network: SegmentationModel, head_lr_mult: float = 10.0) -> list
     return [
         {"params": [p for p in backbone if id(p) not in norms], "lr_mult": 1.0},
         {"params": [p for p in backbone if id(p) in norms], "lr_mult": 1.0, "weight_decay": 0.0},
-        {"params": list(network.decode_head.parameters()), "lr_mult": head_lr_mult},
+        {"params": [*network.decode_head.parameters(), *(auxiliary.parameters() if auxiliary else ())], "lr_mult": head_lr_mult},
     ]
 
 
@@ -42,7 +43,7 @@ def apply_lr_mult(optimizer: Optimizer) -> Optimizer:
 
 
 class Poly(LambdaLR):
-    """Linear warm-up from ``warmup_ratio``, then (1 - step / total)^power down to 0.
+    """Linear warm-up from ``warmup_ratio``, then (1 - step / total)^power down to 0, or to a floor.
 
     Args:
         optimizer: its learning rates are the ones without warm-up at step 0.
@@ -50,6 +51,7 @@ class Poly(LambdaLR):
         warmup_steps: steps of the warm-up; a run shorter than ten times that warms up for a tenth of it.
         warmup_ratio: the first step's share of the learning rate.
         power: 1.0 is a straight line.
+        min_lr: the floor of every group's learning rate.
     """
 
     def __init__(
@@ -59,16 +61,18 @@ class Poly(LambdaLR):
         warmup_steps: int = 1500,
         warmup_ratio: float = 1e-6,
         power: float = 1.0,
+        min_lr: float = 0.0,
     ) -> None:
         warmup_steps = min(warmup_steps, total_steps // 10)
 
-        def factor(step: int) -> float:
-            poly = max(0.0, 1 - step / total_steps) ** power
+        def factor(step: int, floor: float) -> float:
+            poly = floor + (1 - floor) * max(0.0, 1 - step / total_steps) ** power
             if step >= warmup_steps:
                 return poly
             return poly * (1 - (1 - step / warmup_steps) * (1 - warmup_ratio))
 
-        super().__init__(optimizer, factor)
+        floors = [min_lr / group["lr"] if min_lr else 0.0 for group in optimizer.param_groups]
+        super().__init__(optimizer, [partial(factor, floor=floor) for floor in floors])
 
 
 class OneCycle(LambdaLR):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from segformer.data.datasets import IGNORE_INDEX
 from segformer.losses import CrossEntropy
 from segformer.metrics import Scores
 from segformer.models import SegmentationModel
+from segformer.train.auxiliary import Auxiliary
 from segformer.train.optim import Poly, apply_lr_mult, param_groups
 
 OFFICIAL_ADAMW = partial(torch.optim.AdamW, lr=6e-5, weight_decay=0.01)
@@ -36,7 +37,8 @@ class SegmentationTask(LightningModule):
         loss: stride-4 logits (B, K, h, w), target (B, H, W) and the network's ``align_corners`` to a scalar; by default cross-entropy.
         optimizer: makes the optimizer of parameter groups.
         scheduler: makes the schedule of the optimizer and the run's number of optimizer steps; stepped after each.
-        head_lr_mult: the decode head's learning rate over the backbone's.
+        head_lr_mult: the decode head's learning rate over the backbone's; the auxiliary heads' too.
+        auxiliary: makes, of the network, losses besides the main one; none by default.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class SegmentationTask(LightningModule):
         optimizer: Callable[[Any], Optimizer] = OFFICIAL_ADAMW,
         scheduler: Callable[[Optimizer, int], LRScheduler] = Poly,
         head_lr_mult: float = 10.0,
+        auxiliary: Callable[[SegmentationModel], Auxiliary] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -58,6 +61,7 @@ class SegmentationTask(LightningModule):
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
         self.head_lr_mult = head_lr_mult
+        self.auxiliary = auxiliary and auxiliary(network)
         self.confusion = MulticlassConfusionMatrix(network.num_classes, ignore_index=IGNORE_INDEX)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -65,8 +69,15 @@ class SegmentationTask(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, target = batch
-        logits = self.network.decode_head(self.network.backbone(images))
-        loss = self.loss(logits, target.long(), self.network.align_corners)
+        target = target.long()
+
+        def measured(logits: Tensor) -> Tensor:
+            return self.loss(logits, target, self.network.align_corners)
+
+        with self.auxiliary.watching(self.network) if self.auxiliary else nullcontext([]) as maps:
+            loss = measured(self.network.decode_head(self.network.backbone(images)))
+        if self.auxiliary:
+            loss = loss + self.auxiliary(maps, measured)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
@@ -103,7 +114,7 @@ class SegmentationTask(LightningModule):
         self.log(f"{split}/pixel_accuracy", self.scores.pixel_accuracy)
 
     def configure_optimizers(self) -> Any:
-        optimizer = apply_lr_mult(self.make_optimizer(param_groups(self.network, self.head_lr_mult)))
+        optimizer = apply_lr_mult(self.make_optimizer(param_groups(self.network, self.head_lr_mult, self.auxiliary)))
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
             raise ValueError("the schedule needs the run's length; set trainer.max_steps or trainer.max_epochs")

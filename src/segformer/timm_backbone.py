@@ -1,0 +1,163 @@
+"""Any of timm's feature pyramids or Vision Transformers as a backbone."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+import torch
+from timm.layers import Format
+from torch import Tensor, nn
+
+from segformer import checkpoint
+from segformer.upsample import upsample
+
+
+@checkpoint.part
+class TimmBackbone(nn.Module):
+    """A timm model's feature maps, finest first, at any image size.
+
+    Where a model takes whole patches or windows only, the image is interpolated to the next size that divides; positions keep their
+    proportions, and so do the labels. A Vision Transformer's position embedding is resampled to the image's grid by timm, its class and
+    other prefix tokens are left out of the maps.
+
+    Args:
+        name: timm's name, such as ``"resnet50"`` or ``"vit_large_patch16_384"``.
+        pretrained: load timm's weights for it from the Hugging Face hub.
+        in_channels: channels of the images.
+        out_indices: which of its feature maps, or of a Vision Transformer's blocks, are read, from 0. By default one map a stride from 4
+            on; of a model of one stride four, evenly spread over its depth.
+        class_token: whether a Vision Transformer's class token goes through the blocks beside the patches (it is in no map).
+        **options: more of the timm model's own arguments, such as ``drop_path_rate`` or ``img_size``.
+
+    Attributes:
+        channels: channels of the feature maps, finest first.
+        strides: pixels a cell, of each.
+        min_size: pixels a side of the smallest image.
+        config: the arguments that build this backbone again, JSON-able.
+
+    Raises:
+        ValueError: on an unknown name, a model without feature maps, an index that is out of range, or no class token to leave out.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        pretrained: bool = False,
+        in_channels: int = 3,
+        out_indices: Sequence[int] | None = None,
+        class_token: bool = True,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if in_channels < 1:
+            raise ValueError(f"in_channels must be at least 1, got {in_channels}")
+        strides = _strides(name, options)
+        indices = _spread(strides) if out_indices is None else [index if index >= 0 else len(strides) + index for index in out_indices]
+        outside = [index for index in indices if not 0 <= index < len(strides)]
+        if outside or not indices:
+            raise ValueError(
+                f"out_indices {out_indices} of {name!r}, which has {len(strides)} feature maps; choose from 0 to {len(strides) - 1}"
+            )
+        self.config: dict[str, Any] = {
+            "name": name,
+            "in_channels": in_channels,
+            "out_indices": list(indices),
+            "class_token": class_token,
+            **options,
+        }
+        try:
+            model: Any = _create(
+                name, pretrained=pretrained, features_only=True, in_chans=in_channels, out_indices=tuple(indices), **options
+            )
+        except (RuntimeError, AttributeError) as error:
+            raise ValueError(f"{name!r} has no feature maps to read: {error}; choose another of timm.list_models()") from error
+        if not class_token:
+            _leave_out_class_token(getattr(model, "model", model), name)
+        self.model = model
+        self.in_channels = in_channels
+        self.channels = tuple(model.feature_info.channels())
+        self.strides = tuple(model.feature_info.reduction())
+        self.min_size = max(self.strides)
+        self.multiple = _patch_size(self.model)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute parts in the backward pass instead of keeping their activations, as the timm model has it."""
+        model: Any = self.model if hasattr(self.model, "set_grad_checkpointing") else self.model.model
+        model.set_grad_checkpointing(enable)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Images (B, C, H, W) to maps (B, C_i, ⌈H/s_i⌉, ⌈W/s_i⌉).
+
+        Raises:
+            ValueError: when the images are not (B, ``in_channels``, H, W) or smaller than one cell of the coarsest map.
+        """
+        height, width = self._checked(images)
+        size = [-(-side // multiple) * multiple for side, multiple in zip((height, width), self.multiple, strict=True)]
+        if size != [height, width]:
+            images = upsample(images, size)
+        channels_last = Format(getattr(self.model, "output_fmt", "NCHW")) == Format.NHWC
+        maps = [x.permute(0, 3, 1, 2) if channels_last else x for x in self.model(images)]
+        if any(x.ndim != 4 for x in maps):
+            raise ValueError(f"{self.config['name']!r} gives {[tuple(x.shape) for x in maps]}, which are no maps (B, C, H, W)")
+        return maps
+
+    def _checked(self, images: Tensor) -> tuple[int, int]:
+        if images.ndim != 4 or images.shape[1] != self.in_channels:
+            raise ValueError(f"images must be (B, {self.in_channels}, H, W), got shape {tuple(images.shape)}")
+        height, width = images.shape[-2:]
+        if min(height, width) < self.min_size:
+            raise ValueError(
+                f"images of {height}×{width} are too small for {self.config['name']!r}, whose cells are {self.min_size} pixels wide; "
+                "resize or pad them"
+            )
+        return height, width
+
+
+def _create(name: str, **options: Any) -> nn.Module:
+    """The timm model, open to images of any size where that must be asked for."""
+    try:
+        return timm.create_model(name, dynamic_img_size=True, **options)
+    except TypeError as error:
+        if "dynamic_img_size" not in str(error):
+            raise ValueError(f"{name!r} does not take these arguments: {error}") from error
+    return timm.create_model(name, **options)
+
+
+def _strides(name: str, options: dict[str, Any]) -> list[int]:
+    """The stride of each of the model's feature maps."""
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), 5, 0.5)
+        raise ValueError(f"unknown timm model {name!r}; " + (f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"))
+    with torch.device("meta"):
+        infos = getattr(_create(name, **options), "feature_info", None)
+    if not infos:
+        raise ValueError(f"{name!r} has no feature maps; choose one of timm.list_models() that supports features_only")
+    return [info["reduction"] for info in infos]
+
+
+def _spread(strides: list[int]) -> list[int]:
+    """The last map of each stride from 4 on, or four maps spread over the depth where all have one stride."""
+    if len(set(strides)) == 1:
+        return [len(strides) * quarter // 4 - 1 for quarter in range(1, 5)] if len(strides) >= 4 else list(range(len(strides)))
+    last = {stride: index for index, stride in enumerate(strides) if stride >= 4}
+    return sorted(last.values())
+
+
+def _patch_size(model: nn.Module) -> tuple[int, int]:
+    """What an image's height and width must divide by."""
+    embed = next((module for name, module in model.named_modules() if name.split(".")[-1] == "patch_embed"), None)
+    size = getattr(embed, "patch_size", 1)
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _leave_out_class_token(vit: Any, name: str) -> None:
+    """Cut the class token off a Vision Transformer, and its place off the position embedding."""
+    if getattr(vit, "cls_token", None) is None or getattr(vit, "num_prefix_tokens", 0) != 1 or vit.no_embed_class:
+        raise ValueError(f"{name!r} has no class token, or more tokens beside the patches, so that class_token=False cannot leave it out")
+    vit.cls_token = None
+    vit.num_prefix_tokens = 0
+    vit.pos_embed = nn.Parameter(vit.pos_embed.detach()[:, 1:].clone())
