@@ -6,7 +6,19 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
+FILES = {
+    None: ["images/train/1.png", "images/val/1.png", "labels/train/1.png", "labels/val/1.png"],
+    "segformer.data.standard.Cityscapes": [
+        f"{kind}/{split}/aachen/1_{suffix}.png"
+        for split in ("train", "val")
+        for kind, suffix in (("leftImg8bit", "leftImg8bit"), ("gtFine", "gtFine_labelIds"))
+    ],
+    "segformer.data.standard.ADE20K": [
+        f"{kind}/{split}/1.png" for split in ("training", "validation") for kind in ("images", "annotations")
+    ],
+}
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
 
@@ -20,15 +32,17 @@ def test_a_config_builds(config: Path, tmp_path: Path) -> None:
     from segformer.train.task import SegmentationTask
 
     settings = yaml.safe_load(config.read_text())
-    overrides = []
-    if "root" in settings["data"]["init_args"]:
-        from PIL import Image
-
-        for split in ("train", "val"):
-            for kind in ("images", "labels"):
-                (tmp_path / kind / split).mkdir(parents=True)
-                Image.new("L", (32, 32)).save(tmp_path / kind / split / "1.png")
+    data, overrides = settings["data"]["init_args"], []
+    if "root" in data:
+        for name in FILES.get(data.get("dataset"), FILES[None]):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (32, 32), 1).save(tmp_path / name)
         overrides = [f"--data.root={tmp_path}"]
+    network = settings["model"]["network"]["init_args"]
+    if network.get("pretrained"):  # nothing is downloaded, and nothing as large built
+        overrides += ["--model.network.pretrained=false", "--model.network.backbone=tiny"]
+    if settings["trainer"].get("precision"):
+        overrides.append("--trainer.precision=32")
     cli = SegmentationCLI(
         SegmentationTask,
         SegmentationData,
@@ -42,4 +56,4 @@ def test_a_config_builds(config: Path, tmp_path: Path) -> None:
 
 
 def test_there_are_configs() -> None:
-    assert {"scenes", "camvid"} <= {path.stem for path in CONFIGS}
+    assert {"scenes", "camvid", "setr_tiny_camvid", "resnet50_camvid", "setr_cityscapes", "setr_ade20k"} <= {path.stem for path in CONFIGS}

@@ -33,7 +33,8 @@ MAY_IMPORT = {
     "timm_models": {"checkpoint", "mit", "initialization"},
     "convert": {"checkpoint", "models"},
     "inference": {"models", "data", "visualize"},
-    "train": {"train", "models", "checkpoint", "losses", "metrics", "data", "visualize"},
+    "evaluation": {"data", "metrics", "models", "upsample"},
+    "train": {"train", "evaluation", "models", "checkpoint", "losses", "metrics", "data", "visualize"},
     "cli": {"inference", "convert", "train"},
     "__init__": {"models", "mit", "heads", "data", "timm_models", "timm_backbone", "setr", "convolutional"},
 }

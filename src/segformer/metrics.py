@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -12,11 +12,23 @@ from segformer.data.classes import Classes
 
 @dataclass(frozen=True)
 class Scores:
-    """Shares from 0 to 1. A class that is neither in the labels nor predicted has IoU NaN and counts in no mean."""
+    """Shares from 0 to 1. A class that is neither in the labels nor predicted has IoU NaN and counts in no mean.
+
+    Args:
+        miou: mean of the classes' intersections over unions.
+        pixel_accuracy: share of the labelled pixels that are right (aAcc).
+        iou: each class's intersection over union.
+        mean_accuracy: mean of the classes' accuracies (mAcc).
+        accuracy: share of each class's labelled pixels that are right.
+        confusion: pixels (K, K), rows the labels and columns the predictions.
+    """
 
     miou: float
     pixel_accuracy: float
     iou: tuple[float, ...]
+    mean_accuracy: float
+    accuracy: tuple[float, ...]
+    confusion: Tensor = field(repr=False, compare=False)
 
     @classmethod
     def of(cls, confusion: Tensor) -> Scores:
@@ -24,17 +36,27 @@ class Scores:
         confusion = confusion.double()
         right = confusion.diagonal()
         iou = right / (confusion.sum(0) + confusion.sum(1) - right)
-        return cls(float(iou.nanmean()), float(right.sum() / confusion.sum()), tuple(iou.tolist()))
+        accuracy = right / confusion.sum(1)
+        means = float(iou.nanmean()), float(right.sum() / confusion.sum()), float(accuracy.nanmean())
+        return cls(means[0], means[1], tuple(iou.tolist()), means[2], tuple(accuracy.tolist()), confusion)
 
     def table(self, classes: Classes) -> str:
-        """Per-class IoU, mIoU and pixel accuracy in per cent, one row each."""
+        """Per-class IoU and accuracy, their means, and the pixel accuracy, in per cent."""
         width = max(14, *map(len, classes.names))
-        rows = [f"{name:{width}}  {100 * iou:6.2f}" for name, iou in zip(classes.names, self.iou, strict=True)]
-        line = "-" * (width + 8)
-        means = [f"{'mIoU':{width}}  {100 * self.miou:6.2f}", f"{'pixel accuracy':{width}}  {100 * self.pixel_accuracy:6.2f}"]
-        return "\n".join([f"{'class':{width}}   IoU %", line, *rows, line, *means])
+        columns = zip(classes.names, self.iou, self.accuracy, strict=True)
+        rows = [f"{name:{width}}  {100 * iou:6.2f}  {100 * accuracy:6.2f}" for name, iou, accuracy in columns]
+        line = "-" * (width + 16)
+        means = [
+            f"{'mIoU, mAcc':{width}}  {100 * self.miou:6.2f}  {100 * self.mean_accuracy:6.2f}",
+            f"{'pixel accuracy':{width}}          {100 * self.pixel_accuracy:6.2f}",
+        ]
+        return "\n".join([f"{'class':{width}}   IoU %   Acc %", line, *rows, line, *means])
 
     def to_dict(self, classes: Classes) -> dict[str, Any]:
         """The scores by name, JSON-able: a class without IoU says ``None``."""
-        iou = {name: None if value != value else value for name, value in zip(classes.names, self.iou, strict=True)}
-        return {"miou": self.miou, "pixel_accuracy": self.pixel_accuracy, "iou": iou}
+
+        def by_name(values: tuple[float, ...]) -> dict[str, float | None]:
+            return {name: None if value != value else value for name, value in zip(classes.names, values, strict=True)}
+
+        means = {"miou": self.miou, "mean_accuracy": self.mean_accuracy, "pixel_accuracy": self.pixel_accuracy}
+        return {**means, "iou": by_name(self.iou), "accuracy": by_name(self.accuracy)}

@@ -19,9 +19,9 @@ from segformer.upsample import upsample
 class TimmBackbone(nn.Module):
     """A timm model's feature maps, finest first, at any image size.
 
-    Where a model takes whole patches or windows only, the image is interpolated to the next size that divides; positions keep their
-    proportions, and so do the labels. A Vision Transformer's position embedding is resampled to the image's grid by timm, its class and
-    other prefix tokens are left out of the maps.
+    Where a model takes whole patches or windows only, or drops what is left over, the image is interpolated to the next size that
+    divides; positions keep their proportions, and so do the labels. A Vision Transformer's position embedding is resampled to the
+    image's grid by timm, its class and other prefix tokens are left out of the maps.
 
     Args:
         name: timm's name, such as ``"resnet50"`` or ``"vit_large_patch16_384"``.
@@ -69,10 +69,9 @@ class TimmBackbone(nn.Module):
             "class_token": class_token,
             **options,
         }
+        wanted = {"features_only": True, "in_chans": in_channels, "out_indices": tuple(indices), **options}
         try:
-            model: Any = _create(
-                name, pretrained=pretrained, features_only=True, in_chans=in_channels, out_indices=tuple(indices), **options
-            )
+            model: Any = _create(name, pretrained=pretrained, **wanted)
         except (RuntimeError, AttributeError) as error:
             raise ValueError(f"{name!r} has no feature maps to read: {error}; choose another of timm.list_models()") from error
         if not class_token:
@@ -82,7 +81,8 @@ class TimmBackbone(nn.Module):
         self.channels = tuple(model.feature_info.channels())
         self.strides = tuple(model.feature_info.reduction())
         self.min_size = max(self.strides)
-        self.multiple = _patch_size(self.model)
+        with torch.device("meta"):
+            self.multiple = _multiple(_create(name, **wanted), in_channels, self.strides)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute parts in the backward pass instead of keeping their activations, as the timm model has it."""
@@ -96,11 +96,10 @@ class TimmBackbone(nn.Module):
             ValueError: when the images are not (B, ``in_channels``, H, W) or smaller than one cell of the coarsest map.
         """
         height, width = self._checked(images)
-        size = [-(-side // multiple) * multiple for side, multiple in zip((height, width), self.multiple, strict=True)]
+        size = [-(-side // self.multiple) * self.multiple for side in (height, width)]
         if size != [height, width]:
             images = upsample(images, size)
-        channels_last = Format(getattr(self.model, "output_fmt", "NCHW")) == Format.NHWC
-        maps = [x.permute(0, 3, 1, 2) if channels_last else x for x in self.model(images)]
+        maps = [to_channels_first(self.model, x) for x in self.model(images)]
         if any(x.ndim != 4 for x in maps):
             raise ValueError(f"{self.config['name']!r} gives {[tuple(x.shape) for x in maps]}, which are no maps (B, C, H, W)")
         return maps
@@ -119,12 +118,13 @@ class TimmBackbone(nn.Module):
 
 def _create(name: str, **options: Any) -> nn.Module:
     """The timm model, open to images of any size where that must be asked for."""
-    try:
-        return timm.create_model(name, dynamic_img_size=True, **options)
-    except TypeError as error:
-        if "dynamic_img_size" not in str(error):
-            raise ValueError(f"{name!r} does not take these arguments: {error}") from error
-    return timm.create_model(name, **options)
+    for asked in ({"dynamic_img_size": True, **options}, options):
+        try:
+            return timm.create_model(name, **asked)
+        except TypeError as error:
+            if "dynamic_img_size" not in str(error):
+                raise ValueError(f"{name!r} does not take these arguments: {error}") from error
+    raise ValueError(f"{name!r} does not take the argument dynamic_img_size")
 
 
 def _strides(name: str, options: dict[str, Any]) -> list[int]:
@@ -147,11 +147,21 @@ def _spread(strides: list[int]) -> list[int]:
     return sorted(last.values())
 
 
-def _patch_size(model: nn.Module) -> tuple[int, int]:
-    """What an image's height and width must divide by."""
-    embed = next((module for name, module in model.named_modules() if name.split(".")[-1] == "patch_embed"), None)
-    size = getattr(embed, "patch_size", 1)
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
+@torch.no_grad()
+def _multiple(model: Any, in_channels: int, strides: Sequence[int]) -> int:
+    """What an image's sides must divide by for maps of ⌈side/stride⌉, tried with a size that does not divide."""
+    side = 2 * max(strides) + 1
+    try:
+        maps = [to_channels_first(model, x) for x in model.eval()(torch.empty(1, in_channels, side, side, device="meta"))]
+    except Exception:  # each model refuses such a size in its own way
+        return max(strides)
+    fits = all(x.shape[2:] == (-(-side // stride),) * 2 for x, stride in zip(maps, strides, strict=True))
+    return 1 if fits else max(strides)
+
+
+def to_channels_first(model: Any, x: Tensor) -> Tensor:
+    """A feature map (B, C, H, W), as the head reads it, whatever the model's own format."""
+    return x.permute(0, 3, 1, 2) if Format(getattr(model, "output_fmt", "NCHW")) == Format.NHWC else x
 
 
 def _leave_out_class_token(vit: Any, name: str) -> None:

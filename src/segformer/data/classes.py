@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import resources
 
 Color = tuple[int, int, int]
 
@@ -49,6 +51,13 @@ class Classes:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @classmethod
+    def of_table(cls, name: str) -> Classes:
+        """The classes of a table in this package: a name a row, and where they are known its red, green and blue."""
+        rows = list(csv.DictReader((resources.files("segformer.data") / "tables" / f"{name}.csv").read_text().splitlines()))
+        colors = [(int(row["red"]), int(row["green"]), int(row["blue"])) for row in rows] if "red" in rows[0] else ()
+        return cls([row["name"] for row in rows], colors)
 
     @classmethod
     def unnamed(cls, num_classes: int) -> Classes:

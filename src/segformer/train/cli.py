@@ -8,11 +8,15 @@ from typing import Any
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from segformer.checkpoint import describe
+from segformer.evaluation import PROTOCOLS, find_protocol
 from segformer.metrics import Scores
+from segformer.models import SegmentationModel
 from segformer.train.data import SegmentationData
 from segformer.train.report import Report
+from segformer.train.resume import AtomicCheckpointIO, Resumable, find_checkpoint
 from segformer.train.task import SegmentationTask
 
 
@@ -23,9 +27,31 @@ class SegmentationCLI(LightningCLI):
         parser.link_arguments("data.num_classes", "model.network.init_args.num_classes", apply_on="instantiate")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults({"checkpoint.monitor": "val/miou", "checkpoint.mode": "max", "checkpoint.save_last": True})
+        parser.add_lightning_class_args(Resumable, "resume")
         parser.add_lightning_class_args(Report, "report")
+        parser.add_argument("--weights", type=str | None, default=None, help="to measure: in any layout that from_pretrained reads")
+        parser.add_argument("--protocol", type=str | None, default=None, help=f"to measure by: {', '.join(PROTOCOLS)}")
+        parser.add_argument("--tta", action="store_true", help="measure at several sizes, each mirrored too, as the papers' ms column")
+
+    def before_instantiate_classes(self) -> None:
+        """A run that is resumed goes on in its own folder."""
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        logger: Any = (config.get("trainer") or {}).get("logger")
+        if self.subcommand != "fit" or not config.ckpt_path or not hasattr(logger, "init_args"):
+            return
+        runs = Path(logger.init_args.save_dir) / logger.init_args.name
+        found = find_checkpoint(str(config.ckpt_path), runs)
+        if found is None:
+            rank_zero_info(f"no checkpoint in {str(runs)!r} yet: the run starts from the beginning")
+        elif found.parents[2] == runs:
+            logger.init_args.version = found.parents[1].name
+            earlier = found.parents[1] / "metrics.csv"
+            if earlier.is_file():  # the logger would begin it anew
+                earlier.rename(earlier.with_name(f"metrics_{len(list(earlier.parent.glob('metrics*.csv')))}.csv"))
+        config.ckpt_path = None if found is None else str(found)
 
     def before_fit(self) -> None:
+        self.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         network = self.model.network
         network.classes = self.datamodule.classes
         describe(network)  # refuses now, not after the run, what could not be saved
@@ -55,18 +81,41 @@ class SegmentationCLI(LightningCLI):
             return
         # After the fit the network itself holds the average; the callback would go on swapping it out and in.
         trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, WeightAveraging)]
-        best = trainer.checkpoint_callback.best_model_path
+        best = next(callback for callback in trainer.checkpoint_callbacks if not isinstance(callback, Resumable)).best_model_path
         if best:
             self.model.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
 
+    def before_validate(self) -> None:
+        self._take_what_to_measure()
+
+    def before_test(self) -> None:
+        self._take_what_to_measure()
+
+    def _take_what_to_measure(self) -> None:
+        config = self.config[self.subcommand]
+        if config.weights is not None:
+            self.model.network = SegmentationModel.from_pretrained(config.weights)
+            if self.model.network.num_classes != self.datamodule.num_classes:
+                raise ValueError(
+                    f"{config.weights!r} tells {self.model.network.num_classes} classes apart, the data have {self.datamodule.num_classes}"
+                )
+        if config.tta and config.protocol is None:
+            raise ValueError("--tta needs a --protocol, which has its ratios")
+        if config.protocol is not None:
+            self.model.protocol = find_protocol(config.protocol, config.tta)
+
     def after_validate(self) -> None:
-        self._print_scores()
+        self._write_scores("val")
 
     def after_test(self) -> None:
-        self._print_scores()
+        self._write_scores("test")
 
-    def _print_scores(self) -> None:
-        print(self.model.scores.table(self.datamodule.classes))
+    def _write_scores(self, split: str) -> None:
+        trainer: Any = self.trainer
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        report = next(callback for callback in trainer.callbacks if isinstance(callback, Report))
+        report.write_scores({split: self.model.scores}, self.datamodule.classes, folder)
 
 
 def main() -> None:
@@ -76,6 +125,7 @@ def main() -> None:
         SegmentationData,
         subclass_mode_data=True,
         auto_configure_optimizers=False,
+        trainer_defaults={"use_distributed_sampler": False},  # the data share themselves out, no sample twice
         seed_everything_default=0,
         load_from_checkpoint_support=False,
         save_config_kwargs={"overwrite": True},

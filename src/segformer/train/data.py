@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from segformer.data.classes import Classes
 from segformer.data.datasets import IGNORE_INDEX, FolderDataset, check_labels
 from segformer.data.transforms import normalize
+from segformer.train.order import Batches, ResumableLoader, Seeded, Share
 
 
 class Transformed(Dataset):
@@ -71,19 +72,44 @@ class SegmentationData(LightningDataModule):
         return len(self.classes)
 
     def train_dataloader(self) -> DataLoader:
-        if len(self.train) < self.batch_size:
+        rank, world_size = self._place
+        if len(self.train) < self.batch_size * world_size:
             raise ValueError(
-                f"{len(self.train)} training images make no batch of {self.batch_size}; set data.batch_size to {len(self.train)} or less"
+                f"{len(self.train)} training images make no batch of {self.batch_size}"
+                + (f" on each of {world_size} devices" if world_size > 1 else "")
+                + f"; set data.batch_size to {len(self.train) // world_size} or less"
             )
-        return DataLoader(
-            Transformed(self.train, self.train_transform),
-            self.batch_size,
-            shuffle=True,
-            drop_last=True,
+        self.batches = Batches(len(self.train), self.batch_size, self.seed, rank, world_size, self._start)
+        return ResumableLoader(
+            Seeded(Transformed(self.train, self.train_transform)),
+            batch_sampler=self.batches,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+
+    @property
+    def seed(self) -> int:
+        """The seed of the run, as ``seed_everything`` leaves it for all of its processes."""
+        return int(os.environ.get("PL_GLOBAL_SEED", 0))
+
+    @property
+    def _place(self) -> tuple[int, int]:
+        """This process's number, of how many."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _start(self) -> tuple[int, int]:
+        """The epoch and batch that come next."""
+        if self.trainer is None:
+            return 0, 0
+        steps = -(-len(self.batches) // self.trainer.accumulate_grad_batches)
+        epoch, step = divmod(self.trainer.global_step, steps)
+        return epoch, step * self.trainer.accumulate_grad_batches
+
+    def names_of(self, epoch: int, number: int) -> list[str]:
+        """The files of this process's batch of that number, or the samples' indices where they are no files."""
+        pairs = getattr(self.train, "pairs", None)
+        return [str(pairs[draw.index][0]) if pairs else f"sample {draw.index}" for draw in self.batches.batch(epoch, number)]
 
     def val_dataloader(self) -> DataLoader:
         return self._whole_images(self.val)
@@ -94,7 +120,34 @@ class SegmentationData(LightningDataModule):
         return self._whole_images(self.test)
 
     def _whole_images(self, dataset: Dataset) -> DataLoader:
-        return DataLoader(Transformed(dataset, normalize()), self.val_batch_size, num_workers=min(1, self.num_workers))
+        sampler = Share(len(dataset), *self._place)  # type: ignore[arg-type]
+        return DataLoader(Transformed(dataset, normalize()), self.val_batch_size, sampler=sampler, num_workers=min(1, self.num_workers))
+
+
+class StandardData(SegmentationData):
+    """A data set of the papers.
+
+    Args:
+        dataset: its class in :mod:`segformer.data.standard`.
+        root: its folder.
+        train_split: its name for the training images.
+        val_split: its name for the validation images.
+        train_transform: see :class:`SegmentationData`, as the others.
+    """
+
+    def __init__(
+        self,
+        dataset: type[FolderDataset],
+        root: str | os.PathLike[str],
+        train_split: str,
+        val_split: str,
+        train_transform: Callable[..., Any],
+        batch_size: int = 8,
+        val_batch_size: int = 1,
+        num_workers: int = 2,
+    ) -> None:
+        make: Any = dataset
+        super().__init__(make(root, train_split), make(root, val_split), train_transform, None, batch_size, val_batch_size, num_workers)
 
 
 class FolderData(SegmentationData):
@@ -105,6 +158,7 @@ class FolderData(SegmentationData):
         classes: names and colours.
         train_transform: see :class:`SegmentationData`.
         ignore_index: the label maps' value for no class.
+        label_map: the class of each value of a label map, see :class:`~segformer.data.datasets.FolderDataset`.
         images: pattern of the folders of images below ``root``.
         labels: pattern of the folders of label maps below ``root``.
         batch_size: see :class:`SegmentationData`, as the others.
@@ -116,6 +170,7 @@ class FolderData(SegmentationData):
         classes: Classes,
         train_transform: Callable[..., Any],
         ignore_index: int = IGNORE_INDEX,
+        label_map: dict[int, int] | None = None,
         images: str = "images/{split}",
         labels: str = "labels/{split}",
         batch_size: int = 8,
@@ -124,7 +179,7 @@ class FolderData(SegmentationData):
     ) -> None:
         def split(name: str) -> FolderDataset:
             folder = Path(root)
-            return FolderDataset(folder / images.format(split=name), folder / labels.format(split=name), classes, ignore_index)
+            return FolderDataset(folder / images.format(split=name), folder / labels.format(split=name), classes, ignore_index, label_map)
 
         test = split("test") if (Path(root) / images.format(split="test")).is_dir() else None
         super().__init__(split("train"), split("val"), train_transform, test, batch_size, val_batch_size, num_workers)

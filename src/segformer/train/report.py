@@ -56,10 +56,11 @@ class Report(Callback):
 
     @rank_zero_only
     def write_scores(self, scores: dict[str, Scores], classes: Classes, folder: Path) -> None:
-        """Write ``results.json`` and print the table of the split measured last."""
+        """Write ``results.json`` and ``confusion.png``, and print the table of the split measured last."""
         results = {split: score.to_dict(classes) for split, score in scores.items()}
         (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
         split = list(scores)[-1]
+        confusion_picture(scores[split], classes).savefig(folder / "confusion.png", dpi=110)
         print(f"\n{split}\n{scores[split].table(classes)}")
 
     @rank_zero_only
@@ -94,3 +95,25 @@ class Report(Callback):
             for name, labels in (("label", label), ("prediction", prediction)):
                 columns[name].append(indexed(labels.numpy(), data.classes).convert("RGB"))
         return sheet(columns, data.classes)
+
+
+def confusion_picture(scores: Scores, classes: Classes) -> Figure:
+    """Of each class's labelled pixels (a row), the shares that are predicted as each class (the columns)."""
+    shares = scores.confusion / scores.confusion.sum(1, keepdim=True).clamp_min(1)
+    side = max(5.0, min(0.32 * len(classes) + 2.5, 30.0))
+    figure = Figure((side + 0.8, side), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(shares.numpy(force=True), vmin=0, vmax=1, cmap="viridis")
+    places = range(len(classes))
+    axes.set_xticks(places, classes.names, rotation=90)
+    axes.set_yticks(places, classes.names)
+    axes.tick_params(labelsize=8)
+    axes.set(xlabel="predicted", ylabel="labelled")
+    if len(classes) <= 30:
+        for row in places:
+            for column in places:
+                share = float(shares[row, column])
+                if share >= 0.01:
+                    axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color="w" if share < 0.6 else "k")
+    figure.colorbar(image, shrink=0.8, label="share of the labelled pixels")
+    return figure

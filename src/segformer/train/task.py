@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -17,11 +18,13 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from segformer.checkpoint import METADATA_KEY, describe
 from segformer.data.datasets import IGNORE_INDEX
+from segformer.evaluation import Protocol
 from segformer.losses import CrossEntropy
 from segformer.metrics import Scores
 from segformer.models import SegmentationModel
 from segformer.train.auxiliary import Auxiliary
 from segformer.train.optim import Poly, apply_lr_mult, param_groups
+from segformer.train.order import mixed
 
 OFFICIAL_ADAMW = partial(torch.optim.AdamW, lr=6e-5, weight_decay=0.01)
 
@@ -39,6 +42,7 @@ class SegmentationTask(LightningModule):
         scheduler: makes the schedule of the optimizer and the run's number of optimizer steps; stepped after each.
         head_lr_mult: the decode head's learning rate over the backbone's; the auxiliary heads' too.
         auxiliary: makes, of the network, losses besides the main one; none by default.
+        protocol: how images are measured; by default whole, at their own size, without full-size logits.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class SegmentationTask(LightningModule):
         scheduler: Callable[[Optimizer, int], LRScheduler] = Poly,
         head_lr_mult: float = 10.0,
         auxiliary: Callable[[SegmentationModel], Auxiliary] | None = None,
+        protocol: Protocol | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -61,11 +66,16 @@ class SegmentationTask(LightningModule):
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
         self.head_lr_mult = head_lr_mult
+        self.protocol = protocol
         self.auxiliary = auxiliary and auxiliary(network)
         self.confusion = MulticlassConfusionMatrix(network.num_classes, ignore_index=IGNORE_INDEX)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Dropout's random numbers depend on the seed, the step and the process alone, as the data's do."""
+        torch.manual_seed(mixed(int(os.environ.get("PL_GLOBAL_SEED", 0)), self.trainer.global_step, batch_idx, self.global_rank))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, target = batch
@@ -74,12 +84,24 @@ class SegmentationTask(LightningModule):
         def measured(logits: Tensor) -> Tensor:
             return self.loss(logits, target, self.network.align_corners)
 
-        with self.auxiliary.watching(self.network) if self.auxiliary else nullcontext([]) as maps:
+        if self.auxiliary is None:
             loss = measured(self.network.decode_head(self.network.backbone(images)))
-        if self.auxiliary:
+        else:
+            with self.auxiliary.watching(self.network) as maps:
+                loss = measured(self.network.decode_head(self.network.backbone(images)))
             loss = loss + self.auxiliary(maps, measured)
+        if not loss.isfinite():
+            raise FloatingPointError(self._diverged(loss, batch_idx))
         self.log("train/loss", loss, prog_bar=True)
         return loss
+
+    def _diverged(self, loss: Tensor, batch_idx: int) -> str:
+        data: Any = getattr(self.trainer, "datamodule", None)
+        files = f"; its images: {', '.join(data.names_of(self.current_epoch, batch_idx))}" if hasattr(data, "names_of") else ""
+        return (
+            f"the loss is {loss.item()} at step {self.global_step}, batch {batch_idx} of epoch {self.current_epoch}{files}. Look at them; "
+            "lower the learning rate, clip gradients (trainer.gradient_clip_val), or train in bf16-mixed or 32 in place of 16-mixed"
+        )
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._measure(batch)
@@ -106,7 +128,9 @@ class SegmentationTask(LightningModule):
 
     def _measure(self, batch: tuple[Tensor, Tensor]) -> None:
         images, target = batch
-        self.confusion.update(self.network.predict(images, target.shape[-2:]), target.long())
+        size = target.shape[-2:]
+        labels = self.protocol.predict(self.network, images, size) if self.protocol else self.network.predict(images, size)
+        self.confusion.update(labels, target.long())
 
     def _log_scores(self, split: str) -> None:
         self.scores = Scores.of(self.confusion.compute())
