@@ -8,6 +8,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from segformer import SegFormer
+
 FILES = {
     None: ["images/train/1.png", "images/val/1.png", "labels/train/1.png", "labels/val/1.png"],
     "segformer.data.standard.Cityscapes": [
@@ -41,6 +43,9 @@ def test_a_config_builds(config: Path, tmp_path: Path) -> None:
     network = settings["model"]["network"]["init_args"]
     if network.get("pretrained"):  # nothing is downloaded, and nothing as large built
         overrides += ["--model.network.pretrained=false", "--model.network.backbone=tiny"]
+    if "source" in network:
+        SegFormer("b0", num_classes=5).save(tmp_path / "b0.safetensors")  # in place of ImageNet weights: a file of another data set
+        overrides.append(f"--model.network.source={tmp_path / 'b0.safetensors'}")
     if settings["trainer"].get("precision"):
         overrides.append("--trainer.precision=32")
     cli = SegmentationCLI(
@@ -56,4 +61,6 @@ def test_a_config_builds(config: Path, tmp_path: Path) -> None:
 
 
 def test_there_are_configs() -> None:
-    assert {"scenes", "camvid", "setr_tiny_camvid", "resnet50_camvid", "setr_cityscapes", "setr_ade20k"} <= {path.stem for path in CONFIGS}
+    assert {"scenes", "camvid", "setr_tiny_camvid", "resnet50_camvid", "setr_cityscapes", "setr_ade20k", "segformer_ade20k"} <= {
+        path.stem for path in CONFIGS
+    }

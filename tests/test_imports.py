@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "convolutional": {"checkpoint", "data", "initialization", "linear", "mit", "models"},
     "timm_models": {"checkpoint", "mit", "initialization"},
     "convert": {"checkpoint", "models"},
-    "inference": {"models", "data", "visualize"},
+    "inference": {"evaluation", "models", "data", "visualize"},
     "evaluation": {"data", "metrics", "models", "upsample"},
     "train": {"train", "evaluation", "models", "checkpoint", "losses", "metrics", "data", "visualize"},
     "cli": {"inference", "convert", "train"},

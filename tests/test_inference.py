@@ -8,6 +8,9 @@ import torch
 from PIL import Image
 
 from segformer import Classes, SegFormer
+from segformer.data.datasets import read_image
+from segformer.data.transforms import normalize
+from segformer.evaluation import Slide
 from segformer.inference import main
 
 
@@ -110,3 +113,24 @@ def test_missing_images_weights_and_impossible_folders_are_named(weights: Path, 
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit, match=r"file' cannot be written \(File exists\); choose another with --out"):
         main([str(weights), str(image), "--out", str(tmp_path / "file")])
+
+
+def test_windows_as_large_as_the_image_change_nothing_and_smaller_ones_are_averaged(weights: Path, tiny: SegFormer, tmp_path: Path) -> None:
+    path = noise(tmp_path / "a.png", 64, 96)
+    for crop, stride in ((96, 96), (64, 32)):
+        main([str(weights), str(path), "--out", str(tmp_path / str(crop)), "--slide", str(crop), str(stride)])
+    main([str(weights), str(path), "--out", str(tmp_path / "whole")])
+    label_maps = {name: np.array(Image.open(tmp_path / name / "a.png")) for name in ("96", "64", "whole")}
+    assert np.array_equal(label_maps["96"], label_maps["whole"])
+    images = normalize()(read_image(path))[None]
+    assert np.array_equal(label_maps["64"], Slide((64, 64), (32, 32)).logits(tiny, images).argmax(1)[0].numpy())
+
+
+def test_two_processes_share_a_folder(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "abc":
+        noise(tmp_path / "in" / f"{name}.png", 40, 40)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in (0, 1):
+        monkeypatch.setenv("RANK", str(rank))
+        main([str(weights), str(tmp_path / "in"), "--out", str(tmp_path / "out")])
+        assert len(list((tmp_path / "out").glob("?.png"))) == (2, 3)[rank]

@@ -1,16 +1,101 @@
+"""Each loss against its definition at full size, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
 import torch
 import torch.nn.functional as F
+from conftest import TINY
+from torch import Tensor, nn
 
-from segformer.losses import CrossEntropy
+from segformer import SegFormer
+from segformer.losses import OHEM, CrossEntropy, Dice, Focal, Sum
+
+LOSSES: dict[str, Callable[[], nn.Module]] = {
+    "cross-entropy": CrossEntropy,
+    "OHEM": lambda: OHEM(min_kept=50),
+    "Dice": Dice,
+    "focal": Focal,
+    "cross-entropy and Dice": lambda: Sum([CrossEntropy(), Dice()], [1.0, 0.5]),
+}
+
+
+def sample(classes: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+    logits = (2 * torch.randn(2, classes, 8, 8, dtype=torch.double)).requires_grad_()
+    target = torch.randint(0, max(2, classes), (2, 32, 32))
+    target[:, :4] = 255
+    return logits, target, F.interpolate(logits, size=(32, 32), mode="bilinear")
 
 
 def test_cross_entropy_is_torchs_at_full_size() -> None:
-    logits, target = torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 32, 32))
-    target[:, :4] = 7
-    full = F.interpolate(logits, size=(32, 32), mode="bilinear")
+    logits, target, full = sample()
     for weight in (None, [1.0, 2.0, 3.0]):
-        expected = F.cross_entropy(full, target, None if weight is None else torch.tensor(weight), ignore_index=7)
-        torch.testing.assert_close(CrossEntropy(weight, ignore_index=7)(logits, target), expected)
+        expected = F.cross_entropy(full, target, None if weight is None else torch.tensor(weight).double(), ignore_index=255)
+        torch.testing.assert_close(CrossEntropy(weight)(logits, target), expected)
+    over_all = F.cross_entropy(full, target, ignore_index=255, reduction="sum") / target.numel()
+    torch.testing.assert_close(CrossEntropy(over_all_pixels=True)(logits, target), over_all)
+
+
+@pytest.mark.parametrize(("threshold", "min_kept"), [(0.7, 0), (0.05, 300), (1.0, 10), (0.3, 10**9)])
+def test_ohem_counts_the_hard_pixels_alone(threshold: float, min_kept: int) -> None:
+    logits, target, full = sample()
+    losses = F.cross_entropy(full, target, ignore_index=255, reduction="none")[target != 255]
+    probabilities = full.softmax(1).gather(1, target.where(target != 255, 0)[:, None])[:, 0][target != 255]
+    order = probabilities.argsort()
+    count = max(int((probabilities <= threshold).sum()), min(min_kept, len(order)))
+    torch.testing.assert_close(OHEM(threshold, min_kept)(logits, target), losses[order[:count]].mean())
+
+
+def test_dice_is_its_definition_and_ignores_255() -> None:
+    logits, target, full = sample()
+    valid = target != 255
+    probabilities, truth = full.softmax(1).movedim(1, -1)[valid], F.one_hot(target[valid], 3).double()
+    coefficients = [(2 * (p * t).sum() + 1) / (p.sum() + t.sum() + 1) for p, t in zip(probabilities.T, truth.T, strict=True)]
+    torch.testing.assert_close(Dice()(logits, target), 1 - torch.stack(coefficients).mean())
+
+
+def test_focal_is_its_definition() -> None:
+    logits, target, full = sample()
+    losses = F.cross_entropy(full, target, ignore_index=255, reduction="none")[target != 255]
+    torch.testing.assert_close(Focal(2.0)(logits, target), ((1 - (-losses).exp()) ** 2 * losses).mean())
+    weight = [1.0, 2.0, 3.0]
+    torch.testing.assert_close(Focal(0.0, weight)(logits, target), CrossEntropy(weight)(logits, target))
+
+
+def test_a_sum_weighs_its_losses() -> None:
+    logits, target, _ = sample()
+    expected = CrossEntropy()(logits, target) + 0.5 * Dice()(logits, target)
+    torch.testing.assert_close(LOSSES["cross-entropy and Dice"]()(logits, target), expected)
+    with pytest.raises(ValueError, match="2 weights for 1 losses"):
+        Sum([Dice()], [1.0, 2.0])
+
+
+def test_one_logit_is_binary_cross_entropy() -> None:
+    logits, target, full = sample(1)
+    valid = target != 255
+    expected = F.binary_cross_entropy_with_logits(full[:, 0][valid], target[valid].double())
+    torch.testing.assert_close(CrossEntropy()(logits, target), expected)
+
+
+def test_one_logit_labels_what_is_above_a_half() -> None:
+    model = SegFormer(TINY, num_classes=1).eval()
+    images = torch.randn(2, 3, 64, 64)
+    labels = model.predict(images)
+    assert torch.equal(labels, (model(images)[:, 0].sigmoid() > 0.5).long())
+    assert set(labels.unique().tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_has_a_gradient_and_bears_a_batch_without_labels(name: str, classes: int) -> None:
+    logits, target, _ = sample(classes)
+    loss = LOSSES[name]()
+    (gradient,) = torch.autograd.grad(loss(logits, target), logits)
+    assert gradient.isfinite().all()
+    assert gradient.abs().max() > 0
+    assert loss(logits, torch.full_like(target, 255)).isfinite()
 
 
 def test_weights_are_no_part_of_a_checkpoint() -> None:

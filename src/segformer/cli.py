@@ -7,8 +7,9 @@ import logging
 import sys
 
 VERBS = {
+    "check": "read a config's data before a run does: segformer check --config …",
     "fit": "train a network: segformer fit --config configs/scenes.yaml",
-    "validate": "measure a checkpoint on the validation split: segformer validate --config … --ckpt_path …",
+    "validate": "measure on the validation split: segformer validate --config … --weights … --protocol … --tta",
     "test": "measure a checkpoint on the test split: segformer test --config … --ckpt_path …",
     "predict": "label images: segformer predict WEIGHTS IMAGE… --out DIR",
     "inspect": "say what a checkpoint holds: segformer inspect FILE|FOLDER|HUB_ID",
@@ -36,11 +37,15 @@ def main() -> None:
 
         convert(sys.argv[1:])
     else:
-        _train()
+        _train(verb)
 
 
-def _train() -> None:
+def _train(verb: str) -> None:
     try:
+        if verb == "check":
+            from segformer.train.check import main as check
+
+            return check(sys.argv[2:])
         from segformer.train.cli import main as train
     except ModuleNotFoundError as error:
         sys.exit(f"segformer {sys.argv[1]} needs {error.name}; install this package with its training extra, [train]")

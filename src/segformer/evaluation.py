@@ -19,7 +19,7 @@ from tqdm import tqdm
 from segformer.data.transforms import normalize
 from segformer.metrics import Scores
 from segformer.models import evaluating
-from segformer.upsample import upsample
+from segformer.upsample import upsample, with_background
 
 Size = tuple[int, int]
 ToLogits = Callable[[Tensor], Tensor]
@@ -117,7 +117,7 @@ class Protocol:
             for mirrored in (False, True) if self.flip else (False,):
                 logits = self.mode.logits(model, scaled.flip(-1) if mirrored else scaled)
                 logits = logits.flip(-1) if mirrored else logits
-                total = total + upsample(logits, wanted).softmax(1)
+                total = total + with_background(upsample(logits, wanted)).softmax(1)
         return total / (len(self.ratios) * (1 + self.flip))
 
     @torch.no_grad()
@@ -231,7 +231,7 @@ def _windows(model: Any, image: Any, top: int, lefts: list[int], mode: Slide, de
     for left in lefts:
         pixels = np.array(image[top : top + mode.crop_size[0], left : left + mode.crop_size[1]])
         images = prepare(torch.from_numpy(pixels).permute(2, 0, 1))[None].to(device)
-        yield left, upsample(model(images), images.shape[-2:])[0].float().cpu()
+        yield left, with_background(upsample(model(images), images.shape[-2:]))[0].float().cpu()
 
 
 def _evaluating(model: Any) -> AbstractContextManager[Any]:

@@ -16,27 +16,38 @@ from tqdm import tqdm
 
 from segformer.data.datasets import find_images, read_image
 from segformer.data.transforms import PadTo, normalize
+from segformer.evaluation import Slide, label_large
 from segformer.models import SegFormer, SegmentationModel
 from segformer.visualize import indexed, overlay
 
 
-def label_file(model: SegmentationModel, path: str | os.PathLike[str]) -> tuple[Image.Image, np.ndarray]:
+def label_file(model: SegmentationModel, path: str | os.PathLike[str], slide: Slide | None = None) -> tuple[Image.Image, np.ndarray]:
     """An image file and its labels (H, W) at its own size, uint8.
+
+    Args:
+        model: the network.
+        path: the image file.
+        slide: label it through windows, for images that are larger than what the network was trained on, or than memory.
 
     Raises:
         ValueError: naming the file, when it cannot be decoded.
     """
     image = read_image(path)
+    if slide is not None and (image.shape[1] > slide.crop_size[0] or image.shape[2] > slide.crop_size[1]):
+        pixels = image.permute(1, 2, 0).numpy()
+        labels = np.zeros(pixels.shape[:2], np.uint8)
+        label_large(model, pixels, labels, slide, device=next(model.parameters()).device)
+        return Image.fromarray(pixels), labels
     size = getattr(model.backbone, "min_size", 1)
     images = PadTo((size, size))(normalize()(image))[None].to(next(model.parameters()))  # device and precision
     labels = model.predict(images)[0, : image.shape[1], : image.shape[2]]
     return Image.fromarray(image.permute(1, 2, 0).numpy()), labels.to("cpu", torch.uint8).numpy()
 
 
-def plan(sources: Iterable[str], out: Path, overwrite: bool = False) -> dict[Path, tuple[Path, Path]]:
+def plan(sources: Iterable[str], out: Path, overwrite: bool = False, share: slice = slice(None)) -> dict[Path, tuple[Path, Path]]:
     """The files to write for each image of the given files and folders: label map ``out/NAME.png`` and ``out/NAME_overlay.png``.
 
-    Subfolders are kept.
+    Subfolders are kept. Of several processes each takes its ``share`` of the images.
 
     Raises:
         FileNotFoundError: when a file or folder is missing or a folder holds no image.
@@ -59,9 +70,12 @@ def plan(sources: Iterable[str], out: Path, overwrite: bool = False) -> dict[Pat
                 both = f"{str(taken[target])!r} and {str(path)!r}"
                 raise ValueError(f"{both} would both be written to {str(target)!r}; label them one by one")
             taken[target] = path
+    mine = dict(list(targets_of.items())[share])
+    for targets in mine.values():
+        for target in targets:
             if target.resolve() in images or (target.exists() and not overwrite):
                 raise FileExistsError(f"{str(target)!r} is there already; choose another folder with --out, or add --overwrite")
-    return targets_of
+    return mine
 
 
 def main(args: list[str]) -> None:
@@ -71,7 +85,9 @@ def main(args: list[str]) -> None:
     parser.add_argument("images", nargs="+", help="image files, or folders of them")
     parser.add_argument("--out", type=Path, required=True, help="folder for the label maps and overlays; made where it is missing")
     parser.add_argument("--overwrite", action="store_true", help="replace label maps and overlays of an earlier run")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="such as cpu or cuda:0")
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=device, help="such as cpu or cuda:0")
+    parser.add_argument("--slide", type=int, nargs=2, metavar=("CROP", "STRIDE"), help="label through square windows, such as 1024 768")
     options = parser.parse_args(args)
     try:
         _predict(options)
@@ -80,18 +96,20 @@ def main(args: list[str]) -> None:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    targets_of = plan(options.images, options.out, options.overwrite)
+    share = slice(int(os.environ.get("RANK", 0)), None, int(os.environ.get("WORLD_SIZE", 1)))  # torchrun's
+    targets_of = plan(options.images, options.out, options.overwrite, share)
     try:
         options.out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=options.out).close()
     except OSError as error:
         raise OSError(f"the folder {str(options.out)!r} cannot be written ({error.strerror}); choose another with --out") from error
     model = SegFormer.from_pretrained(options.weights).to(options.device)
+    slide = Slide((options.slide[0],) * 2, (options.slide[1],) * 2) if options.slide else None
     counts = np.zeros(256, dtype=np.int64)
     refused = []
     for path, (label_map, picture) in tqdm(targets_of.items(), "predict", unit="image"):
         try:
-            image, labels = label_file(model, path)
+            image, labels = label_file(model, path, slide)
         except ValueError as error:  # one broken image must not cost the others
             refused.append(str(error))
             continue

@@ -16,7 +16,7 @@ from segformer import checkpoint
 from segformer.data.classes import Classes
 from segformer.heads import AllMLPHead
 from segformer.mit import MiT, Variant, find_variant
-from segformer.upsample import upsample, upsample_argmax
+from segformer.upsample import upsample, upsample_argmax, with_background
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -48,12 +48,15 @@ class SegmentationModel(nn.Module):
 
     @property
     def classes(self) -> Classes:
-        """Names and colours of the classes; they travel in the file that :meth:`save` writes."""
+        """Names and colours of the classes; they travel in the file that :meth:`save` writes.
+
+        A model of one logit may name two: what it labels 0, and what it labels 1.
+        """
         return self._classes
 
     @classes.setter
     def classes(self, classes: Classes) -> None:
-        if len(classes) != self.num_classes:
+        if len(classes) != self.num_classes and (len(classes), self.num_classes) != (2, 1):
             raise ValueError(
                 f"{len(classes)} class names ({', '.join(classes.names[:3])}, …) for a model of {self.num_classes} classes; build it with "
                 f"num_classes={len(classes)}, or ask from_pretrained(…, num_classes={len(classes)}) for a new classifier"
@@ -69,6 +72,8 @@ class SegmentationModel(nn.Module):
     def predict(self, images: Tensor, size: Sequence[int] | None = None, *, dtype: torch.dtype | None = None) -> Tensor:
         """Images (B, C, H, W) to labels (B, *size*) int64, in evaluation mode whatever the current one.
 
+        A model of one logit labels 1 where its sigmoid exceeds a half, and 0 elsewhere.
+
         Args:
             images: as for :meth:`forward`.
             size: height and width of the labels; by default the images' own. The stride-4 logits are interpolated straight to it.
@@ -76,7 +81,7 @@ class SegmentationModel(nn.Module):
                 classes that nearly tie may differ. By default the weights' own.
         """
         with evaluating(self), torch.autocast(images.device.type, dtype, enabled=dtype is not None):
-            logits = self.decode_head(self.backbone(images))
+            logits = with_background(self.decode_head(self.backbone(images)))
             return upsample_argmax(logits, images.shape[-2:] if size is None else size, self.align_corners)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

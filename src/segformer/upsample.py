@@ -23,6 +23,11 @@ def upsample(x: Tensor, size: Sequence[int], align_corners: bool = False) -> Ten
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=align_corners)
 
 
+def with_background(logits: Tensor) -> Tensor:
+    """One logit (B, 1, h, w), as binary models have it, as the second of two, over a first of 0; logits of more classes as they are."""
+    return F.pad(logits, (0, 0, 0, 0, 1, 0)) if logits.shape[1] == 1 else logits
+
+
 def upsample_into(out: Tensor, x: Tensor) -> None:
     """``out.copy_(upsample(x, out.shape[2:]))`` without the copy; no gradient."""
     torch.ops.aten.upsample_bilinear2d.out(x, out.shape[2:], False, None, None, out=out)

@@ -93,7 +93,7 @@ def _without_class_token(state: State, pos_embed: str, cls_token: str) -> dict[s
 def _fold_mmsegmentation(state: State) -> dict[str, str]:
     bias, folded = "backbone.patch_embed.projection.bias", {}
     if bias not in state:
-        state[bias] = torch.zeros(len(state["backbone.patch_embed.projection.weight"]))
+        state[bias] = torch.zeros_like(state["backbone.patch_embed.projection.weight"][:, 0, 0, 0])
         folded[bias] = "zeros: its patch embedding has none"
     if "neck.norm.0.weight" in state:
         folded |= _without_class_token(state, "backbone.pos_embed", "backbone.cls_token")

@@ -93,6 +93,9 @@ def _by_color(pixels: np.ndarray, classes: Classes, path: str | os.PathLike[str]
 def _open(path: str | os.PathLike[str]) -> Image.Image:
     try:
         with Image.open(path) as image:
+            if image.format == "PNG":  # decoding alone does not look at the checksums of the pixels
+                with Image.open(path) as checked:
+                    checked.verify()
             image.load()
             return image
     except FileNotFoundError:

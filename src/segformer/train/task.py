@@ -68,7 +68,7 @@ class SegmentationTask(LightningModule):
         self.head_lr_mult = head_lr_mult
         self.protocol = protocol
         self.auxiliary = auxiliary and auxiliary(network)
-        self.confusion = MulticlassConfusionMatrix(network.num_classes, ignore_index=IGNORE_INDEX)
+        self.confusion = MulticlassConfusionMatrix(max(2, network.num_classes), ignore_index=IGNORE_INDEX)  # one logit tells two apart
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)

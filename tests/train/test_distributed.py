@@ -1,0 +1,75 @@
+"""Two processes measure what one measures, and train with the gradients of one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SCRIPT = """
+import os
+import sys
+import warnings
+
+warnings.filterwarnings("ignore")
+import torch
+from conftest import TINY
+from halves import Halves
+from lightning import Trainer, seed_everything
+
+from segformer import SegFormer
+from segformer.data.transforms import TrainTransform
+from segformer.losses import CrossEntropy
+from segformer.train.data import SegmentationData
+from segformer.train.task import SegmentationTask
+
+
+class Task(SegmentationTask):
+    def on_train_batch_start(self, batch, batch_idx):
+        super().on_train_batch_start(batch, batch_idx)
+        self.network.decode_head.norm.eval()  # statistics of one process; on GPUs they are synchronized
+
+    def on_before_optimizer_step(self, optimizer):
+        if self.global_rank == 0:
+            torch.save({name: p.grad for name, p in self.named_parameters()}, out + "_gradients.pt")
+
+
+processes, out = int(sys.argv[1]), sys.argv[2]
+torch.set_num_threads(1)
+seed_everything(0)
+task = Task(SegFormer(TINY, num_classes=2, dropout=0.0, drop_path=0.0), CrossEntropy(over_all_pixels=True)).double()
+data = SegmentationData(Halves(9), Halves(7, seed=1), TrainTransform((32, 32)), batch_size=4 // processes, num_workers=0)
+data.on_after_batch_transfer = lambda batch, _: (batch[0].double(), batch[1])
+trainer = Trainer(
+    accelerator="cpu", devices=processes, strategy="ddp" if processes > 1 else "auto", max_steps=1, logger=False, barebones=False,
+    enable_checkpointing=False, enable_progress_bar=False, use_distributed_sampler=False, num_sanity_val_steps=0, limit_val_batches=1.0,
+)
+trainer.validate(task, data, verbose=False)
+confusion = task.scores.confusion
+if trainer.global_rank == 0:
+    torch.save(confusion, out + "_confusion.pt")
+trainer.fit(task, data)
+"""
+
+
+def run(folder: Path, processes: int) -> tuple[torch.Tensor, dict[str, Any]]:
+    script = folder / "script.py"
+    script.write_text(SCRIPT)
+    here = Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), os.environ.get("PYTHONPATH", "")])}
+    out = str(folder / str(processes))
+    subprocess.run([sys.executable, str(script), str(processes), out], env=environment, check=True, capture_output=True, timeout=300)
+    return torch.load(out + "_confusion.pt"), torch.load(out + "_gradients.pt")
+
+
+def test_two_processes_are_one(tmp_path: Path) -> None:
+    (confusion, gradients), (of_two, shared) = run(tmp_path, 1), run(tmp_path, 2)
+    assert confusion.sum() == 7 * 38 * 48  # each of the seven images once, without the ignored rows
+    assert torch.equal(confusion, of_two)
+    assert gradients.keys() == shared.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(shared[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
