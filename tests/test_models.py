@@ -100,11 +100,13 @@ def test_half_precision_runs_and_stays_near(tiny: SegFormer, device: torch.devic
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-def test_compiles_without_a_graph_break(tiny: SegFormer, device: torch.device) -> None:
-    images = torch.randn(1, 3, 64, 96, device=device)
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_compiles_without_a_graph_break(tiny: SegFormer, device: torch.device, dynamic: bool | None) -> None:
     tiny.to(device)
-    compiled = torch.compile(tiny, fullgraph=True, backend="aot_eager" if device.type == "cpu" else "inductor")
-    torch.testing.assert_close(compiled(images), tiny(images), rtol=0, atol=1e-4)
+    compiled = torch.compile(tiny, fullgraph=True, dynamic=dynamic, backend="aot_eager" if device.type == "cpu" else "inductor")
+    for size in ((64, 96), (80, 70)):
+        images = torch.randn(1, 3, *size, device=device)
+        torch.testing.assert_close(compiled(images), tiny(images), rtol=0, atol=1e-4)
 
 
 def test_exports_with_dynamic_batch_and_size(tiny: SegFormer) -> None:

@@ -40,8 +40,8 @@ def label_file(model: SegmentationModel, path: str | os.PathLike[str], slide: Sl
         return Image.fromarray(pixels), labels
     size = getattr(model.backbone, "min_size", 1)
     images = PadTo((size, size))(normalize()(image))[None].to(next(model.parameters()))  # device and precision
-    labels = model.predict(images)[0, : image.shape[1], : image.shape[2]]
-    return Image.fromarray(image.permute(1, 2, 0).numpy()), labels.to("cpu", torch.uint8).numpy()
+    predicted = model.predict(images)[0, : image.shape[1], : image.shape[2]]
+    return Image.fromarray(image.permute(1, 2, 0).numpy()), predicted.to("cpu", torch.uint8).numpy()
 
 
 def plan(sources: Iterable[str], out: Path, overwrite: bool = False, share: slice = slice(None)) -> dict[Path, tuple[Path, Path]]:

@@ -149,6 +149,29 @@ def test_a_run_without_a_validation_leaves_its_weights_all_the_same(config: Path
     assert set(json.loads((out / "results.json").read_text())) == {"val", "test"}
 
 
+@pytest.mark.filterwarnings("ignore:SWA is currently only supported every epoch")  # it is: its own schedule takes the place of ours
+@pytest.mark.filterwarnings("ignore:Swapping scheduler")
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+def test_stochastic_weight_averages_are_what_is_saved(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = yaml.safe_load(config.read_text())
+    swa = {
+        "class_path": "lightning.pytorch.callbacks.StochasticWeightAveraging",
+        "init_args": {"swa_lrs": 1e-3, "swa_epoch_start": 1, "device": None},
+    }
+    settings["trainer"].update(callbacks=[swa], max_steps=-1, max_epochs=3, val_check_interval=4)
+    config.write_text(yaml.safe_dump(settings))
+    run(monkeypatch, "fit", "--config", str(config), "--resume.every_n_train_steps=4")
+    out = tmp_path / "runs" / "camvid" / "version_0"
+    saved = SegFormer.from_pretrained(out / "model.safetensors").state_dict()["decode_head.fuse.weight"]
+    ends = [  # of each epoch that is averaged
+        torch.load(out / "checkpoints" / f"resume-step={step}.ckpt", weights_only=True)["state_dict"]["network.decode_head.fuse.weight"]
+        for step in (8, 12)
+    ]
+    assert not any(torch.equal(saved, end) for end in ends)
+    between = sum(ends) / 2
+    assert (saved - between).norm() < (ends[0] - ends[1]).norm()
+
+
 def test_fit_starts_from_given_weights_with_a_new_classifier(
     config: Path, tiny: SegFormer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

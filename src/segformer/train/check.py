@@ -5,16 +5,14 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jsonargparse import ArgumentParser
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from segformer.data.classes import Classes
@@ -37,18 +35,26 @@ class Sample:
     problem: str = ""
 
 
-def read_sample(dataset: Any, index: int) -> Sample:
-    """Read one pair as training does."""
-    try:
-        image, label = dataset[index]
-    except (ValueError, OSError) as error:
-        return Sample(problem=str(error))
-    pixels = image.numpy()
-    return Sample(
-        (label.shape[0], label.shape[1]),
-        np.bincount(label.numpy().ravel(), minlength=256),
-        hashlib.blake2b(pixels.tobytes() + str(pixels.shape).encode(), digest_size=16).hexdigest(),
-    )
+class Samples(Dataset):
+    """A data set's pairs, read as training reads them, each summed up."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        try:
+            image, label = self.dataset[index]
+        except (ValueError, OSError) as error:
+            return Sample(problem=str(error))
+        pixels = image.numpy()
+        return Sample(
+            (label.shape[0], label.shape[1]),
+            np.bincount(label.numpy().ravel(), minlength=256),
+            hashlib.blake2b(pixels.tobytes() + str(pixels.shape).encode(), digest_size=16).hexdigest(),
+        )
 
 
 @dataclass
@@ -99,7 +105,8 @@ def check(data: SegmentationData, num_workers: int = 2) -> Findings:
         findings.counts[split] = len(dataset)
         findings.sizes[split] = defaultdict(int)
         findings.histograms[split] = np.zeros(256, np.int64)
-        for index, sample in enumerate(_samples(dataset, split, num_workers)):
+        samples = DataLoader(Samples(dataset), batch_size=None, num_workers=num_workers)
+        for index, sample in enumerate(tqdm(samples, f"check {split}", unit="pair")):
             if sample.problem:
                 findings.problems.append(sample.problem)
                 continue
@@ -119,15 +126,6 @@ def check(data: SegmentationData, num_workers: int = 2) -> Findings:
         elif len(places) > 1:
             findings.warnings.append(f"one image is in {places[0][0]} more than once: " + ", ".join(name for _, name in places))
     return findings
-
-
-def _samples(dataset: Any, split: str, num_workers: int) -> Iterator[Sample]:
-    read = partial(read_sample, dataset)
-    if num_workers == 0:
-        yield from map(read, tqdm(range(len(dataset)), f"check {split}", unit="pair"))
-        return
-    with ProcessPoolExecutor(num_workers) as pool:
-        yield from tqdm(pool.map(read, range(len(dataset)), chunksize=16), f"check {split}", len(dataset), unit="pair")
 
 
 def picture(data: SegmentationData) -> Image.Image:
