@@ -52,8 +52,7 @@ class UpsamplingHead(nn.Module):
         in_channels: channels of the feature maps.
         num_classes: classes to tell apart.
         channels: the layers' width.
-        kernel_size: of the layers' convolutions.
-        scales: how many times each layer's result is enlarged.
+        scales: how many times each layer's result is enlarged; by default the paper's.
 
     Attributes:
         config: the arguments that build this head again, JSON-able.
@@ -65,30 +64,24 @@ class UpsamplingHead(nn.Module):
     # Which blocks of 24 are read, and whether the class token goes through them.
     BLOCKS: ClassVar[tuple[int, ...]] = (10, 15, 20, 24)
     CLASS_TOKEN: ClassVar[bool] = True
+    KERNEL_SIZE: ClassVar[int]
+    SCALES: ClassVar[tuple[int, ...]]
 
-    def __init__(
-        self,
-        in_channels: Sequence[int],
-        num_classes: int,
-        channels: int = 256,
-        *,
-        kernel_size: int,
-        scales: Sequence[int],
-    ) -> None:
+    def __init__(self, in_channels: Sequence[int], num_classes: int, channels: int = 256, *, scales: Sequence[int] | None = None) -> None:
         super().__init__()
-        check_sizes(in_channels, num_classes=num_classes, channels=channels, kernel_size=kernel_size, scales=min(scales, default=0))
+        scales = self.SCALES if scales is None else scales
+        check_sizes(in_channels, num_classes=num_classes, channels=channels, scales=min(scales, default=0))
         self.config: dict[str, Any] = {
             "in_channels": list(in_channels),
             "num_classes": num_classes,
             "channels": channels,
-            "kernel_size": kernel_size,
             "scales": list(scales),
         }
         self.num_classes = num_classes
         self.scales = tuple(scales)
         self.norm = ChannelLayerNorm(in_channels[-1], eps=1e-6)
         widths = [in_channels[-1], *[channels] * len(scales)]
-        self.layers = nn.ModuleList(conv_norm_act(before, after, kernel_size) for before, after in pairwise(widths))
+        self.layers = nn.ModuleList(conv_norm_act(before, after, self.KERNEL_SIZE) for before, after in pairwise(widths))
         self.classifier = nn.Conv2d(channels, num_classes, 1)
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)  # type: ignore[arg-type]
@@ -107,21 +100,23 @@ class UpsamplingHead(nn.Module):
 class NaiveHead(UpsamplingHead):
     """The naive upsampling: two layers of 1×1 convolutions, then one bilinear interpolation to the pixels.
 
-    mmsegmentation interpolates twice, four times before the classifier and four times behind it: ``scales=(4,)``.
+    mmsegmentation interpolates twice, four times before the classifier and four times behind it: ``scales=(4,)``. The rest is
+    :class:`UpsamplingHead`'s.
     """
 
-    def __init__(self, in_channels: Sequence[int], num_classes: int, channels: int = 256, *, scales: Sequence[int] = (1,)) -> None:
-        super().__init__(in_channels, num_classes, channels, kernel_size=1, scales=scales)
-        del self.config["kernel_size"]
+    KERNEL_SIZE = 1
+    SCALES = (1,)
 
 
 @checkpoint.part
 class PUPHead(UpsamplingHead):
-    """Progressive upsampling: four layers of 3×3 convolutions, each followed by an enlargement of two, the last behind the classifier."""
+    """Progressive upsampling: four layers of 3×3 convolutions, each followed by an enlargement of two, the last behind the classifier.
 
-    def __init__(self, in_channels: Sequence[int], num_classes: int, channels: int = 256, *, scales: Sequence[int] = (2, 2, 2, 1)) -> None:
-        super().__init__(in_channels, num_classes, channels, kernel_size=3, scales=scales)
-        del self.config["kernel_size"]
+    The rest is :class:`UpsamplingHead`'s.
+    """
+
+    KERNEL_SIZE = 3
+    SCALES = (2, 2, 2, 1)
 
 
 @checkpoint.part

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ class SegmentationCLI(LightningCLI):
         elif found.parents[2] == runs:
             logger.init_args.version = found.parents[1].name
             earlier = found.parents[1] / "metrics.csv"
+            warnings.filterwarnings("ignore", "(Experiment logs|Checkpoint) directory .* exists")  # it shall
             if earlier.is_file():  # the logger would begin it anew
                 earlier.rename(earlier.with_name(f"metrics_{len(list(earlier.parent.glob('metrics*.csv')))}.csv"))
         config.ckpt_path = None if found is None else str(found)
