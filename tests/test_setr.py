@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from conftest import randomized
 from torch import Tensor, nn
 
-from segformer import SETR, MLAHead, NaiveHead, PUPHead, SegFormer, SegmentationModel
+from segformer import SETR, MLAHead, NaiveHead, PUPHead, SegFormer, SegmentationModel, TimmBackbone
 from segformer.checkpoint import BackboneOnlyError
 from segformer.setr import FCNHead, UpsamplingHead
 from segformer.train.auxiliary import Auxiliary
@@ -66,6 +66,22 @@ def test_tokens_are_timms(size: tuple[int, int]) -> None:
         if number in (5, 7, 10, 12):
             expected.append(x[:, 1:].mT.unflatten(2, [side // 16 for side in size]))
     torch.testing.assert_close(model.backbone(images), expected, rtol=0, atol=0)
+
+
+def test_tokens_after_the_published_blocks_are_timms() -> None:
+    """ViT-L's 24 blocks, at a sixteenth of its width."""
+    narrow = {"embed_dim": 64, "num_heads": 4, "img_size": 64}
+    backbone = TimmBackbone("vit_large_patch16_384", out_indices=(9, 14, 19, 23), **narrow).double().eval()
+    vit: Any = timm.create_model("vit_large_patch16_384", num_classes=0, **narrow).double().eval()
+    vit.load_state_dict(backbone.model.model.state_dict(), strict=False)
+    images = torch.randn(2, 3, 64, 64, dtype=torch.double)
+    found: dict[int, Tensor] = {}
+    for number, block in enumerate(vit.blocks, start=1):
+        block.register_forward_hook(lambda module, inputs, output, number=number: found.update({number: output}))
+    with torch.no_grad():
+        vit(images)
+        for x, number in zip(backbone(images), (10, 15, 20, 24), strict=True):
+            assert torch.equal(x, found[number][:, 1:].mT.unflatten(2, (4, 4)))
 
 
 def test_without_its_class_token_the_transformer_sees_the_patches_alone() -> None:
@@ -223,8 +239,6 @@ def test_errors(make: Callable[[], Any], message: str) -> None:
 
 
 def test_segformer_takes_a_plain_transformer_too() -> None:
-    from segformer import TimmBackbone
-
     model = SegFormer(TimmBackbone("vit_tiny_patch16_224", img_size=64), num_classes=3).eval()
     assert model.backbone.config["out_indices"] == [2, 5, 8, 11]
     assert model.predict(IMAGES).shape == (1, 64, 96)
