@@ -98,5 +98,19 @@ def test_every_loss_has_a_gradient_and_bears_a_batch_without_labels(name: str, c
     assert loss(logits, torch.full_like(target, 255)).isfinite()
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_low_precision_and_narrow_labels_are_widened(name: str) -> None:
+    logits, target, _ = sample()
+    exact = LOSSES[name]()(logits.detach().half().double(), target)
+    loss = LOSSES[name]()(8 * logits.detach().half() / 8, target.to(torch.uint8))
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_equal_weights_change_nothing() -> None:
+    logits, target, _ = sample()
+    torch.testing.assert_close(OHEM(min_kept=50, weight=[2.0] * 3)(logits, target), OHEM(min_kept=50)(logits, target))
+
+
 def test_weights_are_no_part_of_a_checkpoint() -> None:
     assert CrossEntropy([1.0, 2.0]).state_dict() == {}

@@ -85,6 +85,15 @@ def test_a_model_is_saved_and_read_back(tmp_path: Path) -> None:
     torch.testing.assert_close(grey(images[:, :1]), model(images[:, :1].expand(-1, 3, -1, -1)))
 
 
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "eva02_tiny_patch14_224"])
+def test_tables_that_no_file_holds_are_made_again(name: str, tmp_path: Path) -> None:
+    model = SegFormer(TimmBackbone(name), num_classes=3, decoder_channels=8).eval()
+    model.save(tmp_path / "model.safetensors")
+    again = SegFormer.from_pretrained(tmp_path / "model.safetensors")
+    images = torch.randn(1, 3, 129, 161)
+    assert torch.equal(again(images), model(images))
+
+
 def test_a_file_of_timms_weights_is_read(tmp_path: Path) -> None:
     oracle = timm.create_model("resnet18")
     torch.save(oracle.state_dict(), tmp_path / "resnet18.pth")
@@ -125,6 +134,7 @@ def test_mit_under_torchvisions_decoders() -> None:
         (lambda: TimmBackbone("resnet5o"), "unknown timm model 'resnet5o'; did you mean .*resnet50"),
         (lambda: TimmBackbone("resnet18", out_indices=(1, 7)), r"out_indices \(1, 7\) of 'resnet18', which has 5 feature maps"),
         (lambda: TimmBackbone("resnet18", out_indices=()), r"out_indices \(\)"),
+        (lambda: TimmBackbone("resnet18", out_indices=(4, 2)), r"out_indices \(4, 2\) of 'resnet18' must rise"),
         (lambda: TimmBackbone("mlp_mixer_that_is_not"), "unknown timm model"),
         (lambda: TimmBackbone("gmixer_12_224", out_indices=None, class_token=False), "no class token|no feature maps"),
         (lambda: TimmBackbone("resnet18", class_token=False), "'resnet18' has no class token"),

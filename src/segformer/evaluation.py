@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from segformer.data.datasets import IGNORE_INDEX, check_labels
 from segformer.data.transforms import normalize
 from segformer.metrics import Scores
 from segformer.models import evaluating
@@ -175,10 +176,12 @@ def evaluate(model: Any, dataset: Any, protocol: Protocol | None = None, *, devi
     from torchmetrics.classification import MulticlassConfusionMatrix
 
     protocol = protocol or Protocol()
-    confusion = MulticlassConfusionMatrix(len(dataset.classes), ignore_index=255).to(device)
+    classes = len(dataset.classes)
+    confusion = MulticlassConfusionMatrix(max(2, classes), ignore_index=IGNORE_INDEX).to(device)
     prepare = normalize()
     for index in tqdm(range(len(dataset)), "evaluate", unit="image"):
         image, label = dataset[index]
+        check_labels(label, max(2, classes), f"label map {index}")
         images = prepare(image)[None].to(device)
         confusion.update(protocol.predict(model, images, label.shape), label[None].long().to(device))
     return Scores.of(confusion.compute())

@@ -14,6 +14,12 @@ from torch import Tensor, nn
 from segformer.upsample import upsample, upsample_cross_entropy, with_background
 
 
+def _at_full_size(logits: Tensor, target: Tensor, align_corners: bool) -> tuple[Tensor, Tensor]:
+    """Logits of the target's size, in float32 at least, and the target as indices."""
+    logits = with_background(logits).to(torch.promote_types(logits.dtype, torch.float32))
+    return upsample(logits, target.shape[-2:], align_corners), target.long()
+
+
 class CrossEntropy(nn.Module):
     """Cross-entropy at the target's resolution, without ever making the logits of that size.
 
@@ -43,7 +49,7 @@ class CrossEntropy(nn.Module):
             return 0.0 * logits.sum()
         return upsample_cross_entropy(
             with_background(logits),
-            target,
+            target.long(),
             self.weight,
             self.ignore_index,
             align_corners,
@@ -75,15 +81,16 @@ class OHEM(nn.Module):
         self.register_buffer("weight", None if weight is None else torch.tensor(weight, dtype=torch.float32), persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor, align_corners: bool = False) -> Tensor:
-        logits = upsample(with_background(logits), target.shape[-2:], align_corners)
+        logits, target = _at_full_size(logits, target, align_corners)
         valid = target != self.ignore_index
         probability = logits.detach().softmax(1).gather(1, target.where(valid, 0)[:, None])[:, 0].where(valid, 2.0).flatten()
         kept = min(self.min_kept, int(valid.sum()))
         bar = probability.kthvalue(kept).values.clamp_min(self.threshold) if kept else probability.new_tensor(self.threshold)
         hard = probability.view_as(target) <= bar
+        if not hard.any():
+            return 0.0 * logits.sum()
         weight = None if self.weight is None else self.weight.to(logits.dtype)
-        losses = F.cross_entropy(logits, target.where(hard, self.ignore_index), weight, ignore_index=self.ignore_index, reduction="none")
-        return losses.sum() / hard.sum().clamp_min(1)
+        return F.cross_entropy(logits, target.where(hard, self.ignore_index), weight, ignore_index=self.ignore_index)
 
 
 class Dice(nn.Module):
@@ -99,7 +106,7 @@ class Dice(nn.Module):
         self.smooth, self.ignore_index = smooth, ignore_index
 
     def forward(self, logits: Tensor, target: Tensor, align_corners: bool = False) -> Tensor:
-        logits = upsample(with_background(logits), target.shape[-2:], align_corners)
+        logits, target = _at_full_size(logits, target, align_corners)
         valid = (target != self.ignore_index)[:, None]
         probability = logits.softmax(1) * valid
         truth = torch.zeros_like(probability).scatter_(1, target.where(valid[:, 0], 0)[:, None], 1.0) * valid
@@ -123,7 +130,8 @@ class Focal(nn.Module):
         self.register_buffer("weight", None if weight is None else torch.tensor(weight, dtype=torch.float32), persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor, align_corners: bool = False) -> Tensor:
-        log_p = upsample(with_background(logits), target.shape[-2:], align_corners).log_softmax(1)
+        logits, target = _at_full_size(logits, target, align_corners)
+        log_p = logits.log_softmax(1)
         valid = target != self.ignore_index
         log_p = log_p.gather(1, target.where(valid, 0)[:, None])[:, 0]
         share = valid if self.weight is None else self.weight.to(log_p.dtype)[target.where(valid, 0)] * valid

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import timm
@@ -21,7 +22,8 @@ class TimmBackbone(nn.Module):
 
     Where a model takes whole patches or windows only, or drops what is left over, the image is interpolated to the next size that
     divides; positions keep their proportions, and so do the labels. A Vision Transformer's position embedding is resampled to the
-    image's grid by timm, its class and other prefix tokens are left out of the maps.
+    image's grid by timm, its class and other prefix tokens are left out of the maps. The few models that timm builds for one size of image
+    (such as maxvit, hiera and coat) take no other.
 
     Args:
         name: timm's name, such as ``"resnet50"`` or ``"vit_large_patch16_384"``.
@@ -36,6 +38,7 @@ class TimmBackbone(nn.Module):
         channels: channels of the feature maps, finest first.
         strides: pixels a cell, of each.
         min_size: pixels a side of the smallest image.
+        multiple: what the sides are rounded up to, where the model asks for it.
         config: the arguments that build this backbone again, JSON-able.
 
     Raises:
@@ -57,6 +60,8 @@ class TimmBackbone(nn.Module):
             raise ValueError(f"in_channels must be at least 1, got {in_channels}")
         strides = _strides(name, options)
         indices = _spread(strides) if out_indices is None else [index if index >= 0 else len(strides) + index for index in out_indices]
+        if any(after <= before for before, after in pairwise(indices)):
+            raise ValueError(f"out_indices {out_indices} of {name!r} must rise: the maps come finest first, each once")
         outside = [index for index in indices if not 0 <= index < len(strides)]
         if outside or not indices:
             raise ValueError(
@@ -90,7 +95,7 @@ class TimmBackbone(nn.Module):
         model.set_grad_checkpointing(enable)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Images (B, C, H, W) to maps (B, C_i, ⌈H/s_i⌉, ⌈W/s_i⌉).
+        """Images (B, C, H, W) to maps (B, C_i, ⌈H/s_i⌉, ⌈W/s_i⌉), H and W rounded up to ``multiple``.
 
         Raises:
             ValueError: when the images are not (B, ``in_channels``, H, W) or smaller than one cell of the coarsest map.

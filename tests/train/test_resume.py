@@ -155,8 +155,18 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> 
     with pytest.warns(UserWarning, match="broken"):
         assert find_checkpoint("last", tmp_path) == folder / "resume-step=1.ckpt"
     assert find_checkpoint("last", tmp_path / "nothing") is None
+    (tmp_path / "version_best").mkdir()
+    with pytest.warns(UserWarning, match="broken"):
+        assert find_checkpoint("last", tmp_path) is not None
+    assert (folder / "resume-step=1.ckpt").stat().st_mode & 0o044 == 0o044 & ~_umask()  # others may read what the umask lets them
     with pytest.raises(FileNotFoundError, match="no checkpoint 'gone.ckpt'"):
         find_checkpoint("gone.ckpt", tmp_path)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

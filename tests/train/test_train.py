@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from PIL import Image
 from segformer import Classes, SegFormer
 from segformer.cli import main
 from segformer.data.transforms import TrainTransform
+from segformer.evaluation import TTA_RATIOS
 from segformer.losses import CrossEntropy
 from segformer.train.data import FolderData
 from segformer.train.task import SegmentationTask
@@ -197,13 +199,52 @@ def test_an_unreadable_test_split_costs_neither_weights_nor_val_scores(
     assert set(json.loads((out / "results.json").read_text())) == {"val"}
 
 
-def test_validate_prints_every_class(
+def test_validate_measures_given_weights_by_a_protocol(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(monkeypatch, "validate", "--config", str(config))
+    monkeypatch.setitem(TTA_RATIOS, "whole", (1.0, 1.25))  # of pictures of 40×48, which half as large are too small
+    SegFormer(TINY, num_classes=2).save(tmp_path / "two.safetensors")
+    run(monkeypatch, "validate", "--config", str(config), "--weights", str(tmp_path / "two.safetensors"), "--protocol", "whole", "--tta")
     printed = capsys.readouterr().out
     assert "dark" in printed
     assert "mIoU" in printed
+    assert (tmp_path / "runs" / "camvid" / "version_0" / "confusion.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["validate"], "random weights; say what to measure with --weights or --ckpt_path"),
+        (["validate", "--weights", "a", "--ckpt_path", "b"], "both name what to measure"),
+        (["validate", "--weights", "{three}"], "tells 3 classes apart, the data have 2"),
+        (["validate", "--weights", "{three}", "--tta"], "tells 3 classes apart|--tta needs a --protocol"),
+        (["fit", "--weights", "a"], "--weights is for measuring; to start from weights"),
+        (["fit", "--ckpt_path", "gone.ckpt"], "no checkpoint 'gone.ckpt'"),
+    ],
+)
+def test_arguments_that_would_be_ignored_are_refused(
+    arguments: list[str], message: str, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    SegFormer(TINY, num_classes=3).save(tmp_path / "three.safetensors")
+    verb, *more = (word.format(three=tmp_path / "three.safetensors") for word in arguments)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run(monkeypatch, verb, "--config", str(config), *more)
+
+
+def test_part_of_an_epoch_is_an_epoch(tmp_path: Path) -> None:
+    class Seen(SegmentationTask):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            seen.append((self.current_epoch, batch_idx, batch[0].sum().item()))
+            return super().training_step(batch, batch_idx)
+
+    seen: list[tuple[int, int, float]] = []
+    data = halves()
+    quiet_trainer(tmp_path, max_epochs=3, limit_train_batches=2).fit(Seen(SegFormer(TINY, num_classes=2)), data)
+    assert [(epoch, number) for epoch, number, _ in seen] == [(epoch, number) for epoch in range(3) for number in range(2)]
+    dataset = data.train_dataloader().dataset
+    for epoch, number, total in seen:
+        batch = torch.stack([dataset[draw][0] for draw in data.batches.batch(epoch, number)])
+        assert batch.sum().item() == pytest.approx(total, abs=1e-2)
 
 
 def test_fewer_images_than_a_batch_are_refused(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,6 +108,7 @@ def read(
         dtype = next(tensor.dtype for tensor in ours.values() if tensor.is_floating_point())
         ours |= {key: value.to(dtype) if value.is_floating_point() else value for key, value in fresh.items() if key not in ours}
     model.load_state_dict(ours, assign=True)
+    _fill_buffers(model, description)
     if report.rows:
         logger.log(logging.INFO if report.is_harmless else logging.WARNING, "%s", report)
     return Reading(model.backbone, model.decode_head, Classes(**description["classes"]), description["align_corners"], report)
@@ -270,6 +271,18 @@ def _fitted(theirs: list[Tensor], shapes: list[torch.Size]) -> list[Tensor]:
     if tuple(joined.shape) != (sum(sizes), *shapes[0][1:]):
         raise ValueError(f"{tuple(joined.shape)}, not {(sum(sizes), *shapes[0][1:])}")
     return [part.clone() for part in joined.split(sizes)]
+
+
+def _fill_buffers(model: nn.Module, description: dict[str, Any]) -> None:
+    """Tables that a module computes when it is built, and no file holds, as a model built with memory has them."""
+    empty = [name for name, buffer in model.named_buffers() if buffer.is_meta]
+    if not empty:
+        return
+    with torch.device("cpu"):
+        buffers = dict(build(description).named_buffers())
+    for name in empty:
+        module, _, buffer = name.rpartition(".")
+        setattr(model.get_submodule(module), buffer, buffers[name])
 
 
 def _stem(description: dict[str, Any]) -> str:

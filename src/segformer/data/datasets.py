@@ -157,7 +157,9 @@ class FolderDataset(Dataset):
     ) -> None:
         if len(classes) > IGNORE_INDEX:
             raise ValueError(f"{len(classes)} classes; 8-bit label maps hold at most {IGNORE_INDEX}, as {IGNORE_INDEX} means no class")
-        if label_map is None and not len(classes) <= ignore_index <= 255:
+        if label_map is not None and ignore_index != IGNORE_INDEX:
+            raise ValueError(f"ignore_index={ignore_index} beside a label_map; say there that {ignore_index} is {IGNORE_INDEX}")
+        if not len(classes) <= ignore_index <= 255:
             raise ValueError(
                 f"ignore_index={ignore_index} must be a value that is no class, from {len(classes)} to 255: the {len(classes)} classes "
                 f"({classes.names[0]}, …, {classes.names[-1]}) are 0 to {len(classes) - 1}"
@@ -168,7 +170,9 @@ class FolderDataset(Dataset):
         image_of = _by_stem(images, image_suffix)
         label_of = _by_stem(labels, label_suffix)
         if names is not None:
-            listed = Path(names).read_text().split()
+            listed = [name for line in Path(names).read_text().splitlines() if (name := line.strip())]
+            if not listed:
+                raise ValueError(f"{str(names)!r} lists no name")
             absent = [name for name in listed if name not in image_of and name not in label_of]
             if absent:
                 raise ValueError(f"{str(names)!r} lists {absent[0]!r}, of which there is neither image nor label map in {str(images)!r}")
@@ -188,7 +192,7 @@ class FolderDataset(Dataset):
 
     def __getitem__(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
         image_path, label_path = self.pairs[index]
-        image, label = read_image(image_path), read_label_map(label_path, self.classes)
+        image, label = read_image(image_path), read_label_map(label_path, self.classes if self.label_map is None else None)
         if image.shape[-2:] != label.shape:
             raise ValueError(
                 f"image {str(image_path)!r} is {image.shape[1]}×{image.shape[2]} but its label map {str(label_path)!r} "

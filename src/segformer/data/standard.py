@@ -103,14 +103,14 @@ class CamVid(FolderDataset):
 
 
 class CamVid32(FolderDataset):
-    """CamVid's own 32 classes, the void among them, from its label maps in colours, ``*_L.png``.
+    """CamVid's own 32 classes, of which the black void is no class, from its label maps in colours, ``*_L.png``.
 
     Args:
         root: the folder with ``images/{split}`` and ``labels/{split}``.
         split: the split's name.
     """
 
-    CLASSES = Classes.of_table("camvid32")  # the 31; the void is black, and no class
+    CLASSES = Classes.of_table("camvid32")  # 31
 
     def __init__(self, root: Root, split: str) -> None:
         super().__init__(Path(root, "images", split), Path(root, "labels", split), self.CLASSES, label_suffix="_L")

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from segformer.data.classes import Classes
-from segformer.data.datasets import IGNORE_INDEX
+from segformer.data.datasets import IGNORE_INDEX, check_labels
 from segformer.train.data import SegmentationData
 from segformer.visualize import indexed, overlay, sheet
 
@@ -47,6 +47,7 @@ class Samples(Dataset):
     def __getitem__(self, index: int) -> Sample:
         try:
             image, label = self.dataset[index]
+            check_labels(label, len(self.dataset.classes), f"label map {index} of {type(self.dataset).__name__}")
         except (ValueError, OSError) as error:
             return Sample(problem=str(error))
         pixels = image.numpy()
@@ -128,8 +129,8 @@ def check(data: SegmentationData, num_workers: int = 2) -> Findings:
     return findings
 
 
-def picture(data: SegmentationData) -> Image.Image:
-    """Samples of the first split with their labels beside and over them."""
+def picture(data: SegmentationData) -> Image.Image | None:
+    """Samples of the first split with their labels beside and over them; none where none could be read."""
     columns: dict[str, list[Image.Image]] = {"image": [], "labels": [], "both": []}
     for index in np.linspace(0, len(data.train) - 1, min(SHOWN, len(data.train))).astype(int).tolist():
         try:
@@ -140,7 +141,7 @@ def picture(data: SegmentationData) -> Image.Image:
         columns["image"].append(rgb)
         columns["labels"].append(indexed(label.numpy(), data.classes).convert("RGB"))
         columns["both"].append(overlay(rgb, label.numpy(), data.classes))
-    return sheet(columns, data.classes)
+    return sheet(columns, data.classes) if columns["image"] else None
 
 
 def main(args: list[str]) -> None:
@@ -150,14 +151,27 @@ def main(args: list[str]) -> None:
     parser.add_subclass_arguments(SegmentationData, "data", required=True)
     parser.add_argument("--out", type=str, default="check.png", help="a picture of samples with their labels")
     parser.add_argument("--num_workers", type=int, default=2)
-    for other in ("model", "trainer", "seed_everything", "checkpoint", "resume", "report"):  # a run's, and not looked at
+    run = (
+        "model",
+        "trainer",
+        "seed_everything",
+        "checkpoint",
+        "resume",
+        "report",
+        "ckpt_path",
+        "weights",
+        "weights_only",
+        "protocol",
+        "tta",
+    )
+    for other in run:  # a run's, and not looked at
         parser.add_argument(f"--{other}", type=Any, default=None)
     options = parser.instantiate_classes(parser.parse_args(args))
     findings = check(options.data, options.num_workers)
     print(findings.text(options.data.classes))
-    if any(findings.histograms[split].any() for split in findings.counts):
+    if shown := picture(options.data):
         Path(options.out).parent.mkdir(parents=True, exist_ok=True)
-        picture(options.data).save(options.out)
+        shown.save(options.out)
         print(f"look at {options.out}")
     if findings.problems:
         sys.exit(1)

@@ -37,20 +37,33 @@ class SegmentationCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """A run that is resumed goes on in its own folder."""
         config = self.config[self.subcommand] if self.subcommand else self.config
+        self._refuse_what_would_be_ignored(config)
         logger: Any = (config.get("trainer") or {}).get("logger")
         if self.subcommand != "fit" or not config.ckpt_path or not hasattr(logger, "init_args"):
             return
-        runs = Path(logger.init_args.save_dir) / logger.init_args.name
+        runs = (Path(logger.init_args.save_dir) / (logger.init_args.get("name") or "")).resolve()
         found = find_checkpoint(str(config.ckpt_path), runs)
         if found is None:
             rank_zero_info(f"no checkpoint in {str(runs)!r} yet: the run starts from the beginning")
-        elif found.parents[2] == runs:
+        elif (found := found.resolve()).parent.parent.parent == runs:
             logger.init_args.version = found.parents[1].name
             earlier = found.parents[1] / "metrics.csv"
             warnings.filterwarnings("ignore", "(Experiment logs|Checkpoint) directory .* exists")  # it shall
             if earlier.is_file():  # the logger would begin it anew
                 earlier.rename(earlier.with_name(f"metrics_{len(list(earlier.parent.glob('metrics*.csv')))}.csv"))
         config.ckpt_path = None if found is None else str(found)
+
+    def _refuse_what_would_be_ignored(self, config: Any) -> None:
+        if self.subcommand == "fit":
+            for name in ("weights", "protocol", "tta"):
+                if config.get(name):
+                    raise ValueError(f"--{name} is for measuring; to start from weights: --model.network segformer.Pretrained")
+        elif self.subcommand in ("validate", "test"):
+            if config.weights and config.ckpt_path:
+                raise ValueError("--weights and --ckpt_path both name what to measure; give one")
+            given = config.weights or config.ckpt_path
+            if not given and not str(config.model.network.class_path).endswith("Pretrained"):
+                raise ValueError("the network has random weights; say what to measure with --weights or --ckpt_path")
 
     def before_fit(self) -> None:
         self.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
@@ -97,10 +110,9 @@ class SegmentationCLI(LightningCLI):
         config = self.config[self.subcommand]
         if config.weights is not None:
             self.model.network = SegmentationModel.from_pretrained(config.weights)
-            if self.model.network.num_classes != self.datamodule.num_classes:
-                raise ValueError(
-                    f"{config.weights!r} tells {self.model.network.num_classes} classes apart, the data have {self.datamodule.num_classes}"
-                )
+            labels = max(2, self.model.network.num_classes)  # one logit tells two apart
+            if labels != self.datamodule.num_classes:
+                raise ValueError(f"{config.weights!r} tells {labels} classes apart, the data have {self.datamodule.num_classes}")
         if config.tta and config.protocol is None:
             raise ValueError("--tta needs a --protocol, which has its ratios")
         if config.protocol is not None:

@@ -102,7 +102,9 @@ class SegmentationData(LightningDataModule):
         """The epoch and batch that come next."""
         if self.trainer is None:
             return 0, 0
-        steps = -(-len(self.batches) // self.trainer.accumulate_grad_batches)
+        limit = self.trainer.limit_train_batches
+        batches = int(len(self.batches) * limit) if isinstance(limit, float) else min(len(self.batches), limit)
+        steps = max(1, -(-batches // self.trainer.accumulate_grad_batches))
         epoch, step = divmod(self.trainer.global_step, steps)
         return epoch, step * self.trainer.accumulate_grad_batches
 

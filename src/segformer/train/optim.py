@@ -24,8 +24,8 @@ def param_groups(network: SegmentationModel, head_lr_mult: float = 10.0, auxilia
     norms = {
         id(parameter)
         for module in network.backbone.modules()
-        if isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.BatchNorm2d)
-        for parameter in module.parameters()
+        if "norm" in type(module).__name__.lower()  # LayerNorm, BatchNorm2d, and those of timm and of this package
+        for parameter in module.parameters(recurse=False)
     }
     backbone = list(network.backbone.parameters())
     return [

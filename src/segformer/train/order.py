@@ -6,6 +6,7 @@ loader processes; and each machine of several knows its share without asking.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -43,9 +44,16 @@ class Seeded(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, draw: Draw) -> Any:
+        others = random.getstate(), np.random.get_state()  # a transform of the user's may draw from these
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(draw.seed)
-            return self.dataset[draw.index]
+            random.seed(draw.seed)
+            np.random.seed(draw.seed % 2**32)
+            try:
+                return self.dataset[draw.index]
+            finally:
+                random.setstate(others[0])
+                np.random.set_state(others[1])
 
 
 class Batches(Sampler[list[Draw]]):

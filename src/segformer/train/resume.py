@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +25,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        for left in path.parent.glob(".*.ckpt.part"):  # by a run that was killed while it wrote
+            left.unlink(missing_ok=True)
+        partial = path.with_name(f".{path.name}.part")
         try:
-            with os.fdopen(handle, "wb") as file:
+            with partial.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(name, path)
+            os.replace(partial, path)
         except BaseException as error:
-            Path(name).unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
             if isinstance(error, OSError | RuntimeError):  # PyTorch's own writer tells a full disk as a RuntimeError
                 raise OSError(
                     f"cannot write the checkpoint {str(path)!r} ({error}); earlier ones are whole: make room and resume"
@@ -92,6 +93,7 @@ def find_checkpoint(ckpt_path: str, runs: Path) -> Path | None:
                 f"no checkpoint {ckpt_path!r}; --ckpt_path last finds the newest one of the newest run in {str(runs)!r}"
             )
         return Path(ckpt_path)
-    versions = sorted(runs.glob("version_*"), key=lambda path: int(path.name.rpartition("_")[2]), reverse=True)
+    numbers = {path: path.name.removeprefix("version_") for path in runs.glob("version_*")}
+    versions = sorted((path for path, number in numbers.items() if number.isdigit()), key=lambda path: int(numbers[path]), reverse=True)
     found = (newest_checkpoint(version / "checkpoints") for version in versions)
     return next((path for path in found if path is not None), None)

@@ -58,17 +58,16 @@ class SegmentationTask(LightningModule):
         super().__init__()
         self.network = network
         self.loss = loss or CrossEntropy()
-        weight = getattr(self.loss, "weight", None)
-        if weight is not None and len(weight) != network.num_classes:
-            raise ValueError(
-                f"the loss weighs {len(weight)} classes, the network tells {network.num_classes} apart; give one weight a class"
-            )
+        labels = max(2, network.num_classes)  # one logit tells two classes apart
+        for weight in (weight for module in self.loss.modules() if (weight := getattr(module, "weight", None)) is not None):
+            if len(weight) != labels:
+                raise ValueError(f"the loss weighs {len(weight)} classes, the network tells {labels} apart; give one weight a class")
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
         self.head_lr_mult = head_lr_mult
         self.protocol = protocol
         self.auxiliary = auxiliary and auxiliary(network)
-        self.confusion = MulticlassConfusionMatrix(max(2, network.num_classes), ignore_index=IGNORE_INDEX)  # one logit tells two apart
+        self.confusion = MulticlassConfusionMatrix(labels, ignore_index=IGNORE_INDEX)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)
