@@ -78,7 +78,10 @@ def test_argmax_of_logits_that_are_not_finite_is_the_plain_one(
     plain = interpolate(logits, (height, width))
     if plain.isfinite().all():
         return
-    same = upsample_argmax(logits, (height, width)) == plain.argmax(1)
+    labels = upsample_argmax(logits, (height, width))
+    # Half way between two cells of 1e308 in two classes these tie, and the last bit decides.
+    greatest, chosen = plain.amax(1), plain.gather(1, labels[:, None])[:, 0]
+    same = (labels == plain.argmax(1)) | (greatest - chosen <= 1e-12 * greatest.abs())
     # Where a pixel lies on a cell to the last bit, rounding decides whether 0 · ∞ or ε · ∞ is added of its neighbour.
     assert (same | lies_on_a_cell(logits.shape[2], height)[:, None] | lies_on_a_cell(logits.shape[3], width)).all()
 

@@ -79,6 +79,7 @@ class Batches(Sampler[list[Draw]]):
     ) -> None:
         self.length, self.batch_size, self.seed = length, batch_size, seed
         self.rank, self.world_size, self.start = rank, world_size, start
+        self._known = -1, torch.empty(0)  # the last epoch that was asked for, and its order
 
     def __len__(self) -> int:
         return self.length // (self.batch_size * self.world_size)
@@ -86,8 +87,12 @@ class Batches(Sampler[list[Draw]]):
     def batch(self, epoch: int, number: int) -> list[Draw]:
         """The batch of a number, without those before it."""
         place = (number * self.world_size + self.rank) * self.batch_size
-        order = torch.randperm(self.length, generator=torch.Generator().manual_seed(mixed(self.seed, epoch)))
-        return [Draw(index, mixed(self.seed, epoch, index)) for index in order[place : place + self.batch_size].tolist()]
+        return [Draw(index, mixed(self.seed, epoch, index)) for index in self._order(epoch)[place : place + self.batch_size].tolist()]
+
+    def _order(self, epoch: int) -> torch.Tensor:
+        if epoch != self._known[0]:
+            self._known = epoch, torch.randperm(self.length, generator=torch.Generator().manual_seed(mixed(self.seed, epoch)))
+        return self._known[1]
 
     def __iter__(self) -> Iterator[list[Draw]]:
         epoch, first = self.start()
