@@ -104,8 +104,9 @@ def _fold_fudan(state: State) -> dict[str, str]:
     """A bias before BatchNorm only shifts its mean; the last convolution is the classifier."""
     folded = {}
     convs = sorted(key for key in state if re.fullmatch(r"decode_head\.conv_\d+\.weight", key))
-    for tensor in ("weight", "bias"):
-        state[f"decode_head.classifier.{tensor}"] = state.pop(convs[-1].replace("weight", tensor))
+    for key in (convs[-1], convs[-1].replace("weight", "bias")):
+        if key in state:
+            state[f"decode_head.classifier.{key.rpartition('.')[2]}"] = state.pop(key)
     for key in convs[:-1]:
         bias, mean = key.replace("weight", "bias"), key.replace("conv_", "syncbn_fc_").replace("weight", "running_mean")
         if bias in state and mean in state:
