@@ -128,15 +128,7 @@ class Protocol:
             return self.probabilities(model, images, size).argmax(1)
 
 
-def multi_scale(protocol: Protocol, ratios: Sequence[float]) -> Protocol:
-    """The same at several sizes, each also mirrored."""
-    return replace(protocol, ratios=tuple(ratios), flip=True)
-
-
 # By data set: at one size, and with test-time augmentation, as the official code measured (its tools/test.py with and without --aug-test).
-ADE20K = Protocol(scale=(2048, 512), multiple=32)
-ADE20K_640 = Protocol(scale=(2048, 640), multiple=32)  # B5
-CITYSCAPES = Protocol(Slide((1024, 1024), (768, 768)), scale=(2048, 1024))
 TTA_RATIOS = {
     "ade20k": (0.75, 0.875, 1.0, 1.125, 1.25),
     "ade20k-640": (0.75, 0.875, 1.0, 1.125, 1.25),
@@ -147,9 +139,9 @@ TTA_RATIOS = {
 PROTOCOLS = {
     "whole": Protocol(),
     "slide": Protocol(Slide((1024, 1024), (768, 768))),
-    "ade20k": ADE20K,
-    "ade20k-640": ADE20K_640,
-    "cityscapes": CITYSCAPES,
+    "ade20k": Protocol(scale=(2048, 512), multiple=32),
+    "ade20k-640": Protocol(scale=(2048, 640), multiple=32),  # B5
+    "cityscapes": Protocol(Slide((1024, 1024), (768, 768)), scale=(2048, 1024)),
 }
 
 
@@ -161,7 +153,7 @@ def find_protocol(name: str, tta: bool = False) -> Protocol:
     """
     if name not in PROTOCOLS:
         raise ValueError(f"unknown protocol {name!r}; choose one of {', '.join(PROTOCOLS)}")
-    return multi_scale(PROTOCOLS[name], TTA_RATIOS[name]) if tta else PROTOCOLS[name]
+    return replace(PROTOCOLS[name], ratios=TTA_RATIOS[name], flip=True) if tta else PROTOCOLS[name]
 
 
 def evaluate(model: Any, dataset: Any, protocol: Protocol | None = None, *, device: str | torch.device = "cpu") -> Scores:

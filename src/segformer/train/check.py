@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from segformer.data.classes import Classes
-from segformer.data.datasets import IGNORE_INDEX, check_labels
-from segformer.train.data import SegmentationData
+from segformer.data.datasets import IGNORE_INDEX
+from segformer.train.data import SegmentationData, Transformed
 from segformer.visualize import indexed, overlay, sheet
 
 SPLITS = ("train", "val", "test")
@@ -39,15 +39,14 @@ class Samples(Dataset):
     """A data set's pairs, read as training reads them, each summed up."""
 
     def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
+        self.pairs = Transformed(dataset, lambda image, label: (image, label))
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample:
         try:
-            image, label = self.dataset[index]
-            check_labels(label, len(self.dataset.classes), f"label map {index} of {type(self.dataset).__name__}")
+            image, label = self.pairs[index]
         except (ValueError, OSError) as error:
             return Sample(problem=str(error))
         pixels = image.numpy()

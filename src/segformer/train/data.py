@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from segformer.data.classes import Classes
 from segformer.data.datasets import IGNORE_INDEX, FolderDataset, check_labels
 from segformer.data.transforms import normalize
-from segformer.train.order import Batches, ResumableLoader, Seeded, Share
+from segformer.train.order import Batches, ResumableLoader, Seeded, Share, run_seed
 
 
 class Transformed(Dataset):
@@ -79,7 +79,7 @@ class SegmentationData(LightningDataModule):
                 + (f" on each of {world_size} devices" if world_size > 1 else "")
                 + f"; set data.batch_size to {len(self.train) // world_size} or less"
             )
-        self.batches = Batches(len(self.train), self.batch_size, self.seed, rank, world_size, self._start)
+        self.batches = Batches(len(self.train), self.batch_size, run_seed(), rank, world_size, self._start)
         return ResumableLoader(
             Seeded(Transformed(self.train, self.train_transform)),
             batch_sampler=self.batches,
@@ -87,11 +87,6 @@ class SegmentationData(LightningDataModule):
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
-
-    @property
-    def seed(self) -> int:
-        """The seed of the run, as ``seed_everything`` leaves it for all of its processes."""
-        return int(os.environ.get("PL_GLOBAL_SEED", 0))
 
     @property
     def _place(self) -> tuple[int, int]:

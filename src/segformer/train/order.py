@@ -6,6 +6,7 @@ loader processes; and each machine of several knows its share without asking.
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+
+def run_seed() -> int:
+    """The seed of the run, as ``seed_everything`` leaves it for all of its processes."""
+    return int(os.environ.get("PL_GLOBAL_SEED", 0))
 
 
 def mixed(*numbers: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -24,7 +23,7 @@ from segformer.metrics import Scores
 from segformer.models import SegmentationModel
 from segformer.train.auxiliary import Auxiliary
 from segformer.train.optim import Poly, apply_lr_mult, param_groups
-from segformer.train.order import mixed
+from segformer.train.order import mixed, run_seed
 
 OFFICIAL_ADAMW = partial(torch.optim.AdamW, lr=6e-5, weight_decay=0.01)
 
@@ -74,7 +73,7 @@ class SegmentationTask(LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Dropout's random numbers depend on the seed, the step and the process alone, as the data's do."""
-        torch.manual_seed(mixed(int(os.environ.get("PL_GLOBAL_SEED", 0)), self.trainer.global_step, batch_idx, self.global_rank))
+        torch.manual_seed(mixed(run_seed(), self.trainer.global_step, batch_idx, self.global_rank))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, target = batch
