@@ -51,9 +51,10 @@ def main() -> None:
         outcome = _in_a_process(job)
         results.setdefault(job["part"], {})[_key(job)] = {**job, **outcome}
         options.out.write_text(json.dumps(results, indent=1) + "\n")
-    from benchmarks.report import write
+    if options.out.resolve().parent == HERE:  # the tables are of the results beside them
+        from benchmarks.report import write
 
-    write(results, HERE)
+        write(results, HERE)
 
 
 def _jobs(part: str, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -121,24 +122,16 @@ def _one(job: dict[str, Any]) -> dict[str, Any]:
         with torch.inference_mode():
             peak = measure.peak_growth(work)
             return {"bytes": peak, "seconds": measure.interleaved({"labels": work}, 3)[0]["seconds"]["median"]}
-    return _loading()
+    from benchmarks import loading
 
-
-def _loading() -> dict[str, Any]:
-    """Decoding, augmenting and normalising 640×480 JPEGs with PNG label maps, one process."""
-    import tempfile
-
-    from benchmarks.loading import images_per_second
-
-    with tempfile.TemporaryDirectory() as folder:
-        return images_per_second(Path(folder))
+    return loading.seconds(job["repeats"])
 
 
 def _machine(threads: int) -> dict[str, str]:
     cpu = platform.processor()
     if Path("/proc/cpuinfo").is_file():
         cpu = next(line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
-    packages = ("torch", "transformers", "segmentation-models-pytorch", "onnxruntime", "openvino")
+    packages = ("torch", "transformers", "segmentation-models-pytorch", "onnxruntime", "openvino", "albumentations")
     return {
         "cpu": f"{cpu}, {torch.backends.cpu.get_cpu_capability()}, {threads} threads",
         "versions": ", ".join(f"{name} {version(name)}" for name in packages),

@@ -47,9 +47,12 @@ def write(results: dict[str, Any], folder: Path) -> None:
             "",
         ]
     if "loading" in results:
-        rates = next(iter(results["loading"].values())).get("images_per_second", {})
-        lines += ["### Loading, one process", "", "| work | images/s |", "|---|---|"]
-        lines += [f"| {name} | {rate:.0f} |" for name, rate in rates.items()] + [""]
+        lines += [
+            "### Loading: training samples of 512×512 from photographs of 640×480, one process and thread",
+            "",
+            *_loading(results["loading"]),
+            "",
+        ]
     readme = folder / "README.md"
     prose, marker, _ = readme.read_text().partition("<!-- tables -->\n")
     readme.write_text("\n".join([prose + marker, *lines]))
@@ -105,6 +108,17 @@ def _memory(entries: dict[str, Any]) -> list[str]:
             f"| {entry['what']}, {entry['variant']}, {entry['classes']} classes | {height}×{width} | {entry['allocator']} "
             f"| {mine / 2**20:.0f} MiB | {theirs / 2**20:.0f} MiB | {mine / theirs:.2f} | {rates[0]} | {rates[1]} |"
         )
+    return lines
+
+
+def _loading(entries: dict[str, Any]) -> list[str]:
+    lines = ["| work | contestant | images/s | times ours (range) |", "|---|---|---|---|"]
+    for entry in entries.values():
+        for work in ("augmenting", "decoding and augmenting"):
+            for row in entry.get(work, []):
+                ratio = row["ratio"]
+                rate = entry["images"] / row["seconds"]["median"]
+                lines.append(f"| {work} | {row['name']} | {rate:.0f} | {ratio['median']:.2f}× ({ratio['min']:.2f}–{ratio['max']:.2f}) |")
     return lines
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from segformer import SegFormer
-from segformer.data.transforms import normalize
+from segformer.data.transforms import Normalize
 from segformer.evaluation import PROTOCOLS, TTA_RATIOS, Protocol, Slide, Whole, evaluate, find_protocol, label_large
 from segformer.metrics import Scores
 
@@ -89,7 +89,7 @@ def test_any_module_is_measured_and_a_fast_path_agrees() -> None:
     whole = evaluate(model, dataset)
     direct = torch.zeros(2, 2, dtype=torch.long)
     for image, label in (dataset[k] for k in range(3)):
-        predicted = model.predict(normalize()(image)[None])[0]
+        predicted = model.predict(Normalize()(image)[None])[0]
         for truth in (0, 1):
             direct[truth] += torch.bincount(predicted[label == truth], minlength=2)
     assert torch.equal(whole.confusion.long(), direct)
@@ -107,7 +107,7 @@ def test_a_large_image_is_labelled_in_bands(size: tuple[int, int], mode: Slide, 
     np.save(tmp_path / "image.npy", pixels)
     out = np.lib.format.open_memmap(tmp_path / "labels.npy", "w+", "uint8", size)
     label_large(model, np.load(tmp_path / "image.npy", mmap_mode="r"), out, mode)
-    images = normalize()(torch.from_numpy(pixels).permute(2, 0, 1))[None]
+    images = Normalize()(torch.from_numpy(pixels).permute(2, 0, 1))[None]
     assert np.array_equal(out, mode.logits(model, images).argmax(1)[0].numpy())
     with pytest.raises(ValueError, match=r"\(H, W, 3\) and \(H, W\) are needed"):
         label_large(model, pixels, out[:-1], mode)

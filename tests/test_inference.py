@@ -9,7 +9,7 @@ from PIL import Image
 
 from segformer import Classes, SegFormer
 from segformer.data.datasets import read_image
-from segformer.data.transforms import normalize
+from segformer.data.transforms import Normalize
 from segformer.evaluation import Slide
 from segformer.inference import main
 
@@ -122,7 +122,7 @@ def test_windows_as_large_as_the_image_change_nothing_and_smaller_ones_are_avera
     main([str(weights), str(path), "--out", str(tmp_path / "whole")])
     label_maps = {name: np.array(Image.open(tmp_path / name / "a.png")) for name in ("96", "64", "whole")}
     assert np.array_equal(label_maps["96"], label_maps["whole"])
-    images = normalize()(read_image(path))[None]
+    images = Normalize()(read_image(path))[None]
     assert np.array_equal(label_maps["64"], Slide((64, 64), (32, 32)).logits(tiny, images).argmax(1)[0].numpy())
 
 

@@ -110,12 +110,12 @@ def test_transformers_opens_what_we_write(variant: str, dtype: torch.dtype, tmp_
 def test_transformers_prepares_images_as_we_do(tiny: SegFormer, tmp_path: Path) -> None:
     from transformers import AutoImageProcessor
 
-    from segformer.data.transforms import normalize
+    from segformer.data.transforms import Normalize
 
     tiny.save(tmp_path / "model", "huggingface")
     image = torch.randint(0, 256, (3, 512, 512), dtype=torch.uint8)
     theirs = AutoImageProcessor.from_pretrained(tmp_path / "model")(image, return_tensors="pt").pixel_values[0]
-    torch.testing.assert_close(theirs, normalize()(image), rtol=0, atol=1e-5)
+    torch.testing.assert_close(theirs, Normalize()(image), rtol=0, atol=1e-5)
 
 
 @torch.inference_mode()

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from segformer import SegFormer
-from segformer.data.transforms import normalize
+from segformer.data.transforms import Normalize
 
 pytestmark = pytest.mark.released_weights
 PUBLISHED = json.loads((Path(__file__).parent / "released_logits.json").read_text())
@@ -31,7 +31,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Tensor:
         path = str(tmp_path_factory.mktemp("coco") / "000000039769.jpg")
         torch.hub.download_url_to_file(IMAGE, path)
     image = Image.open(path).convert("RGB").resize((512, 512), Image.Resampling.BILINEAR)
-    return normalize()(torch.from_numpy(np.array(image)).permute(2, 0, 1))[None]
+    return Normalize()(torch.from_numpy(np.array(image)).permute(2, 0, 1))[None]
 
 
 @torch.inference_mode()

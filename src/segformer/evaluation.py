@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from segformer.data.datasets import IGNORE_INDEX, check_labels
-from segformer.data.transforms import normalize
+from segformer.data.transforms import Normalize
 from segformer.metrics import Scores
 from segformer.models import evaluating
 from segformer.upsample import upsample, with_background
@@ -170,7 +170,7 @@ def evaluate(model: Any, dataset: Any, protocol: Protocol | None = None, *, devi
     protocol = protocol or Protocol()
     classes = len(dataset.classes)
     confusion = MulticlassConfusionMatrix(max(2, classes), ignore_index=IGNORE_INDEX).to(device)
-    prepare = normalize()
+    prepare = Normalize()
     for index in tqdm(range(len(dataset)), "evaluate", unit="image"):
         image, label = dataset[index]
         check_labels(label, max(2, classes), f"label map {index}")
@@ -222,7 +222,7 @@ def label_large(model: Any, image: Any, out: Any, mode: Slide, *, device: str | 
 
 
 def _windows(model: Any, image: Any, top: int, lefts: list[int], mode: Slide, device: str | torch.device) -> Iterator[tuple[int, Tensor]]:
-    prepare = normalize()
+    prepare = Normalize()
     for left in lefts:
         pixels = np.array(image[top : top + mode.crop_size[0], left : left + mode.crop_size[1]])
         images = prepare(torch.from_numpy(pixels).permute(2, 0, 1))[None].to(device)

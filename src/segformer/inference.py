@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from segformer.data.datasets import find_images, read_image
-from segformer.data.transforms import PadTo, normalize
+from segformer.data.transforms import Normalize, PadTo
 from segformer.evaluation import Slide, label_large
 from segformer.models import SegFormer, SegmentationModel
 from segformer.visualize import indexed, overlay
@@ -39,7 +39,7 @@ def label_file(model: SegmentationModel, path: str | os.PathLike[str], slide: Sl
         label_large(model, pixels, labels, slide, device=next(model.parameters()).device)
         return Image.fromarray(pixels), labels
     size = getattr(model.backbone, "min_size", 1)
-    images = PadTo((size, size))(normalize()(image))[None].to(next(model.parameters()))  # device and precision
+    images = PadTo((size, size))(Normalize()(image))[None].to(next(model.parameters()))  # device and precision
     predicted = model.predict(images)[0, : image.shape[1], : image.shape[2]]
     return Image.fromarray(image.permute(1, 2, 0).numpy()), predicted.to("cpu", torch.uint8).numpy()
 

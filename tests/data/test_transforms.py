@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision import tv_tensors
 
-from segformer.data.transforms import IMAGENET_MEAN, PadTo, PhotometricDistortion, RandomCrop, RandomScale, TrainTransform, normalize
+from segformer.data.transforms import IMAGENET_MEAN, Normalize, PadTo, PhotometricDistortion, RandomScaledCrop, TrainTransform
 
 
 def sample(height: int, width: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
@@ -16,7 +16,7 @@ def sample(height: int, width: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
 
 
 def test_scale_is_within_bounds_and_keeps_the_aspect() -> None:
-    sizes = [RandomScale((0.5, 2.0))(*sample(100, 200))[1].shape for _ in range(200)]
+    sizes = [RandomScaledCrop((9999, 9999))(*sample(100, 200))[1].shape for _ in range(200)]
     heights = torch.tensor([float(h) for h, _ in sizes])
     assert all(abs(w - 2 * h) <= 2 for h, w in sizes)
     assert heights.min() >= 50
@@ -27,21 +27,43 @@ def test_scale_is_within_bounds_and_keeps_the_aspect() -> None:
 
 @pytest.mark.parametrize(("size", "fitted"), [((300, 400), (512, 683)), ((400, 300), (683, 512)), ((100, 1000), (205, 2048))])
 def test_base_fits_the_image_into_2048_by_512(size: tuple[int, int], fitted: tuple[int, int]) -> None:
-    image, label = RandomScale((1.0, 1.0), base=(2048, 512))(*sample(*size))
+    image, label = RandomScaledCrop((9999, 9999), (1.0, 1.0), base=(2048, 512))(*sample(*size))
     assert tuple(image.shape[-2:]) == tuple(label.shape) == fitted
 
 
 def test_label_maps_are_never_interpolated() -> None:
     _, label = sample(50, 60)
     label[label == 3] = 255
-    scaled = RandomScale((0.7, 1.7))(tv_tensors.Image(torch.zeros(3, 50, 60, dtype=torch.uint8)), label)[1]
-    assert set(scaled.unique().tolist()) <= {0, 1, 2, 4, 5, 6, 255}
+    image = tv_tensors.Image(torch.zeros(3, 50, 60, dtype=torch.uint8))
+    for _ in range(20):
+        scaled = RandomScaledCrop((40, 40), (0.7, 1.7), cat_max_ratio=2.0)(image, label)[1]
+        assert set(scaled.unique().tolist()) <= {0, 1, 2, 4, 5, 6, 255}
 
 
 def test_crop_cuts_one_window_out_of_both() -> None:
-    image, label = RandomCrop((20, 30))(*sample(50, 61))
+    image, label = RandomScaledCrop((20, 30), (1.0, 1.0))(*sample(50, 61))
     assert label.shape == (20, 30)
     assert torch.equal(image[0], label)
+
+
+@pytest.mark.parametrize("factor", [0.7, 1.0, 1.9])
+def test_a_window_of_the_scaled_image_is_what_scaling_all_of_it_gives(factor: float) -> None:
+    """Position and scale of a window, told by an image whose colours are its coordinates."""
+    rows, columns = torch.meshgrid(torch.arange(200), torch.arange(240), indexing="ij")
+    image = tv_tensors.Image(torch.stack([rows, columns, rows]).to(torch.uint8))
+    label = tv_tensors.Mask(rows.to(torch.uint8))
+    tops = []
+    for _ in range(300):
+        window, labels = RandomScaledCrop((64, 96), (factor, factor))(image, label)
+        assert window.shape[-2:] == labels.shape == (64, 96)
+        step = (window[0, -4].float() - window[0, 4].float()) / (64 - 8)
+        assert (step - 1 / factor).abs().max() < 0.05
+        assert (window[0].float() - labels.float()).abs().max() <= 1 / factor + 1  # the two show the same place
+        tops.append(window[0, 0, 0].item())
+    last = 200 - 64 / factor
+    assert min(tops) < 0.05 * last + 2
+    assert max(tops) > 0.95 * last - 2
+    assert sum(tops) / len(tops) == pytest.approx(last / 2, abs=0.1 * last)
 
 
 def test_crop_avoids_windows_of_one_class() -> None:
@@ -50,13 +72,13 @@ def test_crop_avoids_windows_of_one_class() -> None:
     label[:, 180:] = 1
     image = tv_tensors.Image(torch.zeros(3, 20, 200, dtype=torch.uint8))
 
-    def share_varied(crop: RandomCrop) -> float:
+    def share_varied(crop: RandomScaledCrop) -> float:
         crops = [crop(image, label)[1] for _ in range(300)]
         return sum(float(c.bincount().max() < 0.75 * c.numel()) for c in (crop.flatten() for crop in crops)) / 300
 
     p = 10 / 161  # of 161 windows, ten hold more than ten columns of the other class
-    once = share_varied(RandomCrop((20, 40), cat_max_ratio=1.1))
-    ten = share_varied(RandomCrop((20, 40), cat_max_ratio=0.75))
+    once = share_varied(RandomScaledCrop((20, 40), (1.0, 1.0), cat_max_ratio=1.1))
+    ten = share_varied(RandomScaledCrop((20, 40), (1.0, 1.0), cat_max_ratio=0.75))
     assert once == pytest.approx(p, abs=0.05)
     assert ten == pytest.approx(1 - (1 - p) ** 10, abs=0.1)
 
@@ -64,9 +86,9 @@ def test_crop_avoids_windows_of_one_class() -> None:
 def test_crop_ignores_unlabelled_pixels() -> None:
     label = torch.full((10, 10), 255, dtype=torch.uint8)
     label[0, :4] = torch.tensor([0, 1, 2, 3])
-    assert RandomCrop((10, 10))._is_varied(label)
+    assert RandomScaledCrop((10, 10))._is_varied(label)
     label[:] = 255
-    assert not RandomCrop((10, 10))._is_varied(label)
+    assert not RandomScaledCrop((10, 10))._is_varied(label)
 
 
 def distorted(color: tuple[int, int, int], **changes: float) -> torch.Tensor:
@@ -101,6 +123,14 @@ def test_saturation_and_hue_are_those_of_hsv(color: tuple[int, int, int]) -> Non
         assert (distorted(color, hue=degrees) - expected).abs().max() <= 0.51
 
 
+def test_large_images_are_distorted_piece_by_piece_as_small_ones_are() -> None:
+    image = tv_tensors.Image(torch.randint(256, (3, 300, 500), dtype=torch.uint8))
+    params = dict.fromkeys(PhotometricDistortion.CHANGES, 1.2) | {"contrast_first": False}
+    whole = PhotometricDistortion().transform(image, params)
+    columns = [PhotometricDistortion().transform(tv_tensors.Image(column), params) for column in image.split(3, -1)]
+    assert torch.equal(whole, torch.cat(columns, -1))
+
+
 def test_each_distortion_comes_half_the_time_within_its_bounds() -> None:
     draws = [PhotometricDistortion().make_params([]) for _ in range(400)]
     for name, low, high in (("brightness", -32, 32), ("contrast", 0.5, 1.5), ("saturation", 0.5, 1.5), ("hue", -36, 36)):
@@ -127,9 +157,11 @@ def test_padding_is_0_for_images_and_255_for_labels() -> None:
 
 def test_normalisation_takes_the_mean_colour_to_0() -> None:
     mean = (torch.tensor(IMAGENET_MEAN) * 255).round().to(torch.uint8)
-    image = normalize()(tv_tensors.Image(mean[:, None, None].expand(3, 4, 4)))
+    image = Normalize()(tv_tensors.Image(mean[:, None, None].expand(3, 4, 4)))
     assert image.abs().max() < 0.01
     assert image.dtype == torch.float32
+    with pytest.raises(TypeError, match=r"torch.float32; normalisation takes uint8"):
+        Normalize()(image)
 
 
 @pytest.mark.parametrize("size", [(30, 40), (64, 64), (200, 333)], ids=str)
@@ -150,4 +182,4 @@ def test_flips_come_half_the_time() -> None:
 
 def test_impossible_scales_are_refused() -> None:
     with pytest.raises(ValueError, match=r"scale=\(2.0, 0.5\) must be two positive factors"):
-        RandomScale((2.0, 0.5))
+        RandomScaledCrop((8, 8), (2.0, 0.5))

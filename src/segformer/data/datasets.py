@@ -40,14 +40,16 @@ def read_image(path: str | os.PathLike[str]) -> tv_tensors.Image:
     Raises:
         ValueError: naming the file, when it cannot be decoded.
     """
-    image = ImageOps.exif_transpose(_open(path))
+    image = _open(path)
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I;16"):  # Pillow's own conversion would clip all above 255
         image = Image.fromarray((np.array(image) // 257).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(
             f"image {str(path)!r} has mode {image.mode}, whose scale of values is unknown; save it with 8 or 16 bits a channel"
         )
-    return tv_tensors.Image(torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1))
+    pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
 
 
 def read_label_map(path: str | os.PathLike[str], classes: Classes | None = None) -> tv_tensors.Mask:
@@ -69,7 +71,7 @@ def read_label_map(path: str | os.PathLike[str], classes: Classes | None = None)
             "convert the colours to indices first"
         )
     indices = np.array(label)
-    return tv_tensors.Mask(torch.from_numpy(indices.astype(np.uint8)))
+    return tv_tensors.Mask(torch.from_numpy(indices.astype(np.uint8, copy=False)))
 
 
 def _by_color(pixels: np.ndarray, classes: Classes, path: str | os.PathLike[str]) -> np.ndarray:
@@ -110,6 +112,8 @@ def check_labels(label: Tensor, num_classes: int, what: str) -> None:
     Raises:
         ValueError: naming ``what`` was read, its most frequent wrong value, how often it occurs, and the likely cure.
     """
+    if not label.numel() or (label + 1).amax() <= num_classes:  # in uint8 255 + 1 is 0; several times as fast as counting
+        return
     counts = torch.bincount(label.flatten(), minlength=256)
     counts[:num_classes] = 0
     counts[IGNORE_INDEX] = 0

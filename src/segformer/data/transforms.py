@@ -18,63 +18,49 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class RandomScale(v2.Transform):
-    """Resize by one random factor for height and width: the image bilinear, the label map to its nearest pixel.
+class RandomScaledCrop(v2.Transform):
+    """Resize by one random factor for height and width, and cut out a random window; only the window is ever resized.
+
+    The image is resized bilinear, the label map to its nearest pixel. The window is drawn again (ten times at most) while one class fills
+    more than ``cat_max_ratio`` of it. What is smaller than ``size`` once resized is left as small; :class:`PadTo` fills it up.
 
     Args:
+        size: height and width of the window in pixels.
         scale: the least and the greatest factor.
         base: (long side, short side) in pixels into which the unscaled image is fitted first, aspect kept; by default its own size.
-    """
-
-    def __init__(self, scale: Sequence[float] = (0.5, 2.0), base: Sequence[int] | None = None) -> None:
-        super().__init__()
-        if not 0 < scale[0] <= scale[1]:
-            raise ValueError(f"scale={tuple(scale)} must be two positive factors, the least first")
-        self.scale = tuple(scale)
-        self.base = tuple(base) if base else None
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        height, width = query_size(flat_inputs)
-        factor = float(torch.empty(()).uniform_(*self.scale))
-        if self.base is not None:
-            factor *= min(max(self.base) / max(height, width), min(self.base) / min(height, width))
-        return {"size": [max(1, round(height * factor)), max(1, round(width * factor))]}
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        return self._call_kernel(F.resize, inpt, params["size"], interpolation=F.InterpolationMode.BILINEAR, antialias=True)
-
-
-class RandomCrop(v2.Transform):
-    """Cut out a random window, drawn again (ten times at most) while one class fills more than ``cat_max_ratio`` of it.
-
-    An image smaller than ``size`` is left as small; :class:`PadTo` fills it up.
-
-    Args:
-        size: height and width in pixels.
         cat_max_ratio: the greatest share of the window's labelled pixels that one class may have.
     """
 
     TRIES = 10
 
-    def __init__(self, size: Sequence[int], cat_max_ratio: float = 0.75) -> None:
+    def __init__(
+        self,
+        size: Sequence[int],
+        scale: Sequence[float] = (0.5, 2.0),
+        base: Sequence[int] | None = None,
+        cat_max_ratio: float = 0.75,
+    ) -> None:
         super().__init__()
-        self.size = tuple(size)
+        if not 0 < scale[0] <= scale[1]:
+            raise ValueError(f"scale={tuple(scale)} must be two positive factors, the least first")
+        self.size, self.scale, self.base = tuple(size), tuple(scale), tuple(base) if base else None
         self.cat_max_ratio = cat_max_ratio
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        height, width = query_size(flat_inputs)
+        """The window in the unscaled image, and its size once resized."""
+        whole = query_size(flat_inputs)
+        factor = float(torch.empty(()).uniform_(*self.scale))
+        if self.base is not None:
+            factor *= min(max(self.base) / max(whole), min(self.base) / min(whole))
+        size = [min(most, max(1, round(side * factor))) for most, side in zip(self.size, whole, strict=True)]
+        height, width = (max(1, min(side, round(new / factor))) for new, side in zip(size, whole, strict=True))
         labels = [inpt for inpt in flat_inputs if isinstance(inpt, tv_tensors.Mask)]
         for _ in range(self.TRIES):
-            window = self._window(height, width)
-            if all(self._is_varied(F.crop(label, **window)) for label in labels):
+            top = int(torch.randint(whole[0] - height + 1, ()))
+            left = int(torch.randint(whole[1] - width + 1, ()))
+            if all(self._is_varied(label[..., top : top + height, left : left + width]) for label in labels):
                 break
-        return window
-
-    def _window(self, height: int, width: int) -> dict[str, int]:
-        h, w = min(self.size[0], height), min(self.size[1], width)
-        top = int(torch.randint(height - h + 1, ()))
-        left = int(torch.randint(width - w + 1, ()))
-        return {"top": top, "left": left, "height": h, "width": w}
+        return {"top": top, "left": left, "height": height, "width": width, "size": size}
 
     def _is_varied(self, label: Tensor) -> bool:
         counts = torch.bincount(label.flatten(), minlength=256)
@@ -82,7 +68,7 @@ class RandomCrop(v2.Transform):
         return bool(counts.max() < self.cat_max_ratio * counts.sum())
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        return self._call_kernel(F.crop, inpt, **params)
+        return self._call_kernel(F.resized_crop, inpt, **params, interpolation=F.InterpolationMode.BILINEAR, antialias=True)
 
 
 class PadTo(v2.Transform):
@@ -100,6 +86,8 @@ class PadTo(v2.Transform):
         return {"padding": [0, 0, max(0, self.size[1] - width), max(0, self.size[0] - height)]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if not any(params["padding"]):
+            return inpt
         fill = IGNORE_INDEX if isinstance(inpt, tv_tensors.Mask) else 0
         return self._call_kernel(F.pad, inpt, params["padding"], fill=fill)
 
@@ -116,6 +104,9 @@ class PhotometricDistortion(v2.Transform):
         hue: the greatest turn in either direction, in degrees. The published 18 counts OpenCV's 8-bit hues, of 2° each.
     """
 
+    CHANGES = ("brightness", "contrast", "saturation", "hue")
+    PIXELS = 1 << 16  # at once: what one operation leaves is still in cache for the next
+
     def __init__(
         self,
         brightness: float = 32.0,
@@ -129,60 +120,89 @@ class PhotometricDistortion(v2.Transform):
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         ranges = ((-self.brightness, self.brightness), self.contrast, self.saturation, (-self.hue, self.hue))
         changes = [float(torch.empty(()).uniform_(*bounds)) if torch.rand(()) < 0.5 else None for bounds in ranges]
-        return dict(zip(("brightness", "contrast", "saturation", "hue"), changes, strict=True), contrast_first=bool(torch.rand(()) < 0.5))
+        return dict(zip(self.CHANGES, changes, strict=True), contrast_first=bool(torch.rand(()) < 0.5))
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if isinstance(inpt, tv_tensors.Mask) or not any(params[name] is not None for name in self.CHANGES):
+            return inpt
+        image = inpt.as_subclass(Tensor)
+        changed = torch.empty(image.shape, dtype=torch.uint8)
+        height = max(1, self.PIXELS // image.shape[-1])
+        for rows, target in zip(image.split(height, -2), changed.split(height, -2), strict=True):
+            target.copy_(self._changed(torch.empty(rows.shape).copy_(rows), params).round_().int())  # by int: twice as fast
+        return tv_tensors.wrap(changed, like=inpt)
+
+    def _changed(self, image: Tensor, params: dict[str, Any]) -> Tensor:
+        """RGB (3, H, W) from 0 to 255, changed in place."""
+        if params["brightness"] is not None:
+            image.add_(params["brightness"]).clamp_(0, 255)
+        if params["contrast"] is not None and params["contrast_first"]:
+            image.mul_(params["contrast"]).clamp_(0, 255)
+        if params["hue"] is not None:
+            _turn(image, params["hue"], params["saturation"] or 1.0)
+        elif params["saturation"] is not None:
+            _saturate(image, params["saturation"])
+        if params["contrast"] is not None and not params["contrast_first"]:
+            image.mul_(params["contrast"]).clamp_(0, 255)
+        return image
+
+
+def _value_and_chroma(image: Tensor) -> tuple[Tensor, Tensor]:
+    """HSV's value, and what it leaves of the least channel; saturation is their ratio."""
+    red, green, blue = image
+    value = torch.maximum(red, green)
+    least = torch.minimum(red, green)
+    torch.maximum(value, blue, out=value)
+    return value, torch.sub(value, torch.minimum(least, blue, out=least), out=least)
+
+
+def _saturate(image: Tensor, factor: float) -> None:
+    """Multiply HSV's saturation, in place; 1 is the most there is."""
+    value, chroma = _value_and_chroma(image)
+    factors = torch.minimum(chroma * factor, value).div_(chroma.clamp_min_(1e-6))
+    for channel in image:
+        torch.addcmul(value, value - channel, factors, value=-1, out=channel)
+
+
+def _turn(image: Tensor, degrees: float, saturation: float) -> None:
+    """Turn HSV's hue and multiply its saturation, in place.
+
+    The hue h is counted in sixths of the circle, from red; back in RGB a channel is value - chroma · clamp(u, 0, 1), where u is 2 - |h - 3|
+    for red, |h - 2| - 1 for green and |h - 4| - 1 for blue. Choices are products with masks of 0 and 1: on CPUs PyTorch's `where` takes
+    several times as long.
+    """
+    red, green, blue = image
+    value, chroma = _value_and_chroma(image)
+    inverse = chroma.clamp_min(1e-6).reciprocal_()
+    from_blue = torch.sub(red, green).mul_(inverse).add_(4)
+    from_green = torch.sub(blue, red).mul_(inverse).add_(2)
+    from_red = torch.sub(green, blue).mul_(inverse)
+    is_red, is_green = torch.eq(value, red, out=red), torch.eq(value, green, out=green)
+    hue = from_blue.lerp_(from_green, is_green).lerp_(from_red, is_red).add_(degrees / 60)
+    hue -= torch.div(hue, 6, out=blue).floor_().mul_(6)
+    torch.minimum(chroma.mul_(saturation), value, out=chroma)
+    for channel, (centre, slope, offset) in zip(image, ((3, -1, 2), (2, 1, -1), (4, 1, -1)), strict=True):
+        share = torch.sub(hue, centre, out=channel).abs_().mul_(slope).add_(offset).clamp_(0, 1)
+        torch.addcmul(value, chroma, share, value=-1, out=channel)
+
+
+class Normalize(v2.Transform):
+    """uint8 RGB to float32, ImageNet mean 0 and standard deviation 1 in each channel; label maps pass.
+
+    Raises:
+        TypeError: for an image that is not uint8, whose scale of values is unknown.
+    """
+
+    SCALE = torch.tensor(IMAGENET_STD)[:, None, None].mul(255).reciprocal()
+    SHIFT = -torch.tensor(IMAGENET_MEAN)[:, None, None] / torch.tensor(IMAGENET_STD)[:, None, None]
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         if isinstance(inpt, tv_tensors.Mask):
             return inpt
+        if inpt.dtype != torch.uint8:
+            raise TypeError(f"an image of {inpt.dtype}; normalisation takes uint8, 0 to 255")
         image = inpt.as_subclass(Tensor).float()
-        if params["brightness"] is not None:
-            image = (image + params["brightness"]).clamp_(0, 255)
-        if params["contrast"] is not None and params["contrast_first"]:
-            image = (image * params["contrast"]).clamp_(0, 255)
-        if params["hue"] is not None:
-            image = _turned(image, params["hue"], params["saturation"] or 1.0)
-        elif params["saturation"] is not None:
-            value, least = image.amax(0), image.amin(0)
-            factor = torch.minimum(params["saturation"] * torch.ones_like(value), _most(value, value - least))
-            image = value - (value - image) * factor
-        if params["contrast"] is not None and not params["contrast_first"]:
-            image = (image * params["contrast"]).clamp_(0, 255)
-        return tv_tensors.wrap(image.round_().to(torch.uint8), like=inpt)
-
-
-def _most(value: Tensor, chroma: Tensor) -> Tensor:
-    """The greatest factor of the saturation at which no channel would be negative."""
-    return value / chroma.clamp_min(1e-3)
-
-
-def _turned(image: Tensor, degrees: float, saturation: float) -> Tensor:
-    """RGB (3, H, W) of HSV whose hue is turned and whose saturation is multiplied.
-
-    The hue h is counted in sixths of the circle; back in RGB a channel is value - chroma · clamp(min(k, 4 - k), 0, 1), where k = h + 5, 3
-    and 1 for red, green and blue, modulo 6. torchvision's own takes several times as long.
-    """
-    red, green, blue = image.unbind(0)
-    value = torch.maximum(torch.maximum(red, green), blue)
-    chroma = value - torch.minimum(torch.minimum(red, green), blue)
-    inverse = chroma.clamp_min(1e-6).reciprocal_()
-    hue = torch.where(
-        value == red,
-        (green - blue) * inverse,
-        torch.where(value == green, (blue - red).mul_(inverse).add_(2), (red - green).mul_(inverse).add_(4)),
-    )
-    hue += degrees / 60
-    chroma *= _most(value, chroma).clamp_max_(saturation)
-    turned = torch.empty_like(image)
-    for channel, offset in zip(turned, (5, 3, 1), strict=True):
-        k = (hue + offset).div_(6)
-        k = k.sub_(k.floor()).mul_(6)
-        torch.addcmul(value, chroma, torch.minimum(k, 4 - k).clamp_(0, 1), value=-1, out=channel)
-    return turned
-
-
-def normalize() -> v2.Compose:
-    """uint8 RGB to float, ImageNet mean 0 and standard deviation 1 in each channel; label maps pass."""
-    return v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
+        return tv_tensors.wrap(image.mul_(self.SCALE.to(image.device)).add_(self.SHIFT.to(image.device)), like=inpt)
 
 
 class TrainTransform(v2.Compose):
@@ -191,8 +211,8 @@ class TrainTransform(v2.Compose):
     Args:
         crop_size: height and width of the result in pixels.
         scale: least and greatest factor of the random scale.
-        base: see :class:`RandomScale`.
-        cat_max_ratio: see :class:`RandomCrop`.
+        base: see :class:`RandomScaledCrop`.
+        cat_max_ratio: see :class:`RandomScaledCrop`.
         distortion: what becomes of the colours; by default :class:`PhotometricDistortion`.
     """
 
@@ -206,11 +226,10 @@ class TrainTransform(v2.Compose):
     ) -> None:
         super().__init__(
             [
-                RandomScale(scale, base),
-                RandomCrop(crop_size, cat_max_ratio),
+                RandomScaledCrop(crop_size, scale, base, cat_max_ratio),
                 v2.RandomHorizontalFlip(),
                 distortion or PhotometricDistortion(),
-                normalize(),
+                Normalize(),
                 PadTo(crop_size),
             ]
         )

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from segformer.data.classes import Classes
 from segformer.data.datasets import IGNORE_INDEX, FolderDataset, check_labels
-from segformer.data.transforms import normalize
+from segformer.data.transforms import Normalize
 from segformer.train.order import Batches, ResumableLoader, Seeded, Share, run_seed
 
 
@@ -118,7 +118,7 @@ class SegmentationData(LightningDataModule):
 
     def _whole_images(self, dataset: Dataset) -> DataLoader:
         sampler = Share(len(dataset), *self._place)  # type: ignore[arg-type]
-        return DataLoader(Transformed(dataset, normalize()), self.val_batch_size, sampler=sampler, num_workers=min(1, self.num_workers))
+        return DataLoader(Transformed(dataset, Normalize()), self.val_batch_size, sampler=sampler, num_workers=min(1, self.num_workers))
 
 
 class StandardData(SegmentationData):
