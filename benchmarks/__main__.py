@@ -19,24 +19,29 @@ from tqdm import tqdm
 from benchmarks import contestants, measure
 
 HERE = Path(__file__).parent
-PARTS = ("logits", "labels", "argmax", "step", "memory", "loading")
+PARTS = ("logits", "labels", "argmax", "step", "memory", "loading", "accuracy")
 PEERS = ("bfloat16", "smp", "onnxruntime", "openvino")
 ADE, CITYSCAPES = (150, (512, 512)), (19, (1024, 2048))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
-    parser.add_argument("parts", nargs="*", help=f"some of {', '.join(PARTS)}; by default all")
+    parser.add_argument("parts", nargs="*", help=f"some of {', '.join(PARTS)}; by default all but the last")
     parser.add_argument("--variants", nargs="+", default=["b0", "b2", "b5"])
     parser.add_argument("--peers", nargs="*", default=list(PEERS), help=f"besides transformers: {', '.join(PEERS)}, compile")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--camvid", help="the data set's folder, for accuracy: images/{train,val} beside labels/{train,val}")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of accuracy's runs")
+    parser.add_argument("--allocators", nargs="+", default=["default", "retaining"], help="default, retaining")
     parser.add_argument("--resume", action="store_true", help="measure only what the results lack")
     parser.add_argument("--out", type=Path, default=HERE / "results.json")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # one measurement, in a process of its own
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"unknown part {', '.join(unknown)}; choose of {', '.join(PARTS)}")
+    if "accuracy" in options.parts and not options.camvid:
+        parser.error("accuracy needs --camvid FOLDER")
     torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore")
     if options.one:
@@ -44,11 +49,12 @@ def main() -> None:
         return
     results: dict[str, Any] = json.loads(options.out.read_text()) if options.out.is_file() else {}
     results["machine"] = _machine(options.threads)
-    jobs = [job for part in options.parts or PARTS for job in _jobs(part, options)]
+    jobs = [job for part in options.parts or PARTS[:-1] for job in _jobs(part, options)]
     if options.resume:
         jobs = [job for job in jobs if "failed" in results.get(job["part"], {}).get(_key(job), {"failed": "not measured yet"})]
     for job in tqdm(jobs, "benchmarks", unit="measurement"):
         outcome = _in_a_process(job)
+        job.pop("root", None)  # whoever's folders are called what they may
         results.setdefault(job["part"], {})[_key(job)] = {**job, **outcome}
         options.out.write_text(json.dumps(results, indent=1) + "\n")
     if options.out.resolve().parent == HERE:  # the tables are of the results beside them
@@ -60,7 +66,7 @@ def main() -> None:
 def _jobs(part: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """What a part measures, each in a process of its own under each allocator."""
     jobs: list[dict[str, Any]] = []
-    for allocator in ("default", "retaining"):
+    for allocator in options.allocators:
         for classes, size in (ADE, CITYSCAPES):
             one = {"part": part, "allocator": allocator, "classes": classes, "size": size}
             if part == "argmax":
@@ -75,6 +81,11 @@ def _jobs(part: str, options: argparse.Namespace) -> list[dict[str, Any]]:
                 one = {"part": part, "allocator": allocator, "who": who, "variant": "b0", "classes": 150}
                 jobs.append({**one, "what": "step", "size": (512, 512)})
                 jobs += [{**one, "what": "labels", "size": (side, side)} for side in (256, 512, 1024, 2048)]
+        if part == "accuracy":
+            both = ("segformer", "transformers")
+            jobs += [
+                {"part": part, "allocator": allocator, "seed": s, "who": w, "root": options.camvid} for s in options.seeds for w in both
+            ]
     if part == "loading":
         jobs.append({"part": part, "allocator": "default"})
     for job in jobs:
@@ -84,7 +95,7 @@ def _jobs(part: str, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _key(job: dict[str, Any]) -> str:
-    names = ("variant", "classes", "size", "what", "who", "allocator")
+    names = ("variant", "classes", "size", "what", "seed", "who", "allocator")
     return " ".join("×".join(map(str, job[n])) if n == "size" else str(job[n]) for n in names if n in job)
 
 
@@ -122,6 +133,10 @@ def _one(job: dict[str, Any]) -> dict[str, Any]:
         with torch.inference_mode():
             peak = measure.peak_growth(work)
             return {"bytes": peak, "seconds": measure.interleaved({"labels": work}, 3)[0]["seconds"]["median"]}
+    if part == "accuracy":
+        from benchmarks import accuracy
+
+        return {"points": accuracy.run(job["who"], job["root"], job["seed"])}
     from benchmarks import loading
 
     return loading.seconds(job["repeats"])

@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "inference": {"evaluation", "models", "data", "visualize"},
     "evaluation": {"data", "metrics", "models", "upsample"},
     "train": {"train", "evaluation", "models", "checkpoint", "losses", "metrics", "data", "visualize"},
-    "cli": {"inference", "convert", "train"},
+    "cli": {"inference", "convert", "train", "workspace"},
     "__init__": {"models", "mit", "heads", "data", "timm_models", "timm_backbone", "setr", "convolutional"},
 }
 

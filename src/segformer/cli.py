@@ -28,6 +28,9 @@ def main() -> None:
     parser.add_argument("verb", choices=VERBS, metavar="VERB", help=f"one of {', '.join(VERBS)}; VERB --help says more")
     verb = parser.parse_args(sys.argv[1:2]).verb
     logging.basicConfig(format="%(message)s")
+    from segformer.workspace import keep_large_blocks
+
+    keep_large_blocks()
     if verb == "predict":
         from segformer.inference import main as predict
 

@@ -6,6 +6,9 @@ what is needed once is better made in pieces that stay in cache. Where gradients
 
 from __future__ import annotations
 
+import ctypes
+import platform
+
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +20,19 @@ def in_pieces(x: Tensor) -> bool:
     """Whether what is computed of ``x`` may be computed piece by piece: on a CPU, with neither gradients nor a graph recorded."""
     recorded = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing() or isinstance(x, torch.fx.Proxy)
     return not recorded and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+
+
+def keep_large_blocks() -> None:
+    """Let glibc keep the large blocks that this process frees, for the next ones: training on a CPU is 1.5 times as fast.
+
+    By default it gives them back to the system at once, and each fresh one costs a fault a page. It is a setting of the whole process,
+    which therefore keeps as much memory as it once took: programs such as the command line choose it, importing a library does not.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        mallopt = ctypes.CDLL(None).mallopt
+        no_maps, no_trimming = (-4, 0), (-1, -1)  # M_MMAP_MAX, M_TRIM_THRESHOLD
+        mallopt(*no_maps)
+        mallopt(*no_trimming)
 
 
 def is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:

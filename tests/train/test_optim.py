@@ -108,6 +108,24 @@ def test_an_orthogonalised_matrix_has_singular_values_near_one() -> None:
         assert values.max() < 1.3
 
 
+@pytest.mark.parametrize("shape", [(2, 16, 16), (2, 40, 9), (2, 9, 40), (1, 6, 64)], ids=str)
+def test_orthogonalising_is_the_published_iteration(shape: tuple[int, ...]) -> None:
+    """X ← a X + b X Xᵀ X + c (X Xᵀ)² X, five times, one matrix at a time, also where singular values span eight decades."""
+    a, b, c = Muon.QUINTIC
+    u, values, v = torch.linalg.svd(torch.randn(shape, dtype=torch.float64), full_matrices=False)
+    for matrices in (torch.randn(shape, dtype=torch.float64), (u * torch.logspace(0, -8, values.shape[-1])) @ v):
+        expected = []
+        for x in matrices:
+            x = x / x.norm()
+            for _ in range(Muon.STEPS):
+                gram = x @ x.T
+                x = a * x + b * gram @ x + c * gram @ gram @ x
+            expected.append(x)
+        torch.testing.assert_close(orthogonalize(matrices, Muon.QUINTIC, Muon.STEPS), torch.stack(expected), rtol=0, atol=1e-10)
+        single = orthogonalize(matrices.float(), Muon.QUINTIC, Muon.STEPS)
+        torch.testing.assert_close(single.double(), torch.stack(expected), rtol=0, atol=1e-3)
+
+
 def test_muon_moves_every_parameter_of_a_segformer() -> None:
     model = SegFormer(TINY, num_classes=3)
     before = [p.clone() for p in model.parameters()]

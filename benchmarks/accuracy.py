@@ -1,0 +1,130 @@
+"""Time to accuracy: B0 on CamVid from the same random weights, by this package, and by transformers' network in a plain PyTorch loop."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
+
+from segformer.data.datasets import IGNORE_INDEX
+from segformer.evaluation import evaluate
+from segformer.train.cli import SegmentationCLI
+from segformer.train.data import SegmentationData
+from segformer.train.optim import apply_lr_mult, param_groups
+from segformer.train.task import SegmentationTask
+from segformer.workspace import keep_large_blocks
+
+CONFIG = Path(__file__).parents[1] / "configs" / "camvid.yaml"
+STEPS, EVERY = 600, 75  # optimizer steps of a run, and between two of its validations
+DECAY = 0.99  # of the averaged weights, which are what is validated; camvid.yaml's 0.998 is for longer runs
+
+
+class Clock(Callback):
+    """The seconds of training, without those of validation, and the mIoU that was reached in them."""
+
+    def __init__(self) -> None:
+        self.points: list[dict[str, float]] = []
+        self.seconds, self.running_since = 0.0, 0.0
+
+    def go(self) -> None:
+        self.running_since = time.perf_counter()
+
+    def stop(self) -> None:
+        self.seconds += time.perf_counter() - self.running_since
+
+    def note(self, step: int, miou: float) -> None:
+        self.points.append({"step": step, "seconds": self.seconds, "miou": miou})
+
+    def on_train_start(self, *_: Any) -> None:
+        self.go()
+
+    def on_validation_start(self, *_: Any) -> None:
+        self.stop()
+
+    def on_validation_end(self, trainer: Any, *_: Any) -> None:
+        self.note(trainer.global_step, float(trainer.callback_metrics["val/miou"]))
+        self.go()
+
+
+def run(who: str, root: str, seed: int) -> list[dict[str, float]]:
+    """One training run, as points of step, seconds and validation mIoU."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = {
+            "config": CONFIG,
+            "seed_everything": seed,
+            "data.root": root,
+            "trainer.max_steps": STEPS,
+            "trainer.val_check_interval": EVERY,
+            "trainer.num_sanity_val_steps": 0,
+            "trainer.callbacks": "[]",
+            "trainer.logger.init_args.save_dir": folder,
+        }
+        recipe = SegmentationCLI(
+            SegmentationTask,
+            SegmentationData,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            run=False,
+            args=[f"--{name}={value}" for name, value in options.items()],
+        )
+        clock = Clock()
+        {"segformer": _segformer, "transformers": _transformers}[who](recipe, clock, Path(folder))
+        return clock.points
+
+
+def _segformer(recipe: SegmentationCLI, clock: Clock, folder: Path) -> None:
+    keep_large_blocks()  # as `segformer fit` does
+    recipe.trainer.callbacks += [EMAWeightAveraging(decay=DECAY), clock]
+    recipe.trainer.fit(recipe.model, recipe.datamodule)
+
+
+def _transformers(recipe: SegmentationCLI, clock: Clock, folder: Path) -> None:
+    """The same weights, batches, losses, optimizer, schedule and averaging; the logits at full size."""
+    from transformers import SegformerForSemanticSegmentation
+
+    task, data = recipe.model, recipe.datamodule
+    task.network.save(folder / "start", layout="huggingface")
+    network = SegformerForSemanticSegmentation.from_pretrained(folder / "start").train()
+    parts: Any = SimpleNamespace(backbone=network.segformer, decode_head=network.decode_head)
+    optimizer = apply_lr_mult(task.make_optimizer(param_groups(parts, task.head_lr_mult)))
+    scheduler = task.make_scheduler(optimizer, STEPS)
+    average = AveragedModel(network, avg_fn=get_ema_avg_fn(DECAY), use_buffers=True)
+    average.module.eval()
+    loader = data.train_dataloader()
+
+    def batches() -> Any:
+        for epoch in itertools.count():
+            data.batches.start = lambda epoch=epoch: (epoch, 0)
+            yield from loader
+
+    clock.go()
+    for step, (images, target) in zip(range(1, STEPS + 1), batches(), strict=False):
+        logits = F.interpolate(network(images).logits, size=target.shape[-2:], mode="bilinear", align_corners=False)
+        loss = F.cross_entropy(logits, target.long(), task.loss.weight, ignore_index=IGNORE_INDEX)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        average.update_parameters(network)
+        if step % EVERY == 0:
+            clock.stop()
+            clock.note(step, evaluate(lambda images: average.module(images).logits, data.val).miou)
+            clock.go()
+
+
+def seconds_to(points: list[dict[str, float]], miou: float) -> float:
+    """When a run first had an mIoU, by straight lines between its validations; infinite if it never had."""
+    before = {"seconds": 0.0, "miou": 0.0}
+    for point in points:
+        if point["miou"] >= miou:
+            share = (miou - before["miou"]) / (point["miou"] - before["miou"]) if point["miou"] > before["miou"] else 1.0
+            return before["seconds"] + share * (point["seconds"] - before["seconds"])
+        before = point
+    return float("inf")

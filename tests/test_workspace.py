@@ -1,0 +1,34 @@
+"""The allocator's setting, in processes of their own."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import torch
+from segformer.workspace import keep_large_blocks
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+if {keep}:
+    keep_large_blocks()
+before = resident()
+for _ in range(10):
+    torch.empty(64 << 20, dtype=torch.uint8).fill_(1)
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_large_blocks_are_kept_where_it_is_asked_for() -> None:
+    kept, given_back = (
+        int(subprocess.run([sys.executable, "-c", SCRIPT.format(keep=keep)], capture_output=True, text=True, check=True).stdout)
+        for keep in (True, False)
+    )
+    assert 60 << 20 < kept < 160 << 20  # of ten blocks one or two, used again and again
+    assert given_back < 10 << 20
