@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,10 @@ def write(results: dict[str, Any], folder: Path) -> None:
             *_loading(results["loading"]),
             "",
         ]
+    if "accuracy" in results:
+        title = "### Time to accuracy: B0 on CamVid from random weights, mIoU on the validation images"
+        lines += [title, "", *_accuracy(results["accuracy"]), "", "![mIoU against minutes of training](accuracy.png)", ""]
+        _plot_accuracy(results["accuracy"], folder / "accuracy.png")
     readme = folder / "README.md"
     prose, marker, _ = readme.read_text().partition("<!-- tables -->\n")
     readme.write_text("\n".join([prose + marker, *lines]))
@@ -120,6 +126,59 @@ def _loading(entries: dict[str, Any]) -> list[str]:
                 rate = entry["images"] / row["seconds"]["median"]
                 lines.append(f"| {work} | {row['name']} | {rate:.0f} | {ratio['median']:.2f}× ({ratio['min']:.2f}–{ratio['max']:.2f}) |")
     return lines
+
+
+def _runs(entries: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """This package's runs, each with its peer's."""
+    pairs = [(entry, entries.get(key.replace("segformer", "transformers"), {})) for key, entry in entries.items() if "segformer" in key]
+    return [(mine, theirs) for mine, theirs in pairs if "points" in mine and "points" in theirs]
+
+
+def _accuracy(entries: dict[str, Any]) -> list[str]:
+    lines = ["| seed, allocator | contestant | steps, minutes | best mIoU | reaches the lower of the two bests after | share |"]
+    lines.append("|---|---|---|---|---|---|")
+    shares: dict[str, list[float]] = defaultdict(list)
+    for both in _runs(entries):
+        bests = [max(point["miou"] for point in run["points"]) for run in both]
+        seconds = [seconds_to(run["points"], min(bests)) for run in both]
+        shares[both[0]["allocator"]].append(seconds[0] / seconds[1])
+        for run, best, reached in zip(both, bests, seconds, strict=True):
+            last = run["points"][-1]
+            share = f"{reached / seconds[1]:.2f}"
+            lines.append(
+                f"| {run['seed']}, {run['allocator']} | {run['who']} | {last['step']}, {last['seconds'] / 60:.1f} | {100 * best:.1f} % "
+                f"| {reached / 60:.1f} min | {share} |"
+            )
+    medians = [f"{statistics.median(of_one):.2f} with the {allocator} allocator" for allocator, of_one in shares.items()]
+    return [*lines, "", f"Median share of the peer's time: {', '.join(medians)}."]
+
+
+def seconds_to(points: list[dict[str, float]], miou: float) -> float:
+    """When a run first had an mIoU, by straight lines between its validations; infinite if it never had."""
+    before = {"seconds": 0.0, "miou": 0.0}
+    for point in points:
+        if point["miou"] >= miou:
+            share = (miou - before["miou"]) / (point["miou"] - before["miou"]) if point["miou"] > before["miou"] else 1.0
+            return before["seconds"] + share * (point["seconds"] - before["seconds"])
+        before = point
+    return float("inf")
+
+
+def _plot_accuracy(entries: dict[str, Any], path: Path) -> None:
+    figure, axes = plt.subplots(figsize=(7, 4), constrained_layout=True)
+    for number, both in enumerate(_runs(entries)):
+        for run, color in zip(both, ("#4477aa", "#cc6677"), strict=True):
+            minutes, mious = [0.0], [0.0]
+            minutes += [point["seconds"] / 60 for point in run["points"]]
+            mious += [100 * point["miou"] for point in run["points"]]
+            style = "--" if run["allocator"] == "retaining" else "-"
+            label = f"{run['who']}, a run a seed" if number == 0 else None
+            axes.plot(minutes, mious, style, color=color, marker=".", linewidth=1, label=label)
+    axes.set(xlabel="minutes of training (validation apart)", ylabel="mIoU on the validation images, %", ylim=(0, None), xlim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def _plot(results: dict[str, Any], path: Path) -> None:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from benchmarks import contestants, measure, report
+from PIL import Image
+
+from segformer.data.datasets import FolderDataset
 
 
 @torch.inference_mode()
@@ -46,3 +50,47 @@ def test_the_report_shows_what_was_measured(tmp_path: Path) -> None:
     assert "50 % of the 170 GFLOP/s" in text
     assert "old tables" not in text
     assert (tmp_path / "ratios.png").stat().st_size > 1000
+
+
+def test_time_to_accuracy_is_read_off_the_curves(tmp_path: Path) -> None:
+    points = [{"step": 10, "seconds": 100.0, "miou": 0.2}, {"step": 20, "seconds": 200.0, "miou": 0.6}]
+    assert report.seconds_to(points, 0.2) == 100
+    assert report.seconds_to(points, 0.1) == 50
+    assert report.seconds_to(points, 0.3) == 125
+    assert report.seconds_to(points, 0.7) == float("inf")
+    slower = [{**point, "seconds": 3 * point["seconds"], "miou": point["miou"] - 0.1} for point in points]
+    entries = {
+        f"0 {who} default": {"seed": 0, "allocator": "default", "who": who, "points": curve}
+        for who, curve in (("segformer", points), ("transformers", slower))
+    }
+    (tmp_path / "README.md").write_text("<!-- tables -->\n")
+    report.write({"machine": {"cpu": "", "versions": ""}, "accuracy": entries}, tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert "| 0, default | segformer | 20, 3.3 | 60.0 % | 2.9 min | 0.29 |" in text  # 50 % after 175 s of the peer's 600
+    assert (tmp_path / "accuracy.png").stat().st_size > 1000
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_time_to_accuracy_runs_both_contestants_on_the_same_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import accuracy
+
+    monkeypatch.setattr(accuracy, "STEPS", 2)
+    monkeypatch.setattr(accuracy, "EVERY", 1)
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 1)):
+        for n in range(count):
+            for kind, shape, below in (("images", (70, 90, 3), 256), ("labels", (70, 90), 11)):
+                path = tmp_path / kind / split / f"{n}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(generator.integers(0, below, shape, np.uint8)).save(path)
+    seen: list[float] = []
+    loaded = FolderDataset.__getitem__
+    monkeypatch.setattr(FolderDataset, "__getitem__", lambda self, n: (seen.append(torch.rand(()).item()), loaded(self, n))[1])
+    draws = []
+    for who in ("segformer", "transformers"):
+        seen.clear()
+        points = accuracy.run(who, str(tmp_path), seed=3)
+        assert [point["step"] for point in points] == [1, 2]
+        assert 0 < points[0]["seconds"] < points[1]["seconds"]
+        draws.append(seen[:8])  # each sample's first random number
+    assert draws[0] == draws[1]

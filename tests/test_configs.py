@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -10,7 +11,11 @@ from PIL import Image
 
 from segformer import SegFormer
 
-FILES = {
+FILES: dict[str | None, list[str]] = {
+    "segformer.data.standard.COCOStuff": [f"{kind}/{split}2017/1.png" for split in ("train", "val") for kind in ("images", "annotations")],
+    "segformer.data.standard.VOC2012Aug": [
+        f"{kind}/{s}.png" for s in ("trainaug", "val") for kind in ("JPEGImages", "SegmentationClassAug")
+    ],
     None: ["images/train/1.png", "images/val/1.png", "labels/train/1.png", "labels/val/1.png"],
     "segformer.data.standard.Cityscapes": [
         f"{kind}/{split}/aachen/1_{suffix}.png"
@@ -24,22 +29,31 @@ FILES = {
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
 
+def stand_in_data(settings: dict[str, Any], folder: Path) -> list[str]:
+    """A pair for each split in the layout that a config expects, all of class 0 or none, and the arguments that name their folder."""
+    data = settings["data"]["init_args"]
+    if "root" not in data:
+        return []
+    for shade, name in enumerate(FILES.get(data.get("dataset"), FILES[None])):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        is_label = any(word in name for word in ("labels", "annotations", "gtFine", "SegmentationClass"))
+        Image.new("L", (32, 32), 0 if is_label else shade).save(folder / name)
+    for split in ("trainaug", "val"):  # VOC's lists; the others have none
+        names = folder / f"ImageSets/Segmentation/{split}.txt"
+        names.parent.mkdir(parents=True, exist_ok=True)
+        names.write_text(f"{split}\n")
+    return [f"--data.root={folder}"]
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 @pytest.mark.filterwarnings("ignore")
 def test_a_config_builds(config: Path, tmp_path: Path) -> None:
     from lightning import Trainer
 
     from segformer.train.cli import SegmentationCLI
-    from segformer.train.data import SegmentationData
-    from segformer.train.task import SegmentationTask
 
     settings = yaml.safe_load(config.read_text())
-    data, overrides = settings["data"]["init_args"], []
-    if "root" in data:
-        for name in FILES.get(data.get("dataset"), FILES[None]):
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            Image.new("L", (32, 32), 1).save(tmp_path / name)
-        overrides = [f"--data.root={tmp_path}"]
+    overrides = stand_in_data(settings, tmp_path)
     network = settings["model"]["network"]["init_args"]
     if network.get("pretrained"):  # nothing is downloaded, and nothing as large built
         overrides += ["--model.network.pretrained=false", "--model.network.backbone=tiny"]
@@ -48,16 +62,20 @@ def test_a_config_builds(config: Path, tmp_path: Path) -> None:
         overrides.append(f"--model.network.source={tmp_path / 'b0.safetensors'}")
     if settings["trainer"].get("precision"):
         overrides.append("--trainer.precision=32")
-    cli = SegmentationCLI(
-        SegmentationTask,
-        SegmentationData,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        run=False,
-        args=[f"--config={config}", *overrides],
-    )
+    cli = SegmentationCLI([f"--config={config}", *overrides], run=False)
     assert isinstance(cli.trainer, Trainer)
-    assert cli.model.network.num_classes == cli.datamodule.num_classes > 1
+    assert cli.datamodule.num_classes > 1
+    assert cli.model.network.num_classes == (1 if settings.get("one_logit") else cli.datamodule.num_classes)
+
+
+@pytest.mark.parametrize("config", [path for path in CONFIGS if path.stem != "scenes"], ids=lambda path: path.stem)
+@pytest.mark.filterwarnings("ignore")
+def test_check_reads_what_a_config_says_of_its_data(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from segformer.train.check import main
+
+    arguments = stand_in_data(yaml.safe_load(config.read_text()), tmp_path)
+    main([f"--config={config}", *arguments, f"--out={tmp_path / 'check.png'}", "--num_workers=0"])
+    assert "no problems" in capsys.readouterr().out
 
 
 def test_there_are_configs() -> None:

@@ -59,7 +59,7 @@ def test_folders_keep_their_subfolders_and_a_histogram_is_printed(
         "y/1_overlay.png",
     ]
     printed = capsys.readouterr().out
-    assert "2 label maps and overlays" in printed
+    assert "2 images labelled" in printed
     shares = [float(line.split()[1]) for line in printed.splitlines() if "%" in line]
     assert sum(shares) == pytest.approx(100, abs=0.1)
     assert shares == sorted(shares, reverse=True)
@@ -99,9 +99,19 @@ def test_files_of_an_earlier_run_are_kept_unless_asked(weights: Path, tmp_path: 
     main([*command, "--overwrite"])
 
 
+@pytest.mark.parametrize("size", [(20, 300), (1, 1)], ids=str)
+def test_arrays_smaller_than_the_network_takes_are_labelled(weights: Path, tmp_path: Path, size: tuple[int, int]) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((*size, 3), np.uint8))
+    main([str(weights), str(tmp_path / "a.npy"), "--out", str(tmp_path / "out"), "--slide", "64", "48"])
+    assert np.load(tmp_path / "out" / "a.npy").shape == size
+
+
 def test_weights_of_half_precision_label_images(tiny: SegFormer, tmp_path: Path) -> None:
     tiny.bfloat16().save(tmp_path / "half.safetensors")
-    main([str(tmp_path / "half.safetensors"), str(noise(tmp_path / "1.png", 40, 40)), "--out", str(tmp_path / "out")])
+    path = noise(tmp_path / "1.png", 40, 40)
+    np.save(tmp_path / "2.npy", np.array(Image.open(path)))
+    main([str(tmp_path / "half.safetensors"), str(path), str(tmp_path / "2.npy"), "--out", str(tmp_path / "out")])
+    main([str(tmp_path / "half.safetensors"), str(path), "--out", str(tmp_path / "windows"), "--slide", "32", "32"])
 
 
 def test_missing_images_weights_and_impossible_folders_are_named(weights: Path, tmp_path: Path) -> None:
@@ -134,3 +144,34 @@ def test_two_processes_share_a_folder(weights: Path, tmp_path: Path, monkeypatch
         monkeypatch.setenv("RANK", str(rank))
         main([str(weights), str(tmp_path / "in"), "--out", str(tmp_path / "out")])
         assert len(list((tmp_path / "out").glob("?.png"))) == (2, 3)[rank]
+
+
+def test_an_array_is_mapped_and_labelled_through_windows(weights: Path, tiny: SegFormer, tmp_path: Path) -> None:
+    """The same labels as of the picture whose pixels it holds, by the same windows."""
+    path = noise(tmp_path / "a.png", 90, 130)
+    np.save(tmp_path / "b.npy", np.array(Image.open(path)))
+    out = tmp_path / "out"
+    main([str(weights), str(path), str(tmp_path / "b.npy"), "--out", str(out), "--slide", "64", "48"])
+    labels = np.load(out / "b.npy")
+    assert labels.dtype == np.uint8
+    assert np.array_equal(labels, np.array(Image.open(out / "a.png")))
+    assert sorted(file.name for file in out.iterdir()) == ["a.png", "a_overlay.png", "b.npy"]
+
+
+@pytest.mark.parametrize("broken", ["floats", "grey", "truncated", "none"])
+def test_an_array_that_is_no_image_is_named_and_leaves_nothing(weights: Path, tmp_path: Path, broken: str) -> None:
+    path = tmp_path / "a.npy"
+    np.save(path, np.zeros((40, 50) if broken == "grey" else (40, 50, 3), np.float32 if broken == "floats" else np.uint8))
+    if broken == "truncated":
+        path.write_bytes(path.read_bytes()[:-100])
+    if broken == "none":
+        path.write_bytes(b"no array")
+    with pytest.raises(SystemExit, match=r"cannot label .*a.npy"):
+        main([str(weights), str(path), "--out", str(tmp_path / "out")])
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_an_image_too_large_for_pillow_is_told_the_way(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(SystemExit, match=r"a.png' is larger than Pillow reads .* save its pixels with numpy.save"):
+        main([str(weights), str(noise(tmp_path / "a.png", 40, 40)), "--out", str(tmp_path / "out")])

@@ -49,7 +49,7 @@ def _train(verb: str) -> None:
             from segformer.train.check import main as check
 
             return check(sys.argv[2:])
-        from segformer.train.cli import main as train
+        from segformer.train.cli import SegmentationCLI
     except ModuleNotFoundError as error:
         sys.exit(f"segformer {sys.argv[1]} needs {error.name}; install this package with its training extra, [train]")
-    train()
+    SegmentationCLI()

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torchvision.transforms import v2
 from tqdm import tqdm
 
 from segformer.data.datasets import IGNORE_INDEX, check_labels
-from segformer.data.transforms import Normalize
+from segformer.data.transforms import Normalize, PadTo
 from segformer.metrics import Scores
 from segformer.models import evaluating
 from segformer.upsample import upsample, with_background
@@ -192,10 +193,12 @@ def label_large(model: Any, image: Any, out: Any, mode: Slide, *, device: str | 
         device: where the model lies.
 
     Raises:
-        ValueError: when the two differ in size, or the image is not RGB.
+        ValueError: when the two differ in size, or the image is not RGB of 8 bits.
     """
-    if image.ndim != 3 or image.shape[2] != 3 or tuple(out.shape) != tuple(image.shape[:2]):
-        raise ValueError(f"an image of shape {tuple(image.shape)} and labels of {tuple(out.shape)}; (H, W, 3) and (H, W) are needed")
+    if image.ndim != 3 or image.shape[2] != 3 or tuple(out.shape) != tuple(image.shape[:2]) or image.dtype != np.uint8:
+        raise ValueError(
+            f"an image of {image.dtype} {tuple(image.shape)} and labels of {tuple(out.shape)}; uint8 (H, W, 3) and (H, W) are needed"
+        )
     height, width = image.shape[:2]
     tops, lefts = mode.starts(height, width)
     crop = min(mode.crop_size[0], height)
@@ -222,11 +225,14 @@ def label_large(model: Any, image: Any, out: Any, mode: Slide, *, device: str | 
 
 
 def _windows(model: Any, image: Any, top: int, lefts: list[int], mode: Slide, device: str | torch.device) -> Iterator[tuple[int, Tensor]]:
-    prepare = Normalize()
+    least = getattr(getattr(model, "backbone", None), "min_size", 1)
+    prepare = v2.Compose([Normalize(), PadTo((least, least))])
+    dtype = next(model.parameters()).dtype if isinstance(model, nn.Module) else torch.float32
     for left in lefts:
         pixels = np.array(image[top : top + mode.crop_size[0], left : left + mode.crop_size[1]])
-        images = prepare(torch.from_numpy(pixels).permute(2, 0, 1))[None].to(device)
-        yield left, with_background(upsample(model(images), images.shape[-2:]))[0].float().cpu()
+        images = prepare(torch.from_numpy(pixels).permute(2, 0, 1))[None].to(device, dtype)
+        logits = with_background(upsample(model(images), images.shape[-2:]))
+        yield left, logits[0, :, : len(pixels), : pixels.shape[1]].float().cpu()
 
 
 def _evaluating(model: Any) -> AbstractContextManager[Any]:

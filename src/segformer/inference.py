@@ -20,6 +20,9 @@ from segformer.evaluation import Slide, label_large
 from segformer.models import SegFormer, SegmentationModel
 from segformer.visualize import indexed, overlay
 
+ARRAY = ".npy"  # an image of any size, mapped into memory
+WINDOWS = Slide((1024, 1024), (768, 768))
+
 
 def label_file(model: SegmentationModel, path: str | os.PathLike[str], slide: Slide | None = None) -> tuple[Image.Image, np.ndarray]:
     """An image file and its labels (H, W) at its own size, uint8.
@@ -27,7 +30,7 @@ def label_file(model: SegmentationModel, path: str | os.PathLike[str], slide: Sl
     Args:
         model: the network.
         path: the image file.
-        slide: label it through windows, for images that are larger than what the network was trained on, or than memory.
+        slide: label it through windows, for images larger than what the network was trained on, or whose logits are larger than memory.
 
     Raises:
         ValueError: naming the file, when it cannot be decoded.
@@ -44,24 +47,51 @@ def label_file(model: SegmentationModel, path: str | os.PathLike[str], slide: Sl
     return Image.fromarray(image.permute(1, 2, 0).numpy()), predicted.to("cpu", torch.uint8).numpy()
 
 
-def plan(sources: Iterable[str], out: Path, overwrite: bool = False, share: slice = slice(None)) -> dict[Path, tuple[Path, Path]]:
+def label_array(model: SegmentationModel, path: Path, target: Path, slide: Slide) -> np.ndarray:
+    """An image that need not fit into memory, ``.npy``, RGB uint8 (H, W, 3), and its labels, another: mapped, not read.
+
+    Args:
+        model: the network.
+        path: the image's file.
+        target: the labels' file, uint8 (H, W); it is there when all of it is.
+        slide: the windows, of which a band at a time is in memory.
+
+    Raises:
+        ValueError: naming the file, when it holds no RGB image.
+    """
+    partial = target.with_name(f".{target.name}.part")
+    try:
+        image = np.lib.format.open_memmap(path, "r")
+        labels = np.lib.format.open_memmap(partial, "w+", np.uint8, image.shape[:2])
+        label_large(model, image, labels, slide, device=next(model.parameters()).device)
+        labels.flush()
+        os.replace(partial, target)
+    except ValueError as error:
+        raise ValueError(f"cannot label {str(path)!r}: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return labels
+
+
+def plan(sources: Iterable[str], out: Path, overwrite: bool = False, share: slice = slice(None)) -> dict[Path, tuple[Path, ...]]:
     """The files to write for each image of the given files and folders: label map ``out/NAME.png`` and ``out/NAME_overlay.png``.
 
-    Subfolders are kept. Of several processes each takes its ``share`` of the images.
+    Of ``NAME.npy``, given by itself, it is ``out/NAME.npy`` alone. Subfolders are kept. Of several processes each takes its ``share``.
 
     Raises:
         FileNotFoundError: when a file or folder is missing or a folder holds no image.
         FileExistsError: when a file to write is there already, unless ``overwrite`` says so; an image to label is never overwritten.
         ValueError: when two images would share a file to write.
     """
-    targets_of: dict[Path, tuple[Path, Path]] = {}
+    targets_of: dict[Path, tuple[Path, ...]] = {}
     for source in map(Path, sources):
         if not source.exists():
             raise FileNotFoundError(f"no image or folder {str(source)!r}")
         folder, paths = (source, find_images(source)) if source.is_dir() else (source.parent, [source])
         for path in paths:
-            target = out / path.relative_to(folder).with_suffix(".png")
-            targets_of[path] = (target, target.with_name(f"{target.stem}_overlay.png"))
+            target = out / path.relative_to(folder)
+            label_map = target.with_suffix(".png")
+            targets_of[path] = (target,) if path.suffix == ARRAY else (label_map, label_map.with_name(f"{target.stem}_overlay.png"))
     images = {path.resolve() for path in targets_of}
     taken: dict[Path, Path] = {}
     for path, targets in targets_of.items():
@@ -82,12 +112,13 @@ def main(args: list[str]) -> None:
     """``segformer predict``: writes ``NAME.png``, class indices with their palette, and ``NAME_overlay.png`` for each image."""
     parser = argparse.ArgumentParser("segformer predict", description="Label images with a trained network.")
     parser.add_argument("weights", help="file, folder or Hugging Face id, in any layout that SegFormer.from_pretrained reads")
-    parser.add_argument("images", nargs="+", help="image files, or folders of them")
+    parser.add_argument("images", nargs="+", help="image files, or folders of them; NAME.npy, uint8 (H, W, 3), need not fit into memory")
     parser.add_argument("--out", type=Path, required=True, help="folder for the label maps and overlays; made where it is missing")
     parser.add_argument("--overwrite", action="store_true", help="replace label maps and overlays of an earlier run")
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=device, help="such as cpu or cuda:0")
-    parser.add_argument("--slide", type=int, nargs=2, metavar=("CROP", "STRIDE"), help="label through square windows, such as 1024 768")
+    what = "label through square windows, such as 1024 768; in memory are the logits of a band, classes × CROP × the width × 4 bytes"
+    parser.add_argument("--slide", type=int, nargs=2, metavar=("CROP", "STRIDE"), help=what)
     options = parser.parse_args(args)
     try:
         _predict(options)
@@ -107,19 +138,23 @@ def _predict(options: argparse.Namespace) -> None:
     slide = Slide((options.slide[0],) * 2, (options.slide[1],) * 2) if options.slide else None
     counts = np.zeros(256, dtype=np.int64)
     refused = []
-    for path, (label_map, picture) in tqdm(targets_of.items(), "predict", unit="image"):
+    for path, targets in tqdm(targets_of.items(), "predict", unit="image"):
+        targets[0].parent.mkdir(parents=True, exist_ok=True)
         try:
-            image, labels = label_file(model, path, slide)
+            if path.suffix == ARRAY:
+                labels = label_array(model, path, targets[0], slide or WINDOWS)
+            else:
+                image, labels = label_file(model, path, slide)
+                indexed(labels, model.classes).save(targets[0])
+                overlay(image, labels, model.classes).save(targets[1])
         except ValueError as error:  # one broken image must not cost the others
             refused.append(str(error))
             continue
-        label_map.parent.mkdir(parents=True, exist_ok=True)
-        indexed(labels, model.classes).save(label_map)
-        overlay(image, labels, model.classes).save(picture)
-        counts += np.bincount(labels.ravel(), minlength=256)
+        for row in labels:  # counted one by one: NumPy counts in a copy of eight times the size
+            counts += np.bincount(row, minlength=256)
     if counts.any():
         print(_histogram(counts, model))
-    print(f"{len(targets_of) - len(refused)} label maps and overlays in {options.out}")
+    print(f"{len(targets_of) - len(refused)} images labelled in {options.out}")
     if refused:
         raise ValueError("; ".join(refused))
 

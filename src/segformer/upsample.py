@@ -87,10 +87,11 @@ def upsample_cross_entropy(
         total = valid.sum() if weight is None else (weight[target.where(valid, 0)] * valid).sum()
     loss: Any
     if torch.compiler.is_compiling():
+        dtype = torch.promote_types(logits.dtype, torch.float32)
         loss = F.cross_entropy(
-            upsample(logits, target.shape[-2:], align_corners).float(),
+            upsample(logits, target.shape[-2:], align_corners).to(dtype),
             target,
-            weight,
+            None if weight is None else weight.to(dtype),
             ignore_index=ignore_index,
             reduction="sum",
             label_smoothing=label_smoothing,

@@ -23,10 +23,10 @@ def in_pieces(x: Tensor) -> bool:
 
 
 def keep_large_blocks() -> None:
-    """Let glibc keep the large blocks that this process frees, for the next ones: training on a CPU is 1.5 times as fast.
+    """Let glibc keep the large blocks that this process frees, for the next ones.
 
-    By default it gives them back to the system at once, and each fresh one costs a fault a page. It is a setting of the whole process,
-    which therefore keeps as much memory as it once took: programs such as the command line choose it, importing a library does not.
+    It is a setting of the whole process, which from then on keeps as much memory as it once took: programs such as the command line choose
+    it, importing a library does not.
     """
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt

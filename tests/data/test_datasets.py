@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from segformer import Classes
-from segformer.data.datasets import FolderDataset, read_image, read_label_map
+from segformer.data.datasets import FolderDataset, check_labels, read_image, read_label_map
 
 CLASSES = Classes(["a", "b", "c"])
 
@@ -50,6 +50,18 @@ def test_a_wrong_label_value_is_named_with_file_count_and_cure(tmp_path: Path) -
     pair(tmp_path, label=label)
     with pytest.raises(ValueError, match=r"1.png' holds the value 7 on 5 of 48 pixels; valid are 0 to 2, .*ignore_index=7"):
         dataset(tmp_path)[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int64], ids=str)
+def test_labels_of_any_type_are_checked(dtype: torch.dtype) -> None:
+    good = torch.tensor([[0, 1, 2]]).to(dtype)
+    check_labels(good, 3, "it")
+    check_labels(good[:, :0], 3, "it")
+    if dtype != torch.int8:
+        check_labels(torch.tensor([[0, 255]]).to(dtype), 3, "it")
+    for value in (3, 100) if dtype == torch.uint8 else (3, 100, -1):
+        with pytest.raises(ValueError, match=f"it holds the value {value} on 2 of 5 pixels; valid are 0 to 2"):
+            check_labels(torch.tensor([0, value, value, 9, 1]).to(dtype), 3, "it")
 
 
 @pytest.mark.parametrize("value", [2, -1, 256])

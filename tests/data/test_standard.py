@@ -29,9 +29,10 @@ def labels(dataset: Any) -> list[int]:
     return dataset[0][1][0].tolist()
 
 
-@pytest.mark.parametrize(
-    ("name", "count"), [("ADE20K", 150), ("Cityscapes", 19), ("VOC2012", 21), ("COCOStuff", 171), ("CamVid", 11), ("CamVid32", 31)]
-)
+COUNTS = {"ADE20K": 150, "Cityscapes": 19, "VOC2012": 21, "VOC2012Aug": 21, "COCOStuff": 171, "CamVid": 11, "CamVid32": 31}
+
+
+@pytest.mark.parametrize(("name", "count"), COUNTS.items())
 def test_the_number_of_classes(name: str, count: int) -> None:
     assert len(STANDARD[name].CLASSES) == count
 

@@ -14,13 +14,14 @@ import yaml
 from conftest import TINY
 from halves import Halves, halves, quiet_trainer
 from PIL import Image
+from torchvision.transforms import v2
 
 from segformer import Classes, SegFormer
 from segformer.cli import main
-from segformer.data.transforms import TrainTransform
+from segformer.data.transforms import Normalize, TrainTransform
 from segformer.evaluation import TTA_RATIOS
 from segformer.losses import CrossEntropy
-from segformer.train.data import FolderData
+from segformer.train.data import FolderData, SegmentationData
 from segformer.train.task import SegmentationTask
 
 pytestmark = pytest.mark.filterwarnings(
@@ -37,6 +38,23 @@ def test_a_few_steps_learn_an_easy_task(tmp_path: Path) -> None:
     after = trainer.validate(task, data, verbose=False)[0]["val/miou"]
     assert before < 0.6
     assert after > 0.9
+
+
+def test_plain_tensors_are_cropped_with_their_labels() -> None:
+    """torchvision's transforms leave all plain tensors but the first alone."""
+    label = (torch.arange(64)[:, None] + torch.arange(64)).to(torch.uint8)
+
+    class Plain(list):  # type: ignore[type-arg]
+        classes = Classes([str(k) for k in range(127)])
+
+    samples = Plain([(label.expand(3, -1, -1), label)] * 4)
+    transform = TrainTransform((64, 64), (1.5, 1.5), distortion=v2.Identity())
+    batch = next(iter(SegmentationData(samples, samples, transform, batch_size=4, num_workers=0).train_dataloader()))
+    images, target = batch
+    pixels = (images * Normalize.SCALE.reciprocal() - Normalize.SHIFT * Normalize.SCALE.reciprocal())[:, 0]
+    assert target.shape == (4, 64, 64)
+    assert not torch.equal(target[0], label)
+    assert (pixels - target).abs().max() <= 2.1  # bilinear beside nearest, on a slope of two pixels
 
 
 def test_the_loss_is_taken_at_full_size_and_255_is_ignored(tmp_path: Path) -> None:
@@ -186,6 +204,22 @@ def test_fit_starts_from_given_weights_with_a_new_classifier(
     model = SegFormer.from_pretrained(tmp_path / "runs" / "camvid" / "version_0")
     assert model.num_classes == 2
     torch.testing.assert_close(model.decode_head.fuse.weight, tiny.decode_head.fuse.weight)
+
+
+def test_two_classes_by_one_logit(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(monkeypatch, "fit", "--config", str(config), "--one_logit=true", "--trainer.max_steps=3")
+    out = tmp_path / "runs" / "camvid" / "version_0"
+    model = SegFormer.from_pretrained(out)
+    assert model.num_classes == 1
+    assert model.classes.names == ("dark", "bright")
+    assert set(json.loads((out / "results.json").read_text())["val"]["iou"]) == {"dark", "bright"}
+    assert set(model.predict(torch.randn(2, 3, 64, 64)).unique().tolist()) <= {0, 1}
+    run(monkeypatch, "validate", "--config", str(config), "--one_logit=true", "--weights", str(out / "model.safetensors"))
+
+
+def test_one_logit_tells_no_three_classes_apart(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="one_logit tells two classes apart; the data have 3"):
+        run(monkeypatch, "fit", "--config", str(config), "--one_logit=true", "--data.classes.names=[dark, bright, third]")
 
 
 def test_an_unreadable_test_split_costs_neither_weights_nor_val_scores(

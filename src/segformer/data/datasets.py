@@ -16,6 +16,7 @@ from torchvision import tv_tensors
 from segformer.data.classes import Classes
 
 IGNORE_INDEX = 255
+ORIENTATION = 0x0112  # EXIF's tag
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 
 
@@ -41,7 +42,8 @@ def read_image(path: str | os.PathLike[str]) -> tv_tensors.Image:
         ValueError: naming the file, when it cannot be decoded.
     """
     image = _open(path)
-    ImageOps.exif_transpose(image, in_place=True)
+    if image.getexif().get(ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):  # Pillow's own conversion would clip all above 255
         image = Image.fromarray((np.array(image) // 257).astype(np.uint8))
     if image.mode in ("I", "F"):
@@ -102,6 +104,10 @@ def _open(path: str | os.PathLike[str]) -> Image.Image:
             return image
     except FileNotFoundError:
         raise
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"image {str(path)!r} is larger than Pillow reads ({error}); save its pixels with numpy.save: `segformer predict` maps NAME.npy"
+        ) from error
     except Exception as error:  # a broken file raises whatever its decoder raises: OSError, SyntaxError, struct.error, …
         raise ValueError(f"cannot read image {str(path)!r}: {error}") from error
 
@@ -112,17 +118,14 @@ def check_labels(label: Tensor, num_classes: int, what: str) -> None:
     Raises:
         ValueError: naming ``what`` was read, its most frequent wrong value, how often it occurs, and the likely cure.
     """
-    if not label.numel() or (label + 1).amax() <= num_classes:  # in uint8 255 + 1 is 0; several times as fast as counting
+    if label.dtype == torch.uint8 and label.numel() and (label + 1).amax() <= num_classes:  # 255 + 1 is 0; much faster than what follows
         return
-    counts = torch.bincount(label.flatten(), minlength=256)
-    counts[:num_classes] = 0
-    counts[IGNORE_INDEX] = 0
-    if counts.any():
-        value = int(counts.argmax())
+    wrong, counts = label[(label < 0) | ((label >= num_classes) & (label != IGNORE_INDEX))].unique(return_counts=True)
+    if len(wrong):
+        value, count = int(wrong[counts.argmax()]), int(counts.max())
         raise ValueError(
-            f"{what} holds the value {value} on {int(counts[value])} of {label.numel()} pixels; valid are 0 to {num_classes - 1}, and the "
-            f"ignore index. Name more classes, set ignore_index={value}, or map the values first (are these another data set's indices, "
-            "or counted from 1?)"
+            f"{what} holds the value {value} on {count} of {label.numel()} pixels; valid are 0 to {num_classes - 1}, and the ignore index. "
+            f"Name more classes, set ignore_index={value}, or map the values first (are these another data set's, or counted from 1?)"
         )
 
 

@@ -59,9 +59,8 @@ class VOC2012(FolderDataset):
 
     Args:
         root: the folder ``VOCdevkit/VOC2012``.
-        split: ``"train"``, ``"val"``, ``"trainval"`` or another list in ``ImageSets/Segmentation``, such as ``"trainaug"``, which has SBD's
-            images too.
-        labels: the folder of the label maps: ``"SegmentationClassAug"`` where SBD's are among them.
+        split: ``"train"``, ``"val"``, ``"trainval"`` or another list in ``ImageSets/Segmentation``.
+        labels: the folder of the label maps.
     """
 
     CLASSES = Classes.of_table("voc2012")
@@ -69,6 +68,13 @@ class VOC2012(FolderDataset):
     def __init__(self, root: Root, split: str, labels: str = "SegmentationClass") -> None:
         names = Path(root, "ImageSets", "Segmentation", f"{split}.txt")
         super().__init__(Path(root, "JPEGImages"), Path(root, labels), self.CLASSES, names=names)
+
+
+class VOC2012Aug(VOC2012):
+    """PASCAL VOC 2012 with the label maps of SBD beside its own, in ``SegmentationClassAug``; the training split is ``"trainaug"``."""
+
+    def __init__(self, root: Root, split: str) -> None:
+        super().__init__(root, split, "SegmentationClassAug")
 
 
 class COCOStuff(FolderDataset):
@@ -116,4 +122,4 @@ class CamVid32(FolderDataset):
         super().__init__(Path(root, "images", split), Path(root, "labels", split), self.CLASSES, label_suffix="_L")
 
 
-STANDARD: dict[str, Any] = {kind.__name__: kind for kind in (ADE20K, Cityscapes, VOC2012, COCOStuff, CamVid, CamVid32)}
+STANDARD: dict[str, Any] = {kind.__name__: kind for kind in (ADE20K, Cityscapes, VOC2012, VOC2012Aug, COCOStuff, CamVid, CamVid32)}

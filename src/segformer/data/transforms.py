@@ -28,7 +28,7 @@ class RandomScaledCrop(v2.Transform):
         size: height and width of the window in pixels.
         scale: the least and the greatest factor.
         base: (long side, short side) in pixels into which the unscaled image is fitted first, aspect kept; by default its own size.
-        cat_max_ratio: the greatest share of the window's labelled pixels that one class may have.
+        cat_max_ratio: the greatest share of the window's labelled pixels that one class may have; 1 takes any window.
     """
 
     TRIES = 10
@@ -63,6 +63,8 @@ class RandomScaledCrop(v2.Transform):
         return {"top": top, "left": left, "height": height, "width": width, "size": size}
 
     def _is_varied(self, label: Tensor) -> bool:
+        if self.cat_max_ratio >= 1:
+            return True
         counts = torch.bincount(label.flatten(), minlength=256)
         counts[IGNORE_INDEX] = 0
         return bool(counts.max() < self.cat_max_ratio * counts.sum())
@@ -126,10 +128,11 @@ class PhotometricDistortion(v2.Transform):
         if isinstance(inpt, tv_tensors.Mask) or not any(params[name] is not None for name in self.CHANGES):
             return inpt
         image = inpt.as_subclass(Tensor)
-        changed = torch.empty(image.shape, dtype=torch.uint8)
+        changed = torch.empty(image.shape, dtype=torch.uint8, device=image.device)
         height = max(1, self.PIXELS // image.shape[-1])
         for rows, target in zip(image.split(height, -2), changed.split(height, -2), strict=True):
-            target.copy_(self._changed(torch.empty(rows.shape).copy_(rows), params).round_().int())  # by int: twice as fast
+            pixels = torch.empty(rows.shape, device=image.device).copy_(rows)
+            target.copy_(self._changed(pixels, params).round_().int())  # by int: twice as fast
         return tv_tensors.wrap(changed, like=inpt)
 
     def _changed(self, image: Tensor, params: dict[str, Any]) -> Tensor:
@@ -139,7 +142,7 @@ class PhotometricDistortion(v2.Transform):
         if params["contrast"] is not None and params["contrast_first"]:
             image.mul_(params["contrast"]).clamp_(0, 255)
         if params["hue"] is not None:
-            _turn(image, params["hue"], params["saturation"] or 1.0)
+            _turn(image, params["hue"], 1.0 if params["saturation"] is None else params["saturation"])
         elif params["saturation"] is not None:
             _saturate(image, params["saturation"])
         if params["contrast"] is not None and not params["contrast_first"]:
@@ -168,7 +171,7 @@ def _turn(image: Tensor, degrees: float, saturation: float) -> None:
     """Turn HSV's hue and multiply its saturation, in place.
 
     The hue h is counted in sixths of the circle, from red; back in RGB a channel is value - chroma · clamp(u, 0, 1), where u is 2 - |h - 3|
-    for red, |h - 2| - 1 for green and |h - 4| - 1 for blue. Choices are products with masks of 0 and 1: on CPUs PyTorch's `where` takes
+    for red, |h - 2| - 1 for green and |h - 4| - 1 for blue. Choices are blends by masks of 0 and 1: on CPUs PyTorch's `where` takes
     several times as long.
     """
     red, green, blue = image

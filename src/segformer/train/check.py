@@ -154,6 +154,7 @@ def main(args: list[str]) -> None:
         "model",
         "trainer",
         "seed_everything",
+        "one_logit",
         "checkpoint",
         "resume",
         "report",

@@ -22,10 +22,30 @@ from segformer.train.task import SegmentationTask
 
 
 class SegmentationCLI(LightningCLI):
-    """The YAML nests as the Python composes; the number of classes comes from the data."""
+    """The YAML nests as the Python composes; the number of classes comes from the data.
+
+    Args:
+        args: the command's arguments; by default those of the process.
+        run: whether a verb among them is run; without one, network, data and trainer are only built.
+    """
+
+    def __init__(self, args: list[str] | None = None, run: bool = True) -> None:
+        super().__init__(
+            SegmentationTask,
+            SegmentationData,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            trainer_defaults={"use_distributed_sampler": False},  # the data share themselves out, no sample twice
+            seed_everything_default=0,
+            load_from_checkpoint_support=False,
+            save_config_kwargs={"overwrite": True},
+            args=args,
+            run=run,
+        )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.link_arguments("data.num_classes", "model.network.init_args.num_classes", apply_on="instantiate")
+        parser.add_argument("--one_logit", type=bool, default=False, help="tell two classes apart by one logit, in place of two")
+        parser.link_arguments("data.num_classes", "model.network.init_args.num_classes", compute_fn=self._logits, apply_on="instantiate")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults({"checkpoint.monitor": "val/miou", "checkpoint.mode": "max", "checkpoint.save_last": True})
         parser.add_lightning_class_args(Resumable, "resume")
@@ -34,9 +54,20 @@ class SegmentationCLI(LightningCLI):
         parser.add_argument("--protocol", type=str | None, default=None, help=f"to measure by: {', '.join(PROTOCOLS)}")
         parser.add_argument("--tta", action="store_true", help="measure at several sizes, each mirrored too, as the papers' ms column")
 
+    @property
+    def _settings(self) -> Any:
+        return self.config[self.subcommand] if self.subcommand else self.config
+
+    def _logits(self, num_classes: int) -> int:
+        if not self._settings.one_logit:
+            return num_classes
+        if num_classes != 2:
+            raise ValueError(f"one_logit tells two classes apart; the data have {num_classes}")
+        return 1
+
     def before_instantiate_classes(self) -> None:
         """A run that is resumed goes on in its own folder."""
-        config = self.config[self.subcommand] if self.subcommand else self.config
+        config = self._settings
         self._refuse_what_would_be_ignored(config)
         logger: Any = (config.get("trainer") or {}).get("logger")
         if self.subcommand != "fit" or not config.ckpt_path or not hasattr(logger, "init_args"):
@@ -107,7 +138,7 @@ class SegmentationCLI(LightningCLI):
         self._take_what_to_measure()
 
     def _take_what_to_measure(self) -> None:
-        config = self.config[self.subcommand]
+        config = self._settings
         if config.weights is not None:
             self.model.network = SegmentationModel.from_pretrained(config.weights)
             labels = max(2, self.model.network.num_classes)  # one logit tells two apart
@@ -130,17 +161,3 @@ class SegmentationCLI(LightningCLI):
         folder.mkdir(parents=True, exist_ok=True)
         report = next(callback for callback in trainer.callbacks if isinstance(callback, Report))
         report.write_scores({split: self.model.scores}, self.datamodule.classes, folder)
-
-
-def main() -> None:
-    """Run the verb of the command line."""
-    SegmentationCLI(
-        SegmentationTask,
-        SegmentationData,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        trainer_defaults={"use_distributed_sampler": False},  # the data share themselves out, no sample twice
-        seed_everything_default=0,
-        load_from_checkpoint_support=False,
-        save_config_kwargs={"overwrite": True},
-    )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
+from torchvision import tv_tensors
 
 from segformer.data.classes import Classes
 from segformer.data.datasets import IGNORE_INDEX, FolderDataset, check_labels
@@ -30,7 +31,7 @@ class Transformed(Dataset):
     def __getitem__(self, index: int) -> Any:
         image, label = self.dataset[index]
         check_labels(label, len(self.dataset.classes), f"label map {index} of {type(self.dataset).__name__}")
-        return self.transform(image, label)
+        return self.transform(tv_tensors.Image(image), tv_tensors.Mask(label))  # a plain label would not be cropped with its image
 
 
 class SegmentationData(LightningDataModule):

@@ -171,20 +171,24 @@ class Muon(Optimizer):
 def orthogonalize(matrices: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
     """Newton-Schulz iteration on (N, m, n): about U Vᵀ of each matrix's singular value decomposition U S Vᵀ.
 
-    A step is X ← P X, where P = a + b X Xᵀ + c (X Xᵀ)². The P of all steps commute, so that X Xᵀ becomes P X Xᵀ P, and the long side of X is
-    met only at the beginning and the end.
+    A step is X ← P X, where P = a + b X Xᵀ + c (X Xᵀ)². All of the P commute, so that X Xᵀ becomes P X Xᵀ P, and the long side of X is met
+    only at the beginning and at the end.
     """
     a, b, c = coefficients
+
+    def polynomial(gram: Tensor) -> Tensor:
+        p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        p.diagonal(dim1=-2, dim2=-1).add_(a)
+        return p
+
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
     gram = x @ x.mT
-    product = None
-    for _ in range(steps):
-        if product is not None:
-            gram = p @ gram @ p
-        p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        p.diagonal(dim1=-2, dim2=-1).add_(a)
-        product = p if product is None else p @ product
-    x = x if product is None else product @ x
+    product = p = polynomial(gram)
+    for _ in range(steps - 1):
+        gram = p @ gram @ p
+        p = polynomial(gram)
+        product = p @ product
+    x = product @ x
     return x.mT if tall else x
