@@ -166,14 +166,16 @@ def seconds_to(points: list[dict[str, float]], miou: float) -> float:
 
 def _plot_accuracy(entries: dict[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 4), constrained_layout=True)
-    for number, both in enumerate(_runs(entries)):
+    labels = set()
+    for both in _runs(entries):
         for run, color in zip(both, ("#4477aa", "#cc6677"), strict=True):
             minutes, mious = [0.0], [0.0]
             minutes += [point["seconds"] / 60 for point in run["points"]]
             mious += [100 * point["miou"] for point in run["points"]]
             style = "--" if run["allocator"] == "retaining" else "-"
-            label = f"{run['who']}, a run a seed" if number == 0 else None
-            axes.plot(minutes, mious, style, color=color, marker=".", linewidth=1, label=label)
+            label = f"{run['who']}, {run['allocator']} allocator"
+            axes.plot(minutes, mious, style, color=color, marker=".", linewidth=1, label=None if label in labels else label)
+            labels.add(label)
     axes.set(xlabel="minutes of training (validation apart)", ylabel="mIoU on the validation images, %", ylim=(0, None), xlim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
