@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.transforms import v2
 from tqdm import tqdm
 
 from segformer.data.datasets import IGNORE_INDEX, check_labels
@@ -129,6 +128,8 @@ class Protocol:
             return self.probabilities(model, images, size).argmax(1)
 
 
+WINDOWS = Slide((1024, 1024), (768, 768))  # Cityscapes'
+
 # By data set: at one size, and with test-time augmentation, as the official code measured (its tools/test.py with and without --aug-test).
 TTA_RATIOS = {
     "ade20k": (0.75, 0.875, 1.0, 1.125, 1.25),
@@ -139,10 +140,10 @@ TTA_RATIOS = {
 }
 PROTOCOLS = {
     "whole": Protocol(),
-    "slide": Protocol(Slide((1024, 1024), (768, 768))),
+    "slide": Protocol(WINDOWS),
     "ade20k": Protocol(scale=(2048, 512), multiple=32),
     "ade20k-640": Protocol(scale=(2048, 640), multiple=32),  # B5
-    "cityscapes": Protocol(Slide((1024, 1024), (768, 768)), scale=(2048, 1024)),
+    "cityscapes": Protocol(WINDOWS, scale=(2048, 1024)),
 }
 
 
@@ -224,13 +225,17 @@ def label_large(model: Any, image: Any, out: Any, mode: Slide, *, device: str | 
     bar.close()
 
 
-def _windows(model: Any, image: Any, top: int, lefts: list[int], mode: Slide, device: str | torch.device) -> Iterator[tuple[int, Tensor]]:
+def as_batch(model: Any, image: Tensor, device: str | torch.device) -> Tensor:
+    """An image, uint8 (3, H, W), as a batch that the model takes: normalised, padded to its least size, in its precision."""
     least = getattr(getattr(model, "backbone", None), "min_size", 1)
-    prepare = v2.Compose([Normalize(), PadTo((least, least))])
     dtype = next(model.parameters()).dtype if isinstance(model, nn.Module) else torch.float32
+    return PadTo((least, least))(Normalize()(image))[None].to(device, dtype)
+
+
+def _windows(model: Any, image: Any, top: int, lefts: list[int], mode: Slide, device: str | torch.device) -> Iterator[tuple[int, Tensor]]:
     for left in lefts:
         pixels = np.array(image[top : top + mode.crop_size[0], left : left + mode.crop_size[1]])
-        images = prepare(torch.from_numpy(pixels).permute(2, 0, 1))[None].to(device, dtype)
+        images = as_batch(model, torch.from_numpy(pixels).permute(2, 0, 1), device)
         logits = with_background(upsample(model(images), images.shape[-2:]))
         yield left, logits[0, :, : len(pixels), : pixels.shape[1]].float().cpu()
 

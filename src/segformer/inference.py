@@ -15,13 +15,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from segformer.data.datasets import find_images, read_image
-from segformer.data.transforms import Normalize, PadTo
-from segformer.evaluation import Slide, label_large
+from segformer.evaluation import WINDOWS, Slide, as_batch, label_large
 from segformer.models import SegFormer, SegmentationModel
 from segformer.visualize import indexed, overlay
 
 ARRAY = ".npy"  # an image of any size, mapped into memory
-WINDOWS = Slide((1024, 1024), (768, 768))
 
 
 def label_file(model: SegmentationModel, path: str | os.PathLike[str], slide: Slide | None = None) -> tuple[Image.Image, np.ndarray]:
@@ -35,15 +33,13 @@ def label_file(model: SegmentationModel, path: str | os.PathLike[str], slide: Sl
     Raises:
         ValueError: naming the file, when it cannot be decoded.
     """
-    image = read_image(path)
+    image, device = read_image(path), next(model.parameters()).device
     if slide is not None and (image.shape[1] > slide.crop_size[0] or image.shape[2] > slide.crop_size[1]):
         pixels = image.permute(1, 2, 0).numpy()
         labels = np.zeros(pixels.shape[:2], np.uint8)
-        label_large(model, pixels, labels, slide, device=next(model.parameters()).device)
+        label_large(model, pixels, labels, slide, device=device)
         return Image.fromarray(pixels), labels
-    size = getattr(model.backbone, "min_size", 1)
-    images = PadTo((size, size))(Normalize()(image))[None].to(next(model.parameters()))  # device and precision
-    predicted = model.predict(images)[0, : image.shape[1], : image.shape[2]]
+    predicted = model.predict(as_batch(model, image, device))[0, : image.shape[1], : image.shape[2]]
     return Image.fromarray(image.permute(1, 2, 0).numpy()), predicted.to("cpu", torch.uint8).numpy()
 
 
