@@ -10,8 +10,8 @@ from segformer.linear import Linear, convolution_is_faster
 
 @pytest.fixture
 def by_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("segformer.linear.convolution_is_faster", lambda: True)
-    monkeypatch.setattr("segformer.linear._takes_convolutions", lambda x: x.ndim == 4)
+    for module in ("linear", "attention"):
+        monkeypatch.setattr(f"segformer.{module}.by_convolution", lambda x: x.ndim == 4)
 
 
 @pytest.mark.usefixtures("by_convolution")

@@ -102,7 +102,7 @@ class AllMLPHead(nn.Module):
     # by itself, so that a group of channels at a time goes all the way, in the same few temporaries.
 
     def _is_plain(self) -> bool:
-        if self.fuse.weight.dtype not in (torch.float32, torch.float64):
+        if self.fuse.weight.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled("cpu"):
             return False
         linears = all(is_plain(projection, nn.Linear) for projection in self.projections)
         norm = is_plain(self.norm, nn.BatchNorm2d, nn.SyncBatchNorm) and self.norm.track_running_stats and self.norm.affine

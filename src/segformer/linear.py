@@ -26,9 +26,16 @@ def _processor() -> str:
     return cpuinfo.read_text() if cpuinfo.is_file() else platform.processor()
 
 
+def by_convolution(x: Tensor) -> bool:
+    """Whether float32 matrix products over a map (B, H, W, C) had better be 1×1 convolutions."""
+    if torch.compiler.is_compiling() or isinstance(x, torch.fx.Proxy) or torch.get_num_threads() == 1:
+        return False  # compilers choose for themselves; with one thread PyTorch has a slow convolution of its own
+    return x.device.type == "cpu" and x.dtype != torch.float64 and x.ndim == 4 and convolution_is_faster()
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """:func:`torch.nn.functional.linear` of maps (B, H, W, C): the same function, with the same gradients."""
-    if _takes_convolutions(x) and convolution_is_faster():
+    if by_convolution(x) and x.dtype.itemsize > 2 and not torch.is_autocast_enabled("cpu"):  # in half precision the libraries are one
         return F.conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1)
     return F.linear(x, weight, bias)
 
@@ -38,9 +45,3 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
-
-
-def _takes_convolutions(x: Tensor) -> bool:
-    if torch.compiler.is_compiling() or isinstance(x, torch.fx.Proxy) or torch.get_num_threads() == 1:
-        return False  # compilers choose for themselves; with one thread PyTorch has a slow convolution of its own
-    return x.device.type == "cpu" and x.dtype == torch.float32 and x.ndim == 4 and not torch.is_autocast_enabled("cpu")

@@ -12,19 +12,17 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from segformer import workspace
+from segformer.attention import attention
 from segformer.initialization import init_weights
 from segformer.linear import Linear
 from segformer.workspace import in_pieces
 
-for _leaf in ("rearrange", "check_images"):  # they look into shapes, which torch.fx does not have while it traces
-    torch.fx.wrap(_leaf)
+torch.fx.wrap("check_images")  # it looks into shapes, which torch.fx does not have while it traces
 
 Norm = Callable[[int], nn.Module]
 
@@ -128,10 +126,7 @@ class EfficientSelfAttention(nn.Module):
         self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        q = rearrange(self.q(x), "b h w (n d) -> b n (h w) d", n=self.heads)
-        k, v = rearrange(self.kv(self.reduce(x)), "b h w (two n d) -> two b n (h w) d", two=2, n=self.heads).unbind()
-        x = rearrange(F.scaled_dot_product_attention(q, k, v), "b n (h w) d -> b h w (n d)", h=x.shape[1])
-        return self.proj(x)
+        return self.proj(attention(self.q(x), self.kv(self.reduce(x)), self.heads))
 
 
 class MixFFN(nn.Module):
@@ -240,6 +235,7 @@ class Pyramid(nn.Module):
     def pyramid(self, images: Tensor, depth: int) -> list[Tensor]:
         """The maps of the first ``depth`` stages."""
         check_images(images, self.in_channels, self.min_size)
+        workspace.reuse_blocks()
         x = images.contiguous(memory_format=torch.channels_last)
         features = []
         for stage in self.stages[:depth]:

@@ -7,6 +7,7 @@ what is needed once is better made in pieces that stay in cache. Where gradients
 from __future__ import annotations
 
 import ctypes
+import functools
 import platform
 
 import torch
@@ -19,7 +20,22 @@ GPU_PIECE = 256 << 20  # on a GPU, where each piece costs some launches
 def in_pieces(x: Tensor) -> bool:
     """Whether what is computed of ``x`` may be computed piece by piece: on a CPU, with neither gradients nor a graph recorded."""
     recorded = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing() or isinstance(x, torch.fx.Proxy)
-    return not recorded and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    return not recorded and x.device.type == "cpu"
+
+
+def reuse_blocks() -> None:
+    """Let glibc know, once a process, that blocks of up to 32 MiB will be asked for again.
+
+    From the largest block that a program has freed it learns which ones to serve from memory it holds, and to hold up to twice as much
+    (mallopt(3), the dynamic threshold). One is freed here; it was never touched, so that it took no memory.
+    """
+    if not torch.compiler.is_compiling():
+        _free_a_block()
+
+
+@functools.cache
+def _free_a_block() -> None:
+    torch.empty((32 << 20) - (64 << 10), dtype=torch.uint8, device="cpu")
 
 
 def keep_large_blocks() -> None:
