@@ -85,24 +85,24 @@ class AllMLPHead(nn.Module):
         """Σ up(F_i W_i x_i + F_i b_i): (B, channels, H/4, W/4) in channels-last memory."""
         fuses = self.fuse.weight.flatten(1).chunk(len(self.projections), dim=1)[::-1]  # (D, D) each, finest first
         maps = [  # composed each time: a product of weights costs little beside the maps, and the gradient finds its way to each factor
-            F.linear(x.permute(0, 2, 3, 1), fuse @ proj.weight, fuse @ proj.bias).permute(0, 3, 1, 2)
+            linear(x.permute(0, 2, 3, 1), fuse @ proj.weight, fuse @ proj.bias).permute(0, 3, 1, 2)
             for x, fuse, proj in zip(features, fuses, self.projections, strict=True)
         ]
         return upsample_sum(maps)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Feature maps (B, C_i, H_i, W_i), finest first, to logits (B, num_classes, H_0, W_0)."""
-        if not self.training and in_pieces(features[0]) and self._is_plain():
-            return self._in_groups(features)
+        if not self.training and self._is_plain():
+            return self._in_groups(features) if self._takes_groups(features[0]) else self._at_once(features)
         x = self.project_and_fuse(features)
-        x = F.relu(self.norm(x), inplace=True)
-        return self.classifier(self.dropout(x))
+        x = self.dropout(self.norm(x))  # before ReLU, with which it commutes: what ReLU and the classifier keep for the gradient is one map
+        return self.classifier(F.relu(x, inplace=True))
 
     # In evaluation BatchNorm is an affine map, which composes with F_i W_i; and every channel between the features and the classifier is
     # by itself, so that a group of channels at a time goes all the way, in the same few temporaries.
 
     def _is_plain(self) -> bool:
-        if self.fuse.weight.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled("cpu"):
+        if self.fuse.weight.dtype not in (torch.float32, torch.float64):
             return False
         linears = all(is_plain(projection, nn.Linear) for projection in self.projections)
         norm = is_plain(self.norm, nn.BatchNorm2d, nn.SyncBatchNorm) and self.norm.track_running_stats and self.norm.affine
@@ -115,6 +115,16 @@ class AllMLPHead(nn.Module):
         weights = [scale[:, None] * (fuse @ proj.weight) for fuse, proj in zip(fuses, self.projections, strict=True)]
         biases = sum(fuse @ proj.bias for fuse, proj in zip(fuses, self.projections, strict=True))
         return weights, scale * (biases - self.norm.running_mean) + self.norm.bias
+
+    def _takes_groups(self, finest: Tensor) -> bool:
+        return in_pieces(finest) and not torch.is_autocast_enabled("cpu")
+
+    def _at_once(self, features: Sequence[Tensor]) -> Tensor:
+        with torch.autocast(features[0].device.type, enabled=False):
+            weights, bias = self._composed()
+        biases = [bias, *[None] * (len(features) - 1)]
+        maps = [F.conv2d(x, weight[..., None, None], b) for x, weight, b in zip(features, weights, biases, strict=True)]
+        return self.classifier(F.relu(upsample_sum(maps), inplace=True))
 
     def _in_groups(self, features: Sequence[Tensor]) -> Tensor:
         weights, bias = self._cache.of(self._composed, list(self.state_dict(keep_vars=True).values()))
