@@ -138,3 +138,13 @@ def test_impossible_heads_are_refused() -> None:
         AllMLPHead((4,), 0)
     with pytest.raises(ValueError, match="at least one feature map"):
         AllMLPHead((), 2)
+
+
+def test_dropout_drops_where_it_alone_trains() -> None:
+    """Monte Carlo dropout: a model in evaluation mode, its dropout in training mode."""
+    head = randomized(AllMLPHead([8, 16], 3, 16, dropout=0.5))
+    features = [torch.randn(1, 8, 8, 8), torch.randn(1, 16, 4, 4)]
+    with torch.no_grad():
+        assert torch.equal(head(features), head(features))
+        head.dropout.train()
+        assert not torch.equal(head(features), head(features))

@@ -83,7 +83,7 @@ def test_a_model_is_saved_and_read_back(tmp_path: Path) -> None:
     assert torch.equal(again(images), model(images))
     grey = SegFormer.from_pretrained(tmp_path / "resnet.safetensors", in_channels=1)
     images = images[:, :1].double()
-    torch.testing.assert_close(grey.double()(images), model.double()(images.expand(-1, 3, -1, -1)))
+    torch.testing.assert_close(grey.double()(images), model.double()(images.expand(-1, 3, -1, -1)), rtol=0, atol=1e-5)  # a float32 stem
 
 
 @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "eva02_tiny_patch14_224"])

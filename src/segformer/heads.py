@@ -92,7 +92,7 @@ class AllMLPHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Feature maps (B, C_i, H_i, W_i), finest first, to logits (B, num_classes, H_0, W_0)."""
-        if not self.training and self._is_plain():
+        if self._is_affine():
             return self._in_groups(features) if self._takes_groups(features[0]) else self._at_once(features)
         x = self.project_and_fuse(features)
         x = self.dropout(self.norm(x))  # before ReLU, with which it commutes: what ReLU and the classifier keep for the gradient is one map
@@ -101,7 +101,9 @@ class AllMLPHead(nn.Module):
     # In evaluation BatchNorm is an affine map, which composes with F_i W_i; and every channel between the features and the classifier is
     # by itself, so that a group of channels at a time goes all the way, in the same few temporaries.
 
-    def _is_plain(self) -> bool:
+    def _is_affine(self) -> bool:
+        if self.training or self.norm.training or self.dropout.training:  # dropout by itself: Monte Carlo's
+            return False
         if self.fuse.weight.dtype not in (torch.float32, torch.float64):
             return False
         linears = all(is_plain(projection, nn.Linear) for projection in self.projections)
