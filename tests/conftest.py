@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from typing import TypeVar
 
 import pytest
 import torch
 from torch import nn
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton: its kernels run on CPUs, slowly
 
 from segformer import SegFormer, Variant
 

@@ -174,13 +174,20 @@ def test_a_batch_without_labels_costs_nothing(batch: int) -> None:
     assert not logits.grad.any()
 
 
-def test_logits_that_are_not_finite_make_the_loss_so() -> None:
-    for value in (float("nan"), float("inf")):
-        logits = torch.zeros(1, 3, 4, 4)
-        logits[0, 1, 2, 2] = value
-        target = torch.zeros(1, 16, 16, dtype=torch.int64)
-        expected = F.cross_entropy(interpolate(logits, (16, 16)), target)
-        torch.testing.assert_close(upsample_cross_entropy(logits, target), expected, equal_nan=True)
+@pytest.mark.parametrize("ignored", [16, 12, 4], ids="rows {} to 16 ignored".format)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_logits_that_are_not_finite_count_as_in_the_plain_way(value: float, ignored: int) -> None:
+    """The loss is not finite where such a value reaches a pixel that counts, and finite where it reaches ignored pixels alone."""
+    logits = torch.randn(1, 3, 4, 4)
+    logits[0, 0, 2, 2] = value
+    logits.requires_grad_()
+    target = torch.zeros(1, 16, 16, dtype=torch.int64)
+    target[:, ignored:] = 255
+    expected, loss = F.cross_entropy(interpolate(logits, (16, 16)), target, ignore_index=255), upsample_cross_entropy(logits, target)
+    torch.testing.assert_close(loss, expected, equal_nan=True)
+    assert loss.isfinite() == (ignored == 4)
+    (gradient,), (wanted,) = torch.autograd.grad(loss, logits), torch.autograd.grad(expected, logits)
+    torch.testing.assert_close(gradient, wanted, equal_nan=True)
 
 
 def test_a_target_outside_the_classes_is_refused() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from segformer import checkpoint
 from segformer.data.classes import Classes
+from segformer.graphs import Graphs
 from segformer.heads import AllMLPHead
 from segformer.mit import MiT, Variant, find_variant
 from segformer.upsample import upsample, upsample_argmax, with_background
@@ -40,6 +41,7 @@ class SegmentationModel(nn.Module):
         self.backbone: Any = backbone
         self.decode_head: Any = decode_head
         self.align_corners = align_corners
+        self._graphs = Graphs()
         self.classes = classes or Classes.unnamed(self.num_classes)
 
     @property
@@ -69,7 +71,9 @@ class SegmentationModel(nn.Module):
         return upsample(logits, images.shape[-2:], self.align_corners)
 
     @torch.no_grad()
-    def predict(self, images: Tensor, size: Sequence[int] | None = None, *, dtype: torch.dtype | None = None) -> Tensor:
+    def predict(
+        self, images: Tensor, size: Sequence[int] | None = None, *, dtype: torch.dtype | None = None, cuda_graph: bool = False
+    ) -> Tensor:
         """Images (B, C, H, W) to labels (B, *size*) int64, in evaluation mode whatever the current one.
 
         A model of one logit labels 1 where its sigmoid exceeds a half, and 0 elsewhere.
@@ -79,10 +83,23 @@ class SegmentationModel(nn.Module):
             size: height and width of the labels; by default the images' own. The stride-4 logits are interpolated straight to it.
             dtype: ``torch.bfloat16`` or ``torch.float16``: matrix products in that precision, where the hardware has it; labels between
                 classes that nearly tie may differ. By default the weights' own.
+            cuda_graph: record the work as a CUDA graph at the first call for images of a shape, and replay it for those that follow: for
+                small batches, whose kernels take less time than launching them. The graphs of the last four shapes hold their memory;
+                hooks are not called in a replay.
+
+        Raises:
+            ValueError: when ``cuda_graph`` is asked for images that are not on a CUDA device.
         """
-        with evaluating(self), torch.autocast(images.device.type, dtype, enabled=dtype is not None):
-            logits = with_background(self.decode_head(self.backbone(images)))
-            return upsample_argmax(logits, images.shape[-2:] if size is None else size, self.align_corners)
+        size = tuple(images.shape[-2:] if size is None else size)
+        if cuda_graph and not images.is_cuda:
+            raise ValueError(f"cuda_graph=True needs images on a CUDA device, these are on {images.device}; move them and the model there")
+
+        def label(images: Tensor) -> Tensor:
+            with evaluating(self), torch.autocast(images.device.type, dtype, enabled=dtype is not None):
+                logits = with_background(self.decode_head(self.backbone(images)))
+                return upsample_argmax(logits, size, self.align_corners)
+
+        return self._graphs(self, label, images, (size, dtype, self.align_corners)) if cuda_graph else label(images)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trade time for memory in training: the backbone recomputes its blocks in the backward pass."""

@@ -1,14 +1,18 @@
 """The exact operators between stride-4 maps and pixels, all of them bilinear, for any ratio and any target size.
 
 Each equals what its docstring writes with ``torch.nn.functional``, without ever holding the full-size maps. Where a graph is recorded for
-export or compilation, whose shapes must not depend on values, they take that plain way.
+export or compilation, whose shapes must not depend on values, they take that plain way. On a CUDA device they are Triton's kernels, once
+these have shown there, beside the plain ways, that they agree.
 
 The centres of the corner pixels coincide where ``align_corners`` is true, as some public weights were trained; by default their edges do.
 """
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,6 +40,8 @@ def upsample_into(out: Tensor, x: Tensor) -> None:
 def upsample_sum(maps: Sequence[Tensor]) -> Tensor:
     """The sum of all maps at the size of the first: Σ upsample(maps[i]), (B, C, h, w) of maps[0]."""
     total = maps[0]
+    if len(maps) > 1 and not torch.is_grad_enabled() and (kernels := _kernels(total)):
+        return _sum_by_kernels(kernels, [x.permute(0, 2, 3, 1).contiguous() for x in maps]).permute(0, 3, 1, 2)
     for x in maps[1:]:
         total = upsample(x, total.shape[-2:]).add_(total)  # into the map just made, so that no third one is
     return total
@@ -52,6 +58,8 @@ def upsample_argmax(logits: Tensor, size: Sequence[int], align_corners: bool = F
         return upsample(logits, size, align_corners).argmax(1)
     logits = logits.detach().permute(0, 2, 3, 1)  # (B, h, w, K)
     with torch.autocast(logits.device.type, enabled=False):
+        if kernels := _kernels(logits):
+            return kernels.argmax(logits.contiguous(), _places(logits, size, align_corners))
         if logits.is_cuda:
             return _argmax_in_strips(logits, size, align_corners)
         return _argmax_between_cells(logits.contiguous(), size, align_corners)
@@ -86,7 +94,7 @@ def upsample_cross_entropy(
     else:
         total = valid.sum() if weight is None else (weight[target.where(valid, 0)] * valid).sum()
     loss: Any
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or _hold_infinities(logits):
         dtype = torch.promote_types(logits.dtype, torch.float32)
         loss = F.cross_entropy(
             upsample(logits, target.shape[-2:], align_corners).to(dtype),
@@ -100,6 +108,11 @@ def upsample_cross_entropy(
         with torch.autocast(logits.device.type, enabled=False):
             loss = _CrossEntropy.apply(logits, target, weight, ignore_index, align_corners, label_smoothing)
     return loss / total.clamp_min(1e-9)
+
+
+def _hold_infinities(logits: Tensor) -> bool:
+    """Whether some value on a CPU is not finite, and would reach other rows than its neighbours through the products that make a strip."""
+    return logits.device.type == "cpu" and not logits.detach().sum(dtype=torch.promote_types(logits.dtype, torch.float32)).isfinite()
 
 
 def _positions(source: int, target: int, align_corners: bool, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,6 +130,11 @@ def _positions(source: int, target: int, align_corners: bool, like: Tensor) -> t
         position = ((pixels + 0.5) * (source / target) - 0.5).clamp_min(0)
     low = position.floor().clamp_max(source - 1)
     return low.long(), position - low
+
+
+def _places(x: Tensor, size: Sequence[int], align_corners: bool) -> list[tuple[Tensor, Tensor]]:
+    """:func:`_positions` of the rows and of the columns of *size* in maps (B, h, w, C)."""
+    return [_positions(source, target, align_corners, x) for source, target in zip(x.shape[1:3], size, strict=True)]
 
 
 class _Gaps:
@@ -225,38 +243,19 @@ def _strips(logits: Tensor, size: tuple[int, int], align_corners: bool) -> Itera
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """The summed cross-entropy, whose gradient is made with it while a strip is at hand."""
+    """The summed cross-entropy, whose gradient is made with it."""
 
     @staticmethod
     def forward(
         ctx: Any, logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, align_corners: bool, smoothing: float
     ) -> Tensor:
-        batch, classes, h, w = logits.shape
-        size = (target.shape[-2], target.shape[-1])
-        maps = logits.detach().permute(0, 2, 3, 1)
-        dtype = torch.promote_types(logits.dtype, torch.float32)
+        classes, dtype = logits.shape[1], torch.promote_types(logits.dtype, torch.float32)
         class_weight = torch.ones(classes, dtype=dtype, device=logits.device) if weight is None else weight.to(dtype)
-        loss = torch.zeros((), dtype=dtype, device=logits.device)
-        gradient = torch.zeros(batch, h, w, classes, dtype=dtype, device=logits.device) if ctx.needs_input_grad[0] else None
-        for rows, cells, mix, strip in _strips(maps, size, align_corners):
-            log_p = _log_softmax(strip)
-            truth = target[:, rows]
-            valid = truth != ignore_index
-            truth = truth.where(valid, 0)[..., None]
-            share = ((1 - smoothing) * class_weight)[truth] * valid[..., None]  # of -log p of the truth, in the loss
-            loss -= (log_p.gather(3, truth) * share).sum()
-            if smoothing:
-                spread = smoothing / classes * class_weight
-                loss -= (log_p @ spread * valid).sum()
-            if gradient is None:
-                continue
-            p = log_p.exp_()
-            d = p.mul_(share + spread.sum() * valid[..., None]) if smoothing else p.mul_(share)
-            d.scatter_add_(3, truth, -share)
-            if smoothing:
-                d -= spread * valid[..., None]
-            wide = mix.T @ d.flatten(2)
-            gradient[:, cells] += _narrowed(wide.view(batch, mix.shape[1], size[1], classes), w, align_corners)
+        share = (1 - smoothing) * class_weight  # of -log p of the truth, in the loss
+        spread = smoothing / classes * class_weight if smoothing else None  # of -log p of each class
+        summed = partial(_summed_by_kernels, kernels) if (kernels := _kernels(logits)) else _summed_in_strips
+        maps = logits.detach().permute(0, 2, 3, 1)
+        loss, gradient = summed(maps, target, share, spread, ignore_index, align_corners, ctx.needs_input_grad[0])
         ctx.save_for_backward(gradient)
         ctx.dtype = logits.dtype
         return loss
@@ -266,6 +265,38 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return (gradient.permute(0, 3, 1, 2) * d_loss).to(ctx.dtype), None, None, None, None, None
+
+
+def _summed_in_strips(
+    logits: Tensor, target: Tensor, share: Tensor, spread: Tensor | None, ignore_index: int, align_corners: bool, with_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Of logits (B, h, w, K): -Σ share[t] log p[t] - Σ spread[k] log p[k] over the valid pixels, and its gradient (B, h, w, K).
+
+    The gradient is made while a strip is at hand.
+    """
+    batch, _, w, classes = logits.shape
+    size = (target.shape[-2], target.shape[-1])
+    loss = torch.zeros((), dtype=share.dtype, device=logits.device)
+    gradient = torch.zeros(logits.shape, dtype=share.dtype, device=logits.device) if with_gradient else None
+    for rows, cells, mix, strip in _strips(logits, size, align_corners):
+        log_p = _log_softmax(strip)
+        truth = target[:, rows]
+        valid = truth != ignore_index
+        truth = truth.where(valid, 0)[..., None]
+        of_truth = share[truth] * valid[..., None]
+        loss -= (log_p.gather(3, truth) * of_truth).sum()
+        if spread is not None:
+            loss -= (log_p @ spread * valid).sum()
+        if gradient is None:
+            continue
+        p = log_p.exp_()
+        d = p.mul_(of_truth) if spread is None else p.mul_(of_truth + spread.sum() * valid[..., None])
+        d.scatter_add_(3, truth, -of_truth)
+        if spread is not None:
+            d -= spread * valid[..., None]
+        wide = mix.T @ d.flatten(2)
+        gradient[:, cells] += _narrowed(wide.view(batch, mix.shape[1], size[1], classes), w, align_corners)
+    return loss, gradient
 
 
 def _log_softmax(strip: Tensor) -> Tensor:
@@ -281,3 +312,63 @@ def _narrowed(wide: Tensor, w: int, align_corners: bool) -> Tensor:
     x = wide.permute(0, 3, 1, 2)
     narrow = torch.ops.aten.upsample_bilinear2d_backward(x, [cells, width], [batch, classes, cells, w], align_corners)
     return narrow.permute(0, 2, 3, 1)
+
+
+def _kernels(x: Tensor) -> Any:
+    """The Triton kernels, where they run on the device of ``x``; None elsewhere, and while a graph is recorded."""
+    return _kernels_of(x.device) if x.is_cuda and not torch.compiler.is_compiling() else None
+
+
+@functools.cache
+def _kernels_of(device: torch.device) -> Any:
+    """The Triton kernels, after they have done on this device what the plain ways do, once a process."""
+    try:
+        from segformer import upsample_triton as kernels
+
+        _compare(kernels, device)
+    except Exception as error:  # whatever a compiler, a driver or a processor may say
+        warnings.warn(f"Triton's kernels do not run on {device}; slower ways are taken. {type(error).__name__}: {error}", stacklevel=2)
+        return None
+    return kernels
+
+
+def _compare(kernels: Any, device: torch.device) -> None:
+    with torch.inference_mode(False), torch.no_grad():
+        logits = torch.arange(2 * 3 * 5 * 40, device=device).mul(0.7).sin().view(2, 3, 5, 40)
+        target = torch.arange(2 * 13 * 7, device=device).view(2, 13, 7) % 41
+        share = torch.arange(1.0, 41, device=device)
+        size = (13, 7)
+        both = (logits, target, share, share / 9, 40, False, True)
+        torch.testing.assert_close(kernels.argmax(logits, _places(logits, size, False)), _argmax_in_strips(logits, size, False))
+        torch.testing.assert_close(_summed_by_kernels(kernels, *both), _summed_in_strips(*both))
+        total = torch.ones(2, 13, 7, 40, device=device)
+        added = upsample(logits.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
+        torch.testing.assert_close(_sum_by_kernels(kernels, [total, logits]), total + added)
+
+
+def _sum_by_kernels(kernels: Any, maps: list[Tensor]) -> Tensor:
+    """:func:`upsample_sum` of maps (B, h, w, C), without a gradient."""
+    total, out = maps[0], torch.empty_like(maps[0])
+    for x in maps[1:]:
+        kernels.add_upsampled(out, total, x, _places(x, out.shape[1:3], False))
+        total = out
+    return total
+
+
+def _summed_by_kernels(
+    kernels: Any,
+    logits: Tensor,
+    target: Tensor,
+    share: Tensor,
+    spread: Tensor | None,
+    ignore_index: int,
+    align_corners: bool,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """:func:`_summed_in_strips` by the kernels."""
+    classes = logits.shape[3]
+    torch._assert_async(((target == ignore_index) | ((target >= 0) & (target < classes))).all(), "a target is out of bounds of the classes")
+    logits = logits.contiguous()
+    arguments = (logits, _places(logits, target.shape[1:], align_corners), target.contiguous(), share, spread, ignore_index)
+    loss, log_sum = kernels.cross_entropy(*arguments)
+    return loss.sum(), kernels.cross_entropy_gradient(*arguments, log_sum) if with_gradient else None

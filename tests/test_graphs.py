@@ -1,0 +1,101 @@
+"""Which records are kept and when they are void, with a stand-in for recording; tests/test_cuda.py records on a device."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from segformer import SegFormer
+from segformer.graphs import Function, Graphs
+
+
+class Records:
+    """Counts what is recorded, and computes like a graph: from the weights' memory at the time of the recording."""
+
+    def __init__(self) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __call__(self, function: Function, x: Tensor) -> Function:
+        self.shapes.append(tuple(x.shape))
+        return function
+
+
+@pytest.fixture
+def records() -> Records:
+    return Records()
+
+
+def test_a_shape_is_recorded_once_and_the_least_used_is_let_go(records: Records) -> None:
+    module = nn.Linear(3, 2)
+    graphs = Graphs(records, most=2)
+    for n in (1, 2, 1, 3, 1, 2):
+        x = torch.randn(n, 3)
+        assert torch.equal(graphs(module, module, x), module(x))
+    assert records.shapes == [(1, 3), (2, 3), (3, 3), (2, 3)]
+
+
+def test_what_else_differs_is_recorded_apart(records: Records) -> None:
+    module = nn.Linear(3, 3)
+    graphs, x = Graphs(records), torch.randn(3, 3)
+    for key in ((), (4, 4), ()):
+        graphs(module, module, x, key)
+    graphs(module, module, x.T)
+    graphs(module.double(), module, x.double())
+    assert len(records.shapes) == 4
+
+
+def test_changes_that_a_record_would_not_see_make_it_void(records: Records) -> None:
+    module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).eval()
+    graphs, x = Graphs(records), torch.randn(4, 3)
+
+    def recorded() -> bool:
+        before = len(records.shapes)
+        graphs(module, module, x)
+        return len(records.shapes) > before
+
+    assert recorded()
+    assert not recorded()
+    with torch.no_grad():
+        module[0].weight.mul_(2)
+    module.load_state_dict(module.state_dict())
+    module.train().eval()
+    assert not recorded()
+    module[0].weight = nn.Parameter(torch.randn(3, 3))
+    assert recorded()
+    module[0].weight.data = torch.randn(3, 3)
+    assert recorded()
+    module.load_state_dict(copy.deepcopy(module.state_dict()), assign=True)
+    assert recorded()
+    module[1] = nn.Identity()
+    assert recorded()
+    assert not recorded()
+
+
+def test_copies_start_without_records(records: Records) -> None:
+    module = nn.Linear(3, 2)
+    graphs = Graphs(records, most=2)
+    graphs(module, module, torch.randn(1, 3))
+    twin = copy.deepcopy(graphs)
+    assert (twin.most, len(twin.records), len(graphs.records)) == (2, 0, 1)
+    assert not pickle.loads(pickle.dumps(graphs)).records
+
+
+def test_predict_by_graphs_is_predict(tiny: SegFormer, records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    monkeypatch.setattr("segformer.upsample._kernels", lambda x: None)
+    tiny._graphs = Graphs(records)
+    images = torch.randn(1, 3, 64, 96)
+    for size in (None, (30, 40), None):
+        labels = tiny.predict(images, size, cuda_graph=True)
+        assert torch.equal(labels, tiny.predict(images, size))
+    tiny.predict(images, dtype=torch.bfloat16, cuda_graph=True)
+    assert len(records.shapes) == 3
+
+
+def test_graphs_need_a_device(tiny: SegFormer) -> None:
+    with pytest.raises(ValueError, match="these are on cpu"):
+        tiny.predict(torch.randn(1, 3, 64, 64), cuda_graph=True)
