@@ -117,9 +117,9 @@ def labels(variant: str, classes: int, size: tuple[int, int], peers: list[str]) 
 
 def like_a_trained_models(classes: int, height: int, width: int) -> Tensor:
     """Smooth logits in patches, so that about 14 % of the cells lie on a boundary, as a trained model's do."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     patch = 34 if classes > 100 else 48
-    low = torch.randn(1, classes, height // patch + 2, width // patch + 2, generator=generator)
+    low = torch.randn(1, classes, height // patch + 2, width // patch + 2, generator=generator, device="cpu").to(torch.get_default_device())
     return (4 * F.interpolate(low, size=(height, width), mode="bicubic")).contiguous(memory_format=torch.channels_last)
 
 

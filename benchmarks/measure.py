@@ -22,6 +22,8 @@ def interleaved(works: dict[str, Callable[[], Any]], repeats: int, gradients: bo
             for name, work in works.items():
                 start = time.perf_counter()
                 work()
+                if torch.cuda.is_initialized():
+                    torch.cuda.synchronize()
                 if round_ > 0:
                     times[name].append(time.perf_counter() - start)
     first = next(iter(times.values()))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benchmarks import contestants, measure, report
+from benchmarks import contestants, cuda, measure, report
 from PIL import Image
 
 from segformer.data.datasets import FolderDataset
@@ -50,6 +50,31 @@ def test_the_report_shows_what_was_measured(tmp_path: Path) -> None:
     assert "50 % of the 170 GFLOP/s" in text
     assert "old tables" not in text
     assert (tmp_path / "ratios.png").stat().st_size > 1000
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_measured_on_a_device_runs_on_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "ADE", (3, (64, 96)))
+    monkeypatch.setattr(cuda, "CITYSCAPES", (2, (64, 64)))
+    monkeypatch.setattr(torch, "compile", lambda function, mode: function)
+    results = {"machine": "a device"}
+    for part in cuda.PARTS:
+        for name, (make, gradients) in cuda.jobs(part, ["b0"]).items():
+            if "batch 16" not in name:
+                results[name] = cuda.measured(make, 1, gradients)
+    assert not [result for name, result in results.items() if name != "machine" and "failed" in result]
+    text = cuda.table(results)
+    for row in (
+        "b0, 3 classes, 64×96, bfloat16, batch 1 | transformers |",
+        "3 classes, 64×96, batch 2: label map | interpolate + argmax |",
+        "2 classes, 64×64, batch 2: loss and gradient | segformer |",
+        "b0, 2 classes, 64×64: labels | smp |",
+        "b0, 3 classes, 64×96: training step, batch 2 | transformers |",
+    ):
+        assert row in text
+    failing = cuda.measured(lambda: {"segformer": lambda: 1 / 0}, 1, False)
+    assert failing == {"failed": "ZeroDivisionError: division by zero"}
+    assert "failed: ZeroDivisionError" in cuda.table({"machine": "a device", "work": failing})
 
 
 def test_time_to_accuracy_is_read_off_the_curves(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def attention(q: Tensor, kv: Tensor, heads: int) -> Tensor:
         least, most = 2**15 * heads // q.shape[3], workspace.PIECE // (4 * kv.shape[1] * kv.shape[2])
         if most >= least:
             dtype = torch.promote_types(q.dtype, torch.float32)  # PyTorch's own gains nothing from less precision either
-            with torch.autocast("cpu", enabled=False):
+            with workspace.without_autocast(q):
                 return _in_tiles(q.to(dtype), kv.to(dtype), heads, min(heads, most // least), most).to(q.dtype)
     height = q.shape[1]
     q = rearrange(q, "b h w (n d) -> b n (h w) d", n=heads)

@@ -19,15 +19,16 @@ def record(function: Function, x: Tensor) -> Function:
     """The function of tensors like ``x``, replayed as a CUDA graph; its memory is held as long as the function returned."""
     with torch.inference_mode(False):  # else nothing could be copied there outside of that mode
         given = torch.empty_like(x).copy_(x)
-    stream = torch.cuda.Stream(x.device)
-    stream.wait_stream(torch.cuda.current_stream(x.device))
-    with torch.cuda.stream(stream):  # libraries choose their kernels and take their workspaces before anything is recorded
-        for _ in range(3):
-            function(given)
-    torch.cuda.current_stream(x.device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):  # other threads may load images meanwhile
-        result = function(given)
+    with torch.cuda.device(x.device):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # libraries choose their kernels and take their workspaces before anything is recorded
+            for _ in range(3):
+                function(given)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):  # other threads may load images meanwhile
+            result = function(given)
 
     def replay(x: Tensor) -> Tensor:
         given.copy_(x)

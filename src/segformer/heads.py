@@ -122,7 +122,7 @@ class AllMLPHead(nn.Module):
         return in_pieces(finest) and not torch.is_autocast_enabled("cpu")
 
     def _at_once(self, features: Sequence[Tensor]) -> Tensor:
-        with torch.autocast(features[0].device.type, enabled=False):
+        with workspace.without_autocast(features[0]):
             weights, bias = self._composed()
         biases = [bias, *[None] * (len(features) - 1)]
         maps = [F.conv2d(x, weight[..., None, None], b) for x, weight, b in zip(features, weights, biases, strict=True)]

@@ -57,7 +57,7 @@ def upsample_argmax(logits: Tensor, size: Sequence[int], align_corners: bool = F
     if torch.compiler.is_compiling() or logits.shape[2:] == size or logits.numel() == 0:
         return upsample(logits, size, align_corners).argmax(1)
     logits = logits.detach().permute(0, 2, 3, 1)  # (B, h, w, K)
-    with torch.autocast(logits.device.type, enabled=False):
+    with workspace.without_autocast(logits):
         if kernels := _kernels(logits):
             return kernels.argmax(logits.contiguous(), _places(logits, size, align_corners))
         if logits.is_cuda:
@@ -105,7 +105,7 @@ def upsample_cross_entropy(
             label_smoothing=label_smoothing,
         )
     else:
-        with torch.autocast(logits.device.type, enabled=False):
+        with workspace.without_autocast(logits):
             loss = _CrossEntropy.apply(logits, target, weight, ignore_index, align_corners, label_smoothing)
     return loss / total.clamp_min(1e-9)
 

@@ -8,7 +8,9 @@ two programs write to one place: results are the same to the bit from run to run
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import TypeVar
 
 import torch
 import triton
@@ -19,8 +21,21 @@ PIXELS, CLASSES = 16, 32  # of one block: it leaves a program about 64 registers
 LARGEST = tl.constexpr(2**31 - 1)
 
 Places = Sequence[tuple[Tensor, Tensor]]
+Result = TypeVar("Result")
 
 
+def on_its_device(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Launch on the device of the first argument, which need not be the current one."""
+
+    @wraps(function)
+    def launch(first: Tensor, *others: object) -> Result:
+        with torch.cuda.device_of(first):
+            return function(first, *others)
+
+    return launch
+
+
+@on_its_device
 def argmax(logits: Tensor, places: Places) -> Tensor:
     """Labels (B, H, W) int64 of logits (B, h, w, K), interpolated; what is not a number counts as the greatest."""
     batch, (rows, columns) = len(logits), places
@@ -30,6 +45,7 @@ def argmax(logits: Tensor, places: Places) -> Tensor:
     return labels
 
 
+@on_its_device
 def cross_entropy(
     logits: Tensor, places: Places, target: Tensor, share: Tensor, spread: Tensor | None, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
@@ -46,6 +62,7 @@ def cross_entropy(
     return loss, log_sum
 
 
+@on_its_device
 def cross_entropy_gradient(
     logits: Tensor, places: Places, target: Tensor, share: Tensor, spread: Tensor | None, ignore_index: int, log_sum: Tensor
 ) -> Tensor:
@@ -66,6 +83,7 @@ def cross_entropy_gradient(
     return gradient
 
 
+@on_its_device
 def add_upsampled(out: Tensor, x: Tensor, coarse: Tensor, places: Places) -> None:
     """``out`` = x + coarse, interpolated: maps (B, H, W, C), and coarse (B, h, w, C). ``out`` may be ``x``."""
     rows, columns = places

@@ -9,6 +9,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import platform
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,12 @@ def in_pieces(x: Tensor) -> bool:
     """Whether what is computed of ``x`` may be computed piece by piece: on a CPU, with neither gradients nor a graph recorded."""
     recorded = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing() or isinstance(x, torch.fx.Proxy)
     return not recorded and x.device.type == "cpu"
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """A context in which operations on the device of ``x`` keep their precision."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()  # meta tensors have none
 
 
 def reuse_blocks() -> None:
