@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", help=f"some of {', '.join(PARTS)}; by default all but the last")
     parser.add_argument("--variants", nargs="+", default=["b0", "b2", "b5"])
     parser.add_argument("--peers", nargs="*", default=list(PEERS), help=f"besides transformers: {', '.join(PEERS)}, compile")
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--camvid", help="the data set's folder, for accuracy: images/{train,val} beside labels/{train,val}")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of accuracy's runs")

@@ -13,18 +13,28 @@ import torch
 # glibc's settings under which large blocks are kept instead of being given back to the system as soon as they are free
 RETAINING = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "500000000"}
 
+PAUSE = 0.1  # seconds
 
-def interleaved(works: dict[str, Callable[[], Any]], repeats: int, gradients: bool = False) -> list[dict[str, Any]]:
-    """Each contestant in turn, again and again, after a round to warm up: seconds, and how many times longer than the first's."""
+
+def interleaved(works: dict[str, Callable[[], Any]], repeats: int, gradients: bool = False, warm_up: int = 1) -> list[dict[str, Any]]:
+    """Each contestant in turn, again and again, after rounds to warm up: seconds, and how many times longer than the first's.
+
+    In each turn it works twice, and the second time counts, as in a loop over images: the first runs into what the others have left behind.
+    A pause before lets the threads of libraries that wait for more work go to sleep, or they would take the next one's cores.
+    """
     times: dict[str, list[float]] = {name: [] for name in works}
     with torch.enable_grad() if gradients else torch.inference_mode():
-        for round_ in range(repeats + 1):
+        for round_ in range(repeats + warm_up):
             for name, work in works.items():
+                time.sleep(PAUSE)
+                work()
+                if torch.cuda.is_initialized():
+                    torch.cuda.synchronize()
                 start = time.perf_counter()
                 work()
                 if torch.cuda.is_initialized():
                     torch.cuda.synchronize()
-                if round_ > 0:
+                if round_ >= warm_up:
                     times[name].append(time.perf_counter() - start)
     first = next(iter(times.values()))
     return [

@@ -61,7 +61,7 @@ def test_what_is_measured_on_a_device_runs_on_any(monkeypatch: pytest.MonkeyPatc
     for part in cuda.PARTS:
         for name, (make, gradients) in cuda.jobs(part, ["b0"]).items():
             if "batch 16" not in name:
-                results[name] = cuda.measured(make, 1, gradients)
+                results[name] = cuda.measured(make, 1, gradients, "cpu")
     assert not [result for name, result in results.items() if name != "machine" and "failed" in result]
     text = cuda.table(results)
     for row in (
@@ -72,7 +72,7 @@ def test_what_is_measured_on_a_device_runs_on_any(monkeypatch: pytest.MonkeyPatc
         "b0, 3 classes, 64×96: training step, batch 2 | transformers |",
     ):
         assert row in text
-    failing = cuda.measured(lambda: {"segformer": lambda: 1 / 0}, 1, False)
+    failing = cuda.measured(lambda: {"segformer": lambda: 1 / 0}, 1, False, "cpu")
     assert failing == {"failed": "ZeroDivisionError: division by zero"}
     assert "failed: ZeroDivisionError" in cuda.table({"machine": "a device", "work": failing})
 

@@ -88,6 +88,7 @@ def test_graphs_recorded_in_inference_mode_serve_outside_of_it(model: SegFormer)
     assert torch.equal(model.predict(x, cuda_graph=True), model.predict(x))
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # a prototype, it says
 def test_nothing_waits_for_the_device(model: SegFormer) -> None:
     x, target = images(), torch.randint(0, CLASSES, (2, 96, 128), device="cuda")
 
@@ -99,8 +100,8 @@ def test_nothing_waits_for_the_device(model: SegFormer) -> None:
 
     work()  # libraries and kernels start
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         work()
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import randomized
-from torch import Tensor
+from torch import Tensor, nn
 
 from segformer import AllMLPHead
 from segformer.mit import VARIANTS
@@ -138,6 +138,25 @@ def test_impossible_heads_are_refused() -> None:
         AllMLPHead((4,), 0)
     with pytest.raises(ValueError, match="at least one feature map"):
         AllMLPHead((), 2)
+
+
+class Halved(AllMLPHead):
+    def project_and_fuse(self, features: list[Tensor]) -> Tensor:  # type: ignore[override]
+        return super().project_and_fuse(features) / 2
+
+
+@pytest.mark.parametrize("recorded", [True, False], ids=["with gradients", "without"])
+def test_parts_of_another_make_are_called(recorded: bool) -> None:
+    features = [torch.randn(1, 8, 8, 8), torch.randn(1, 16, 4, 4)]
+    heads = [randomized(kind([8, 16], 3, 16)) for kind in (AllMLPHead, Halved)]
+    heads[1].load_state_dict(heads[0].state_dict())
+    calls: list[nn.Module] = []
+    with torch.set_grad_enabled(recorded):
+        assert not torch.allclose(heads[0](features), heads[1](features))
+        for part in (heads[0].dropout, heads[0].norm, heads[0].classifier, heads[0].fuse):
+            part.register_forward_hook(lambda module, *_: calls.append(module))
+        heads[0](features)
+    assert calls[:2] == [heads[0].norm, heads[0].dropout]
 
 
 def test_dropout_drops_where_it_alone_trains() -> None:

@@ -28,7 +28,10 @@ def test_logits_have_the_images_size_and_predict_is_their_argmax(size: tuple[int
     assert logits.shape == (size[0], 4, *size[2:])
     labels = model.predict(images)
     assert labels.dtype == torch.int64
-    assert torch.equal(labels, logits.argmax(1))
+    if device.type == "cpu":
+        assert torch.equal(labels, logits.argmax(1))
+    else:  # two ways of interpolation, which may round otherwise where two classes tie
+        torch.testing.assert_close(logits.gather(1, labels[:, None])[:, 0], logits.amax(1), rtol=0, atol=1e-5)
     assert labels.unique().numel() > 1
 
 

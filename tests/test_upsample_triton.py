@@ -17,13 +17,16 @@ from torch import Tensor
 from segformer import upsample
 
 kernels = pytest.importorskip("segformer.upsample_triton", reason="reason: Triton is not installed", exc_type=ImportError)
-pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|divide by zero):RuntimeWarning")  # NumPy's, under the interpreter
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+pytestmark = [pytest.mark.filterwarnings("ignore:(invalid value|divide by zero):RuntimeWarning")]  # NumPy's, under the interpreter
+if DEVICE.type == "cuda":
+    pytestmark.append(pytest.mark.cuda)
 
 
 @pytest.fixture
 def by_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upsample, "_kernels", lambda x: kernels)
+    monkeypatch.setattr(upsample, "_hold_infinities", lambda x: False)  # a CPU's own way out
 
 
 def interpolate(x: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
@@ -153,8 +156,10 @@ def test_sum_is_the_sum_of_the_upsampled_maps(dtype: torch.dtype) -> None:
     assert all(map(torch.equal, levels, copies))
 
 
-def test_kernels_that_agree_are_taken() -> None:
-    upsample._compare(kernels, DEVICE)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_kernels_that_agree_are_taken(autocast: bool) -> None:
+    with torch.autocast(DEVICE.type, torch.bfloat16, enabled=autocast):
+        assert upsample._kernels_of.__wrapped__(DEVICE) is kernels
 
 
 def test_kernels_that_fail_are_replaced_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,7 @@ def _in_tiles(q: Tensor, kv: Tensor, heads: int, together: int, scores: int) -> 
     """The same, tile by tile: some heads together, and so many queries that a tile holds the scores of this many queries of one head."""
     depth, out = q.shape[3] // heads, torch.empty_like(q)
     for image, k_and_v, result in zip(q, kv, out, strict=True):
-        queries, into = (x.view(-1, heads, depth).split(together, 1) for x in (image, result))
+        queries, into = image.reshape(-1, heads, depth).split(together, 1), result.view(-1, heads, depth).split(together, 1)
         ks, vs = (x.split(together) for x in rearrange(k_and_v, "h w (two n d) -> two n (h w) d", two=2, n=heads))
         for group in zip(queries, ks, vs, into, strict=True):
             _heads(*group, rows=scores // together)

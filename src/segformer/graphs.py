@@ -5,6 +5,7 @@ A small network at batch 1 spends its time on launching some two hundred kernels
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -17,7 +18,7 @@ Function = Callable[[Tensor], Tensor]
 
 def record(function: Function, x: Tensor) -> Function:
     """The function of tensors like ``x``, replayed as a CUDA graph; its memory is held as long as the function returned."""
-    with torch.inference_mode(False):  # else nothing could be copied there outside of that mode
+    with torch.inference_mode(False), torch.no_grad():  # else nothing could be copied there outside of that mode
         given = torch.empty_like(x).copy_(x)
     with torch.cuda.device(x.device):
         stream = torch.cuda.Stream()
@@ -26,23 +27,34 @@ def record(function: Function, x: Tensor) -> Function:
             for _ in range(3):
                 function(given)
         torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
+        graph, done = torch.cuda.CUDAGraph(), torch.cuda.Event()
+        _forget_workspaces()
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):  # other threads may load images meanwhile
             result = function(given)
+        _forget_workspaces()
 
     def replay(x: Tensor) -> Tensor:
+        stream = torch.cuda.current_stream(x.device)
+        stream.wait_event(done)  # the replay before, which another stream may have begun
         given.copy_(x)
         graph.replay()
-        return result.clone()  # the next replay writes over it
+        copy = result.clone()  # the next replay writes over it
+        done.record(stream)
+        return copy
 
     return replay
+
+
+def _forget_workspaces() -> None:
+    """Let cuBLAS take a workspace in the graph's own memory, and nobody else after it: one from outside could be freed under the graph."""
+    getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)()
 
 
 class Graphs:
     """A module's recorded functions: the last few, by the shape of their input and whatever else makes them differ.
 
-    Weights that change in place are seen by the next replay. A module, parameter or buffer that takes another's place, or moves to other
-    memory, makes all records void.
+    Weights that change in place are seen by the next replay. A module, parameter or buffer that is added, takes another's place, or moves
+    to other memory makes all records void; other attributes that change (such as a norm's epsilon) are not noticed.
 
     Args:
         record: takes a function and an input for it, and returns what does the same for inputs of that shape.
@@ -52,34 +64,39 @@ class Graphs:
     def __init__(self, record: Callable[[Function, Tensor], Function] = record, most: int = 4) -> None:
         self.record, self.most = record, most
         self.records: OrderedDict[Hashable, Function] = OrderedDict()
-        self.seen: list[tuple[dict[str, Any], str, Any, int]] = []
+        self.seen: list[tuple[dict[str, Any], int, str, Any, int]] = []
+        self.lock = threading.Lock()  # threads that serve the same model share a record's memory
 
     def __call__(self, module: nn.Module, function: Function, x: Tensor, key: Hashable = ()) -> Tensor:
         """``function(x)``, which depends on the module's weights, on ``key``, and on nothing else."""
-        if not self.seen or not self._still_hold():
-            self.records.clear()
-            self.seen = [entry for part in module.modules() for entry in _contents(part)]
-        key = (key, x.shape, x.stride(), x.dtype, x.device)
-        if key not in self.records:
-            self.records[key] = self.record(function, x)
-            if len(self.records) > self.most:
-                self.records.popitem(last=False)
-        self.records.move_to_end(key)
-        return self.records[key](x)
+        with self.lock:
+            if not self.seen or not self._still_hold():
+                self.records.clear()
+                self.seen = [entry for part in module.modules() for entry in _contents(part)]
+            key = (key, x.shape, x.stride(), x.dtype, x.device)
+            if key not in self.records:
+                while len(self.records) >= self.most:
+                    self.records.popitem(last=False)
+                self.records[key] = self.record(function, x)
+            self.records.move_to_end(key)
+            return self.records[key](x)
 
     def _still_hold(self) -> bool:
-        return all(place.get(name) is value and _address(value) == address for place, name, value, address in self.seen)
+        return all(
+            len(place) == count and place.get(name) is value and _address(value) == address
+            for place, count, name, value, address in self.seen
+        )
 
     def __deepcopy__(self, memo: Any) -> Graphs:
         return Graphs(self.record, self.most)
 
-    def __reduce__(self) -> tuple[type[Graphs], tuple[()]]:
-        return Graphs, ()
+    def __reduce__(self) -> tuple[type[Graphs], tuple[Any, int]]:
+        return Graphs, (self.record, self.most)
 
 
-def _contents(module: nn.Module) -> list[tuple[dict[str, Any], str, Any, int]]:
+def _contents(module: nn.Module) -> list[tuple[dict[str, Any], int, str, Any, int]]:
     places: tuple[dict[str, Any], ...] = (module._modules, module._parameters, module._buffers)
-    return [(place, name, value, _address(value)) for place in places for name, value in place.items()]
+    return [(place, len(place), name, value, _address(value)) for place in places for name, value in place.items()]
 
 
 def _address(value: Any) -> int:

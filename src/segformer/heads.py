@@ -106,6 +106,10 @@ class AllMLPHead(nn.Module):
             return False
         if self.fuse.weight.dtype not in (torch.float32, torch.float64):
             return False
+        if type(self).project_and_fuse is not AllMLPHead.project_and_fuse or not is_plain(
+            self.dropout, nn.Dropout2d, nn.Dropout, nn.Identity
+        ):
+            return False
         linears = all(is_plain(projection, nn.Linear) for projection in self.projections)
         norm = is_plain(self.norm, nn.BatchNorm2d, nn.SyncBatchNorm) and self.norm.track_running_stats and self.norm.affine
         return linears and norm and is_plain(self.fuse, nn.Conv2d) and is_plain(self.classifier, nn.Conv2d)
@@ -125,7 +129,7 @@ class AllMLPHead(nn.Module):
         with workspace.without_autocast(features[0]):
             weights, bias = self._composed()
         biases = [bias, *[None] * (len(features) - 1)]
-        maps = [F.conv2d(x, weight[..., None, None], b) for x, weight, b in zip(features, weights, biases, strict=True)]
+        maps = [_projected(x, weight, b) for x, weight, b in zip(features, weights, biases, strict=True)]
         return self.classifier(F.relu(upsample_sum(maps), inplace=True))
 
     def _in_groups(self, features: Sequence[Tensor]) -> Tensor:
@@ -145,6 +149,13 @@ class AllMLPHead(nn.Module):
                 x += up
             logits += linear(x.relu_(), self.classifier.weight[:, group].flatten(1))
         return logits.permute(0, 3, 1, 2)
+
+
+def _projected(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A projection of maps (B, C, h, w): in graphs a convolution, which engines go on from in their own memory order."""
+    if torch.compiler.is_compiling():
+        return F.conv2d(x, weight[..., None, None], bias)
+    return linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
 
 
 class Cache:

@@ -95,7 +95,9 @@ class SegmentationModel(nn.Module):
             raise ValueError(f"cuda_graph=True needs images on a CUDA device, these are on {images.device}; move them and the model there")
 
         def label(images: Tensor) -> Tensor:
-            with evaluating(self), torch.autocast(images.device.type, dtype, enabled=dtype is not None):
+            # A graph keeps no weights that a cache outside of it has cast, and may drop.
+            autocast = torch.autocast(images.device.type, dtype, enabled=dtype is not None, cache_enabled=not cuda_graph)
+            with evaluating(self), autocast:
                 logits = with_background(self.decode_head(self.backbone(images)))
                 return upsample_argmax(logits, size, self.align_corners)
 

@@ -87,7 +87,14 @@ def upsample_cross_entropy(
         align_corners: see :func:`upsample`.
         label_smoothing: share of the target that is spread over all classes.
         over_all_pixels: divide by the number of all pixels, as the official training does, instead of the (weights of the) valid ones.
+
+    Raises:
+        ValueError: when the target's shape, or the number of weights, does not fit the logits.
     """
+    if target.ndim != 3 or len(target) != len(logits):
+        raise ValueError(f"the target's shape {tuple(target.shape)} is not (B, H, W) with the batch of the logits, {tuple(logits.shape)}")
+    if weight is not None and weight.shape != logits.shape[1:2]:
+        raise ValueError(f"{tuple(weight.shape)} class weights for {logits.shape[1]} classes; give one a class")
     valid = target != ignore_index
     if over_all_pixels:
         total = torch.tensor(target.numel(), device=target.device)
@@ -316,7 +323,7 @@ def _narrowed(wide: Tensor, w: int, align_corners: bool) -> Tensor:
 
 def _kernels(x: Tensor) -> Any:
     """The Triton kernels, where they run on the device of ``x``; None elsewhere, and while a graph is recorded."""
-    return _kernels_of(x.device) if x.is_cuda and not torch.compiler.is_compiling() else None
+    return _kernels_of(x.device) if x.is_cuda and not workspace.is_traced(x) else None
 
 
 @functools.cache
@@ -333,17 +340,23 @@ def _kernels_of(device: torch.device) -> Any:
 
 
 def _compare(kernels: Any, device: torch.device) -> None:
-    with torch.inference_mode(False), torch.no_grad():
-        logits = torch.arange(2 * 3 * 5 * 40, device=device).mul(0.7).sin().view(2, 3, 5, 40)
-        target = torch.arange(2 * 13 * 7, device=device).view(2, 13, 7) % 41
-        share = torch.arange(1.0, 41, device=device)
-        size = (13, 7)
-        both = (logits, target, share, share / 9, 40, False, True)
-        torch.testing.assert_close(kernels.argmax(logits, _places(logits, size, False)), _argmax_in_strips(logits, size, False))
-        torch.testing.assert_close(_summed_by_kernels(kernels, *both), _summed_in_strips(*both))
-        total = torch.ones(2, 13, 7, 40, device=device)
-        added = upsample(logits.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
-        torch.testing.assert_close(_sum_by_kernels(kernels, [total, logits]), total + added)
+    """Raise an error where the kernels, in float32, do not do what the plain ways do on a CPU in float64."""
+
+    def there(x: Tensor) -> Tensor:
+        return x.to(device, torch.float32 if x.is_floating_point() else x.dtype)
+
+    def check(ours: Any, theirs: Any) -> None:
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4, check_device=False, check_dtype=False)
+
+    with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
+        logits = torch.arange(2 * 3 * 5 * 40, dtype=torch.double).mul(0.7).sin().view(2, 3, 5, 40)
+        target, share, size = torch.arange(2 * 13 * 7).view(2, 13, 7) % 41, torch.arange(1, 41, dtype=torch.double), (13, 7)
+        check(kernels.argmax(there(logits), _places(there(logits), size, False)), _argmax_in_strips(logits, size, False))
+        for spread in (None, share / 9):
+            terms = (there(logits), there(target), there(share), None if spread is None else there(spread))
+            check(_summed_by_kernels(kernels, *terms, 40, False, True), _summed_in_strips(logits, target, share, spread, 40, False, True))
+        total, added = torch.ones(2, 13, 7, 40), upsample(logits.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
+        check(_sum_by_kernels(kernels, [there(total), there(logits)]), total + added)
 
 
 def _sum_by_kernels(kernels: Any, maps: list[Tensor]) -> Tensor:

@@ -18,6 +18,8 @@ import triton.language as tl
 from torch import Tensor
 
 PIXELS, CLASSES = 16, 32  # of one block: it leaves a program about 64 registers a thread, so that a multiprocessor can be full
+FUSION = {"enable_fp_fusion": True}  # multiply-adds in one rounding; said here because Triton's default is changing
+SIZES = ["h", "w", "height", "width", "ignore_index"]  # not worth a compilation each time they are 1 or a multiple of 16
 LARGEST = tl.constexpr(2**31 - 1)
 
 Places = Sequence[tuple[Tensor, Tensor]]
@@ -41,7 +43,7 @@ def argmax(logits: Tensor, places: Places) -> Tensor:
     batch, (rows, columns) = len(logits), places
     labels = torch.empty(batch, len(rows[0]), len(columns[0]), dtype=torch.int64, device=logits.device)
     if labels.numel():
-        _argmax[_row_by_row(labels)](labels, logits, *rows, *columns, *_sizes(logits, labels), PIXELS, _classes(logits))
+        _argmax[_row_by_row(labels)](labels, logits, *rows, *columns, *_sizes(logits, labels), PIXELS, _classes(logits), **FUSION)
     return labels
 
 
@@ -58,7 +60,7 @@ def cross_entropy(
     if target.numel():
         inputs = (logits, *rows, *columns, target, share, share if spread is None else spread, ignore_index)
         sizes = _sizes(logits, target)
-        _cross_entropy[_row_by_row(target)](loss, log_sum, *inputs, *sizes, spread is not None, PIXELS, _classes(logits))
+        _cross_entropy[_row_by_row(target)](loss, log_sum, *inputs, *sizes, spread is not None, PIXELS, _classes(logits), **FUSION)
     return loss, log_sum
 
 
@@ -79,7 +81,7 @@ def cross_entropy_gradient(
         at_once = _classes(logits)
         inputs = (logits, *rows, *columns, first_row, first_column, target, share, spread, spread.sum(), log_sum, ignore_index)
         grid = (logits[..., 0].numel(), triton.cdiv(logits.shape[3], at_once))
-        _gradient[grid](gradient, *inputs, *_sizes(logits, target), PIXELS // 2, at_once)
+        _gradient[grid](gradient, *inputs, *_sizes(logits, target), PIXELS // 2, at_once, **FUSION)
     return gradient
 
 
@@ -89,7 +91,7 @@ def add_upsampled(out: Tensor, x: Tensor, coarse: Tensor, places: Places) -> Non
     rows, columns = places
     if x.numel():
         grid = (*_row_by_row(x[..., 0]), triton.cdiv(x.shape[3], CLASSES))
-        _add_upsampled[grid](out, x, coarse, *rows, *columns, *_sizes(coarse, x[..., 0]), PIXELS, CLASSES)
+        _add_upsampled[grid](out, x, coarse, *rows, *columns, *_sizes(coarse, x[..., 0]), PIXELS, CLASSES, **FUSION)
 
 
 def _row_by_row(pixels: Tensor) -> tuple[int, int]:
@@ -122,7 +124,7 @@ def _mix(maps, image, top, bottom, share_y, left, right, share_x, k, exist, w, c
     return (1 - share_y) * above + share_y * below
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _argmax(  # type: ignore[no-untyped-def]
     labels, logits, low_y, shares_y, low_x, shares_x, h, w, classes, height, width, pixels: tl.constexpr, at_once: tl.constexpr
 ):  # fmt: skip
@@ -150,7 +152,7 @@ def _argmax(  # type: ignore[no-untyped-def]
     tl.store(labels + row * width + x, label.to(tl.int64), inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _cross_entropy(  # type: ignore[no-untyped-def]
     loss, log_sum, logits, low_y, shares_y, low_x, shares_x, target, share, spread, ignore_index,
     h, w, classes, height, width, smooth: tl.constexpr, pixels: tl.constexpr, at_once: tl.constexpr,
@@ -192,7 +194,7 @@ def _cross_entropy(  # type: ignore[no-untyped-def]
     tl.store(log_sum + row * width + x, log_total, inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _gradient(  # type: ignore[no-untyped-def]
     gradient, logits, low_y, shares_y, low_x, shares_x, first_row, first_column, target, share, spread, spread_sum, log_sum, ignore_index,
     h, w, classes, height, width, pixels: tl.constexpr, at_once: tl.constexpr,
@@ -223,7 +225,7 @@ def _gradient(  # type: ignore[no-untyped-def]
     tl.store(gradient + cell * classes + k, gathered, k < classes)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _add_upsampled(  # type: ignore[no-untyped-def]
     out, x, coarse, low_y, shares_y, low_x, shares_x, h, w, channels, height, width, pixels: tl.constexpr, at_once: tl.constexpr
 ):  # fmt: skip

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 PIECE = 8 << 20  # bytes of one temporary on a CPU
 GPU_PIECE = 256 << 20  # on a GPU, where each piece costs some launches
@@ -21,14 +22,17 @@ GPU_PIECE = 256 << 20  # on a GPU, where each piece costs some launches
 
 def in_pieces(x: Tensor) -> bool:
     """Whether what is computed of ``x`` may be computed piece by piece: on a CPU, with neither gradients nor a graph recorded."""
-    recorded = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing() or isinstance(x, torch.fx.Proxy)
-    return not recorded and x.device.type == "cpu"
+    return not (torch.is_grad_enabled() or is_traced(x)) and x.device.type == "cpu"
+
+
+def is_traced(x: Tensor) -> bool:
+    """Whether what is computed of ``x`` is being recorded as a graph, for export or compilation."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or isinstance(x, torch.fx.Proxy | FakeTensor)
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
     """A context in which operations on the device of ``x`` keep their precision."""
-    kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()  # meta tensors have none
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)  # meta tensors have no autocast
 
 
 def reuse_blocks() -> None:
@@ -61,4 +65,5 @@ def keep_large_blocks() -> None:
 
 def is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
     """Whether a module is of one of these classes to the letter and nobody listens to it, so that its weights are all there is to it."""
-    return type(module) in kinds and not (module._forward_hooks or module._forward_pre_hooks)
+    listeners = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return type(module) in kinds and not any(listeners)
