@@ -198,6 +198,7 @@ def _plot(results: dict[str, Any], path: Path) -> None:
     axes.barh([name for name, _ in bars], medians, xerr=reach, color=["#4477aa" if m >= 1 else "#cc6677" for m in medians])
     axes.axvline(1, color="black", linewidth=1)
     axes.invert_yaxis()
+    axes.margins(y=0.01)
     axes.set_xlabel("time over segformer's (1 = as fast; default allocator)")
     axes.tick_params(axis="y", labelsize=7)
     figure.savefig(path, dpi=110)

@@ -195,6 +195,15 @@ def test_a_target_outside_the_classes_is_refused() -> None:
         upsample_cross_entropy(torch.zeros(1, 3, 4, 4), torch.full((1, 16, 16), 7))
 
 
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    logits = torch.zeros(2, 3, 4, 4)
+    for target in (torch.zeros(1, 16, 16, dtype=torch.int64), torch.zeros(2, 1, 16, 16, dtype=torch.int64)):
+        with pytest.raises(ValueError, match=r"is not \(B, H, W\) with the batch of the logits, \(2, 3, 4, 4\)"):
+            upsample_cross_entropy(logits, target)
+    with pytest.raises(ValueError, match="class weights for 3 classes"):
+        upsample_cross_entropy(logits, torch.zeros(2, 16, 16, dtype=torch.int64), torch.ones(2))
+
+
 def test_autocast_does_not_lower_their_precision() -> None:
     """It would round every matrix product inside to 8 bits."""
     logits = torch.randn(1, 5, 6, 6, requires_grad=True)

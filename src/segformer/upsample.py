@@ -54,7 +54,7 @@ def upsample_argmax(logits: Tensor, size: Sequence[int], align_corners: bool = F
     that disagree, or are not finite, are all classes interpolated. Labels may differ where two classes tie to the last bit.
     """
     size = (size[0], size[1])
-    if torch.compiler.is_compiling() or logits.shape[2:] == size or logits.numel() == 0:
+    if workspace.is_traced(logits) or logits.shape[2:] == size or logits.numel() == 0:
         return upsample(logits, size, align_corners).argmax(1)
     logits = logits.detach().permute(0, 2, 3, 1)  # (B, h, w, K)
     with workspace.without_autocast(logits):
@@ -97,11 +97,11 @@ def upsample_cross_entropy(
         raise ValueError(f"{tuple(weight.shape)} class weights for {logits.shape[1]} classes; give one a class")
     valid = target != ignore_index
     if over_all_pixels:
-        total = torch.tensor(target.numel(), device=target.device)
+        total = torch.full((), target.numel(), device=target.device)
     else:
         total = valid.sum() if weight is None else (weight[target.where(valid, 0)] * valid).sum()
     loss: Any
-    if torch.compiler.is_compiling() or _hold_infinities(logits):
+    if workspace.is_traced(logits) or _hold_infinities(logits):
         dtype = torch.promote_types(logits.dtype, torch.float32)
         loss = F.cross_entropy(
             upsample(logits, target.shape[-2:], align_corners).to(dtype),

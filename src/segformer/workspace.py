@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 PIECE = 8 << 20  # bytes of one temporary on a CPU
 GPU_PIECE = 256 << 20  # on a GPU, where each piece costs some launches
@@ -27,7 +26,8 @@ def in_pieces(x: Tensor) -> bool:
 
 def is_traced(x: Tensor) -> bool:
     """Whether what is computed of ``x`` is being recorded as a graph, for export or compilation."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or isinstance(x, torch.fx.Proxy | FakeTensor)
+    is_stand_in = isinstance(x, torch.fx.Proxy) or hasattr(x, "fake_mode")  # a FakeTensor, without importing it
+    return is_stand_in or torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
