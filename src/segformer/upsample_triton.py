@@ -115,6 +115,17 @@ def _place(low, shares, pixel, exists, cells):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def _own_pixels(low_y, shares_y, low_x, shares_x, h, w, height, width, pixels: tl.constexpr):  # type: ignore[no-untyped-def]
+    """A program's part of one row of pixels, and the cells they lie between: of the program's first two indices."""
+    row = tl.program_id(0).to(tl.int64)
+    x = tl.program_id(1) * pixels + tl.arange(0, pixels)
+    inside = x < width
+    top, bottom, share_y = _place(low_y, shares_y, row % height, row >= 0, h)
+    left, right, share_x = _place(low_x, shares_x, x, inside, w)
+    return row, x, inside, top, bottom, share_y, left, right, share_x
+
+
+@triton.jit
 def _mix(maps, image, top, bottom, share_y, left, right, share_x, k, exist, w, classes):  # type: ignore[no-untyped-def]
     """The interpolated values (P, K) of one row's pixels (P,) and classes (K,), in interpolate's order of operations."""
     upper, lower = maps + (image + top) * w * classes, maps + (image + bottom) * w * classes
@@ -128,11 +139,7 @@ def _mix(maps, image, top, bottom, share_y, left, right, share_x, k, exist, w, c
 def _argmax(  # type: ignore[no-untyped-def]
     labels, logits, low_y, shares_y, low_x, shares_x, h, w, classes, height, width, pixels: tl.constexpr, at_once: tl.constexpr
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    x = tl.program_id(1) * pixels + tl.arange(0, pixels)
-    inside = x < width
-    top, bottom, share_y = _place(low_y, shares_y, row % height, row >= 0, h)
-    left, right, share_x = _place(low_x, shares_x, x, inside, w)
+    row, x, inside, top, bottom, share_y, left, right, share_x = _own_pixels(low_y, shares_y, low_x, shares_x, h, w, height, width, pixels)
 
     greatest = tl.full([pixels], float("-inf"), share_x.dtype)
     label = tl.zeros([pixels], tl.int32)
@@ -157,11 +164,7 @@ def _cross_entropy(  # type: ignore[no-untyped-def]
     loss, log_sum, logits, low_y, shares_y, low_x, shares_x, target, share, spread, ignore_index,
     h, w, classes, height, width, smooth: tl.constexpr, pixels: tl.constexpr, at_once: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    x = tl.program_id(1) * pixels + tl.arange(0, pixels)
-    inside = x < width
-    top, bottom, share_y = _place(low_y, shares_y, row % height, row >= 0, h)
-    left, right, share_x = _place(low_x, shares_x, x, inside, w)
+    row, x, inside, top, bottom, share_y, left, right, share_x = _own_pixels(low_y, shares_y, low_x, shares_x, h, w, height, width, pixels)
     truth = tl.load(target + row * width + x, inside, ignore_index)
     valid = inside & (truth != ignore_index)
 
@@ -229,13 +232,11 @@ def _gradient(  # type: ignore[no-untyped-def]
 def _add_upsampled(  # type: ignore[no-untyped-def]
     out, x, coarse, low_y, shares_y, low_x, shares_x, h, w, channels, height, width, pixels: tl.constexpr, at_once: tl.constexpr
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * pixels + tl.arange(0, pixels)
+    row, column, inside, top, bottom, share_y, left, right, share_x = _own_pixels(
+        low_y, shares_y, low_x, shares_x, h, w, height, width, pixels
+    )
     k = tl.program_id(2) * at_once + tl.arange(0, at_once)
-    inside = column < width
     exist = inside[:, None] & (k < channels)[None, :]
-    top, bottom, share_y = _place(low_y, shares_y, row % height, row >= 0, h)
-    left, right, share_x = _place(low_x, shares_x, column, inside, w)
     value = _mix(coarse, row // height * h, top, bottom, share_y, left, right, share_x, k, exist, w, channels)
     at = (row * width + column)[:, None] * channels + k[None, :]
     tl.store(out + at, (tl.load(x + at, exist, 0.0) + value).to(out.dtype.element_ty), exist)
