@@ -84,6 +84,12 @@ def logits(variant: str, classes: int, size: tuple[int, int], peers: list[str]) 
     return works
 
 
+def transformers_labels(model: nn.Module, images: Tensor) -> Tensor:
+    """Labels of the images' size, as SegformerImageProcessor.post_process_semantic_segmentation makes them, image by image."""
+    logits = model(pixel_values=images).logits
+    return F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False).argmax(1)
+
+
 class Trained(nn.Module):
     """A network whose logits, once computed, are taken to be a trained one's: labels of random ones change from cell to cell."""
 
@@ -104,11 +110,7 @@ def labels(variant: str, classes: int, size: tuple[int, int], peers: list[str]) 
     mine.decode_head = Trained(mine.decode_head, logits)
     theirs.decode_head = Trained(theirs.decode_head, logits.contiguous())
 
-    def post_processed() -> Tensor:
-        full = F.interpolate(theirs(pixel_values=images).logits, size=size, mode="bilinear", align_corners=False)
-        return full.argmax(1)  # what SegformerImageProcessor.post_process_semantic_segmentation does, image by image
-
-    works: dict[str, Work] = {"segformer": lambda: mine.predict(images), "transformers": post_processed}
+    works: dict[str, Work] = {"segformer": lambda: mine.predict(images), "transformers": lambda: transformers_labels(theirs, images)}
     if "smp" in peers:
         third = smp(variant, classes)
         works["smp"] = lambda: third(images).argmax(1)

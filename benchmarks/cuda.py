@@ -20,6 +20,7 @@ from benchmarks.contestants import Work
 from segformer import upsample
 
 HERE = Path(__file__).parent
+PARTS = ("operators", "bfloat16", "float32", "step")
 PEERS = ["smp"] if find_spec("segmentation_models_pytorch") else []
 ADE, CITYSCAPES = (150, (512, 512)), (19, (1024, 2048))
 
@@ -29,8 +30,8 @@ def in_bfloat16(variant: str, classes: int, size: tuple[int, int], batch: int) -
     images = torch.randn(batch, 3, *size)
     mine, theirs = contestants.ours(variant, classes), contestants.transformers(variant, classes)
 
-    def post_processed(images: Tensor) -> Tensor:
-        return F.interpolate(theirs(pixel_values=images).logits, size=size, mode="bilinear", align_corners=False).argmax(1)
+    def label(images: Tensor) -> Tensor:
+        return contestants.transformers_labels(theirs, images)
 
     def autocast(label: Callable[[Tensor], Tensor]) -> Work:
         def work() -> None:
@@ -43,8 +44,8 @@ def in_bfloat16(variant: str, classes: int, size: tuple[int, int], batch: int) -
     works: dict[str, Work] = {"segformer": lambda: mine.predict(images, dtype=torch.bfloat16)}
     if images.is_cuda:
         works = {"segformer, CUDA graph": lambda: mine.predict(images, dtype=torch.bfloat16, cuda_graph=True), **works}
-    works["transformers"] = autocast(post_processed)
-    works["transformers, torch.compile(mode='reduce-overhead')"] = autocast(torch.compile(post_processed, mode="reduce-overhead"))
+    works["transformers"] = autocast(label)
+    works["transformers, torch.compile(mode='reduce-overhead')"] = autocast(torch.compile(label, mode="reduce-overhead"))
     return works
 
 
@@ -55,22 +56,20 @@ def operators(classes: int, size: tuple[int, int], batch: int = 2) -> dict[str, 
     logits = logits.contiguous(memory_format=torch.channels_last).requires_grad_()
     target = torch.randint(classes, (batch, *size))
     maps = [torch.randn(batch, h // n, w // n, 768).bfloat16().permute(0, 3, 1, 2) for n in (1, 2, 4, 8)]
-
-    def up(x: Tensor, size: tuple[int, int] = size) -> Tensor:
-        return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
-
     return {
         "label map": {
             "segformer": lambda: upsample.upsample_argmax(logits, size),
-            "interpolate + argmax": lambda: up(logits.detach()).argmax(1),
+            "interpolate + argmax": lambda: upsample.upsample(logits.detach(), size).argmax(1),
         },
         "loss and gradient": {
             "segformer": lambda: torch.autograd.grad(upsample.upsample_cross_entropy(logits, target), logits),
-            "interpolate + cross_entropy": lambda: torch.autograd.grad(F.cross_entropy(up(logits).float(), target), logits),
+            "interpolate + cross_entropy": lambda: torch.autograd.grad(
+                F.cross_entropy(upsample.upsample(logits, size).float(), target), logits
+            ),
         },
         "sum of four levels, 768 channels": {
             "segformer": lambda: upsample.upsample_sum(maps),
-            "interpolate + add": lambda: maps[0] + sum(up(x, (h, w)) for x in maps[1:]),
+            "interpolate + add": lambda: maps[0] + sum(upsample.upsample(x, (h, w)) for x in maps[1:]),
         },
     }
 
@@ -95,9 +94,6 @@ def jobs(part: str, variants: list[str]) -> dict[str, tuple[Callable[[], dict[st
     return made
 
 
-PARTS = ("operators", "bfloat16", "float32", "step")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.cuda", description=__doc__)
     parser.add_argument("parts", nargs="*", help=f"some of {', '.join(PARTS)}; by default all of them")
@@ -109,11 +105,11 @@ def main() -> None:
         parser.error(f"unknown part {', '.join(unknown)}; choose of {', '.join(PARTS)}")
     if not torch.cuda.is_available():
         parser.error("this machine has no CUDA device")
-    warnings.filterwarnings("ignore")
     results: dict[str, Any] = json.loads(options.out.read_text()) if options.out.is_file() else {}
     results["machine"] = f"{torch.cuda.get_device_name()}; torch {torch.__version__}, transformers {version('transformers')}"
     if upsample._kernels(torch.empty(1, device="cuda")) is None:
         parser.error("the device refused the kernels (the warning above says why); what follows would measure the plain ways")
+    warnings.filterwarnings("ignore")  # after the check, whose warning is the reason
     for part in options.parts or PARTS:
         for name, (make, gradients) in jobs(part, options.variants).items():
             print(name, flush=True)

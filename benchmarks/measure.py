@@ -27,13 +27,9 @@ def interleaved(works: dict[str, Callable[[], Any]], repeats: int, gradients: bo
         for round_ in range(repeats + warm_up):
             for name, work in works.items():
                 time.sleep(PAUSE)
-                work()
-                if torch.cuda.is_initialized():
-                    torch.cuda.synchronize()
+                _finish(work)
                 start = time.perf_counter()
-                work()
-                if torch.cuda.is_initialized():
-                    torch.cuda.synchronize()
+                _finish(work)
                 if round_ >= warm_up:
                     times[name].append(time.perf_counter() - start)
     first = next(iter(times.values()))
@@ -41,6 +37,12 @@ def interleaved(works: dict[str, Callable[[], Any]], repeats: int, gradients: bo
         {"name": name, "seconds": _spread(seconds), "ratio": _spread([b / a for a, b in zip(first, seconds, strict=True)])}
         for name, seconds in times.items()
     ]
+
+
+def _finish(work: Callable[[], Any]) -> None:
+    work()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def _spread(values: list[float]) -> dict[str, float]:

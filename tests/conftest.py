@@ -7,7 +7,8 @@ from typing import TypeVar
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton: its kernels run on CPUs, slowly
@@ -34,6 +35,11 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 def tiny() -> SegFormer:
     """An untrained network of a few thousand parameters and 5 classes, in evaluation mode."""
     return randomized(SegFormer(TINY, num_classes=5))
+
+
+def interpolate(x: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
+    """The plain way from cells to pixels."""
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
 
 
 def randomized(model: M) -> M:

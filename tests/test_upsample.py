@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import interpolate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -15,10 +16,6 @@ from segformer.upsample import upsample, upsample_argmax, upsample_cross_entropy
 
 sides = st.integers(1, 9)
 targets = st.integers(1, 40)
-
-
-def interpolate(x: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
 
 
 @pytest.fixture(autouse=True)

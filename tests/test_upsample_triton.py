@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import interpolate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -27,10 +28,6 @@ if DEVICE.type == "cuda":
 def by_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upsample, "_kernels", lambda x: kernels)
     monkeypatch.setattr(upsample, "_hold_infinities", lambda x: False)  # a CPU's own way out
-
-
-def interpolate(x: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
 
 
 @st.composite

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segformer.workspace import is_traced
+
 
 @functools.cache
 def convolution_is_faster() -> bool:
@@ -28,7 +30,7 @@ def _processor() -> str:
 
 def by_convolution(x: Tensor) -> bool:
     """Whether float32 matrix products over a map (B, H, W, C) had better be 1×1 convolutions."""
-    if torch.compiler.is_compiling() or isinstance(x, torch.fx.Proxy) or torch.get_num_threads() == 1:
+    if is_traced(x) or torch.get_num_threads() == 1:
         return False  # compilers choose for themselves; with one thread PyTorch has a slow convolution of its own
     return x.device.type == "cpu" and x.dtype != torch.float64 and x.ndim == 4 and convolution_is_faster()
 
