@@ -15,6 +15,7 @@ from segformer import SegFormer, attention, workspace
 def tiles(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Every processor works in tiles here; the sizes of those that were worked."""
     monkeypatch.setattr(attention, "by_convolution", lambda x: True)
+    monkeypatch.setattr(attention, "TILE", 32 * 64)  # small maps too
     in_tiles, sizes = attention._heads, []
 
     def counted(q: Tensor, *args: Tensor, rows: int) -> None:
@@ -50,10 +51,16 @@ def test_tiles_are_the_plain_attention(data: st.DataObject) -> None:
     torch.testing.assert_close(attention.attention(q, kv, heads), plain(q, kv, heads), rtol=1e-10, atol=1e-10)  # with gradients: PyTorch's
 
 
-@pytest.mark.parametrize(("keys", "heads", "expected"), [(256, 4, [8192 // 4] * 2), (2048, 2, [1024] * 8), (4096, 1, [])])
-def test_a_tile_holds_a_pieces_scores(keys: int, heads: int, expected: list[int], tiles: list[int]) -> None:
-    """Heads together where the keys are few, one by one where they are many, and PyTorch's attention where a tile would be too small."""
-    q, kv = torch.randn(1, 4096, 1, 32 * heads), torch.randn(1, keys, 1, 64 * heads)
+@pytest.mark.parametrize(
+    ("queries", "keys", "heads", "expected"),
+    [(4096, 256, 4, [8192 // 4] * 2), (4096, 2048, 2, [1024] * 8), (4096, 4096, 1, []), (1023, 256, 4, []), (256, 4, 1, [])],
+)
+def test_a_tile_holds_a_pieces_scores(
+    queries: int, keys: int, heads: int, expected: list[int], tiles: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Heads together where keys are few, one by one where they are many; PyTorch's attention where a tile would be too small."""
+    monkeypatch.setattr(attention, "TILE", 32 * 1024)
+    q, kv = torch.randn(1, queries, 1, 32 * heads), torch.randn(1, keys, 1, 64 * heads)
     with torch.no_grad():
         result = attention.attention(q, kv, heads)
     torch.testing.assert_close(result, plain(q, kv, heads), rtol=1e-5, atol=1e-5)
@@ -63,7 +70,7 @@ def test_a_tile_holds_a_pieces_scores(keys: int, heads: int, expected: list[int]
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_is_computed_in_float32(dtype: torch.dtype, tiles: list[int]) -> None:
-    q, kv = torch.randn(1, 8, 8, 64).to(dtype), torch.randn(1, 4, 4, 128).to(dtype)
+    q, kv = torch.randn(1, 16, 8, 64).to(dtype), torch.randn(1, 4, 4, 128).to(dtype)
     with torch.no_grad():
         result = attention.attention(q, kv, 2)
         with torch.autocast("cpu", torch.bfloat16):
@@ -77,7 +84,7 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype, tiles: list[i
 
 @pytest.mark.usefixtures("tiles")
 def test_scores_that_are_not_finite_stay_so() -> None:
-    q, kv = torch.randn(1, 4, 4, 32), torch.randn(1, 2, 2, 64)
+    q, kv = torch.randn(1, 16, 8, 32), torch.randn(1, 2, 2, 64)
     q[0, 1, 2, 3] = torch.nan
     with torch.no_grad():
         result = attention.attention(q, kv, 1)

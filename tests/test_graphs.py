@@ -70,6 +70,8 @@ def test_changes_that_a_record_would_not_see_make_it_void(records: Records) -> N
     assert recorded()
     module.load_state_dict(copy.deepcopy(module.state_dict()), assign=True)
     assert recorded()
+    module[1].eps = 1e-3
+    assert recorded()
     module[1] = nn.Identity()
     assert recorded()
     module.append(nn.ReLU())

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from segformer import SegFormer
-from segformer.linear import Linear, convolution_is_faster
+from segformer.linear import convolution_is_faster, linear
 
 
 @pytest.fixture
@@ -17,14 +17,13 @@ def by_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("by_convolution")
 @pytest.mark.parametrize("shape", [(2, 5, 7, 12), (2, 35, 12), (1, 1, 1, 12)], ids=str)
 def test_the_convolution_is_the_linear_layer(shape: tuple[int, ...]) -> None:
-    ours, plain = Linear(12, 20).double(), nn.Linear(12, 20).double()
-    plain.load_state_dict(ours.state_dict())
+    layer = nn.Linear(12, 20).double()
     x = torch.randn(shape, dtype=torch.double, requires_grad=True)
     d = torch.randn(*shape[:-1], 20, dtype=torch.double)
-    for module in (ours, plain):
-        assert module(x).is_contiguous()
-    torch.testing.assert_close(ours(x), plain(x), rtol=0, atol=1e-12)
-    gradients = [torch.autograd.grad(module(x), [x, *module.parameters()], d) for module in (ours, plain)]
+    ours, plain = linear(x, layer), layer(x)
+    assert ours.is_contiguous()
+    torch.testing.assert_close(ours, plain, rtol=0, atol=1e-12)
+    gradients = [torch.autograd.grad(y, [x, *layer.parameters()], d) for y in (ours, plain)]
     torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=1e-12)
 
 

@@ -1,5 +1,6 @@
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -53,6 +54,50 @@ def test_predict_measures_in_evaluation_mode_and_leaves_every_mode_as_it_was(tin
     assert tiny.decode_head.norm.training
     assert not tiny.backbone.stages[0].training
     torch.testing.assert_close(tiny.state_dict(), state, rtol=0, atol=0)
+
+
+def test_threads_that_predict_at_once_get_what_each_gets_alone(tiny: SegFormer) -> None:
+    """Of a model in training mode: none leaves evaluation mode while another still needs it."""
+    batches = [torch.randn(1, 3, 64, 64) for _ in range(40)]
+    expected = [tiny.predict(images) for images in batches]
+    tiny.train()
+    state = copy.deepcopy(tiny.state_dict())
+    with ThreadPoolExecutor(4) as threads:
+        labels = list(threads.map(tiny.predict, batches))
+    torch.testing.assert_close(labels, expected, rtol=0, atol=0)
+    torch.testing.assert_close(tiny.state_dict(), state, rtol=0, atol=0)
+    assert all(module.training for module in tiny.modules())
+
+
+def test_an_interrupted_prediction_gives_the_modes_back(tiny: SegFormer) -> None:
+    tiny.train()
+    tiny.decode_head.dropout.eval()
+    for _ in range(2):
+        with pytest.raises(ValueError, match="too small"):
+            tiny.predict(torch.randn(1, 3, 8, 8))
+    assert [name for name, module in tiny.named_modules() if not module.training] == ["decode_head.dropout"]
+
+
+def test_predict_keeps_an_outer_autocast(tiny: SegFormer) -> None:
+    seen = []
+    tiny.decode_head.norm.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].dtype))
+    images = torch.randn(1, 3, 64, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        labels = tiny.predict(images)
+        tiny.predict(images, dtype=torch.float16)
+    tiny.predict(images)
+    assert seen == [torch.bfloat16, torch.float16, torch.float32]
+    assert torch.equal(labels, tiny.predict(images, dtype=torch.bfloat16))
+
+
+def test_a_changed_epsilon_counts_at_once(tiny: SegFormer) -> None:
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        before = tiny(images)
+        tiny.decode_head.norm.eps = 1.0
+        after = tiny(images)
+    assert not torch.allclose(before, after)
+    torch.testing.assert_close(after, tiny(images).detach(), rtol=1e-5, atol=1e-5)  # with gradients: BatchNorm's own
 
 
 def test_every_parameter_receives_a_gradient() -> None:

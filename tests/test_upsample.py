@@ -224,3 +224,47 @@ def test_graphs_hold_the_plain_ways() -> None:
     exported = torch.export.export(Labels(), (logits,))
     assert torch.equal(exported.module()(logits), upsample_argmax(logits, (16, 20)))
     assert not [node for node in exported.graph.nodes if "nonzero" in str(node.target)]
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("over_all_pixels", [False, True])
+def test_the_loss_has_second_derivatives(weighted: bool, over_all_pixels: bool) -> None:
+    logits = torch.randn(2, 3, 4, 5, dtype=torch.double, requires_grad=True)
+    target = torch.randint(3, (2, 9, 11))
+    target[0, :2] = 255
+    weight = torch.tensor([0.5, 1.0, 2.0], dtype=torch.double) if weighted else None
+
+    def loss(logits: Tensor) -> Tensor:
+        return upsample_cross_entropy(logits, target, weight, label_smoothing=0.1, over_all_pixels=over_all_pixels)
+
+    assert torch.autograd.gradcheck(loss, logits)
+    assert torch.autograd.gradgradcheck(loss, logits)
+
+
+def test_a_gradient_penalty_is_the_plain_losss() -> None:
+    """The gradient's own gradient with respect to what is behind the logits; the loss's incoming gradient needs none."""
+    layer, x = torch.nn.Conv2d(4, 3, 1).double(), torch.randn(1, 4, 5, 6, dtype=torch.double, requires_grad=True)
+    target = torch.randint(3, (1, 20, 24))
+    penalties = []
+    for loss in (
+        lambda logits: upsample_cross_entropy(logits, target),
+        lambda logits: torch.nn.functional.cross_entropy(interpolate(logits, (20, 24)), target),
+    ):
+        (d_x,) = torch.autograd.grad(loss(layer(x)), x, create_graph=True)
+        penalties.append(torch.autograd.grad(d_x.square().sum(), layer.weight)[0])
+    torch.testing.assert_close(penalties[0], penalties[1], rtol=1e-10, atol=1e-14)
+    assert penalties[0].abs().max() > 1e-6
+
+
+def test_transforms_of_torch_func_follow_the_loss() -> None:
+    """Gradients of each sample, and a Hessian-vector product in forward over reverse mode."""
+    logits, target = torch.randn(3, 4, 5, 6, dtype=torch.double), torch.randint(4, (3, 13, 17))
+
+    def loss(logits: Tensor, target: Tensor) -> Tensor:
+        return upsample_cross_entropy(logits[None], target[None])
+
+    each = torch.func.vmap(torch.func.grad(loss))(logits, target)
+    for logit, label, gradient in zip(logits, target, each, strict=True):
+        leaf = logit.clone().requires_grad_()
+        torch.nn.functional.cross_entropy(interpolate(leaf[None], (13, 17)), label[None]).backward()
+        torch.testing.assert_close(gradient, leaf.grad, rtol=0, atol=1e-12)

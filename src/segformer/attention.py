@@ -11,6 +11,8 @@ from segformer import workspace
 from segformer.linear import by_convolution
 from segformer.workspace import in_pieces
 
+TILE = 2**15  # queries × head dimension: smaller tiles are slower than PyTorch's own attention
+
 torch.fx.wrap("rearrange")  # it looks into shapes, which torch.fx does not have while it traces
 
 
@@ -26,9 +28,8 @@ def attention(q: Tensor, kv: Tensor, heads: int) -> Tensor:
         (B, H, W, C)
     """
     if in_pieces(q) and by_convolution(q):
-        # Tiles of fewer queries are slower than PyTorch's attention, which has no tile to fill.
-        least, most = 2**15 * heads // q.shape[3], workspace.PIECE // (4 * kv.shape[1] * kv.shape[2])
-        if most >= least:
+        least, most = max(1, TILE * heads // q.shape[3]), workspace.PIECE // (4 * kv.shape[1] * kv.shape[2])
+        if min(most, q.shape[1] * q.shape[2]) >= least:
             dtype = torch.promote_types(q.dtype, torch.float32)  # PyTorch's own gains nothing from less precision either
             with workspace.without_autocast(q):
                 return _in_tiles(q.to(dtype), kv.to(dtype), heads, min(heads, most // least), most).to(q.dtype)

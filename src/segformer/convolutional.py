@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from segformer import checkpoint
 from segformer.data.classes import Classes
 from segformer.initialization import init_weights
-from segformer.linear import Linear
 from segformer.mit import Block, EfficientSelfAttention, MixFFN, OverlapPatchEmbed, Pyramid, Stage, patch, smallest_side
 from segformer.models import SegmentationModel
+from segformer.workspace import is_plain_convolution
 
 PerStage = int | Sequence[int]
 
@@ -56,10 +56,10 @@ class ConvolutionalAttention(EfficientSelfAttention):
     def __init__(self, dim: int, heads: int, ratio: int) -> None:
         nn.Module.__init__(self)
         self.heads = heads
-        self.q = Linear(dim, dim, bias=False)
+        self.q = nn.Linear(dim, dim, bias=False)
         self.reduce = nn.Identity()
         self.kv = KeysAndValues(dim, ratio)  # type: ignore[assignment]
-        self.proj = Linear(dim, dim, bias=False)
+        self.proj = nn.Linear(dim, dim, bias=False)
 
 
 class SeparableConv(nn.Sequential):
@@ -163,8 +163,16 @@ class LinearHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Feature maps (B, C_i, H_i, W_i), finest first, to logits (B, num_classes, H_0, W_0)."""
+        if all(is_plain_convolution(layer, 1, bias=True) for layer in (*self.projections, self.fuse, self.classifier)):
+            return self._composed(features)
+        size = features[0].shape[-2:]
+        levels = [F.interpolate(project(x), size, mode="nearest") for x, project in zip(features, self.projections, strict=True)]
+        return self.classifier(self.fuse(torch.cat(levels, 1)))
+
+    def _composed(self, features: Sequence[Tensor]) -> Tensor:
         classifier = self.classifier.weight.flatten(1)
-        fuses = (classifier @ self.fuse.weight.flatten(1)).chunk(len(self.projections), dim=1)  # (K, D) each
+        widths = [projection.out_channels for projection in self.projections]
+        fuses = (classifier @ self.fuse.weight.flatten(1)).split(widths, dim=1)  # (K, D) each
         bias = classifier @ self.fuse.bias + self.classifier.bias
         total: Any = 0
         for x, fuse, projection in zip(features, fuses, self.projections, strict=True):

@@ -54,7 +54,7 @@ class Graphs:
     """A module's recorded functions: the last few, by the shape of their input and whatever else makes them differ.
 
     Weights that change in place are seen by the next replay. A module, parameter or buffer that is added, takes another's place, or moves
-    to other memory makes all records void; other attributes that change (such as a norm's epsilon) are not noticed.
+    to other memory makes all records void; so does another value of a plain attribute, such as a norm's epsilon.
 
     Args:
         record: takes a function and an input for it, and returns what does the same for inputs of that shape.
@@ -65,6 +65,7 @@ class Graphs:
         self.record, self.most = record, most
         self.records: OrderedDict[Hashable, Function] = OrderedDict()
         self.seen: list[tuple[dict[str, Any], int, str, Any, int]] = []
+        self.settings: list[tuple[dict[str, Any], str, Any]] = []
         self.lock = threading.Lock()  # threads that serve the same model share a record's memory
 
     def __call__(self, module: nn.Module, function: Function, x: Tensor, key: Hashable = ()) -> Tensor:
@@ -73,6 +74,7 @@ class Graphs:
             if not self.seen or not self._still_hold():
                 self.records.clear()
                 self.seen = [entry for part in module.modules() for entry in _contents(part)]
+                self.settings = [entry for part in module.modules() for entry in _settings(part)]
             key = (key, x.shape, x.stride(), x.dtype, x.device)
             if key not in self.records:
                 while len(self.records) >= self.most:
@@ -85,7 +87,7 @@ class Graphs:
         return all(
             len(place) == count and place.get(name) is value and _address(value) == address
             for place, count, name, value, address in self.seen
-        )
+        ) and all(place.get(name) == value for place, name, value in self.settings)
 
     def __deepcopy__(self, memo: Any) -> Graphs:
         return Graphs(self.record, self.most)
@@ -97,6 +99,12 @@ class Graphs:
 def _contents(module: nn.Module) -> list[tuple[dict[str, Any], int, str, Any, int]]:
     places: tuple[dict[str, Any], ...] = (module._modules, module._parameters, module._buffers)
     return [(place, len(place), name, value, _address(value)) for place in places for name, value in place.items()]
+
+
+def _settings(module: nn.Module) -> list[tuple[dict[str, Any], str, Any]]:
+    """The numbers and names that a module computes with; its mode is the function's matter."""
+    kinds = (bool, int, float, str, tuple)
+    return [(module.__dict__, name, value) for name, value in module.__dict__.items() if isinstance(value, kinds) and name != "training"]
 
 
 def _address(value: Any) -> int:

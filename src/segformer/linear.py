@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import platform
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segformer.workspace import is_traced
+from segformer.workspace import is_plain, is_traced
 
 
 @functools.cache
@@ -35,15 +36,20 @@ def by_convolution(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype != torch.float64 and x.ndim == 4 and convolution_is_faster()
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(x: Tensor, layer: Any) -> Tensor:
+    """``layer(x)``: a linear layer over maps (B, H, W, C), with the same gradients."""
+    if takes_convolution(x) and is_plain(layer, nn.Linear):
+        return affine(x, layer.weight, layer.bias)
+    return layer(x)
+
+
+def affine(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """:func:`torch.nn.functional.linear` of maps (B, H, W, C): the same function, with the same gradients."""
-    if by_convolution(x) and x.dtype.itemsize > 2 and not torch.is_autocast_enabled("cpu"):  # in half precision the libraries are one
+    if takes_convolution(x):
         return F.conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1)
     return F.linear(x, weight, bias)
 
 
-class Linear(nn.Linear):
-    """:class:`torch.nn.Linear` over maps (B, H, W, C), by way of :func:`linear`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+def takes_convolution(x: Tensor) -> bool:
+    """Whether a linear layer over ``x`` is a 1×1 convolution; in half precision the libraries are one."""
+    return by_convolution(x) and x.dtype.itemsize > 2 and not torch.is_autocast_enabled("cpu")

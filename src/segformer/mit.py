@@ -19,8 +19,8 @@ from torch.utils.checkpoint import checkpoint
 from segformer import workspace
 from segformer.attention import attention
 from segformer.initialization import init_weights
-from segformer.linear import Linear
-from segformer.workspace import in_pieces
+from segformer.linear import linear
+from segformer.workspace import in_pieces, is_plain, is_plain_convolution
 
 torch.fx.wrap("check_images")  # it looks into shapes, which torch.fx does not have while it traces
 
@@ -120,13 +120,14 @@ class EfficientSelfAttention(nn.Module):
     def __init__(self, dim: int, heads: int, sr_ratio: int, norm: Norm) -> None:
         super().__init__()
         self.heads = heads
-        self.q = Linear(dim, dim)
+        self.q = nn.Linear(dim, dim)
         self.reduce = SpatialReduction(dim, sr_ratio, norm) if sr_ratio > 1 else nn.Identity()
-        self.kv = Linear(dim, 2 * dim)
-        self.proj = Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(attention(self.q(x), self.kv(self.reduce(x)), self.heads))
+        q, kv = linear(x, self.q), linear(self.reduce(x), self.kv)
+        return linear(attention(q, kv, self.heads), self.proj)
 
 
 class MixFFN(nn.Module):
@@ -137,17 +138,31 @@ class MixFFN(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int, act: nn.Module) -> None:
         super().__init__()
-        self.fc1 = Linear(dim, hidden_dim)
+        self.fc1 = nn.Linear(dim, hidden_dim)
         self.dwconv = nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim)
         self.act = act
-        self.fc2 = Linear(hidden_dim, dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        if in_pieces(x) and (rows := workspace.PIECE // 2 // (x.shape[2] * self.dwconv.out_channels * x.element_size())) < x.shape[1]:
-            return self._in_strips(x, max(rows, 1))
-        x = self.fc1(x)
+        if self._fits_strips(x) and (rows := self._rows_of_a_strip(x)) < x.shape[1]:
+            return self._in_strips(x, rows)
+        x = linear(x, self.fc1)
         x = self.dwconv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return self.fc2(self.act(x))
+        return linear(self.act(x), self.fc2)
+
+    def _fits_strips(self, x: Tensor) -> bool:
+        """Whether strips give the same: each module is plain, and a row needs its neighbours alone."""
+        return (
+            in_pieces(x)
+            and is_plain(self.fc1, nn.Linear)
+            and is_plain_convolution(self.dwconv, 3, groups=self.dwconv.out_channels)
+            and is_plain(self.act, nn.GELU, nn.ReLU, nn.SiLU)
+            and is_plain(self.fc2, nn.Linear)
+        )
+
+    def _rows_of_a_strip(self, x: Tensor) -> int:
+        row = x.shape[2] * self.dwconv.out_channels * x.element_size()
+        return max(1, workspace.PIECE // 2 // row)
 
     def _in_strips(self, x: Tensor, rows: int) -> Tensor:
         """The same, so many rows at a time: the hidden map, four times as wide as ``x``, never lies in memory whole."""
@@ -156,9 +171,9 @@ class MixFFN(nn.Module):
             for start in range(0, height, rows):
                 stop = min(start + rows, height)
                 above, below = max(start - 1, 0), min(stop + 1, height)  # the convolution's neighbours
-                hidden = self.fc1(image[:, above:below])
+                hidden = linear(image[:, above:below], self.fc1)
                 hidden = self.dwconv(hidden.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)[:, start - above : stop - above]
-                result[:, start:stop] = self.fc2(self.act(hidden))
+                result[:, start:stop] = linear(self.act(hidden), self.fc2)
         return out
 
 

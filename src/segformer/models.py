@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +21,7 @@ from segformer.graphs import Graphs
 from segformer.heads import AllMLPHead
 from segformer.mit import MiT, Variant, find_variant
 from segformer.upsample import upsample, upsample_argmax, with_background
+from segformer.workspace import hooked_module
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -82,26 +86,37 @@ class SegmentationModel(nn.Module):
             images: as for :meth:`forward`.
             size: height and width of the labels; by default the images' own. The stride-4 logits are interpolated straight to it.
             dtype: ``torch.bfloat16`` or ``torch.float16``: matrix products in that precision, where the hardware has it; labels between
-                classes that nearly tie may differ. By default the weights' own.
+                classes that nearly tie may differ. By default the weights' own, or that of an autocast around the call.
             cuda_graph: record the work as a CUDA graph at the first call for images of a shape, and replay it for those that follow: for
-                small batches, whose kernels take less time than launching them. The graphs of the last four shapes hold their memory;
-                hooks are not called in a replay.
+                small batches, whose kernels take less time than launching them. The graphs of the last four shapes hold their memory.
+
+        Several threads may call this method at the same time. A call while another thread is in the middle of a training forward
+        pass of the same model is not supported: it would see some layers in evaluation mode.
 
         Raises:
-            ValueError: when ``cuda_graph`` is asked for images that are not on a CUDA device.
+            ValueError: when ``cuda_graph`` is asked for images that are not on a CUDA device, or of a model with hooks, which a
+                replay would not call.
         """
         size = tuple(images.shape[-2:] if size is None else size)
-        if cuda_graph and not images.is_cuda:
+        device = images.device.type
+        if not cuda_graph:
+            return self._label(images, size, precision(device, dtype))
+        if not images.is_cuda:
             raise ValueError(f"cuda_graph=True needs images on a CUDA device, these are on {images.device}; move them and the model there")
+        if hooked := hooked_module(self):
+            raise ValueError(f"cuda_graph=True cannot replay hooks, and {hooked} has some; remove them, or predict without a graph")
+        if dtype is None and torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
 
         def label(images: Tensor) -> Tensor:
-            # A graph keeps no weights that a cache outside of it has cast, and may drop.
-            autocast = torch.autocast(images.device.type, dtype, enabled=dtype is not None, cache_enabled=not cuda_graph)
-            with evaluating(self), autocast:
-                logits = with_background(self.decode_head(self.backbone(images)))
-                return upsample_argmax(logits, size, self.align_corners)
+            return self._label(images, size, precision(device, dtype))
 
-        return self._graphs(self, label, images, (size, dtype, self.align_corners)) if cuda_graph else label(images)
+        return self._graphs(self, label, images, (size, dtype, self.align_corners))
+
+    def _label(self, images: Tensor, size: Sequence[int], in_precision: AbstractContextManager[Any]) -> Tensor:
+        with evaluating(self), in_precision:
+            logits = with_background(self.decode_head(self.backbone(images)))
+            return upsample_argmax(logits, size, self.align_corners)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trade time for memory in training: the backbone recomputes its blocks in the backward pass."""
@@ -253,14 +268,43 @@ class Pretrained(SegmentationModel):
         super().__init__(**reading.parts)
 
 
+def precision(device: str, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    """Autocast to ``dtype``, or None for the precision around it.
+
+    Its cache is off: it would hand out weights that an outer autocast cast to another type, and a CUDA graph would keep weights
+    that it may free.
+    """
+    return nullcontext() if dtype is None else torch.autocast(device, dtype, cache_enabled=False)
+
+
+_evaluating: WeakKeyDictionary[nn.Module, Evaluation] = WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+@dataclass
+class Evaluation:
+    """The calls that need a model in evaluation mode now, and its modules that were in training mode before."""
+
+    calls: int
+    training: list[nn.Module]
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """Evaluation mode inside, every module's own mode restored outside."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
+    """Evaluation mode inside, every module's own mode restored outside: by the last of several threads that leaves."""
+    with _lock:
+        if model not in _evaluating:
+            _evaluating[model] = Evaluation(0, [module for module in model.modules() if module.training])
+        evaluation = _evaluating[model]
+        evaluation.calls += 1
+        for module in evaluation.training:
+            module.training = False
     try:
         yield model
     finally:
-        for module in training:
-            module.training = True
+        with _lock:
+            evaluation.calls -= 1
+            if not evaluation.calls:
+                del _evaluating[model]
+                for module in evaluation.training:
+                    module.training = True

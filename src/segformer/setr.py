@@ -23,7 +23,7 @@ from segformer.upsample import upsample
 def conv_norm_act(in_channels: int, channels: int, kernel_size: int) -> nn.Sequential:
     """Convolution, BatchNorm, ReLU; the size stays."""
     conv = nn.Conv2d(in_channels, channels, kernel_size, padding=kernel_size // 2, bias=False)
-    return nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(channels), act=nn.ReLU(inplace=True)))
+    return nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(channels), act=nn.ReLU()))
 
 
 def check_sizes(in_channels: Sequence[int], **sizes: int) -> None:

@@ -54,7 +54,7 @@ def upsample_argmax(logits: Tensor, size: Sequence[int], align_corners: bool = F
     that disagree, or are not finite, are all classes interpolated. Labels may differ where two classes tie to the last bit.
     """
     size = (size[0], size[1])
-    if workspace.is_traced(logits) or logits.shape[2:] == size or logits.numel() == 0:
+    if workspace.is_traced(logits) or workspace.is_transformed() or logits.shape[2:] == size or logits.numel() == 0:
         return upsample(logits, size, align_corners).argmax(1)
     logits = logits.detach().permute(0, 2, 3, 1)  # (B, h, w, K)
     with workspace.without_autocast(logits):
@@ -101,16 +101,8 @@ def upsample_cross_entropy(
     else:
         total = valid.sum() if weight is None else (weight[target.where(valid, 0)] * valid).sum()
     loss: Any
-    if workspace.is_traced(logits) or _hold_infinities(logits):
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        loss = F.cross_entropy(
-            upsample(logits, target.shape[-2:], align_corners).to(dtype),
-            target,
-            None if weight is None else weight.to(dtype),
-            ignore_index=ignore_index,
-            reduction="sum",
-            label_smoothing=label_smoothing,
-        )
+    if workspace.is_traced(logits) or workspace.is_transformed() or _hold_infinities(logits):
+        loss = _plain_cross_entropy(logits, target, weight, ignore_index, align_corners, label_smoothing)
     else:
         with workspace.without_autocast(logits):
             loss = _CrossEntropy.apply(logits, target, weight, ignore_index, align_corners, label_smoothing)
@@ -263,15 +255,34 @@ class _CrossEntropy(torch.autograd.Function):
         summed = partial(_summed_by_kernels, kernels) if (kernels := _kernels(logits)) else _summed_in_strips
         maps = logits.detach().permute(0, 2, 3, 1)
         loss, gradient = summed(maps, target, share, spread, ignore_index, align_corners, ctx.needs_input_grad[0])
-        ctx.save_for_backward(gradient)
-        ctx.dtype = logits.dtype
+        ctx.save_for_backward(gradient, logits, target, weight)
+        ctx.options = ignore_index, align_corners, smoothing
         return loss
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return (gradient.permute(0, 3, 1, 2) * d_loss).to(ctx.dtype), None, None, None, None, None
+        gradient, logits, target, weight = ctx.saved_tensors
+        if torch.is_grad_enabled():  # with create_graph=True: what is returned here is differentiated again
+            loss = _plain_cross_entropy(logits, target, weight, *ctx.options)
+            (d_logits,) = torch.autograd.grad(loss, logits, d_loss, create_graph=True)
+        else:
+            d_logits = (gradient.permute(0, 3, 1, 2) * d_loss).to(logits.dtype)
+        return d_logits, None, None, None, None, None
+
+
+def _plain_cross_entropy(
+    logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, align_corners: bool, smoothing: float
+) -> Tensor:
+    """The summed cross-entropy, by PyTorch's own operations."""
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return F.cross_entropy(
+        upsample(logits, target.shape[-2:], align_corners).to(dtype),
+        target,
+        None if weight is None else weight.to(dtype),
+        ignore_index=ignore_index,
+        reduction="sum",
+        label_smoothing=smoothing,
+    )
 
 
 def _summed_in_strips(
@@ -323,7 +334,8 @@ def _narrowed(wide: Tensor, w: int, align_corners: bool) -> Tensor:
 
 def _kernels(x: Tensor) -> Any:
     """The Triton kernels, where they run on the device of ``x``; None elsewhere, and while a graph is recorded."""
-    return _kernels_of(x.device) if x.is_cuda and not workspace.is_traced(x) else None
+    usable = x.is_cuda and not (workspace.is_traced(x) or workspace.is_transformed())
+    return _kernels_of(x.device) if usable else None
 
 
 @functools.cache

@@ -21,7 +21,16 @@ GPU_PIECE = 256 << 20  # on a GPU, where each piece costs some launches
 
 def in_pieces(x: Tensor) -> bool:
     """Whether what is computed of ``x`` may be computed piece by piece: on a CPU, with neither gradients nor a graph recorded."""
-    return not (torch.is_grad_enabled() or is_traced(x)) and x.device.type == "cpu"
+    return not (torch.is_grad_enabled() or is_traced(x) or is_transformed()) and x.device.type == "cpu"
+
+
+def is_transformed() -> bool:
+    """Whether a transform of torch.func (vmap, jvp, …) or forward-mode differentiation is active.
+
+    They follow operations that return new tensors, not those that write into existing ones.
+    """
+    in_torch_func = torch._C._functorch.peek_interpreter_stack() is not None
+    return in_torch_func or torch.autograd.forward_ad._current_level >= 0
 
 
 def is_traced(x: Tensor) -> bool:
@@ -63,7 +72,62 @@ def keep_large_blocks() -> None:
         mallopt(*no_trimming)
 
 
-def is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
-    """Whether a module is of one of these classes to the letter and nobody listens to it, so that its weights are all there is to it."""
-    listeners = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return type(module) in kinds and not any(listeners)
+def is_plain(module: Any, *kinds: type[nn.Module]) -> bool:
+    """Whether a module computes what its class defines, from tensors that only PyTorch touches.
+
+    Only then may its parameters be used without calling it. The class must be exactly one of
+    ``kinds``. The module must have no ``forward`` of its own and no hooks, nor may there be global
+    ones: adapters, offloading, old-style weight norm and pruning use these. Its tensors must be no
+    subclass, such as a DTensor or a quantised tensor.
+    """
+    return (
+        type(module) in kinds
+        and "forward" not in module.__dict__
+        and not any(getattr(module, hooks) for hooks in HOOKS)
+        and not has_global_hooks()
+        and all(_is_plain_tensor(x) for x in (*module._parameters.values(), *module._buffers.values()))
+    )
+
+
+def is_plain_convolution(module: Any, kernel_size: int, groups: int = 1, bias: bool | None = None) -> bool:
+    """Whether a module is a plain convolution that keeps the size of its map, padded with zeros.
+
+    Args:
+        module: any module.
+        kernel_size: height and width of its kernel.
+        groups: number of its groups.
+        bias: whether it has a bias; None if that does not matter.
+    """
+    return (
+        is_plain(module, nn.Conv2d)
+        and module.kernel_size == (kernel_size, kernel_size)
+        and module.padding == (kernel_size // 2, kernel_size // 2)
+        and module.padding_mode == "zeros"
+        and module.stride == (1, 1)
+        and module.dilation == (1, 1)
+        and module.groups == groups
+        and bias in (None, module.bias is not None)
+    )
+
+
+def hooked_module(model: nn.Module) -> str | None:
+    """The name of the first module with a hook, "every module" where hooks are global, or None."""
+    if has_global_hooks():
+        return "every module"
+    for name, module in model.named_modules():
+        if any(getattr(module, hooks) for hooks in HOOKS):
+            return repr(name or type(module).__name__)
+    return None
+
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def has_global_hooks() -> bool:
+    """Whether hooks are registered for all modules (torch.nn.modules.module.register_module_…)."""
+    return bool(torch.nn.modules.module._has_any_global_hook())
+
+
+def _is_plain_tensor(x: Tensor | None) -> bool:
+    # While a graph is recorded, parameters are stand-ins of a subclass.
+    return x is None or type(x) in (nn.Parameter, Tensor) or hasattr(x, "fake_mode")
