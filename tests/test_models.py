@@ -164,6 +164,18 @@ def test_exports_with_dynamic_batch_and_size(tiny: SegFormer) -> None:
     torch.testing.assert_close(program.module()(images), tiny(images), rtol=0, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_scripting_is_refused_with_the_cure_and_tracing_works(tiny: SegFormer) -> None:
+    for module in (tiny, tiny.backbone, nn.Sequential(tiny)):
+        with pytest.raises(
+            NotImplementedError, match=r"cannot compile (SegFormer|MiT); .* use torch\.export\.export, or torch\.jit\.trace"
+        ):
+            torch.jit.script(module)
+    images = torch.randn(1, 3, 64, 96)
+    traced = torch.jit.trace(tiny, images)
+    torch.testing.assert_close(traced(images), tiny(images))
+
+
 def test_as_many_names_as_classes() -> None:
     with pytest.raises(ValueError, match="2 class names .* for a model of 3 classes"):
         SegFormer(TINY, num_classes=3, classes=Classes(["road", "sky"]))

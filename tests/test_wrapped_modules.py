@@ -267,6 +267,31 @@ def test_offloaded_weights_arrive_in_time(model: SegFormer) -> None:
         torch.testing.assert_close(stride_4(offloaded, images), expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view:UserWarning")
+def test_layers_sharded_one_by_one_are_called(model: SegFormer) -> None:
+    """FSDP2 gathers a layer's weights, which are DTensors, while its own forward runs."""
+    from torch.distributed import HashStore, destroy_process_group, init_process_group
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    try:
+        sharded, mesh = copy.deepcopy(model), init_device_mesh("cpu", (1,))
+        for layer in [module for module in sharded.modules() if not list(module.children()) and list(module.parameters())]:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(sharded, mesh=mesh)
+        images = torch.randn(SIZE, dtype=torch.double)
+        logits = [network(images) for network in (sharded, model)]
+        torch.testing.assert_close(*logits, rtol=0, atol=1e-10)
+        for values in logits:
+            values.square().mean().backward()
+        for (name, p), q in zip(sharded.named_parameters(), model.parameters(), strict=True):
+            torch.testing.assert_close(p.grad.full_tensor(), q.grad, rtol=0, atol=1e-10, msg=name)
+        assert torch.equal(sharded.predict(images), model.predict(images))
+    finally:
+        destroy_process_group()
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_dynamically_quantised_layers_are_called() -> None:
     """As timm's own tests ask: int8 weights in every linear layer, the rest as it was."""

@@ -214,6 +214,17 @@ class Stage(nn.Module):
         return self.norm(x).permute(0, 3, 1, 2)
 
 
+def refuse_scripting(self: nn.Module) -> None:
+    """What torch.jit.script calls before it compiles a module.
+
+    Raises:
+        NotImplementedError: always, since TorchScript's compiler cannot read the code of these networks.
+    """
+    raise NotImplementedError(
+        f"torch.jit.script cannot compile {type(self).__name__}; PyTorch has deprecated it: use torch.export.export, or torch.jit.trace"
+    )
+
+
 class Pyramid(nn.Module):
     """Stages one behind the other, each map coarser than the one before: what every encoder of this kind is, whatever its parts.
 
@@ -233,6 +244,8 @@ class Pyramid(nn.Module):
         self.channels = channels
         self.min_size = min_size
         self.apply(init_weights)
+
+    __prepare_scriptable__ = refuse_scripting
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations: less memory, about a third more time."""

@@ -19,7 +19,7 @@ from segformer import checkpoint
 from segformer.data.classes import Classes
 from segformer.graphs import Graphs
 from segformer.heads import AllMLPHead
-from segformer.mit import MiT, Variant, find_variant
+from segformer.mit import MiT, Variant, find_variant, refuse_scripting
 from segformer.upsample import upsample, upsample_argmax, with_background
 from segformer.workspace import hooked_module
 
@@ -47,6 +47,8 @@ class SegmentationModel(nn.Module):
         self.align_corners = align_corners
         self._graphs = Graphs()
         self.classes = classes or Classes.unnamed(self.num_classes)
+
+    __prepare_scriptable__ = refuse_scripting
 
     @property
     def num_classes(self) -> int:
