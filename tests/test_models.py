@@ -164,7 +164,7 @@ def test_exports_with_dynamic_batch_and_size(tiny: SegFormer) -> None:
     torch.testing.assert_close(program.module()(images), tiny(images), rtol=0, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 def test_scripting_is_refused_with_the_cure_and_tracing_works(tiny: SegFormer) -> None:
     for module in (tiny, tiny.backbone, nn.Sequential(tiny)):
         with pytest.raises(
