@@ -1,9 +1,12 @@
-"""The operators of :mod:`segformer.upsample` as Triton kernels, for the devices that Triton compiles for.
+"""The operators of :mod:`segformer.upsample` as Triton kernels, for the devices that Triton
+compiles for.
 
-What is as large as the pixels is written only where it is the result; the stride-4 maps it comes from are read from cache. Maps are
-(B, h, w, C), contiguous. ``places`` says, for the rows and for the columns, which cell each pixel lies behind and its share of the next,
-as :mod:`segformer.upsample` computes them; everything is computed in the precision of these shares. Nothing waits for the device, and no
-two programs write to one place: results are the same to the bit from run to run.
+What is as large as the pixels is written only where it is the result; the stride-4 maps it comes
+from are read from cache. Maps are (B, h, w, C), contiguous. ``places`` says, for the rows and for
+the columns, which cell each pixel lies behind and its share of the next, as
+:mod:`segformer.upsample` computes them; everything is computed in the precision of these shares.
+Nothing waits for the device, and no two programs write to one place: results are the same to the
+bit from run to run.
 """
 
 from __future__ import annotations
@@ -17,9 +20,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-PIXELS, CLASSES = 16, 32  # of one block: it leaves a program about 64 registers a thread, so that a multiprocessor can be full
-FUSION = {"enable_fp_fusion": True}  # multiply-adds in one rounding; said here because Triton's default is changing
-SIZES = ["h", "w", "height", "width", "ignore_index"]  # not worth a compilation each time they are 1 or a multiple of 16
+PIXELS, CLASSES = (
+    16,
+    32,
+    # of one block: it leaves a program about 64 registers a thread, so that a multiprocessor can be
+    # full
+)
+FUSION = {
+    "enable_fp_fusion": True
+}  # multiply-adds in one rounding; said here because Triton's default is changing
+SIZES = [
+    "h",
+    "w",
+    "height",
+    "width",
+    "ignore_index",
+]  # not worth a compilation each time they are 1 or a multiple of 16
 LARGEST = tl.constexpr(2**31 - 1)
 
 Places = Sequence[tuple[Tensor, Tensor]]
@@ -39,39 +55,81 @@ def on_its_device(function: Callable[..., Result]) -> Callable[..., Result]:
 
 @on_its_device
 def argmax(logits: Tensor, places: Places) -> Tensor:
-    """Labels (B, H, W) int64 of logits (B, h, w, K), interpolated; what is not a number counts as the greatest."""
+    """Labels (B, H, W) int64 of logits (B, h, w, K), interpolated;
+
+    what is not a number counts as the greatest.
+    """
     batch, (rows, columns) = len(logits), places
-    labels = torch.empty(batch, len(rows[0]), len(columns[0]), dtype=torch.int64, device=logits.device)
+    labels = torch.empty(
+        batch, len(rows[0]), len(columns[0]), dtype=torch.int64, device=logits.device
+    )
     if labels.numel():
-        _argmax[_row_by_row(labels)](labels, logits, *rows, *columns, *_sizes(logits, labels), PIXELS, _classes(logits), **FUSION)
+        _argmax[_row_by_row(labels)](
+            labels,
+            logits,
+            *rows,
+            *columns,
+            *_sizes(logits, labels),
+            PIXELS,
+            _classes(logits),
+            **FUSION,
+        )
     return labels
 
 
 @on_its_device
 def cross_entropy(
-    logits: Tensor, places: Places, target: Tensor, share: Tensor, spread: Tensor | None, ignore_index: int
+    logits: Tensor,
+    places: Places,
+    target: Tensor,
+    share: Tensor,
+    spread: Tensor | None,
+    ignore_index: int,
 ) -> tuple[Tensor, Tensor]:
     """Each pixel's loss, and the logarithm of the sum of its classes' exponentials: (B, H, W) both.
 
-    The loss is -share[t] log p[t] - Σ_k spread[k] log p[k] where the target is t, and 0 where it is ``ignore_index``.
+    The loss is -share[t] log p[t] - Σ_k spread[k] log p[k] where the target is t, and 0 where it is
+    ``ignore_index``.
     """
     rows, columns = places
-    loss, log_sum = (torch.empty(target.shape, dtype=share.dtype, device=logits.device) for _ in range(2))
+    loss, log_sum = (
+        torch.empty(target.shape, dtype=share.dtype, device=logits.device) for _ in range(2)
+    )
     if target.numel():
-        inputs = (logits, *rows, *columns, target, share, share if spread is None else spread, ignore_index)
+        inputs = (
+            logits,
+            *rows,
+            *columns,
+            target,
+            share,
+            share if spread is None else spread,
+            ignore_index,
+        )
         sizes = _sizes(logits, target)
-        _cross_entropy[_row_by_row(target)](loss, log_sum, *inputs, *sizes, spread is not None, PIXELS, _classes(logits), **FUSION)
+        _cross_entropy[_row_by_row(target)](
+            loss, log_sum, *inputs, *sizes, spread is not None, PIXELS, _classes(logits), **FUSION
+        )
     return loss, log_sum
 
 
 @on_its_device
 def cross_entropy_gradient(
-    logits: Tensor, places: Places, target: Tensor, share: Tensor, spread: Tensor | None, ignore_index: int, log_sum: Tensor
+    logits: Tensor,
+    places: Places,
+    target: Tensor,
+    share: Tensor,
+    spread: Tensor | None,
+    ignore_index: int,
+    log_sum: Tensor,
 ) -> Tensor:
-    """The gradient (B, h, w, K) of the sum of the losses: each cell gathers it from the pixels that it is mixed into."""
+    """The gradient (B, h, w, K) of the sum of the losses:
+
+    each cell gathers it from the pixels that it is mixed into.
+    """
     rows, columns = places
     gradient = torch.empty(logits.shape, dtype=log_sum.dtype, device=logits.device)
-    # The pixels between cells i and i + 1 are those from the first that lies behind cell i to the first behind cell i + 1.
+    # The pixels between cells i and i + 1 are those from the first that lies behind cell i to the
+    # first behind cell i + 1.
     first_row, first_column = (
         torch.searchsorted(low, torch.arange(cells + 1, device=low.device))
         for (low, _), cells in zip(places, logits.shape[1:3], strict=True)
@@ -79,7 +137,19 @@ def cross_entropy_gradient(
     spread = torch.zeros_like(share) if spread is None else spread
     if logits.numel():
         at_once = _classes(logits)
-        inputs = (logits, *rows, *columns, first_row, first_column, target, share, spread, spread.sum(), log_sum, ignore_index)
+        inputs = (
+            logits,
+            *rows,
+            *columns,
+            first_row,
+            first_column,
+            target,
+            share,
+            spread,
+            spread.sum(),
+            log_sum,
+            ignore_index,
+        )
         grid = (logits[..., 0].numel(), triton.cdiv(logits.shape[3], at_once))
         _gradient[grid](gradient, *inputs, *_sizes(logits, target), PIXELS // 2, at_once, **FUSION)
     return gradient
@@ -87,11 +157,16 @@ def cross_entropy_gradient(
 
 @on_its_device
 def add_upsampled(out: Tensor, x: Tensor, coarse: Tensor, places: Places) -> None:
-    """``out`` = x + coarse, interpolated: maps (B, H, W, C), and coarse (B, h, w, C). ``out`` may be ``x``."""
+    """``out`` = x + coarse, interpolated: maps (B, H, W, C), and coarse (B, h, w, C).
+
+    ``out`` may be ``x``.
+    """
     rows, columns = places
     if x.numel():
         grid = (*_row_by_row(x[..., 0]), triton.cdiv(x.shape[3], CLASSES))
-        _add_upsampled[grid](out, x, coarse, *rows, *columns, *_sizes(coarse, x[..., 0]), PIXELS, CLASSES, **FUSION)
+        _add_upsampled[grid](
+            out, x, coarse, *rows, *columns, *_sizes(coarse, x[..., 0]), PIXELS, CLASSES, **FUSION
+        )
 
 
 def _row_by_row(pixels: Tensor) -> tuple[int, int]:
@@ -116,7 +191,10 @@ def _place(low, shares, pixel, exists, cells):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _own_pixels(low_y, shares_y, low_x, shares_x, h, w, height, width, pixels: tl.constexpr):  # type: ignore[no-untyped-def]
-    """A program's part of one row of pixels, and the cells they lie between: of the program's first two indices."""
+    """A program's part of one row of pixels, and the cells they lie between:
+
+    of the program's first two indices.
+    """
     row = tl.program_id(0).to(tl.int64)
     x = tl.program_id(1) * pixels + tl.arange(0, pixels)
     inside = x < width
@@ -127,11 +205,21 @@ def _own_pixels(low_y, shares_y, low_x, shares_x, h, w, height, width, pixels: t
 
 @triton.jit
 def _mix(maps, image, top, bottom, share_y, left, right, share_x, k, exist, w, classes):  # type: ignore[no-untyped-def]
-    """The interpolated values (P, K) of one row's pixels (P,) and classes (K,), in interpolate's order of operations."""
+    """The interpolated values (P, K) of one row's pixels (P,) and classes (K,), in interpolate's
+    order of operations.
+    """
     upper, lower = maps + (image + top) * w * classes, maps + (image + bottom) * w * classes
-    left, right, share_x = (left * classes)[:, None] + k[None, :], (right * classes)[:, None] + k[None, :], share_x[:, None]
-    above = (1 - share_x) * tl.load(upper + left, exist, 0.0) + share_x * tl.load(upper + right, exist, 0.0)
-    below = (1 - share_x) * tl.load(lower + left, exist, 0.0) + share_x * tl.load(lower + right, exist, 0.0)
+    left, right, share_x = (
+        (left * classes)[:, None] + k[None, :],
+        (right * classes)[:, None] + k[None, :],
+        share_x[:, None],
+    )
+    above = (1 - share_x) * tl.load(upper + left, exist, 0.0) + share_x * tl.load(
+        upper + right, exist, 0.0
+    )
+    below = (1 - share_x) * tl.load(lower + left, exist, 0.0) + share_x * tl.load(
+        lower + right, exist, 0.0
+    )
     return (1 - share_y) * above + share_y * below
 
 
@@ -139,7 +227,9 @@ def _mix(maps, image, top, bottom, share_y, left, right, share_x, k, exist, w, c
 def _argmax(  # type: ignore[no-untyped-def]
     labels, logits, low_y, shares_y, low_x, shares_x, h, w, classes, height, width, pixels: tl.constexpr, at_once: tl.constexpr
 ):  # fmt: skip
-    row, x, inside, top, bottom, share_y, left, right, share_x = _own_pixels(low_y, shares_y, low_x, shares_x, h, w, height, width, pixels)
+    row, x, inside, top, bottom, share_y, left, right, share_x = _own_pixels(
+        low_y, shares_y, low_x, shares_x, h, w, height, width, pixels
+    )
 
     greatest = tl.full([pixels], float("-inf"), share_x.dtype)
     label = tl.zeros([pixels], tl.int32)
@@ -147,7 +237,20 @@ def _argmax(  # type: ignore[no-untyped-def]
     for start in range(0, classes, at_once):
         k = start + tl.arange(0, at_once)
         exist = inside[:, None] & (k < classes)[None, :]
-        value = _mix(logits, row // height * h, top, bottom, share_y, left, right, share_x, k, exist, w, classes)
+        value = _mix(
+            logits,
+            row // height * h,
+            top,
+            bottom,
+            share_y,
+            left,
+            right,
+            share_x,
+            k,
+            exist,
+            w,
+            classes,
+        )
         is_nan = value != value
         first_nan = tl.minimum(first_nan, tl.min(tl.where(is_nan, k[None, :], LARGEST), 1))
         value = tl.where(is_nan | (k >= classes)[None, :], float("-inf"), value)
@@ -164,7 +267,9 @@ def _cross_entropy(  # type: ignore[no-untyped-def]
     loss, log_sum, logits, low_y, shares_y, low_x, shares_x, target, share, spread, ignore_index,
     h, w, classes, height, width, smooth: tl.constexpr, pixels: tl.constexpr, at_once: tl.constexpr,
 ):  # fmt: skip
-    row, x, inside, top, bottom, share_y, left, right, share_x = _own_pixels(low_y, shares_y, low_x, shares_x, h, w, height, width, pixels)
+    row, x, inside, top, bottom, share_y, left, right, share_x = _own_pixels(
+        low_y, shares_y, low_x, shares_x, h, w, height, width, pixels
+    )
     truth = tl.load(target + row * width + x, inside, ignore_index)
     valid = inside & (truth != ignore_index)
 
@@ -178,7 +283,20 @@ def _cross_entropy(  # type: ignore[no-untyped-def]
     for start in range(0, classes, at_once):
         k = start + tl.arange(0, at_once)
         exist = inside[:, None] & (k < classes)[None, :]
-        value = _mix(logits, row // height * h, top, bottom, share_y, left, right, share_x, k, exist, w, classes)
+        value = _mix(
+            logits,
+            row // height * h,
+            top,
+            bottom,
+            share_y,
+            left,
+            right,
+            share_x,
+            k,
+            exist,
+            w,
+            classes,
+        )
         of_truth += tl.sum(tl.where(k[None, :] == truth[:, None], value, 0.0), 1)
         if smooth:
             weight = tl.load(spread + k, k < classes, 0.0)
@@ -186,7 +304,9 @@ def _cross_entropy(  # type: ignore[no-untyped-def]
             weights += tl.sum(weight, 0)
         value = tl.where((k < classes)[None, :], value, float("-inf"))
         now = tl.maximum(greatest, tl.max(value, 1))
-        base = tl.where(now == float("-inf"), 0.0, now)  # so that a block of classes that are all -∞ adds nothing
+        base = tl.where(
+            now == float("-inf"), 0.0, now
+        )  # so that a block of classes that are all -∞ adds nothing
         total = total * tl.exp(greatest - base) + tl.sum(tl.exp(value - base[:, None]), 1)
         greatest = now
     log_total = greatest + tl.log(total)
@@ -215,15 +335,23 @@ def _gradient(  # type: ignore[no-untyped-def]
             x = start + tl.arange(0, pixels)
             inside = x < last_x
             left, right, share_x = _place(low_x, shares_x, x, inside, w)
-            part = part_y * (tl.where(left == j, 1 - share_x, 0.0) + tl.where(right == j, share_x, 0.0))
+            part = part_y * (
+                tl.where(left == j, 1 - share_x, 0.0) + tl.where(right == j, share_x, 0.0)
+            )
             pixel = (image * height + y) * width + x
             truth = tl.load(target + pixel, inside, ignore_index)
             valid = inside & (truth != ignore_index)
             of_truth = tl.load(share + truth, valid, 0.0)[:, None]
             exist = inside[:, None] & (k < classes)[None, :]
-            value = _mix(logits, image * h, top, bottom, share_y, left, right, share_x, k, exist, w, classes)
+            value = _mix(
+                logits, image * h, top, bottom, share_y, left, right, share_x, k, exist, w, classes
+            )
             p = tl.exp(value - tl.load(log_sum + pixel, inside, 0.0)[:, None])
-            d = p * (of_truth + of_all) - tl.where(k[None, :] == truth[:, None], of_truth, 0.0) - of_k
+            d = (
+                p * (of_truth + of_all)
+                - tl.where(k[None, :] == truth[:, None], of_truth, 0.0)
+                - of_k
+            )
             gathered += tl.sum(tl.where(valid[:, None], d * part[:, None], 0.0), 0)
     tl.store(gradient + cell * classes + k, gathered, k < classes)
 
@@ -237,6 +365,8 @@ def _add_upsampled(  # type: ignore[no-untyped-def]
     )
     k = tl.program_id(2) * at_once + tl.arange(0, at_once)
     exist = inside[:, None] & (k < channels)[None, :]
-    value = _mix(coarse, row // height * h, top, bottom, share_y, left, right, share_x, k, exist, w, channels)
+    value = _mix(
+        coarse, row // height * h, top, bottom, share_y, left, right, share_x, k, exist, w, channels
+    )
     at = (row * width + column)[:, None] * channels + k[None, :]
     tl.store(out + at, (tl.load(x + at, exist, 0.0) + value).to(out.dtype.element_ty), exist)

@@ -1,0 +1,32 @@
+"""The operators that the networks are made of, each with its plain definition and faster
+implementations.
+
+``python -m segformer.ops`` prints which implementation runs when; inside ``with plain():`` none
+does.
+"""
+
+from segformer.ops.all_mlp import all_mlp, upsample_and_fuse
+from segformer.ops.attention import attention
+from segformer.ops.bilinear import upsample, upsample_sum
+from segformer.ops.linear import linear
+from segformer.ops.mix_ffn import mix_ffn
+from segformer.ops.registry import OPERATORS, operator, plain, table
+from segformer.ops.upsample_argmax import upsample_argmax, with_background
+from segformer.ops.upsample_cross_entropy import upsample_cross_entropy
+
+__all__ = [
+    "OPERATORS",
+    "all_mlp",
+    "attention",
+    "linear",
+    "mix_ffn",
+    "operator",
+    "plain",
+    "table",
+    "upsample",
+    "upsample_and_fuse",
+    "upsample_argmax",
+    "upsample_cross_entropy",
+    "upsample_sum",
+    "with_background",
+]

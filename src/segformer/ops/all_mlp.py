@@ -1,0 +1,244 @@
+"""The all-MLP decoder, fused at each level's own resolution.
+
+The paper projects each level to D channels (W_i, b_i), upsamples all to the finest, concatenates,
+and fuses with a 1×1 convolution F before BatchNorm. Nothing non-linear stands between W_i and
+BatchNorm, and bilinear interpolation acts on each channel alone with weights that sum to one, so
+that
+
+    F · concat(up(W_i x_i + b_i)) = Σ up(F_i W_i x_i + F_i b_i),
+
+the same function of the same parameters, in training too, for a twelfth of the work in B2 to B5. In
+evaluation BatchNorm is affine, and composes with F_i W_i.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segformer.ops import memory
+from segformer.ops.bilinear import upsample, upsample_into, upsample_sum
+from segformer.ops.conditions import (
+    in_pieces,
+    is_plain,
+    is_plain_convolution,
+    is_traced,
+    without_autocast,
+)
+from segformer.ops.linear import affine, linear
+from segformer.ops.registry import operator
+
+NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+DROPOUTS = (nn.Dropout2d, nn.Dropout, nn.Identity)
+
+
+@operator
+def all_mlp(
+    features: Sequence[Tensor],
+    projections: Sequence[Any],
+    fuse: Any,
+    norm: Any,
+    dropout: Any,
+    classifier: Any,
+) -> Tensor:
+    """The all-MLP decoder (arXiv 2105.15203, section 3.2, equation 4).
+
+    Args:
+        features: maps (B, C_i, H_i, W_i), finest first.
+        projections: a linear layer for each level, from C_i to D channels.
+        fuse: 1×1 convolution of the concatenated levels, coarsest first, to D channels.
+        norm: BatchNorm.
+        dropout: dropout of channels.
+        classifier: 1×1 convolution to K classes.
+
+    Returns:
+        Logits (B, K, H_0, W_0).
+    """
+    size = features[0].shape[-2:]
+    maps = [x.permute(0, 2, 3, 1) for x in features]  # (B, H_i, W_i, C_i)
+    levels = [project(x).permute(0, 3, 1, 2) for x, project in zip(maps, projections, strict=True)]
+    x = fuse(torch.cat([upsample(x, size) for x in levels[::-1]], 1))
+    return classifier(dropout(F.relu(norm(x))))
+
+
+def is_affine(
+    features: Sequence[Tensor],
+    projections: Sequence[Any],
+    fuse: Any,
+    norm: Any,
+    dropout: Any,
+    classifier: Any,
+) -> bool:
+    """in evaluation, for plain layers in full precision"""
+    return (
+        not (norm.training or dropout.training)
+        and all(map(_is_linear, projections))
+        and is_plain_convolution(fuse, 1, bias=False)
+        and fuse.weight.dtype in (torch.float32, torch.float64)
+        and is_plain(norm, *NORMS)
+        and norm.track_running_stats
+        and norm.affine
+        and is_plain(dropout, *DROPOUTS)
+        and is_plain_convolution(classifier, 1, bias=True)
+    )
+
+
+def takes_groups(features: Sequence[Tensor], *layers: Any) -> bool:
+    """in evaluation on CPUs, without gradients or autocast, for plain layers"""
+    whole = in_pieces(features[0]) and not torch.is_autocast_enabled("cpu")
+    return whole and is_affine(features, *layers)
+
+
+@all_mlp.implementation(when=takes_groups)
+def in_groups_of_channels(
+    features: Sequence[Tensor],
+    projections: Sequence[Any],
+    fuse: Any,
+    norm: Any,
+    dropout: Any,
+    classifier: Any,
+) -> Tensor:
+    """Composed with BatchNorm, a group of channels at a time from the features to the logits.
+
+    Every channel between the two is by itself, so that all groups use the same few temporaries.
+    """
+    (finest, *coarser), weights, bias = _composed(features, projections, fuse, norm)
+    batch, height, width, _ = finest.shape
+    pixels = batch * height * width
+    size = 2 * memory.PIECE // (pixels * bias.element_size()) // 32 * 32
+    size = max(32, min(128, size))
+    fine = bias.new_empty(pixels * size)
+    logits = classifier.bias.expand(batch, height, width, -1).contiguous()
+    for start in range(0, len(bias), size):
+        group = slice(start, start + size)
+        x = affine(finest, weights[0][group], bias[group])
+        up = fine[: x.numel()].view_as(x)
+        for coarse, weight in zip(coarser, weights[1:], strict=True):
+            upsample_into(up.permute(0, 3, 1, 2), affine(coarse, weight[group]).permute(0, 3, 1, 2))
+            x += up
+        logits += affine(x.relu_(), classifier.weight[:, group].flatten(1))
+    return logits.permute(0, 3, 1, 2)
+
+
+@all_mlp.implementation(when=is_affine)
+def composed(
+    features: Sequence[Tensor],
+    projections: Sequence[Any],
+    fuse: Any,
+    norm: Any,
+    dropout: Any,
+    classifier: Any,
+) -> Tensor:
+    """Composed with BatchNorm: one product a level."""
+    maps, weights, bias = _composed(features, projections, fuse, norm)
+    biases = [bias, *[None] * (len(maps) - 1)]
+    levels = [_projected(x, w, b) for x, w, b in zip(maps, weights, biases, strict=True)]
+    return classifier(F.relu(upsample_sum(levels), inplace=True))
+
+
+def fusion_is_plain(
+    features: Sequence[Tensor], projections: Sequence[Any], fuse: Any, *layers: Any
+) -> bool:
+    """in training, for a plain fusion"""
+    return is_plain_convolution(fuse, 1, bias=False)
+
+
+@all_mlp.implementation(when=fusion_is_plain)
+def fused_at_each_level(
+    features: Sequence[Tensor],
+    projections: Sequence[Any],
+    fuse: Any,
+    norm: Any,
+    dropout: Any,
+    classifier: Any,
+) -> Tensor:
+    """Σ up(F_i (W_i x_i + b_i)); F_i W_i is composed where W_i is plain and that costs less."""
+    fused = []
+    used = 0
+    for x, project in reversed(list(zip(features, projections, strict=True))):  # coarsest first
+        x = x.permute(0, 2, 3, 1)
+        composes = _composes(x) and _is_linear(project)
+        if not composes:
+            x = linear(x, project)
+        width = project.out_features if composes else x.shape[-1]
+        block = fuse.weight.flatten(1)[:, used : used + width]  # F_i
+        used += width
+        if composes:
+            x = affine(x, block @ project.weight, block @ project.bias)
+        else:
+            x = affine(x, block)
+        fused.append(x.permute(0, 3, 1, 2))
+    x = norm(upsample_sum(fused[::-1]))
+    if is_plain(norm, *NORMS) and is_plain(dropout, *DROPOUTS):
+        # Plain dropout commutes with ReLU, which may write over what dropout returned.
+        return classifier(F.relu(dropout(x), inplace=True))
+    return classifier(dropout(F.relu(x)))
+
+
+def _composed(
+    features: Sequence[Tensor], projections: Sequence[Any], fuse: Any, norm: Any
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """BN(Σ up(F_i (W_i x_i + b_i))) as Σ up(A_i y_i) + c.
+
+    Returns the y_i (B, h, w, C), the A_i (D, C), finest level first, and c (D,).
+    """
+    maps = [x.permute(0, 2, 3, 1) for x in features]
+    widths = [project.out_features for project in projections]
+    with without_autocast(maps[0]):
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        blocks = (scale[:, None] * fuse.weight.flatten(1)).split(widths[::-1], 1)[::-1]
+        levels = list(zip(maps, blocks, projections, strict=True))
+        bias = norm.bias - scale * norm.running_mean
+        bias = bias + sum(block @ project.bias for _, block, project in levels)
+        weights = [
+            block @ project.weight if _composes(x) else block for x, block, project in levels
+        ]
+    maps = [x if _composes(x) else affine(x, project.weight) for x, _, project in levels]
+    return maps, weights, bias
+
+
+def _composes(x: Tensor) -> bool:
+    """Whether F_i W_i costs less than applying both: over more pixels than W_i has inputs."""
+    return is_traced(x) or x[..., 0].numel() > x.shape[-1]
+
+
+def _is_linear(module: Any) -> bool:
+    return is_plain(module, nn.Linear) and module.bias is not None
+
+
+def _projected(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A projection of maps (B, h, w, C) to (B, D, h, w).
+
+    In graphs it is a convolution, which engines go on from in their own memory order.
+    """
+    if torch.compiler.is_compiling():
+        return F.conv2d(x.permute(0, 3, 1, 2), weight[..., None, None], bias)
+    return affine(x, weight, bias).permute(0, 3, 1, 2)
+
+
+@operator
+def upsample_and_fuse(levels: Sequence[Tensor], fuse: Any) -> Tensor:
+    """F · concat(up(x_i)): levels (B, D_i, H_i, W_i), finest first, to (B, D, H_0, W_0).
+
+    Args:
+        levels: the maps.
+        fuse: 1×1 convolution of the concatenated levels, finest first.
+    """
+    size = levels[0].shape[-2:]
+    return fuse(torch.cat([upsample(x, size) for x in levels], 1))
+
+
+def is_plain_fusion(levels: Sequence[Tensor], fuse: Any) -> bool:
+    """for a plain fusion"""
+    return is_plain_convolution(fuse, 1, bias=False)
+
+
+@upsample_and_fuse.implementation(when=is_plain_fusion)
+def fused_before_upsampling(levels: Sequence[Tensor], fuse: Any) -> Tensor:
+    """Σ up(F_i x_i): each level fused at its own resolution."""
+    blocks = fuse.weight.split([x.shape[1] for x in levels], 1)  # F_i
+    return upsample_sum([F.conv2d(x, block) for x, block in zip(levels, blocks, strict=True)])

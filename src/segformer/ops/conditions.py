@@ -1,0 +1,106 @@
+"""What the conditions of implementations ask of tensors and modules."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def in_pieces(x: Tensor) -> bool:
+    """On a CPU, with neither gradients nor a graph recorded: work may be done piece by piece."""
+    return not (torch.is_grad_enabled() or is_recorded(x)) and x.device.type == "cpu"
+
+
+def is_recorded(x: Tensor) -> bool:
+    """Whether operations on ``x`` are recorded as a graph or transformed by torch.func.
+
+    Then sizes and values must not decide what is computed, and nothing may be written in place.
+    """
+    return is_traced(x) or is_transformed()
+
+
+def is_traced(x: Tensor) -> bool:
+    """Whether operations on ``x`` are recorded as a graph, for export or compilation."""
+    is_stand_in = isinstance(x, torch.fx.Proxy) or hasattr(x, "fake_mode")  # a FakeTensor
+    return is_stand_in or torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def is_transformed() -> bool:
+    """Whether a transform of torch.func (vmap, jvp, …) or forward-mode differentiation is active.
+
+    They follow operations that return new tensors, not those that write into existing ones.
+    """
+    in_torch_func = torch._C._functorch.peek_interpreter_stack() is not None
+    return in_torch_func or torch.autograd.forward_ad._current_level >= 0
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """A context in which operations on the device of ``x`` keep their precision."""
+    if x.is_meta:  # which has no autocast
+        return nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def is_plain(module: Any, *kinds: type[nn.Module]) -> bool:
+    """Whether a module computes what its class defines, from tensors that only PyTorch touches.
+
+    Only then may its parameters be used without calling it. The class must be exactly one of
+    ``kinds``. The module must have no ``forward`` of its own and no hooks, nor may there be global
+    ones: adapters, offloading, old-style weight norm and pruning use these. Its tensors must be no
+    subclass, such as a DTensor or a quantised tensor.
+    """
+    return (
+        type(module) in kinds
+        and "forward" not in module.__dict__
+        and not any(getattr(module, hooks) for hooks in HOOKS)
+        and not has_global_hooks()
+        and all(map(_is_plain_tensor, (*module._parameters.values(), *module._buffers.values())))
+    )
+
+
+def is_plain_convolution(
+    module: Any, kernel_size: int, *, groups: int = 1, bias: bool | None = None
+) -> bool:
+    """Whether a module is a plain convolution that keeps the size of its map, padded with zeros.
+
+    Args:
+        module: any module.
+        kernel_size: height and width of its kernel.
+        groups: number of its groups.
+        bias: whether it has a bias; None if that does not matter.
+    """
+    return (
+        is_plain(module, nn.Conv2d)
+        and module.kernel_size == (kernel_size, kernel_size)
+        and module.padding == (kernel_size // 2, kernel_size // 2)
+        and module.padding_mode == "zeros"
+        and module.stride == (1, 1)
+        and module.dilation == (1, 1)
+        and module.groups == groups
+        and bias in (None, module.bias is not None)
+    )
+
+
+def _is_plain_tensor(x: Tensor | None) -> bool:
+    # While a graph is recorded, parameters are stand-ins of a subclass.
+    return x is None or type(x) in (nn.Parameter, Tensor) or hasattr(x, "fake_mode")
+
+
+def has_global_hooks() -> bool:
+    """Whether hooks are registered for all modules (torch.nn.modules.module.register_module_…)."""
+    return bool(torch.nn.modules.module._has_any_global_hook())
+
+
+def hooked_module(model: nn.Module) -> str | None:
+    """The name of the first module with a hook, "every module" if hooks are global, or None."""
+    if has_global_hooks():
+        return "every module"
+    for name, module in model.named_modules():
+        if any(getattr(module, hooks) for hooks in HOOKS):
+            return repr(name or type(module).__name__)
+    return None

@@ -1,0 +1,77 @@
+"""Linear layers over maps, by the faster of a CPU's two libraries for matrix products."""
+
+from __future__ import annotations
+
+import functools
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segformer.ops.conditions import is_plain, is_traced
+from segformer.ops.registry import operator
+
+
+@operator
+def linear(x: Tensor, layer: Any) -> Tensor:
+    """A linear layer over a map: (B, H, W, C) → (B, H, W, D).
+
+    Args:
+        x: the map.
+        layer: the layer, such as a :class:`torch.nn.Linear`.
+    """
+    return layer(x)
+
+
+def convolution_wins(x: Tensor, layer: Any) -> bool:
+    """on AMD processors with AVX-512 and more than one thread, for float32 maps and a plain layer"""
+    return affine_by_convolution(x) and is_plain(layer, nn.Linear)
+
+
+@linear.implementation(when=convolution_wins)
+def as_convolution(x: Tensor, layer: Any) -> Tensor:
+    """A 1×1 convolution."""
+    return _convolution(x, layer.weight, layer.bias)
+
+
+def affine(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """:func:`torch.nn.functional.linear`, by convolution where that is faster."""
+    return (_convolution if affine_by_convolution(x) else F.linear)(x, weight, bias)
+
+
+def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1)
+
+
+def affine_by_convolution(x: Tensor) -> bool:
+    """Whether a linear layer over ``x`` is faster as a convolution; in half precision it is not."""
+    full = x.dtype.itemsize > 2 and not torch.is_autocast_enabled("cpu")
+    return products_by_convolution(x) and full
+
+
+def products_by_convolution(x: Tensor) -> bool:
+    """Whether float32 matrix products over a map (B, H, W, C) are faster as 1×1 convolutions."""
+    if is_traced(x) or torch.get_num_threads() == 1:
+        return False  # compilers choose; with one thread PyTorch has a slow convolution of its own
+    on_cpu = x.device.type == "cpu" and x.dtype != torch.float64 and x.ndim == 4
+    return on_cpu and convolution_is_faster()
+
+
+@functools.cache
+def convolution_is_faster() -> bool:
+    """Whether oneDNN, behind convolutions, beats MKL, behind linear layers, in float32.
+
+    A rule, not a measurement, so that a run's numbers are the same wherever and whenever it is
+    repeated: MKL has no AVX-512 code for AMD's processors, oneDNN has (factors of 1.3 to 2 and
+    more); with AVX2 alone, and on Intel's, they are equal.
+    """
+    has_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return has_avx512 and "AuthenticAMD" in _processor()
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.read_text(encoding="utf-8") if cpuinfo.is_file() else platform.processor()
