@@ -94,10 +94,13 @@ class OHEM(nn.Module):
 
 
 class Dice(nn.Module):
-    """One minus the classes' mean Dice coefficient of labels and probabilities (V-Net, arXiv 1606.04797), over the batch.
+    """One minus the mean Dice coefficient of labels and probabilities (V-Net, arXiv 1606.04797), over the batch.
+
+    The mean is over the classes that the batch's labels hold: a class without a labelled pixel has no coefficient to
+    speak of, and what is wrongly given to it is missing from the others.
 
     Args:
-        smooth: added to numerator and denominator, so that an absent class that is not predicted costs nothing.
+        smooth: added to numerator and denominator.
         ignore_index: the target's value that counts nowhere.
     """
 
@@ -111,7 +114,9 @@ class Dice(nn.Module):
         probability = logits.softmax(1) * valid
         truth = torch.zeros_like(probability).scatter_(1, target.where(valid[:, 0], 0)[:, None], 1.0) * valid
         both, either = ((probability * truth).sum((0, 2, 3)), (probability + truth).sum((0, 2, 3)))
-        return 1 - ((2 * both + self.smooth) / (either + self.smooth)).mean()
+        present = truth.any(dim=3).any(dim=2).any(dim=0)
+        cost = 1 - (2 * both + self.smooth) / (either + self.smooth)
+        return (cost * present).sum() / present.sum().clamp_min(1)
 
 
 class Focal(nn.Module):

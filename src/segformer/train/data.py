@@ -96,18 +96,49 @@ class SegmentationData(LightningDataModule):
 
     def _start(self) -> tuple[int, int]:
         """The epoch and batch that come next."""
-        if self.trainer is None:
-            return 0, 0
-        limit = self.trainer.limit_train_batches
-        batches = int(len(self.batches) * limit) if isinstance(limit, float) else min(len(self.batches), limit)
-        steps = max(1, -(-batches // self.trainer.accumulate_grad_batches))
-        epoch, step = divmod(self.trainer.global_step, steps)
-        return epoch, step * self.trainer.accumulate_grad_batches
+        return self._epoch_and_batch(self.trainer.fit_loop.total_batch_idx + 1) if self.trainer else (0, 0)
 
-    def names_of(self, epoch: int, number: int) -> list[str]:
-        """The files of this process's batch of that number, or the samples' indices where they are no files."""
+    def _epoch_and_batch(self, taken: int) -> tuple[int, int]:
+        """Where the batch is that training takes after so many others; ``overfit_batches`` repeats the same few."""
+        trainer: Any = self.trainer
+        epoch, number = divmod(taken, min(len(self.batches), trainer.num_training_batches))
+        return (0 if trainer.overfit_batches else epoch), number
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the order of the batches depends on, besides how many were taken."""
+        trainer: Any = self.trainer
+        return {
+            "seed_everything": run_seed(),
+            "training images": len(self.train),
+            "images a step of all devices": self.batch_size * trainer.world_size,
+            "trainer.limit_train_batches": trainer.limit_train_batches,
+            "trainer.overfit_batches": trainer.overfit_batches,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse to go on in another order.
+
+        Raises:
+            ValueError: when the run that is resumed had another seed, data or batch size.
+        """
+        if self.trainer is None or self.trainer.state.fn != "fit":
+            return
+        changed = [
+            f"{name} was {state_dict[name]} and is {now}"
+            for name, now in self.state_dict().items()
+            if name in state_dict and state_dict[name] != now
+        ]
+        if changed:
+            raise ValueError(
+                f"the run cannot be resumed with other batches ({'; '.join(changed)}); set what it had, or start a new run "
+                "from its weights with --model.network segformer.Pretrained --model.network.source CHECKPOINT"
+            )
+
+    def names_of(self, taken: int) -> list[str]:
+        """The files of the batch that this process takes after so many others, or the samples' indices."""
         pairs = getattr(self.train, "pairs", None)
-        return [str(pairs[draw.index][0]) if pairs else f"sample {draw.index}" for draw in self.batches.batch(epoch, number)]
+        draws = self.batches.batch(*self._epoch_and_batch(taken))
+        return [str(pairs[draw.index][0]) if pairs else f"sample {draw.index}" for draw in draws]
 
     def val_dataloader(self) -> DataLoader:
         return self._whole_images(self.val)
