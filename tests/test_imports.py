@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "graphs": set(),
     "models": {"graphs", "mit", "heads", "upsample", "data", "checkpoint", "workspace"},
     "checkpoint": {"checkpoint", "mit", "heads", "upsample", "data"},
-    "timm_backbone": {"checkpoint", "upsample"},
+    "timm_backbone": {"checkpoint", "data", "upsample"},
     "setr": {"checkpoint", "data", "models", "timm_backbone", "upsample"},
     "convolutional": {"checkpoint", "data", "initialization", "mit", "models", "workspace"},
     "timm_models": {"checkpoint", "mit", "initialization"},

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from segformer.data.datasets import IGNORE_INDEX, check_labels
+from segformer.data.normalization import IMAGENET
 from segformer.data.transforms import Normalize, PadTo
 from segformer.metrics import Scores
 from segformer.models import evaluating
@@ -162,7 +163,8 @@ def evaluate(model: Any, dataset: Any, protocol: Protocol | None = None, *, devi
     """The scores of any module that maps normalised images (B, 3, H, W) to logits, of any size, on a data set.
 
     Args:
-        model: the module, or any function; a Hugging Face model is given as ``lambda images: model(images).logits``.
+        model: the module, or any function; a Hugging Face model is given as ``lambda images: model(images).logits``. Images are normalised
+            by its ``normalization``, where it has one, and by ImageNet's mean and standard deviation otherwise.
         dataset: samples (image uint8 (3, H, W), label uint8 (H, W)) and their ``classes``; 255 counts nowhere.
         protocol: how images are measured; by default whole, at their own size.
         device: where the model lies.
@@ -172,7 +174,7 @@ def evaluate(model: Any, dataset: Any, protocol: Protocol | None = None, *, devi
     protocol = protocol or Protocol()
     classes = len(dataset.classes)
     confusion = MulticlassConfusionMatrix(max(2, classes), ignore_index=IGNORE_INDEX).to(device)
-    prepare = Normalize()
+    prepare = normalize_for(model)
     for index in tqdm(range(len(dataset)), "evaluate", unit="image"):
         image, label = dataset[index]
         check_labels(label, max(2, classes), f"label map {index}")
@@ -225,11 +227,16 @@ def label_large(model: Any, image: Any, out: Any, mode: Slide, *, device: str | 
     bar.close()
 
 
+def normalize_for(model: Any) -> Normalize:
+    """The transform that normalises images by a model's ``normalization``, or by ImageNet's."""
+    return Normalize(getattr(model, "normalization", IMAGENET))
+
+
 def as_batch(model: Any, image: Tensor, device: str | torch.device) -> Tensor:
     """An image, uint8 (3, H, W), as a batch that the model takes: normalised, padded to its least size, in its precision."""
     least = getattr(getattr(model, "backbone", None), "min_size", 1)
     dtype = next(model.parameters()).dtype if isinstance(model, nn.Module) else torch.float32
-    return PadTo((least, least))(Normalize()(image))[None].to(device, dtype)
+    return PadTo((least, least))(normalize_for(model)(image))[None].to(device, dtype)
 
 
 def _windows(model: Any, image: Any, top: int, lefts: list[int], mode: Slide, device: str | torch.device) -> Iterator[tuple[int, Tensor]]:

@@ -24,10 +24,12 @@ class SETRLayout(Layout):
     Args:
         naive_scales: how often the naive head enlarges before its classifier; the progressive one's last enlargement commutes with it.
         mla: numerics of the MLA head.
+        backbone_numerics: numerics of the backbone, as arguments of ``TimmBackbone``.
     """
 
     naive_scales: tuple[int, ...] = (1,)
     mla: tuple[tuple[str, Any], ...] = ()
+    backbone_numerics: tuple[tuple[str, Any], ...] = ()
 
     BACKBONES: ClassVar[dict[tuple[int, int], str]] = {  # by width and depth
         (1024, 24): "vit_large_patch16_384",
@@ -63,7 +65,8 @@ class SETRLayout(Layout):
             if layers != len(scales):
                 raise ValueError(f"{str(file.path)!r}: the {head} has {layers} layers where {len(scales)} are expected")
             config = {"channels": channels, "scales": scales}
-        classes = file.classes if file.classes is not None and len(file.classes) == known_classes else Classes.unnamed(known_classes)
+        named = file.classes is not None and file.classes.fit(known_classes)
+        classes = file.classes if named else Classes.of_logits(known_classes)
         return {
             "backbone": {
                 "class": "TimmBackbone",
@@ -73,10 +76,11 @@ class SETRLayout(Layout):
                     "out_indices": [block * depth // 24 - 1 for block in blocks],
                     "class_token": not is_mla,
                     "img_size": PATCH * side,
+                    **dict(self.backbone_numerics),
                 },
             },
             "decode_head": {"class": head, "config": {"in_channels": [width] * 4, "num_classes": known_classes, **config}},
-            "classes": asdict(classes),
+            "classes": asdict(classes),  # type: ignore[arg-type]
             "align_corners": False,
         }
 
@@ -168,6 +172,7 @@ MMSEGMENTATION_SETR = SETRLayout(
     holds="a Vision Transformer under one of SETR's heads",
     naive_scales=(4,),
     mla=(("kernel_size", 1), ("align_corners", False)),
+    backbone_numerics=(("positions", "bilinear"), ("fit", "pad")),
     fold=_fold_mmsegmentation,
 )
 

@@ -63,3 +63,18 @@ class Classes:
     def unnamed(cls, num_classes: int) -> Classes:
         """Classes known by number only: ``class 0``, ``class 1``, … in the PASCAL VOC colours."""
         return cls([f"class {k}" for k in range(num_classes)])
+
+    @classmethod
+    def of_logits(cls, num_logits: int) -> Classes:
+        """The unnamed classes that so many logits tell apart: two by one logit."""
+        return cls.unnamed(max(2, num_logits))
+
+    def fit(self, num_logits: int) -> bool:
+        """Whether so many logits tell these classes apart: one for each, or one for two."""
+        return len(self) in (num_logits, max(2, num_logits))
+
+    def with_background(self) -> Classes:
+        """These classes behind a black background, as a model of one logit labels them."""
+        name = "other" if "background" in self.names else "background"
+        colors = () if (0, 0, 0) in self.colors else [(0, 0, 0), *self.colors]
+        return Classes([name, *self.names], colors)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,9 +13,7 @@ from torchvision.transforms.v2 import functional as F
 from torchvision.transforms.v2 import query_size
 
 from segformer.data.datasets import IGNORE_INDEX
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from segformer.data.normalization import IMAGENET, Normalization
 
 
 class RandomScaledCrop(v2.Transform):
@@ -190,22 +188,34 @@ def _turn(image: Tensor, degrees: float, saturation: float) -> None:
 
 
 class Normalize(v2.Transform):
-    """uint8 RGB to float32, ImageNet mean 0 and standard deviation 1 in each channel; label maps pass.
+    """uint8 images (C, H, W) to float32, normalised; label maps pass.
+
+    Args:
+        normalization: mean, standard deviation and scale, by default ImageNet's. In a fit the
+            network's own takes its place (:meth:`segformer.train.data.SegmentationData.normalize_as`).
 
     Raises:
         TypeError: for an image that is not uint8, whose scale of values is unknown.
     """
 
-    SCALE = torch.tensor(IMAGENET_STD)[:, None, None].mul(255).reciprocal()
-    SHIFT = -torch.tensor(IMAGENET_MEAN)[:, None, None] / torch.tensor(IMAGENET_STD)[:, None, None]
+    def __init__(self, normalization: Normalization = IMAGENET) -> None:
+        super().__init__()
+        self.normalization = normalization
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         if isinstance(inpt, tv_tensors.Mask):
             return inpt
         if inpt.dtype != torch.uint8:
             raise TypeError(f"an image of {inpt.dtype}; normalisation takes uint8, 0 to 255")
-        image = inpt.as_subclass(Tensor).float()
-        return tv_tensors.wrap(image.mul_(self.SCALE.to(image.device)).add_(self.SHIFT.to(image.device)), like=inpt)
+        return tv_tensors.wrap(self.normalization(inpt.as_subclass(Tensor)), like=inpt)
+
+
+def normalizers(transform: Any) -> Iterator[Normalize]:
+    """Every :class:`Normalize` in a transform, and in those that it is composed of."""
+    if isinstance(transform, Normalize):
+        yield transform
+    for part in getattr(transform, "transforms", ()):
+        yield from normalizers(part)
 
 
 class TrainTransform(v2.Compose):

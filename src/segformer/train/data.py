@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,11 @@ from torchvision import tv_tensors
 
 from segformer.data.classes import Classes
 from segformer.data.datasets import IGNORE_INDEX, FolderDataset, check_labels
-from segformer.data.transforms import Normalize
+from segformer.data.normalization import IMAGENET, Normalization
+from segformer.data.transforms import Normalize, normalizers
 from segformer.train.order import Batches, ResumableLoader, Seeded, Share, run_seed
+
+logger = logging.getLogger(__name__)
 
 
 class Transformed(Dataset):
@@ -62,6 +66,7 @@ class SegmentationData(LightningDataModule):
         self.val: Any = val
         self.test: Any = test
         self.train_transform = train_transform
+        self.normalization = IMAGENET
         self.batch_size, self.val_batch_size, self.num_workers = batch_size, val_batch_size, num_workers
 
     @property
@@ -71,6 +76,23 @@ class SegmentationData(LightningDataModule):
     @property
     def num_classes(self) -> int:
         return len(self.classes)
+
+    def normalize_as(self, normalization: Normalization) -> None:
+        """Normalise the images of all splits so: a network's task says how, before a run.
+
+        Every :class:`~segformer.data.transforms.Normalize` in the training transform is set; a
+        transform without one is left as it is, which is logged.
+        """
+        parts = list(normalizers(self.train_transform))
+        if not parts and normalization != IMAGENET:
+            logger.warning(
+                "the network takes images normalised by %s, and the training transform has no "
+                "segformer.data.transforms.Normalize to set; see that it does the same",
+                normalization,
+            )
+        for part in parts:
+            part.normalization = normalization
+        self.normalization = normalization
 
     def train_dataloader(self) -> DataLoader:
         rank, world_size = self._place
@@ -150,7 +172,12 @@ class SegmentationData(LightningDataModule):
 
     def _whole_images(self, dataset: Dataset) -> DataLoader:
         sampler = Share(len(dataset), *self._place)  # type: ignore[arg-type]
-        return DataLoader(Transformed(dataset, Normalize()), self.val_batch_size, sampler=sampler, num_workers=min(1, self.num_workers))
+        return DataLoader(
+            Transformed(dataset, Normalize(self.normalization)),
+            self.val_batch_size,
+            sampler=sampler,
+            num_workers=min(1, self.num_workers),
+        )
 
 
 class StandardData(SegmentationData):

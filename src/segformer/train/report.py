@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from segformer.data.classes import Classes
-from segformer.data.transforms import Normalize
+from segformer.evaluation import normalize_for
 from segformer.metrics import Scores
 from segformer.train.data import SegmentationData
 from segformer.train.task import SegmentationTask
@@ -89,7 +89,7 @@ class Report(Callback):
         count = len(data.val)
         for index in np.linspace(0, count - 1, min(self.samples, count)).round().astype(int).tolist():
             image, label = data.val[index]
-            images = Normalize()(image)[None].to(next(task.network.parameters()))
+            images = normalize_for(task.network)(image)[None].to(next(task.network.parameters()))
             prediction = task.network.predict(images)[0].cpu()
             columns["image"].append(Image.fromarray(image.permute(1, 2, 0).numpy()))
             for name, labels in (("label", label), ("prediction", prediction)):

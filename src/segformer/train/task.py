@@ -73,6 +73,12 @@ class SegmentationTask(LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)
 
+    def setup(self, stage: str) -> None:
+        """Have the data normalise images as the network's weights want it."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if hasattr(data, "normalize_as"):
+            data.normalize_as(self.network.normalization)
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Dropout's random numbers depend on the seed, the batch's number in the run and the process."""
         torch.manual_seed(mixed(run_seed(), self.trainer.fit_loop.total_batch_idx, self.global_rank))
