@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "upsample": {"upsample_triton", "workspace"},
     "mit": {"attention", "initialization", "linear", "workspace"},
     "heads": {"initialization", "linear", "upsample", "workspace"},
-    "losses": {"upsample"},
+    "losses": {"data", "upsample"},
     "data": {"data"},
     "metrics": {"data"},
     "visualize": {"data"},

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+from io import TextIOWrapper
 from types import TracebackType
 from typing import NoReturn
 
@@ -46,6 +47,8 @@ def main() -> None:
     )
     parser.add_argument("verb", choices=VERBS, metavar="VERB", help=f"one of {', '.join(VERBS)}; VERB --help says more")
     verb = parser.parse_args(sys.argv[1:2]).verb
+    if isinstance(sys.stdout, TextIOWrapper):  # a name that the terminal cannot show costs no run
+        sys.stdout.reconfigure(errors="replace")
     _log()
     from segformer.workspace import keep_large_blocks
 

@@ -290,9 +290,7 @@ class SegmentationModel(nn.Module):
     ) -> Self:
         """A model of this class from ready-made parts, whatever arguments its own constructor takes."""
         model = cls.__new__(cls)
-        SegmentationModel.__init__(
-            model, backbone, decode_head, classes, align_corners=align_corners, normalization=normalization
-        )
+        SegmentationModel.__init__(model, backbone, decode_head, classes, align_corners=align_corners, normalization=normalization)
         return model
 
 

@@ -188,11 +188,8 @@ def _arguments(name: str) -> set[str]:
     with torch.device("meta"):
         kinds = type(timm.create_model(name)).__mro__
     return {
-        argument
-        for kind in kinds
-        if kind.__module__.startswith(("timm.", "segformer."))
-        for argument in inspect.signature(kind.__init__).parameters
-    } - {"self", "args", "kwargs"}
+        argument for kind in kinds if kind.__module__.startswith(("timm.", "segformer.")) for argument in inspect.signature(kind).parameters
+    } - {"args", "kwargs"}
 
 
 def _normalization(model: Any, in_channels: int) -> Normalization:

@@ -104,9 +104,7 @@ def _read_preprocessor(folder: Path) -> dict[str, Any] | None:
     return read_json(own) if own.is_file() else None
 
 
-def _download(
-    source: str | os.PathLike[str], revision: str | None, subfolder: str | None, options: dict[str, Any]
-) -> Path:
+def _download(source: str | os.PathLike[str], revision: str | None, subfolder: str | None, options: dict[str, Any]) -> Path:
     """The folder of a hub repository's files, downloaded."""
     is_id = isinstance(source, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", source)
     if not is_id or Path(source).suffix in SUFFIXES:
@@ -120,7 +118,7 @@ def _download(
         wanted = [inside + pattern for pattern in patterns]
         below = [f"{inside}*/*"]
         given = {name: value for name, value in options.items() if value is not None}
-        return Path(snapshot_download(source, revision=revision, allow_patterns=wanted, ignore_patterns=below, **given))
+        return Path(snapshot_download(str(source), revision=revision, allow_patterns=wanted, ignore_patterns=below, **given))
 
     try:
         folder = folder_of("*.json", "*.safetensors")
@@ -219,9 +217,7 @@ def _description(text: Any, path: Path) -> dict[str, Any] | None:
     try:
         description = json.loads(text)
     except ValueError as error:
-        raise ValueError(
-            f"{str(path)!r} describes its model by broken JSON ({error}); {DOWNLOAD_AGAIN}"
-        ) from error
+        raise ValueError(f"{str(path)!r} describes its model by broken JSON ({error}); {DOWNLOAD_AGAIN}") from error
     return description if "backbone" in description else None
 
 
@@ -294,8 +290,7 @@ def _holds_parameters(content: Any) -> bool:
     if not isinstance(content, dict):
         return False
     return any(
-        (isinstance(key, str) and "." in key and isinstance(value, Tensor)) or _holds_parameters(value)
-        for key, value in content.items()
+        (isinstance(key, str) and "." in key and isinstance(value, Tensor)) or _holds_parameters(value) for key, value in content.items()
     )
 
 
@@ -312,9 +307,7 @@ def _owned(tensors: State, path: Path) -> State:
     for key, tensor in tensors.items():
         if tensor.is_meta or tensor.layout != torch.strided or tensor.is_quantized:
             kind = "meta" if tensor.is_meta else "quantised" if tensor.is_quantized else "sparse"
-            raise ValueError(
-                f"{str(path)!r}: {key} is a {kind} tensor; save one with plain values (dense, dequantised, on a device)"
-            )
+            raise ValueError(f"{str(path)!r}: {key} is a {kind} tensor; save one with plain values (dense, dequantised, on a device)")
         storage = tensor.untyped_storage()
         is_alone = storage.nbytes() == tensor.nbytes and storage.data_ptr() not in seen
         seen.add(storage.data_ptr())

@@ -44,8 +44,7 @@ FOLDERS = {  # a file in a folder, and what the folder is then
 }
 CHANGED = (  # expressions, each of which some key must match: weights that are not plain
     (
-        "a PEFT adapter, or a model with adapters in it; call merge_and_unload() where it was trained, "
-        "and save the result",
+        "a PEFT adapter, or a model with adapters in it; call merge_and_unload() where it was trained, and save the result",
         (r"\.lora_[AB]\.|\.lora_embedding_|\.base_layer\.(weight|bias)$|^base_model\.model\.",),
     ),
     (

@@ -200,9 +200,7 @@ def _with_heads(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key != "variant"} | {"heads": variant.heads}
 
 
-def describe_file(
-    layout: Layout, state: State, file: WeightFile, num_classes: int | None, report: Report
-) -> dict[str, Any]:
+def describe_file(layout: Layout, state: State, file: WeightFile, num_classes: int | None, report: Report) -> dict[str, Any]:
     """The description of a file's model: its own, checked, or as its layout infers it.
 
     Raises:
@@ -306,9 +304,7 @@ def build(description: dict[str, Any]) -> Any:
         ValueError: when a part is of a class that this version does not know.
     """
     parts = ("backbone", "decode_head")
-    return nn.ModuleDict(
-        {name: _built(_kind(description[name]["class"]), description[name]["config"]) for name in parts}
-    )
+    return nn.ModuleDict({name: _built(_kind(description[name]["class"]), description[name]["config"]) for name in parts})
 
 
 def _kind(name: str) -> Callable[..., nn.Module]:
@@ -361,11 +357,11 @@ def recognize(file: WeightFile, name: str | None = None) -> tuple[Layout, State,
         for key, place in layout.fold(state).items():
             report.add("folded", key, place)
         return layout, state, report
-    model = kind_of_model(file.tensors)
+    likely = kind_of_model(file.tensors)
     expected = " or ".join(dict.fromkeys(layout.marker for layout in LAYOUTS.values() if name in (None, layout.name)))
     raise ValueError(
         f"{str(file.path)!r} is in {'none of the known layouts' if name is None else f'no {name} layout'}: its first keys are "
-        f"{some(file.tensors)}; {f'it looks like {model}; ' if model else ''}"
+        f"{some(file.tensors)}; {f'it looks like {likely}; ' if likely else ''}"
         f"the names of a SegFormer's tensors would end in {expected}"
     )
 

@@ -32,6 +32,7 @@ from segformer.checkpoint.segformer_layouts import (
     SegFormerLayout,
     huggingface_embeddings,
 )
+from segformer.data.classes import ignore_index
 from segformer.data.normalization import IMAGENET, Normalization
 from segformer.mit import VARIANTS, find_variant, variant_name
 from segformer.upsample import upsample
@@ -52,7 +53,7 @@ def describe(model: Any) -> dict[str, Any]:
         part = getattr(model, name)
         part = getattr(part, "_orig_mod", part)  # compiled
         kind = _unsharded(type(part))
-        if PARTS.get(kind.__name__) is not kind:
+        if kind not in PARTS.values():
             raise ValueError(
                 f"a {name} of class {kind.__name__} cannot be saved, since from_pretrained knows only {', '.join(PARTS)}; "
                 "save its state dict with torch.save instead"
@@ -341,7 +342,7 @@ def _huggingface_config(description: dict[str, Any], dtype: str) -> dict[str, An
         "attention_probs_dropout_prob": 0.0,
         "classifier_dropout_prob": head["dropout"],
         "drop_path_rate": backbone["drop_path"],
-        "semantic_loss_ignore_index": 255,
+        "semantic_loss_ignore_index": ignore_index(len(names)),
         "id2label": {str(k): name for k, name in enumerate(names)},
         "label2id": {name: k for k, name in enumerate(names)},
         "dtype": dtype,

@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 from torchvision.transforms.v2 import query_size
 
-from segformer.data.datasets import IGNORE_INDEX
+from segformer.data.labels import ignored_in
 from segformer.data.normalization import IMAGENET, Normalization
 
 
@@ -63,8 +63,9 @@ class RandomScaledCrop(v2.Transform):
     def _is_varied(self, label: Tensor) -> bool:
         if self.cat_max_ratio >= 1:
             return True
-        counts = torch.bincount(label.flatten(), minlength=256)
-        counts[IGNORE_INDEX] = 0
+        ignored = ignored_in(label)
+        counts = torch.bincount(label.flatten(), minlength=ignored + 1)
+        counts[ignored] = 0
         return bool(counts.max() < self.cat_max_ratio * counts.sum())
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
@@ -72,9 +73,10 @@ class RandomScaledCrop(v2.Transform):
 
 
 class PadTo(v2.Transform):
-    """Pad right and bottom up to ``size``: images with 0, label maps with 255. Larger inputs pass unchanged.
+    """Pad right and bottom up to ``size``: images with 0, label maps with the ignored value. Larger inputs pass unchanged.
 
-    After normalisation an image's 0 is the mean colour, as in the official pipeline.
+    After normalisation an image's 0 is the mean colour, as in the official pipeline. The ignored
+    value is 255, and 65535 in label maps of int32, which have more than 255 classes.
     """
 
     def __init__(self, size: Sequence[int]) -> None:
@@ -88,7 +90,7 @@ class PadTo(v2.Transform):
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         if not any(params["padding"]):
             return inpt
-        fill = IGNORE_INDEX if isinstance(inpt, tv_tensors.Mask) else 0
+        fill = ignored_in(inpt) if isinstance(inpt, tv_tensors.Mask) else 0
         return self._call_kernel(F.pad, inpt, params["padding"], fill=fill)
 
 

@@ -168,6 +168,7 @@ class SegmentationCLI(LightningCLI):
         network = self.model.network
         network.classes = self.datamodule.classes
         describe(network)  # refuses now, not after the run, what could not be saved
+        self.datamodule.prove()
 
     def after_fit(self) -> None:
         """Leave the best weights, their scores on every split there is, and the pictures: the dearest first."""

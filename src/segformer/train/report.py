@@ -16,11 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from segformer.data.classes import Classes
-from segformer.evaluation import normalize_for
+from segformer.evaluation import normalize_for, pad_to_least
 from segformer.metrics import Scores
 from segformer.train.data import SegmentationData
 from segformer.train.task import SegmentationTask
-from segformer.visualize import indexed, sheet
+from segformer.visualize import colored, sheet
 
 
 class Report(Callback):
@@ -90,10 +90,11 @@ class Report(Callback):
         for index in np.linspace(0, count - 1, min(self.samples, count)).round().astype(int).tolist():
             image, label = data.val[index]
             images = normalize_for(task.network)(image)[None].to(next(task.network.parameters()))
-            prediction = task.network.predict(images)[0].cpu()
+            prediction = task.network.predict(pad_to_least(task.network, images))[0].cpu()
+            prediction = prediction[: label.shape[0], : label.shape[1]]
             columns["image"].append(Image.fromarray(image.permute(1, 2, 0).numpy()))
             for name, labels in (("label", label), ("prediction", prediction)):
-                columns[name].append(indexed(labels.numpy(), data.classes).convert("RGB"))
+                columns[name].append(colored(labels.numpy(), data.classes))
         return sheet(columns, data.classes)
 
 

@@ -17,8 +17,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from segformer.checkpoint import METADATA_KEY, describe
-from segformer.data.datasets import IGNORE_INDEX
-from segformer.evaluation import Protocol
+from segformer.data.classes import ignore_index
+from segformer.evaluation import Protocol, pad_to_least
 from segformer.losses import CrossEntropy
 from segformer.metrics import Scores
 from segformer.models import SegmentationModel
@@ -68,7 +68,7 @@ class SegmentationTask(LightningModule):
         self.protocol = protocol
         self.auxiliary = auxiliary and auxiliary(network)
         self._accumulated: dict[str, Tensor] = {}  # gradients of a run that is resumed between two batches of a step
-        self.confusion = MulticlassConfusionMatrix(labels, ignore_index=IGNORE_INDEX)
+        self.confusion = MulticlassConfusionMatrix(labels, ignore_index=ignore_index(labels))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)
@@ -110,10 +110,10 @@ class SegmentationTask(LightningModule):
             "lower the learning rate, clip gradients (trainer.gradient_clip_val), or train in bf16-mixed or 32 in place of 16-mixed"
         )
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
         self._measure(batch)
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def test_step(self, batch: Any, batch_idx: int) -> None:
         self._measure(batch)
 
     def on_validation_epoch_start(self) -> None:
@@ -150,11 +150,16 @@ class SegmentationTask(LightningModule):
             parameters[name].grad = gradient.to(parameters[name])
         self._accumulated = {}
 
-    def _measure(self, batch: tuple[Tensor, Tensor]) -> None:
-        images, target = batch
-        size = target.shape[-2:]
-        labels = self.protocol.predict(self.network, images, size) if self.protocol else self.network.predict(images, size)
-        self.confusion.update(labels, target.long())
+    def _measure(self, batch: Any) -> None:
+        """Images (B, C, H, W) and target (B, H, W), or a list of such pairs, one for each size."""
+        for images, target in [batch] if isinstance(batch[0], Tensor) else batch:
+            self.confusion.update(self._labels(images), target.long())
+
+    def _labels(self, images: Tensor) -> Tensor:
+        if self.protocol is not None:
+            return self.protocol.predict(self.network, images)
+        labels = self.network.predict(pad_to_least(self.network, images))
+        return labels[:, : images.shape[-2], : images.shape[-1]]
 
     def _log_scores(self, split: str) -> None:
         self.scores = Scores.of(self.confusion.compute())
