@@ -9,19 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from files import chunk, saved
 from PIL import Image
-from test_labels import chunk
 
 from segformer import Classes
 from segformer.data.datasets import DataError, FolderDataset, find_images, read_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
-
-
-def saved(path: Path, image: Image.Image | np.ndarray, **options: object) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(path, **options)
-    return path
 
 
 def deep_png(path: Path, values: np.ndarray) -> Path:
@@ -170,8 +164,3 @@ def test_names_that_differ_in_case_are_told(tmp_path: Path) -> None:
     saved(tmp_path / "l" / "img_1.png", PIXELS[..., 0] % 2)
     with pytest.raises(DataError, match=r"no label map for .*IMG_1.png.*img_1.png' differs in case"):
         FolderDataset(tmp_path / "i", tmp_path / "l", Classes(["a", "b"]))
-
-
-def test_an_image_in_a_colour_space_that_is_not_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"lab.tif' has mode LAB .* save it as RGB"):
-        read_image(saved(tmp_path / "lab.tif", Image.new("LAB", (4, 4))))

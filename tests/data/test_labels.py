@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from files import chunk, saved
 from PIL import Image
 
 from segformer import Classes
@@ -21,11 +22,6 @@ from segformer.data.labels import check_labels, read_label_map
 COLORS = [(10, 20, 30), (200, 0, 0), (0, 200, 0), (0, 0, 200)]
 CLASSES = Classes(["a", "b", "c", "d"], COLORS)
 VALUES = np.array([[0, 1, 2, 3], [3, 2, 1, 0]], np.uint8)
-
-
-def chunk(name: bytes, content: bytes) -> bytes:
-    body = name + content
-    return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
 
 
 def png(values: np.ndarray, bits: int, *chunks: bytes) -> bytes:
@@ -46,12 +42,6 @@ def paletted(indices: np.ndarray, palette: list[tuple[int, int, int]]) -> Image.
     image = Image.fromarray(indices)
     image.putpalette([channel for color in palette for channel in color])
     return image
-
-
-def saved(path: Path, image: Image.Image | np.ndarray, **options: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(path, **options)
-    return path
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
