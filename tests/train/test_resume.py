@@ -109,7 +109,9 @@ EPOCHS = ("--trainer.max_steps=-1", "--trainer.max_epochs=6", "--trainer.val_che
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "more", [(), EPOCHS, (*EPOCHS, "--trainer.accumulate_grad_batches=3", *TWO_LOGGERS)], ids=["steps", "epochs", "all"]
+    "more",
+    [(), EPOCHS, (*EPOCHS, "--trainer.accumulate_grad_batches=3", *TWO_LOGGERS)],
+    ids=["steps", "epochs", "accumulation"],
 )
 def test_twenty_kills_leave_twenty_identical_files(more: tuple[str, ...], tmp_path: Path) -> None:
     expected, seconds = uninterrupted(tmp_path / "whole", *more)
