@@ -135,3 +135,14 @@ def test_equal_weights_change_nothing() -> None:
 
 def test_weights_are_no_part_of_a_checkpoint() -> None:
     assert CrossEntropy([1.0, 2.0]).state_dict() == {}
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_of_300_classes_255_counts_and_65535_does_not(loss: Callable[[], nn.Module]) -> None:
+    logits = torch.randn(1, 300, 4, 4, dtype=torch.double)
+    target = torch.randint(256, 300, (1, 8, 8))
+    target[:, :2] = 255
+    target[:, 2:4] = 65535
+    assert loss()(logits, target.to(torch.int32)) == loss()(logits, target)
+    assert loss()(logits, target).isfinite()
+    assert loss()(logits, target) != loss()(logits, target.where(target != 255, 65535))

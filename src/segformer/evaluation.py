@@ -29,7 +29,7 @@ ToLogits = Callable[[Tensor], Tensor]
 
 
 def pad_to_least(model: Any, images: Tensor) -> Tensor:
-    """Images (…, H, W), padded right and bottom with 0 up to the least size that the model takes."""
+    """Pads images (…, H, W) right and bottom with 0 up to the least size that the model takes."""
     least = getattr(getattr(model, "backbone", None), "min_size", 1)
     return PadTo((least, least))(images)
 
@@ -205,12 +205,14 @@ def label_large(model: Any, image: Any, out: Any, mode: Slide, *, device: str | 
     Args:
         model: a module that maps images to logits.
         image: RGB uint8 (H, W, 3): an array, such as ``numpy.load(path, mmap_mode="r")``.
-        out: unsigned integers (H, W) that hold all labels, such as ``numpy.lib.format.open_memmap(path, "w+", "uint8", (H, W))``.
+        out: unsigned integers (H, W) that hold all labels, such as
+            ``numpy.lib.format.open_memmap(path, "w+", "uint8", (H, W))``.
         mode: the windows.
         device: where the model lies.
 
     Raises:
-        ValueError: when the two differ in size, the image is not RGB of 8 bits, or ``out`` cannot hold the greatest label.
+        ValueError: when the two differ in size, the image is not RGB of 8 bits, or ``out`` cannot
+            hold the greatest label.
     """
     if image.ndim != 3 or image.shape[2] != 3 or tuple(out.shape) != tuple(image.shape[:2]) or image.dtype != np.uint8:
         raise ValueError(

@@ -24,7 +24,9 @@ ARRAY = ".npy"  # an image of any size, mapped into memory
 
 
 def label_file(model: SegmentationModel, path: str | os.PathLike[str], slide: Slide | None = None) -> tuple[Image.Image, np.ndarray]:
-    """An image file, turned upright, and its labels (H, W) at its own size: uint8, or uint16 for more than 255 classes.
+    """An image file, turned upright, and its labels (H, W) at its own size.
+
+    Labels are uint8, or uint16 for more than 255 classes.
 
     Args:
         model: the network.
@@ -41,7 +43,8 @@ def label_file(model: SegmentationModel, path: str | os.PathLike[str], slide: Sl
         label_large(model, pixels, labels, slide, device=device)
         return Image.fromarray(pixels), labels
     predicted = model.predict(as_batch(model, image, device))[0, : image.shape[1], : image.shape[2]]
-    return Image.fromarray(image.permute(1, 2, 0).numpy()), predicted.cpu().numpy().astype(file_type(model.num_classes))
+    labels = predicted.cpu().numpy().astype(file_type(model.num_classes))
+    return Image.fromarray(image.permute(1, 2, 0).numpy()), labels
 
 
 def label_array(model: SegmentationModel, path: Path, target: Path, slide: Slide) -> np.ndarray:
@@ -50,7 +53,8 @@ def label_array(model: SegmentationModel, path: Path, target: Path, slide: Slide
     Args:
         model: the network.
         path: the image's file.
-        target: the labels' file, uint8 (H, W), or uint16 for more than 255 classes; it is there when all of it is.
+        target: the labels' file, uint8 (H, W), or uint16 for more than 255 classes; it is there
+            when all of it is.
         slide: the windows, of which a band at a time is in memory.
 
     Raises:
@@ -59,7 +63,8 @@ def label_array(model: SegmentationModel, path: Path, target: Path, slide: Slide
     partial = target.with_name(f".{target.name}.part")
     try:
         image = np.lib.format.open_memmap(path, "r")
-        labels = np.lib.format.open_memmap(partial, "w+", file_type(model.num_classes), image.shape[:2])
+        dtype = file_type(model.num_classes)
+        labels = np.lib.format.open_memmap(partial, "w+", dtype, image.shape[:2])
         label_large(model, image, labels, slide, device=next(model.parameters()).device)
         labels.flush()
         os.replace(partial, target)

@@ -1,4 +1,6 @@
-"""Losses on logits (B, K, h, w) of any size and full-size targets (B, H, W), in which the ignored value counts nowhere.
+"""Losses on logits (B, K, h, w) of any size and full-size targets (B, H, W).
+
+The targets' ignored value, 255 (65535 for more than 255 classes), counts nowhere.
 
 One logit (K = 1) is the second class's, over a first class whose logit is 0: the softmax of the pair is its sigmoid.
 """
@@ -53,7 +55,7 @@ class CrossEntropy(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor, align_corners: bool = False) -> Tensor:
         target, ignored = target.long(), _ignored(self.ignore_index, logits)
-        if not (target != ignored).any():  # a mean over no pixel; nothing is to be learned from the batch
+        if not (target != ignored).any():  # a mean over no pixel: nothing is to be learned
             return 0.0 * logits.sum()
         return upsample_cross_entropy(
             with_background(logits),
@@ -80,7 +82,11 @@ class OHEM(nn.Module):
     """
 
     def __init__(
-        self, threshold: float = 0.7, min_kept: int = 100_000, weight: Sequence[float] | None = None, ignore_index: int | None = None
+        self,
+        threshold: float = 0.7,
+        min_kept: int = 100_000,
+        weight: Sequence[float] | None = None,
+        ignore_index: int | None = None,
     ) -> None:
         super().__init__()
         if not 0 < threshold <= 1:
@@ -140,7 +146,12 @@ class Focal(nn.Module):
             than 255 classes.
     """
 
-    def __init__(self, gamma: float = 2.0, weight: Sequence[float] | None = None, ignore_index: int | None = None) -> None:
+    def __init__(
+        self,
+        gamma: float = 2.0,
+        weight: Sequence[float] | None = None,
+        ignore_index: int | None = None,
+    ) -> None:
         super().__init__()
         self.weight: Tensor | None
         self.gamma, self.ignore_index = gamma, ignore_index

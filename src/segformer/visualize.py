@@ -36,7 +36,8 @@ def colored(labels: np.ndarray, classes: Classes) -> Image.Image:
 
 def overlay(image: Image.Image, labels: np.ndarray, classes: Classes, alpha: float = 0.55) -> Image.Image:
     """The colours of the labels (H, W), at opacity ``alpha``, over an image of the same size; ignored pixels show the image alone."""
-    opacity = Image.fromarray(np.where(labels == classes.ignore_index, 0, round(255 * alpha)).astype(np.uint8))
+    is_ignored = labels == classes.ignore_index
+    opacity = Image.fromarray(np.where(is_ignored, 0, round(255 * alpha)).astype(np.uint8))
     return Image.composite(colored(labels, classes), image.convert("RGB"), opacity)
 
 

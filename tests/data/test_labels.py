@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from files import chunk, saved
 from PIL import Image
+from png import png
 
 from segformer import Classes
 from segformer.data.classes import ignore_index, voc_palette
@@ -24,24 +23,16 @@ CLASSES = Classes(["a", "b", "c", "d"], COLORS)
 VALUES = np.array([[0, 1, 2, 3], [3, 2, 1, 0]], np.uint8)
 
 
-def png(values: np.ndarray, bits: int, *chunks: bytes) -> bytes:
-    """A grey PNG of that many bits a pixel, byte for byte as its definition has it."""
-    height, width = values.shape
-    if bits == 16:
-        rows = [row.astype(">u2").tobytes() for row in values]
-    else:
-        shifts = np.arange(bits - 1, -1, -1)
-        rows = [np.packbits((row[:, None] >> shifts) & 1).tobytes() for row in values]
-    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
-    pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
-    parts = (chunk(b"IHDR", header), *chunks, chunk(b"IDAT", pixels), chunk(b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
-
-
 def paletted(indices: np.ndarray, palette: list[tuple[int, int, int]]) -> Image.Image:
     image = Image.fromarray(indices)
     image.putpalette([channel for color in palette for channel in color])
     return image
+
+
+def saved(path: Path, image: Image.Image | np.ndarray, **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(path, **options)
+    return path
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
@@ -69,7 +60,17 @@ def test_grey_tiffs_of_any_depth_and_byte_order_hold_their_own_values(bits: int,
         pixels = b"".join(np.packbits((row[:, None] >> shifts) & 1).tobytes() for row in values)
     else:
         pixels = values.astype(f"{order}u{bits // 8}").tobytes()
-    tags = ((256, 8), (257, 2), (258, bits), (259, 1), (262, 1), (273, 8), (277, 1), (278, 2), (279, len(pixels)))
+    tags = (
+        (256, 8),
+        (257, 2),
+        (258, bits),
+        (259, 1),
+        (262, 1),
+        (273, 8),
+        (277, 1),
+        (278, 2),
+        (279, len(pixels)),
+    )
     start = 8 + len(pixels) + len(pixels) % 2
     file = {"<": b"II", ">": b"MM"}[order] + struct.pack(f"{order}HI", 42, start) + pixels + b"\0" * (len(pixels) % 2)
     file += struct.pack(f"{order}H", len(tags))
@@ -140,7 +141,11 @@ def test_lossless_files_are_read(compression: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".gif", ".tif"])
 def test_a_palette_in_the_order_of_the_classes_is_read_by_index(suffix: str, tmp_path: Path) -> None:
     voc = Classes(list("abcd"))
-    for classes, palette in ((CLASSES, COLORS), (CLASSES, [*COLORS, (7, 7, 7)]), (voc, list(voc_palette(256)))):
+    for classes, palette in (
+        (CLASSES, COLORS),
+        (CLASSES, [*COLORS, (7, 7, 7)]),
+        (voc, list(voc_palette(256))),
+    ):
         path = saved(tmp_path / f"label{suffix}", paletted(VALUES, palette))
         assert read_label_map(path, classes).tolist() == VALUES.tolist()
 
@@ -187,7 +192,10 @@ OTHER_PALETTES = {
 def test_any_other_palette_is_refused_until_it_is_declared(name: str, tmp_path: Path) -> None:
     path = saved(tmp_path / "label.png", paletted(VALUES, OTHER_PALETTES[name]))
     first = 3 if name == "nearly" else 0
-    message = rf"label.png' has a palette that is not the classes': its entry {first} is .* set `palette: index`"
+    message = (
+        rf"label.png' has a palette that is not the classes': its entry {first} is .* "
+        "set `palette: index`"
+    )
     with pytest.raises(ValueError, match=message):
         read_label_map(path, CLASSES)
     assert read_label_map(path, CLASSES, "index").tolist() == VALUES.tolist()
@@ -218,10 +226,7 @@ def test_files_whose_0_is_white_are_refused(kind: str, tmp_path: Path) -> None:
 
 def test_samples_of_16_bits_in_three_channels_are_refused(tmp_path: Path) -> None:
     """Pillow keeps the upper 8 bits, in which all classes are 0."""
-    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
-    pixels = zlib.compress(b"\0" + np.array([1, 1, 1, 2, 2, 2], ">u2").tobytes())
-    parts = chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
-    (tmp_path / "label.png").write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
+    (tmp_path / "label.png").write_bytes(png(np.array([[[1, 1, 1], [2, 2, 2]]]), 16))
     assert not np.array(decode(tmp_path / "label.png").image).any()
     with pytest.raises(ValueError, match="has mode RGB with values up to 65535"):
         read_label_map(tmp_path / "label.png")
@@ -255,7 +260,10 @@ def test_a_pair_that_is_turned_together_stays_together(tag: int, tmp_path: Path)
 def test_a_label_map_of_the_shown_size_was_drawn_on_the_shown_image(tag: int, tmp_path: Path) -> None:
     _, label = pair(tmp_path, tag, None, (6, 4))[0]
     assert label[0, 0] == 1
-    with pytest.raises(ValueError, match=rf"orientation \({tag}\), and its label map .* fits the image as it is stored alone"):
+    with pytest.raises(
+        ValueError,
+        match=rf"orientation \({tag}\), and its label map .* fits the image as it is stored alone",
+    ):
         pair(tmp_path, tag, None, (4, 6))[0]
 
 
@@ -294,10 +302,16 @@ def test_beyond_255_classes_maps_have_16_bits_and_ignore_65535(count: int, tmp_p
 def test_255_is_a_class_among_256_in_colours_and_mapped_values_too(tmp_path: Path) -> None:
     classes = Classes([str(k) for k in range(300)])
     saved(tmp_path / "i" / "1.png", np.zeros((1, 3, 3), np.uint8))
-    saved(tmp_path / "l" / "1.png", np.array([[classes.colors[299], classes.colors[255], (1, 1, 1)]], np.uint8))
+    saved(
+        tmp_path / "l" / "1.png",
+        np.array([[classes.colors[299], classes.colors[255], (1, 1, 1)]], np.uint8),
+    )
     with pytest.raises(ValueError, match=r"colour \(1, 1, 1\)"):
         FolderDataset(tmp_path / "i", tmp_path / "l", classes)[0]
-    saved(tmp_path / "l" / "1.png", np.array([[classes.colors[299], classes.colors[255], (0, 0, 0)]], np.uint8))
+    saved(
+        tmp_path / "l" / "1.png",
+        np.array([[classes.colors[299], classes.colors[255], (0, 0, 0)]], np.uint8),
+    )
     assert FolderDataset(tmp_path / "i", tmp_path / "l", classes)[0][1].tolist() == [[299, 255, 0]]
     saved(tmp_path / "l" / "1.png", np.array([[0, 1000, 65535]], np.uint16))
     mapped = FolderDataset(tmp_path / "i", tmp_path / "l", classes, label_map={0: 255, 1000: 299, 65535: 65535})
@@ -310,7 +324,10 @@ def test_masks_whose_second_value_is_ignored_are_refused_before_a_run(ignored: i
         saved(tmp_path / "i" / f"{k}.png", np.zeros((2, 4, 3), np.uint8))
         saved(tmp_path / "l" / f"{k}.png", np.where(k < VALUES, ignored, 0).astype(np.uint8))
     classes = Classes(["no", "yes"])
-    with pytest.raises(DataError, match=rf"hold 0 and {ignored} alone, .* set `label_map: \{{0: 0, {ignored}: 1\}}`"):
+    with pytest.raises(
+        DataError,
+        match=rf"hold 0 and {ignored} alone, .* set `label_map: \{{0: 0, {ignored}: 1\}}`",
+    ):
         FolderDataset(tmp_path / "i", tmp_path / "l", classes, ignored).prove()
     assert FolderDataset(tmp_path / "i", tmp_path / "l", classes, label_map={0: 0, ignored: 1}).prove() == ()
     declared = FolderDataset(tmp_path / "i", tmp_path / "l", classes, label_map={0: 0, 1: 1, ignored: 255})

@@ -296,3 +296,15 @@ def test_a_wrong_label_stops_the_fit_by_name(config: Path, camvid_like: Path, mo
     Image.fromarray(np.full((40, 48), 9, np.uint8)).save(camvid_like / "labels" / "train" / "5.png")
     with pytest.raises(SystemExit, match=r"train/5.png' holds the value 9 on 1920 of 1920 pixels"):
         run(monkeypatch, "fit", "--config", str(config))
+
+
+def test_masks_of_0_and_255_stop_the_fit_before_it_begins(
+    config: Path, camvid_like: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in (camvid_like / "labels").rglob("*.png"):
+        with Image.open(path) as label:
+            mask = np.where(np.array(label) == 1, 255, 0).astype(np.uint8)
+        Image.fromarray(mask).save(path)
+    with pytest.raises(ValueError, match=r"hold 0 and 255 alone.*set `label_map: \{0: 0, 255: 1\}`"):
+        run(monkeypatch, "fit", "--config", str(config), "--data.ignore_index=255")
+    assert not list((tmp_path / "runs").rglob("*.ckpt"))

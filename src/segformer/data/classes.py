@@ -27,7 +27,7 @@ def ignore_index(num_classes: int) -> int:
         ValueError: If there are more classes than 16-bit label maps hold.
     """
     if num_classes > 65535:
-        raise ValueError(f"{num_classes} classes; 16-bit label maps hold 65535, and the ignored value")
+        raise ValueError(f"{num_classes} classes; 16-bit label maps hold 65535 and the ignored value")
     return IGNORE_INDEX if num_classes <= IGNORE_INDEX else 65535
 
 

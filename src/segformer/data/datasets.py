@@ -65,31 +65,35 @@ class DataError(ValueError):
 
 
 class FolderDataset(Dataset):
-    """Images beside label maps, paired by their path without suffix: ``images/a/1.jpg`` with ``labels/a/1.png``.
+    """Images beside label maps, paired by their path without suffix.
 
-    A sample is ``(image, label)``: uint8 (3, H, W) and class indices (H, W), which are uint8 with 255
-    = ignore, and int32 with 65535 = ignore for more than 255 classes.
+    ``images/a/1.jpg`` belongs to ``labels/a/1.png``. A sample is ``(image, label)``: uint8 (3, H, W)
+    and class indices (H, W), which are uint8 with 255 = ignore, and int32 with 65535 = ignore for
+    more than 255 classes.
 
     Args:
-        images: folder of images, searched recursively.
-        labels: folder of label maps: of one channel, or coded by the classes' colours. It may be the folder of the images, where the
-            suffixes tell the two apart, or one inside of it.
-        classes: names and colours; indices from 0 to their number - 1 are valid.
-        ignore_index: the one value of the label maps that means no class; by default the samples' own, which is read beside another too.
-        label_map: the class of each value that a label map may hold, 255 (65535) for none, where the values are not the classes already;
-            ``{0: 0, 255: 1}`` reads binary masks.
-        image_suffix: what image names end in that their pair's does not, such as ``"_leftImg8bit"``; others are left out. With an
-            ending, such as ``".jpg"`` or ``"_rgb.png"``, the file's own must be that.
-        label_suffix: the same of label maps.
-        names: the pairs' names, one a line of a text file; by default all there are.
-        palette: ``"index"`` where values of palette files are class indices whatever their colours, ``"color"`` where colours are the
-            classes', see :func:`~segformer.data.labels.read_label_map`; by default a file's palette must prove which.
+        images: Folder of images, searched recursively.
+        labels: Folder of label maps: of one channel, or coded by the classes' colours. It may be
+            the folder of the images, where the suffixes tell the two apart, or lie inside of it.
+        classes: Names and colours; indices from 0 to their number - 1 are valid.
+        ignore_index: The one value of the label maps that means no class, beside the samples' own,
+            255 or 65535.
+        label_map: The class of each value that a label map may hold, 255 (65535) for none, where
+            the values are not the classes already; ``{0: 0, 255: 1}`` reads binary masks.
+        image_suffix: What image names end in that their pair's does not, such as
+            ``"_leftImg8bit"``; others are left out. It may have an ending, as ``"_rgb.png"`` has.
+        label_suffix: The same of label maps.
+        names: The pairs' names, one a line of a text file; by default all there are.
+        palette: ``"index"`` where the values of palette files are class indices whatever their
+            colours, ``"color"`` where colours are the classes', see
+            :func:`~segformer.data.labels.read_label_map`; by default a file must prove which.
 
     Raises:
-        FileNotFoundError: when a folder is missing or empty.
-        ValueError: at once when an image has no label map or the reverse (:class:`DataError`), or ``ignore_index`` is a class; on access
-            when a file is corrupt, the two sizes differ, or a label map's meaning is not plain or holds a value or colour that is neither
-            a class nor ignored.
+        FileNotFoundError: If a folder is missing or empty.
+        ValueError: At once if an image has no label map or the reverse (:class:`DataError`), or
+            ``ignore_index`` is a class; on access if a file is corrupt, the two sizes differ, or a
+            label map's meaning is not plain or it holds a value or colour that is neither a class
+            nor ignored.
     """
 
     def __init__(
@@ -112,7 +116,8 @@ class FolderDataset(Dataset):
             raise ValueError(
                 f"ignore_index={ignore_index} must be a value that is no class, from "
                 f"{len(classes)} to {VALUES - 1}: the {len(classes)} "
-                f"classes ({classes.names[0]}, …, {classes.names[-1]}) are 0 to {len(classes) - 1}"
+                f"classes ({classes.names[0]}, …, {classes.names[-1]}) are 0 to "
+                f"{len(classes) - 1}"
             )
         if palette not in (None, "index", "color"):
             raise ValueError(f"palette={palette!r}; choose index, color, or none, so that files must prove which")

@@ -94,7 +94,8 @@ class Header:
     @property
     def shown_size(self) -> tuple[int, int]:
         """Height and width once the image is turned upright."""
-        return self.size[::-1] if (self.orientation or 1) >= 5 else self.size  # type: ignore[return-value]
+        height, width = self.size
+        return (width, height) if (self.orientation or 1) >= 5 else (height, width)
 
 
 class Decoded(NamedTuple):
@@ -149,8 +150,9 @@ def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
         ) from error
     except Exception as error:  # OSError, SyntaxError, struct.error, …
         suffix = Path(path).suffix.lower()
-        cure = f"; {suffix} files are not read: save it as PNG" if suffix in UNREAD_SUFFIXES else ""
-        raise ValueError(f"cannot read image {str(path)!r}: {error}{cure}") from error
+        is_unread = suffix in UNREAD_SUFFIXES
+        cure = f"{suffix} files are not read: save it as PNG" if is_unread else "copy it again"
+        raise ValueError(f"cannot read image {str(path)!r}: {error}; {cure}") from error
 
 
 def _refuse_pages(header: Header) -> None:

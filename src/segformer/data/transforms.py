@@ -73,8 +73,9 @@ class RandomScaledCrop(v2.Transform):
 
 
 class PadTo(v2.Transform):
-    """Pad right and bottom up to ``size``: images with 0, label maps with the ignored value. Larger inputs pass unchanged.
+    """Pad right and bottom up to ``size``: images with 0, label maps with the ignored value.
 
+    Larger inputs pass unchanged.
     After normalisation an image's 0 is the mean colour, as in the official pipeline. The ignored
     value is 255, and 65535 in label maps of int32, which have more than 255 classes.
     """

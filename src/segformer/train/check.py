@@ -110,9 +110,12 @@ class Findings:
         for k, name in enumerate([*classes.names, "ignored"]):
             shares = [100 * self.histograms[split][k] / max(1, self.histograms[split].sum()) for split in self.counts]
             lines.append(f"{name:{width + 4}}" + "".join(f"{share:9.3f}" for share in shares))
-        lines += ["", *(f"warning: {sentence}" for sentence in self.warnings[:NAMED])] if self.warnings else []
-        lines += [f"and {len(self.warnings) - NAMED} warnings more"] if len(self.warnings) > NAMED else []
-        lines += ["", *(f"problem: {sentence}" for sentence in self.problems)] if self.problems else []
+        warnings = [f"warning: {sentence}" for sentence in self.warnings[:NAMED]]
+        if len(self.warnings) > NAMED:
+            warnings.append(f"and {len(self.warnings) - NAMED} warnings more")
+        problems = [f"problem: {sentence}" for sentence in self.problems]
+        for sentences in filter(None, (warnings, problems)):
+            lines += ["", *sentences]
         return "\n".join([*lines, "", f"{len(self.problems)} problems" if self.problems else "no problems"])
 
 
@@ -193,7 +196,8 @@ def load(args: list[str]) -> tuple[Namespace, SegmentationData, list[str]]:
     kind: Any = getattr(import_module(module), name)
     parts = ArgumentParser()
     parts.add_class_arguments(kind, "data", instantiate=False)
-    arguments = parts.instantiate_classes(Namespace(data=options.data.get("init_args", Namespace()))).data
+    given = Namespace(data=options.data.get("init_args", Namespace()))
+    arguments = parts.instantiate_classes(given).data
     try:
         return options, kind(**arguments), []
     except DataError as error:

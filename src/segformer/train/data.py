@@ -59,8 +59,8 @@ class SegmentationData(LightningDataModule):
         train_transform: makes a training sample of a fixed size of one of any.
         test: samples measured once, at the end.
         batch_size: training images a step and device.
-        val_batch_size: images at once in validation and test, which run at the images' own size: those of a batch that have one size
-            run together.
+        val_batch_size: images at once in validation and test, which run at the images' own size:
+            those of a batch that have one size run together.
         num_workers: loader processes for training.
     """
 
@@ -108,9 +108,10 @@ class SegmentationData(LightningDataModule):
         self.normalization = normalization
 
     def prove(self) -> None:
-        """Look at all files of training and validation before a run does, and at 64 pairs' pixels of each.
+        """Look at all files of training and validation before a run does.
 
-        Classes that occur in none of these are logged. Data sets that are no
+        Headers of all are read, and the pixels of 64 pairs of each split. Classes that
+        occur in none of these are logged. Data sets that are no
         :class:`~segformer.data.datasets.FolderDataset` are not looked at.
 
         Raises:
@@ -250,7 +251,11 @@ class StandardData(SegmentationData):
 
 
 SPLIT = "{split}"  # in a pattern, the place of the split's name
-SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
 
 
 class FolderData(SegmentationData):
@@ -262,18 +267,22 @@ class FolderData(SegmentationData):
         root: the folder.
         classes: names and colours.
         train_transform: see :class:`SegmentationData`.
-        ignore_index: the label maps' value for no class; by default 255, and 65535 for more than 255 classes.
+        ignore_index: the label maps' value for no class; by default 255, and 65535 for more than
+            255 classes.
         label_map: the class of each value of a label map, see :class:`~segformer.data.datasets.FolderDataset`.
         images: pattern of the folders of images below ``root``.
         labels: pattern of the folders of label maps below ``root``; it may be that of the images.
-        image_suffix: what image names end in that their label maps' do not, see :class:`~segformer.data.datasets.FolderDataset`.
+        image_suffix: what image names end in that their label maps' do not, see
+            :class:`~segformer.data.datasets.FolderDataset`.
         label_suffix: the same of label maps, such as ``_mask``.
-        palette: what values of palette files mean, where their palettes do not prove it: ``index`` or ``color``.
+        palette: what values of palette files mean, where their palettes do not prove it: ``index``
+            or ``color``.
         batch_size: see :class:`SegmentationData`, as the others.
 
     Raises:
         FileNotFoundError: when a folder is missing or empty.
-        ValueError: when a pattern holds no ``{split}``, a split has two folders, or images and label maps have no pair.
+        ValueError: when a pattern holds no ``{split}``, a split has two folders, or images and
+            label maps have no pair.
     """
 
     def __init__(
@@ -311,7 +320,7 @@ class FolderData(SegmentationData):
         names = {kind: _split_name(Path(root), images, kind) for kind in SPLIT_NAMES}
         faults: list[str] = []
         train, val = (_collecting(faults, split, names[kind] or kind) for kind in ("train", "val"))
-        test = _test_split(lambda: _collecting(faults, split, names["test"])) if names["test"] else None
+        test = _test_split(faults, split, names["test"]) if names["test"] else None
         super().__init__(train, val, train_transform, test, batch_size, val_batch_size, num_workers)
         if faults:
             raise DataError(faults, self)
@@ -332,18 +341,20 @@ def _split_name(root: Path, images: str, kind: str) -> str | None:
     Raises:
         ValueError: If there are two.
     """
-    found = [name for name in SPLIT_NAMES[kind] if Path(root, images.replace(SPLIT, name)).is_dir()]
+    folder_of = {name: Path(root, images.replace(SPLIT, name)) for name in SPLIT_NAMES[kind]}
+    found = [name for name, folder in folder_of.items() if folder.is_dir()]
     if len(found) > 1:
-        raise ValueError(f"{kind} images are in {' and '.join(str(Path(root, images.replace(SPLIT, name))) for name in found)}; remove one")
+        folders = " and ".join(str(folder_of[name]) for name in found)
+        raise ValueError(f"{kind} images are in {folders}; remove one")
     if found and found[0] != kind:
-        rank_zero_info(f"{str(Path(root, images.replace(SPLIT, found[0])))!r} is taken as the split {kind}")
+        rank_zero_info(f"{str(folder_of[found[0]])!r} is taken as the split {kind}")
     return found[0] if found else None
 
 
-def _test_split(make: Callable[[], FolderDataset]) -> FolderDataset | None:
+def _test_split(faults: list[str], make: Callable[[str], FolderDataset], name: str) -> FolderDataset | None:
     """The test split, which may go without label maps: then there is nothing to measure on it."""
     try:
-        return make()
+        return _collecting(faults, make, name)
     except FileNotFoundError as error:
         rank_zero_info(f"these data have no test split: {error}")
         return None
