@@ -66,7 +66,11 @@ def peer() -> SegformerForSemanticSegmentation:
 @torch.inference_mode()
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("settings", PROCESSORS.values(), ids=PROCESSORS)
-def test_labels_equal_those_of_transformers(settings: dict[str, Any], nested: bool, tmp_path: Path) -> None:
+def test_labels_equal_those_of_transformers(
+    settings: dict[str, Any],
+    nested: bool,
+    tmp_path: Path,
+) -> None:
     model, processor = peer(), SegformerImageProcessor(do_resize=False, **settings)
     processor.save_pretrained(tmp_path)
     if nested:  # as a processor of transformers 5 keeps it
@@ -125,7 +129,10 @@ def test_other_channels_have_the_mean_of_all_as_in_timms_loader(tmp_path: Path) 
         assert normalization.scale == OTHER.scale
 
 
-def test_a_layout_that_cannot_say_it_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_layout_that_cannot_say_it_warns(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     model = SegFormer("b0", num_classes=2)
     model.save(tmp_path / "b0.pth", "nvidia")
     assert "normalised" not in caplog.text
@@ -215,7 +222,10 @@ def test_channels_that_do_not_fit_are_refused() -> None:
         OTHER(torch.zeros(4, 8, 8, dtype=torch.uint8))
 
 
-def test_weights_of_another_normalization_are_named_when_loaded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_weights_of_another_normalization_are_named_when_loaded(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     SegFormer(TINY, num_classes=2, normalization=OTHER).save(tmp_path / "model.safetensors")
     model = SegFormer(TINY, num_classes=2)
     with caplog.at_level(logging.WARNING, "segformer"):

@@ -290,7 +290,8 @@ class SegmentationModel(nn.Module):
     ) -> Self:
         """A model of this class from ready-made parts, whatever arguments its own constructor takes."""
         model = cls.__new__(cls)
-        SegmentationModel.__init__(model, backbone, decode_head, classes, align_corners=align_corners, normalization=normalization)
+        options: Any = {"align_corners": align_corners, "normalization": normalization}
+        SegmentationModel.__init__(model, backbone, decode_head, classes, **options)
         return model
 
 

@@ -109,7 +109,8 @@ class TimmBackbone(nn.Module):
             _resample_bilinear(getattr(model, "model", model), name)
         self.model = model
         self.fit = fit
-        self.normalization = _normalization(model, in_channels) if pretrained else IMAGENET.for_channels(in_channels)
+        normalization = _normalization(model) if pretrained else IMAGENET
+        self.normalization = normalization.for_channels(in_channels)
         self.in_channels = in_channels
         self.channels = tuple(model.feature_info.channels())
         self.strides = tuple(model.feature_info.reduction())
@@ -130,13 +131,14 @@ class TimmBackbone(nn.Module):
         config = {name: value for name, value in config.items() if name not in SOURCES}
         if not isinstance(config.get("name"), str) or not timm.is_model(config["name"]):
             raise ValueError(f"the file names {config.get('name')!r}, which is none of timm's models")
-        own = set(inspect.signature(cls.__init__).parameters) - {"self", "options"}
+        own = set(inspect.signature(cls).parameters) - {"options"}
         allowed = own | _arguments(config["name"])
+        given = f"the file gives {config['name']!r}"
         for name, value in config.items():
             if name not in allowed:
-                raise ValueError(f"the file gives {config['name']!r} the argument {name!r}, which it does not have")
+                raise ValueError(f"{given} the argument {name!r}, which it does not have")
             if not _is_plain(value):
-                raise ValueError(f"the file gives {config['name']!r} {name}={value!r}, which is no plain value")
+                raise ValueError(f"{given} {name}={value!r}, which is no plain value")
         return config
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -187,16 +189,15 @@ def _arguments(name: str) -> set[str]:
     """The arguments of a timm model's own class, by the signatures of its constructors."""
     with torch.device("meta"):
         kinds = type(timm.create_model(name)).__mro__
-    return {
-        argument for kind in kinds if kind.__module__.startswith(("timm.", "segformer.")) for argument in inspect.signature(kind).parameters
-    } - {"args", "kwargs"}
+    own = [kind for kind in kinds if kind.__module__.startswith(("timm.", "segformer."))]
+    return {name for kind in own for name in inspect.signature(kind).parameters} - {"args", "kwargs"}
 
 
-def _normalization(model: Any, in_channels: int) -> Normalization:
+def _normalization(model: Any) -> Normalization:
     """How timm normalises images for a model's pretrained weights."""
     config = model.pretrained_cfg
     mean, std = (config.get(name) or getattr(IMAGENET, name) for name in ("mean", "std"))
-    return Normalization(mean, std).for_channels(in_channels)
+    return Normalization(mean, std)
 
 
 def _create(name: str, **options: Any) -> nn.Module:

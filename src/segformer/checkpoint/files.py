@@ -96,7 +96,7 @@ def open_weights(
 
 
 def _read_preprocessor(folder: Path) -> dict[str, Any] | None:
-    """What a Hugging Face folder says of images: nested in its processor's file, or in one of its own."""
+    """What a Hugging Face folder says of images, in its processor's file or in one of its own."""
     processor, own = folder / "processor_config.json", folder / "preprocessor_config.json"
     nested = read_json(processor).get("image_processor") if processor.is_file() else None
     if isinstance(nested, dict):
@@ -104,7 +104,12 @@ def _read_preprocessor(folder: Path) -> dict[str, Any] | None:
     return read_json(own) if own.is_file() else None
 
 
-def _download(source: str | os.PathLike[str], revision: str | None, subfolder: str | None, options: dict[str, Any]) -> Path:
+def _download(
+    source: str | os.PathLike[str],
+    revision: str | None,
+    subfolder: str | None,
+    options: dict[str, Any],
+) -> Path:
     """The folder of a hub repository's files, downloaded."""
     is_id = isinstance(source, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", source)
     if not is_id or Path(source).suffix in SUFFIXES:
@@ -117,8 +122,9 @@ def _download(source: str | os.PathLike[str], revision: str | None, subfolder: s
     def folder_of(*patterns: str) -> Path:
         wanted = [inside + pattern for pattern in patterns]
         below = [f"{inside}*/*"]
+        patterns_of: dict[str, Any] = {"allow_patterns": wanted, "ignore_patterns": below}
         given = {name: value for name, value in options.items() if value is not None}
-        return Path(snapshot_download(str(source), revision=revision, allow_patterns=wanted, ignore_patterns=below, **given))
+        return Path(snapshot_download(str(source), revision=revision, **patterns_of, **given))
 
     try:
         folder = folder_of("*.json", "*.safetensors")
@@ -217,7 +223,8 @@ def _description(text: Any, path: Path) -> dict[str, Any] | None:
     try:
         description = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"{str(path)!r} describes its model by broken JSON ({error}); {DOWNLOAD_AGAIN}") from error
+        said = f"describes its model by broken JSON ({error}); {DOWNLOAD_AGAIN}"
+        raise ValueError(f"{str(path)!r} {said}") from error
     return description if "backbone" in description else None
 
 
@@ -277,7 +284,8 @@ def _unwrapped(content: Any, path: Path) -> tuple[Any, list[str]]:
         if not names and not any(isinstance(value, Tensor) for value in content.values()):
             names = [name for name, value in content.items() if _holds_parameters(value)]
         if len(names) > 1:
-            raise ValueError(f"{str(path)!r} holds several state dicts, {some(map(repr, names))}; save one of them alone")
+            several = some(map(repr, names))
+            raise ValueError(f"{str(path)!r} holds several state dicts, {several}; save one alone")
         if not names:
             break
         content = content[names[0]]
@@ -286,12 +294,12 @@ def _unwrapped(content: Any, path: Path) -> tuple[Any, list[str]]:
 
 
 def _holds_parameters(content: Any) -> bool:
-    """Whether this is a state dict with modules' names, or a dict around one: no optimiser's state."""
+    """Whether this is a state dict with modules' names, as no optimiser has, or a dict around one."""
     if not isinstance(content, dict):
         return False
-    return any(
-        (isinstance(key, str) and "." in key and isinstance(value, Tensor)) or _holds_parameters(value) for key, value in content.items()
-    )
+    if any(isinstance(content[key], Tensor) and "." in str(key) for key in content):
+        return True
+    return any(map(_holds_parameters, content.values()))
 
 
 def _owned(tensors: State, path: Path) -> State:
@@ -307,7 +315,8 @@ def _owned(tensors: State, path: Path) -> State:
     for key, tensor in tensors.items():
         if tensor.is_meta or tensor.layout != torch.strided or tensor.is_quantized:
             kind = "meta" if tensor.is_meta else "quantised" if tensor.is_quantized else "sparse"
-            raise ValueError(f"{str(path)!r}: {key} is a {kind} tensor; save one with plain values (dense, dequantised, on a device)")
+            cure = "save one with plain values (dense, dequantised, on a device)"
+            raise ValueError(f"{str(path)!r}: {key} is a {kind} tensor; {cure}")
         storage = tensor.untyped_storage()
         is_alone = storage.nbytes() == tensor.nbytes and storage.data_ptr() not in seen
         seen.add(storage.data_ptr())

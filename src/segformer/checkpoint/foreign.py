@@ -8,6 +8,7 @@ from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
 EXPORTED = "it was made from a PyTorch model: give that model's weights"
+SAVED = "save {} with torch.save, and give its file"
 UNPACK = "unpack it, and give the file of the weights"
 MAGIC = {  # the first bytes
     b"\x89HDF\r\n\x1a\n": "an HDF5 file, as Keras writes it; save the weights from PyTorch",
@@ -28,15 +29,15 @@ SUFFIXES = {
     "torch.distributed.checkpoint.format_utils.dcp_to_torch_save, and its result here",
 }
 MEMBERS = {  # of a zip archive, in the order in which they are looked for
-    r"(^|/)constants\.pkl$": "a TorchScript archive; save torch.jit.load(path).state_dict() with torch.save",
-    r"(^|/)(archive_format|serialized_exported_program\.json)$": "a program of torch.export; save "
-    "torch.export.load(path).state_dict with torch.save",
+    r"(^|/)constants\.pkl$": "a TorchScript archive; " + SAVED.format("torch.jit.load(path).state_dict()"),
+    r"(^|/)(archive_format|serialized_exported_program\.json)$": "a program of torch.export; "
+    + SAVED.format("torch.export.load(path).state_dict"),
     r"\.weights\.h5$": "a Keras model; save the weights from PyTorch",
     r"\.npy$": "an archive of NumPy arrays; save the weights with torch.save",
 }
 FOLDERS = {  # a file in a folder, and what the folder is then
-    "adapter_config.json": "a PEFT adapter without its base model; merge them where they were trained "
-    "(PeftModel.from_pretrained(base, folder).merge_and_unload()), and save the result",
+    "adapter_config.json": "a PEFT adapter without its base model; merge them where they were "
+    "trained (PeftModel.from_pretrained(base, folder).merge_and_unload()), and save the result",
     ".metadata": "a torch.distributed checkpoint; give the folder to "
     "torch.distributed.checkpoint.format_utils.dcp_to_torch_save, and its result here",
     "saved_model.pb": "a TensorFlow SavedModel; save the weights from PyTorch",
@@ -44,7 +45,7 @@ FOLDERS = {  # a file in a folder, and what the folder is then
 }
 CHANGED = (  # expressions, each of which some key must match: weights that are not plain
     (
-        "a PEFT adapter, or a model with adapters in it; call merge_and_unload() where it was trained, and save the result",
+        "a PEFT adapter, or a model with adapters; call merge_and_unload() and save the result",
         (r"\.lora_[AB]\.|\.lora_embedding_|\.base_layer\.(weight|bias)$|^base_model\.model\.",),
     ),
     (
@@ -53,14 +54,20 @@ CHANGED = (  # expressions, each of which some key must match: weights that are 
     ),
 )
 ARCHITECTURES = (  # the same: models of others
-    ("a segmentation_models_pytorch U-Net", (r"encoder\.", r"decoder\.blocks\.", r"segmentation_head\.")),
+    (
+        "a segmentation_models_pytorch U-Net",
+        (r"encoder\.", r"decoder\.blocks\.", r"segmentation_head\."),
+    ),
     (
         "a segmentation_models_pytorch model with another decoder",
-        (r"encoder\.(conv1|layer1|_conv_stem|features|model)\.", r"decoder\.", r"segmentation_head\."),
+        (r"encoder\.(conv1|layer1|features|model)\.", r"decoder\.", r"segmentation_head\."),
     ),
     ("a U-Net", (r"(^|\.)inc\.(double_conv|conv)\.", r"(^|\.)outc\.")),
     ("an nnU-Net", (r"encoder\.stages\.\d+\.\d+\.(convs|blocks)\.", r"decoder\.seg_layers\.")),
-    ("torchvision's DeepLabV3", (r"backbone\.(conv1|0\.0|layer1)\.", r"(^|\.)classifier\.0\.convs\.")),
+    (
+        "torchvision's DeepLabV3",
+        (r"backbone\.(conv1|0\.0|layer1)\.", r"(^|\.)classifier\.0\.convs\."),
+    ),
     ("torchvision's FCN or LR-ASPP", (r"backbone\.(conv1|0\.0|layer1)\.", r"(^|\.)classifier\.")),
     ("an mmsegmentation model with a ResNet", (r"backbone\.(stem|conv1|layer1)", r"decode_head\.")),
     ("a Swin Transformer", (r"layers\.0\.blocks\.0\.attn\.relative_position_bias_table",)),
@@ -74,17 +81,17 @@ ARCHITECTURES = (  # the same: models of others
 
 
 def kind_of_file(path: Path, head: bytes) -> str | None:
-    """What a file is by its first bytes, name and members, where it is a known kind and no weights."""
+    """What a file is by its first bytes, name and members, where it is known to hold no weights."""
     for magic, kind in MAGIC.items():
         if head.startswith(magic):
             return kind
     if head[4:8] == b"TFL3":
         return f"a TensorFlow Lite model; {EXPORTED}"
-    if head[:1] == b"\x08" and head[2:3] == b"\x12":  # the version, then the producer, of a protobuf
+    if head[:1] == b"\x08" and head[2:3] == b"\x12":  # a protobuf's version, then its producer
         return SUFFIXES[".onnx"]
-    if head.startswith(b"PK\x03\x04"):
-        return _kind_of_archive(path)
-    return SUFFIXES.get(path.suffix.lower())
+    if path.suffix.lower() in SUFFIXES:
+        return SUFFIXES[path.suffix.lower()]
+    return _kind_of_archive(path) if head.startswith(b"PK\x03\x04") else None
 
 
 def _kind_of_archive(path: Path) -> str | None:

@@ -34,6 +34,12 @@ PARTS: dict[str, Callable[..., nn.Module]] = {"MiT": MiT, "AllMLPHead": AllMLPHe
 # Modules that put themselves between others, and compute nothing of their own.
 TRANSPARENT = re.compile(r"(?:(?<=^)|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 CLASSIFIER = "decode_head.classifier.weight"  # what every head of ours calls its last layer
+# Keys, by their beginnings, that belong to no model of ours, in files of any layout.
+UNUSED = {
+    "auxiliary_head": "for a loss that only training reads",
+    "classification_head.": "smp's classifier of whole images",
+    "n_averaged": "how many models torch.optim.swa_utils.AveragedModel is the average of",
+}
 P = TypeVar("P", bound=type[nn.Module])
 T = TypeVar("T")
 
@@ -125,7 +131,8 @@ def read(
             fresh = unwrapped(build(description).state_dict())
         precision = next(tensor.dtype for tensor in ours.values() if tensor.is_floating_point())
         ours |= {key: value.to(precision) if value.is_floating_point() else value for key, value in fresh.items() if key not in ours}
-    model.load_state_dict({key: ours[TRANSPARENT.sub("", key)] for key in model.state_dict()}, assign=True)
+    named = {key: ours[TRANSPARENT.sub("", key)] for key in model.state_dict()}
+    model.load_state_dict(named, assign=True)
     _fill_buffers(model, description)
     if report.rows:
         logger.log(logging.INFO if report.is_harmless else logging.WARNING, "%s", report)
@@ -157,12 +164,15 @@ def _told(layout: Layout, state: State, file: WeightFile, report: Report) -> dic
 
 
 # What a config says that shapes tell too, or that only training reads.
-_NO_NUMERICS = {"in_channels", "num_classes", "channels", "drop_path", "drop_path_rate", "dropout", "name", "img_size"}
+_NO_NUMERICS = {
+    *("in_channels", "num_classes", "channels", "name", "img_size"),
+    *("drop_path", "drop_path_rate", "dropout"),
+}
 
 
 def _warn_of_other_numerics(model: Any, told: dict[str, Any], file: WeightFile) -> None:
     """Say by what a model would compute otherwise than the one whose weights it was given."""
-    unseen = _NO_NUMERICS | (set() if file.description or file.config else {"heads"})  # no shape tells these
+    unseen = _NO_NUMERICS if file.description or file.config else _NO_NUMERICS | {"heads"}
     changes = []
     for name in ("backbone", "decode_head"):
         part, config = getattr(model, name), told[name]["config"]
@@ -185,26 +195,33 @@ def _warn_of_other_numerics(model: Any, told: dict[str, Any], file: WeightFile) 
             changes.append(f"{key}={value} (this model has {own})")
     if changes:
         logger.warning(
-            "the weights of %r were trained with other numerics than this model's, which keeps its own: %s; "
-            "from_pretrained builds a model with the file's",
+            "the weights of %r were trained with other numerics than this model's, which keeps its "
+            "own: %s; from_pretrained builds a model with the file's",
             str(file.path),
             ", ".join(changes),
         )
 
 
 def _with_heads(config: dict[str, Any]) -> dict[str, Any]:
-    """A config with the heads of its variant, whose other sizes the shapes tell, in the variant's place."""
+    """A config with its variant's heads in the variant's place; shapes tell the other sizes."""
     if "variant" not in config:
         return config
     variant = find_variant(config["variant"])
     return {key: value for key, value in config.items() if key != "variant"} | {"heads": variant.heads}
 
 
-def describe_file(layout: Layout, state: State, file: WeightFile, num_classes: int | None, report: Report) -> dict[str, Any]:
+def describe_file(
+    layout: Layout,
+    state: State,
+    file: WeightFile,
+    num_classes: int | None,
+    report: Report,
+) -> dict[str, Any]:
     """The description of a file's model: its own, checked, or as its layout infers it.
 
     Raises:
-        ValueError: when the file's own is broken or asks for more than a model, and as :meth:`Layout.infer`.
+        ValueError: when the file's own is broken or asks for more than a model, and as
+            :meth:`Layout.infer`.
     """
     if file.description is None:
         return layout.infer(state, file, num_classes, report)
@@ -234,12 +251,13 @@ def checked(description: dict[str, Any]) -> dict[str, Any]:
 
 
 def _normalization(description: dict[str, Any], report: Report | None) -> Normalization:
-    """A description's normalization for the channels that its model takes; ImageNet's where it has none."""
+    """A description's normalization, or ImageNet's, for the channels that its model takes."""
     told = description.get("normalization")
     normalization = IMAGENET if told is None else _built(Normalization, told)
     channels = description["backbone"]["config"].get("in_channels", len(normalization.mean))
     if told is not None and channels != len(normalization.mean) and report is not None:
-        report.add("adapted", "normalization", f"to {channels} channels: the mean of {len(normalization.mean)}")
+        reason = f"to {channels} channels: the mean of {len(normalization.mean)}"
+        report.add("adapted", "normalization", reason)
     return normalization.for_channels(channels)
 
 
@@ -258,7 +276,8 @@ def _built(kind: Callable[..., T], arguments: Any) -> T:
 def _in_one_precision(state: State, dtype: torch.dtype | None, report: Report) -> State:
     """All floating-point tensors in one precision: the one asked for, or the widest of the file.
 
-    Eight-bit numbers, in which nothing is computed, are read as the widest of the others, or float32.
+    Eight-bit numbers, in which nothing is computed, are read as the widest of the others, or as
+    float32.
     """
     found = {key: tensor.dtype for key, tensor in state.items() if tensor.is_floating_point()}
     kinds = dict.fromkeys(found.values())
@@ -267,7 +286,8 @@ def _in_one_precision(state: State, dtype: torch.dtype | None, report: Report) -
     changed = [key for key, kind in found.items() if kind != wanted]
     if changed and dtype is None:
         counts = ", ".join(f"{list(found.values()).count(kind)} of {_name(kind)}" for kind in kinds)
-        report.add("note", "precision", f"the file's tensors ({counts}) are read as {_name(wanted)}; dtype=… chooses another")
+        reason = f"the file's tensors ({counts}) are read as {_name(wanted)}; dtype=… chooses another"
+        report.add("note", "precision", reason)
     return state | {key: state[key].to(wanted) for key in changed}
 
 
@@ -276,8 +296,10 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def translate_encoder(tensors: State) -> tuple[State, dict[str, Any]]:
-    """The tensors of an encoder in any layout under :class:`MiT`'s names, and its ImageNet classifier, where there is one, as ``head``;
-    and MiT's arguments for it, the numerics of the layout among them.
+    """The tensors of an encoder in any layout under :class:`MiT`'s names, and MiT's arguments for it.
+
+    An ImageNet classifier, where there is one, is ``head``. The layout's numerics are among the
+    arguments.
 
     Raises:
         ValueError: as :func:`read`.
@@ -304,12 +326,14 @@ def build(description: dict[str, Any]) -> Any:
         ValueError: when a part is of a class that this version does not know.
     """
     parts = ("backbone", "decode_head")
-    return nn.ModuleDict({name: _built(_kind(description[name]["class"]), description[name]["config"]) for name in parts})
+    told = {name: description[name] for name in parts}
+    return nn.ModuleDict({name: _built(_kind(d["class"]), d["config"]) for name, d in told.items()})
 
 
 def _kind(name: str) -> Callable[..., nn.Module]:
     if name not in PARTS:
-        raise ValueError(f"the file holds a {name}, and this version knows only {', '.join(PARTS)}; install a newer one")
+        known = ", ".join(PARTS)
+        raise ValueError(f"the file holds a {name}, and this version knows only {known}; install a newer one")
     return PARTS[name]
 
 
@@ -357,11 +381,11 @@ def recognize(file: WeightFile, name: str | None = None) -> tuple[Layout, State,
         for key, place in layout.fold(state).items():
             report.add("folded", key, place)
         return layout, state, report
-    likely = kind_of_model(file.tensors)
+    other = kind_of_model(file.tensors)
     expected = " or ".join(dict.fromkeys(layout.marker for layout in LAYOUTS.values() if name in (None, layout.name)))
     raise ValueError(
         f"{str(file.path)!r} is in {'none of the known layouts' if name is None else f'no {name} layout'}: its first keys are "
-        f"{some(file.tensors)}; {f'it looks like {likely}; ' if likely else ''}"
+        f"{some(file.tensors)}; {f'it looks like {other}; ' if other else ''}"
         f"the names of a SegFormer's tensors would end in {expected}"
     )
 
@@ -393,7 +417,7 @@ def _translate(layout: Layout, state: State, wanted: State, path: Path, report: 
                 missing += [key for key in their_keys if key not in state]
             continue
         try:
-            _check_types(found, wanted[our_keys[0]])
+            found = _of_type(found, wanted[our_keys[0]])
             ours |= zip(our_keys, _fitted(found, [wanted[key].shape for key in our_keys]), strict=True)
         except ValueError as error:
             misshapen.append(f"{' + '.join(their_keys)} is {error}")
@@ -414,15 +438,22 @@ def _reason(layout: Layout, key: str) -> str | None:
     """Why a key may be dropped."""
     if key.startswith(f"{layout.classifier}."):
         return "the ImageNet classifier"
-    if key == "n_averaged":
-        return "how many models torch.optim.swa_utils.AveragedModel is the average of"
-    return next((reason for prefix, reason in layout.unused.items() if key.startswith(prefix)), None)
+    unused = {**UNUSED, **layout.unused}
+    return next((reason for prefix, reason in unused.items() if key.startswith(prefix)), None)
 
 
-def _check_types(theirs: list[Tensor], ours: Tensor) -> None:
+def _of_type(theirs: list[Tensor], ours: Tensor) -> list[Tensor]:
+    """Floating-point numbers as they are, and whole numbers, which only counters are, as ours.
+
+    Raises:
+        ValueError: when weights are whole numbers.
+    """
+    if not ours.is_floating_point():
+        return [tensor.to(ours.dtype) for tensor in theirs]
     for tensor in theirs:
-        if ours.is_floating_point() != tensor.is_floating_point():
+        if not tensor.is_floating_point():
             raise ValueError(f"of {_name(tensor.dtype)}, not of {_name(ours.dtype)}")
+    return theirs
 
 
 def _fitted(theirs: list[Tensor], shapes: list[torch.Size]) -> list[Tensor]:
@@ -458,7 +489,8 @@ def _stem(description: dict[str, Any]) -> str:
     """The key of the backbone's first convolution."""
     with torch.device("meta"):
         modules = build(description).backbone.named_modules(prefix="backbone")
-    return TRANSPARENT.sub("", next(name for name, module in modules if isinstance(module, nn.Conv2d)) + ".weight")
+    stem = next(name for name, module in modules if isinstance(module, nn.Conv2d))
+    return TRANSPARENT.sub("", f"{stem}.weight")
 
 
 def _adapted_stem(weight: Tensor, in_channels: int, path: Path) -> Tensor:

@@ -197,8 +197,7 @@ def _fold_fuse_bias(state: State) -> dict[str, str]:
     return {bias: "into the running mean of the BatchNorm behind it"}
 
 
-_AUXILIARY = {"auxiliary_head": "for a loss that only training reads"}
-_CONV_SEG = {**_AUXILIARY, "decode_head.conv_seg.": "made by its framework, used by no SegFormer"}
+_CONV_SEG = {"decode_head.conv_seg.": "made by its framework, used by no SegFormer"}
 _STAGES = "stages.{s}."
 _BLOCKS = "stages.{s}.blocks.{j}."
 
@@ -292,7 +291,6 @@ HUGGINGFACE = SegFormerLayout(
     },
     prefix="segformer.",
     classifier="classifier",
-    unused=_AUXILIARY,
     has_config=True,
     numerics=Numerics(norm_eps=1e-5),  # all its LayerNorms have PyTorch's default, whatever layer_norm_eps its config states
     expresses=("act",),
@@ -344,7 +342,6 @@ MMSEGMENTATION = SegFormerLayout(
         "norm": "decode_head.fusion_conv.bn",
         "classifier": "decode_head.conv_seg",
     },
-    unused=_AUXILIARY,
     head="MMSegHead",
     numerics=Numerics(embed_norm_eps=1e-6),
 )

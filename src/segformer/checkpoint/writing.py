@@ -53,12 +53,13 @@ def describe(model: Any) -> dict[str, Any]:
         part = getattr(model, name)
         part = getattr(part, "_orig_mod", part)  # compiled
         kind = _unsharded(type(part))
-        if kind not in PARTS.values():
+        class_name = kind.__name__
+        if PARTS.get(class_name) is not kind:
             raise ValueError(
-                f"a {name} of class {kind.__name__} cannot be saved, since from_pretrained knows only {', '.join(PARTS)}; "
-                "save its state dict with torch.save instead"
+                f"a {name} of class {class_name} cannot be saved, since from_pretrained knows only "
+                f"{', '.join(PARTS)}; save its state dict with torch.save instead"
             )
-        parts[name] = {"class": kind.__name__, "config": dict(part.config)}
+        parts[name] = {"class": class_name, "config": dict(part.config)}
     description = {
         **parts,
         "classes": asdict(model.classes),
@@ -70,7 +71,7 @@ def describe(model: Any) -> dict[str, Any]:
 
 
 def _unsharded(kind: type) -> type:
-    """The class that torch.distributed.fsdp.fully_shard has put its own in the place of, or the same."""
+    """A module's class before torch.distributed.fsdp.fully_shard put one of its own in its place."""
     is_sharded = any(base.__name__ == "FSDPModule" for base in kind.__mro__)
     return kind.__mro__[2] if is_sharded else kind
 
@@ -87,9 +88,10 @@ def _refuse_untrue(model: nn.Module, description: dict[str, Any]) -> None:
     differences = [*_other_tensors(*tensors), *_other_layers(model, twin)]
     if differences:
         raise ValueError(
-            f"the model is not what its parts were built as, so that it could not be read back: {some(differences)}. "
-            "Build a model as it is now (such as with num_classes=…), give it this one's state_dict(), and save that. "
-            "Adapters are to be merged first, parametrizations and pruning removed; a quantised model is saved before it is quantised"
+            "the model is not what its parts were built as, so that it could not be read back: "
+            f"{some(differences)}. Build a model as it is now (such as with num_classes=…), give it "
+            "this one's state_dict(), and save that. Adapters are to be merged first, parametrizations "
+            "and pruning removed; a quantised model is saved before it is quantised"
         )
 
 
@@ -129,8 +131,9 @@ def _other_layers(model: nn.Module, twin: nn.Module) -> Iterator[str]:
 
 def _layers(model: nn.Module) -> dict[str, nn.Module]:
     """The modules of backbone and head by name, without those that only stand around others."""
-    modules = {TRANSPARENT.sub("", f"{name}.").rstrip("."): module for name, module in model.named_modules()}
-    return {name: module for name, module in modules.items() if name.startswith(("backbone.", "decode_head."))}
+    modules = unwrapped({f"{name}.": module for name, module in model.named_modules()})
+    parts = ("backbone.", "decode_head.")
+    return {name[:-1]: module for name, module in modules.items() if name.startswith(parts)}
 
 
 def _kind(layer: nn.Module) -> type:
@@ -186,18 +189,20 @@ def _is_first_process(model: nn.Module) -> bool:
 
 def _warn_of_what_is_lost(model: Any, layout: Layout) -> None:
     """Say which of a model's properties a layout has no place for."""
-    if layout is not HUGGINGFACE and model.normalization != IMAGENET.for_channels(len(model.normalization.mean)):
+    normalization, names = model.normalization, model.classes.names
+    if layout is not HUGGINGFACE and normalization != IMAGENET.for_channels(len(normalization.mean)):
         logger.warning(
             "the %s layout cannot say how images are normalised; its readers take ImageNet's mean and std, this model %s",
             layout.name,
-            model.normalization,
+            normalization,
         )
-    if layout is HUGGINGFACE and model.num_classes == 1 and model.classes.names[0] not in ("background", "class 0"):
+    is_named = names[0] not in ("background", "class 0")
+    if layout is HUGGINGFACE and model.num_classes == 1 and is_named:
         logger.warning(
             "the %s layout has one name for one logit: %r is written, and %r, which is labelled 0, is not",
             layout.name,
-            model.classes.names[1],
-            model.classes.names[0],
+            names[1],
+            names[0],
         )
 
 
@@ -209,7 +214,9 @@ def _refuse_untold_sizes(description: dict[str, Any], layout: Layout) -> None:
 
 
 def state_dict_as(model: nn.Module, layout: Layout) -> State:
-    """A model's tensors under another layout's names; of a model in shards, each gathered from all processes.
+    """A model's tensors under another layout's names.
+
+    Those of a model in shards are gathered from all processes.
 
     Raises:
         ValueError: when the layout has no place for one of them, or one is no plain tensor.
