@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import unicodedata
 from pathlib import Path
 
@@ -11,7 +12,13 @@ from PIL import Image
 from png import png
 
 from segformer import Classes
-from segformer.data.datasets import DataError, FolderDataset, find_images, read_image
+from segformer.data.datasets import (
+    DataError,
+    FolderDataset,
+    find_images,
+    read_image,
+    read_label_map,
+)
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
 
@@ -170,3 +177,30 @@ def test_names_that_differ_in_case_are_told(tmp_path: Path) -> None:
     saved(tmp_path / "l" / "img_1.png", PIXELS[..., 0] % 2)
     with pytest.raises(DataError, match=r"no label map for .*IMG_1.png.*img_1.png' differs in case"):
         FolderDataset(tmp_path / "i", tmp_path / "l", Classes(["a", "b"]))
+
+
+def bmp(values: np.ndarray, bits: int, palette: list[int]) -> bytes:
+    """A BMP with a grey palette, byte for byte as its definition has it."""
+    shifts = np.arange(bits - 1, -1, -1)
+    rows = [np.packbits((row[:, None] >> shifts) & 1).tobytes() for row in values[::-1]]
+    pixels = b"".join(row + bytes(-len(row) % 4) for row in rows)
+    colors = b"".join(bytes([grey, grey, grey, 0]) for grey in palette)
+    height, width = values.shape
+    info = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, 0, 0, 0, 0, len(palette), 0)
+    start = 14 + len(info) + len(colors)
+    return b"BM" + struct.pack("<IHHI", start + len(pixels), 0, 0, start) + info + colors + pixels
+
+
+@pytest.mark.parametrize(("bits", "count"), [(1, 2), (8, 16), (4, 2), (8, 2), (4, 16)])
+def test_bmps_of_few_greys_are_read_right_or_refused(bits: int, count: int, tmp_path: Path) -> None:
+    """Pillow takes two greys of 4 and 8 bits a pixel for one bit a pixel."""
+    values = np.arange(16).reshape(2, 8) % count
+    palette = [0, 255] if count == 2 else list(range(count))
+    (tmp_path / "1.bmp").write_bytes(bmp(values, bits, palette))
+    if (bits, count) in ((1, 2), (8, 16)):
+        assert np.array_equal(read_label_map(tmp_path / "1.bmp"), values)
+        assert np.array_equal(read_image(tmp_path / "1.bmp")[0], np.array(palette)[values])
+    else:
+        for read in (read_label_map, read_image):
+            with pytest.raises(ValueError, match=r"1.bmp' is a BMP with a grey palette"):
+                read(tmp_path / "1.bmp")

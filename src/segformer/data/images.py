@@ -113,7 +113,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     """
     with _naming(path), Image.open(path) as image:
         header = _header(Path(path), image)
-    _refuse_pages(header)
+    _refuse_unread(header)
     return header
 
 
@@ -125,7 +125,7 @@ def decode(path: str | os.PathLike[str]) -> Decoded:
     """
     with _naming(path), Image.open(path) as image:
         header = _header(Path(path), image)
-        if header.pages == 1:
+        if header.pages == 1 and not _is_misread(header):
             if image.format == "PNG":  # decoding alone does not look at the checksums of the pixels
                 with Image.open(path) as checked:
                     checked.verify()
@@ -133,7 +133,7 @@ def decode(path: str | os.PathLike[str]) -> Decoded:
         if image.format == "PNG" and header.orientation is None:  # EXIF may follow the pixels
             header = replace(header, orientation=_orientation(image.getexif()))
         turned = ImageOps.exif_transpose(image) if image.getexif().get(ORIENTATION, 1) != 1 else image
-    _refuse_pages(header)
+    _refuse_unread(header)
     return Decoded(header, turned)
 
 
@@ -155,7 +155,16 @@ def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
         raise ValueError(f"cannot read image {str(path)!r}: {error}; {cure}") from error
 
 
-def _refuse_pages(header: Header) -> None:
+def _is_misread(header: Header) -> bool:
+    """Whether Pillow takes a BMP's values of 4 or 8 bits for ones of 1 or 8."""
+    wrong = (("1", 15), ("1", 255), ("L", 15))
+    return header.format == "BMP" and (header.mode, header.greatest) in wrong
+
+
+def _refuse_unread(header: Header) -> None:
+    """Refuse what Pillow reads in part, or wrongly."""
+    if _is_misread(header):
+        raise ValueError(f"{str(header.path)!r} is a BMP with a grey palette of few colours, which Pillow misreads; save it as PNG")
     if header.pages > 1:
         raise ValueError(f"{str(header.path)!r} holds {header.pages} images (pages or frames); save each to a file of its own")
 
@@ -171,7 +180,7 @@ def _header(path: Path, image: Any) -> Header:
         format=image.format,
         mode=image.mode,
         size=(height, width),
-        greatest=_greatest(image),
+        greatest=_greatest(path, image),
         pages=_pages(image),
         orientation=orientation,
         compression=_compression(path, image),
@@ -192,11 +201,16 @@ def _raw_mode(image: Any) -> str:
     return arguments if isinstance(arguments, str) else str(arguments[0] if arguments else image.mode)
 
 
-def _greatest(image: Any) -> int:
+def _greatest(path: Path, image: Any) -> int:
     """The greatest value of a sample in the file, which may be another than that of Pillow's "
     "mode."""
     if image.format == "TIFF":
         return int((1 << max(image.tag_v2.get(BITS_PER_SAMPLE, (1,)))) - 1)
+    if image.format == "BMP" and image.mode in ("1", "L"):
+        with path.open("rb") as file:
+            start = file.read(30)
+        place = 24 if start[14] == 12 else 28  # the old header's, and that of all others
+        return int((1 << int.from_bytes(start[place : place + 2], "little")) - 1)
     if image.mode == "1":
         return 1
     if image.format == "PPM" and image.tile[0][0] != "raw":

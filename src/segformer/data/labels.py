@@ -14,7 +14,7 @@ from segformer.data.classes import Classes, Color, ignore_index, voc_palette
 from segformer.data.images import Decoded, Header, decode
 
 Coding = Literal["index", "color"]
-LOSSLESS_FORMATS = ("PNG", "TIFF", "BMP", "GIF", "PPM")
+LOSSLESS_FORMATS = ("PNG", "TIFF", "BMP", "GIF", "PPM", "WEBP")
 LOSSLESS_TIFFS = (
     *("raw", "tiff_ccitt", "group3", "group4", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate"),
     *("packbits", "lzma", "zstd"),
@@ -81,8 +81,7 @@ def coding_of(header: Header, classes: Classes | None = None, palette: Coding | 
     if header.mode in ("LA", "RGB", "RGBA", "RGBX") and header.greatest != 255:
         raise ValueError(
             f"{what} has mode {header.mode} with values up to {header.greatest}, which Pillow "
-            "scales "
-            "to 255; save it with one channel, or with 8 bits"
+            "scales to 255; save it with one channel, or with 8 bits"
         )
     if channels not in ("P", "RGB"):
         if palette == "color":
@@ -98,10 +97,8 @@ def coding_of(header: Header, classes: Classes | None = None, palette: Coding | 
 def _coding_of_palette(header: Header, classes: Classes) -> Coding:
     palette = header.palette
     grey_ramp = tuple((k, k, k) for k in range(len(palette)))
-    first = next(
-        (k for k, pair in enumerate(zip(palette, classes.colors, strict=False)) if pair[0] != pair[1]),
-        None,
-    )
+    pairs = enumerate(zip(palette, classes.colors, strict=False))
+    first = next((k for k, (entry, color) in pairs if entry != color), None)
     if first is None or (palette == grey_ramp and len(palette) > 1):  # as a grey file is
         return "index"
     known = set(_index_of_color(classes))
@@ -116,10 +113,8 @@ def _coding_of_palette(header: Header, classes: Classes) -> Coding:
 
 
 def _refuse_lossy(header: Header) -> None:
-    lossless = (header.format in LOSSLESS_FORMATS or (header.format == "WEBP" and header.compression == "lossless")) and (
-        header.format != "TIFF" or header.compression in LOSSLESS_TIFFS
-    )
-    if not lossless:
+    compressions = {"TIFF": LOSSLESS_TIFFS, "WEBP": ("lossless",)}.get(header.format)
+    if header.compression not in (compressions or ("",)) or header.format not in LOSSLESS_FORMATS:
         kind = " ".join(filter(None, (header.format, header.compression)))
         raise ValueError(f"{_what(header)} is a {kind} file, whose compression may change values; make it again from its source, as PNG")
 
@@ -153,9 +148,8 @@ def _of_channels(pixels: np.ndarray, classes: Classes | None, coding: Coding | N
         value = next(value for value, k in by_color.items() if value != k)
         raise ValueError(
             f"{what} has three equal channels; its value {value} may be class {value} or the "
-            "colour "
-            f"of {'no class' if by_color[value] == classes.ignore_index else by_color[value]}: "
-            "set `palette: index` or `palette: color`"
+            f"colour of {'no class' if by_color[value] == classes.ignore_index else by_color[value]}"
+            ": set `palette: index` or `palette: color`"
         )
     return _by_color(pixels, classes, what)
 
