@@ -55,6 +55,16 @@ def test_a_hostile_description_is_refused(change: Any, said: str, tmp_path: Path
         SegFormer.from_pretrained(path)
 
 
+def test_a_model_with_a_configuration_of_its_own_is_given_no_builders_argument(
+    tmp_path: Path,
+) -> None:
+    """ByobNet takes any argument more, for its configuration."""
+    model = SegFormer(TimmBackbone("mobileone_s0"), num_classes=2, decoder_channels=8)
+    path = described(model, tmp_path / "x.safetensors", set_config(kwargs_filter=["x"]))
+    with pytest.raises(ValueError, match="the argument 'kwargs_filter', which it does not have"):
+        SegFormer.from_pretrained(path)
+
+
 @pytest.mark.parametrize(
     "change",
     [

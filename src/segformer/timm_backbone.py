@@ -12,6 +12,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import Format, resample_abs_pos_embed
+from timm.models import build_model_with_cfg
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -21,6 +22,12 @@ from segformer.upsample import upsample
 
 # Arguments that say where weights come from; what is built of a file has them from the file.
 SOURCES = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
+# Arguments of the functions that build a timm model, and not of the model.
+BUILDERS = {
+    "features_only",
+    *inspect.signature(timm.create_model).parameters,
+    *inspect.signature(build_model_with_cfg).parameters,
+}
 
 
 @checkpoint.part
@@ -132,10 +139,10 @@ class TimmBackbone(nn.Module):
         if not isinstance(config.get("name"), str) or not timm.is_model(config["name"]):
             raise ValueError(f"the file names {config.get('name')!r}, which is none of timm's models")
         own = set(inspect.signature(cls).parameters) - {"options"}
-        allowed = own | _arguments(config["name"])
+        arguments = own | _arguments(config["name"])
         given = f"the file gives {config['name']!r}"
         for name, value in config.items():
-            if name not in allowed:
+            if name not in arguments and ("**" not in arguments or name in BUILDERS):
                 raise ValueError(f"{given} the argument {name!r}, which it does not have")
             if not _is_plain(value):
                 raise ValueError(f"{given} {name}={value!r}, which is no plain value")
@@ -186,11 +193,12 @@ def _is_plain(value: Any) -> bool:
 
 
 def _arguments(name: str) -> set[str]:
-    """The arguments of a timm model's own class, by the signatures of its constructors."""
+    """The arguments of a timm model's own class; ``**`` where it has more, for its configuration."""
     with torch.device("meta"):
         kinds = type(timm.create_model(name)).__mro__
-    own = [kind for kind in kinds if kind.__module__.startswith(("timm.", "segformer."))]
-    return {name for kind in own for name in inspect.signature(kind).parameters} - {"args", "kwargs"}
+    own = [kind for kind in kinds if not kind.__module__.startswith(("torch.", "builtins"))]
+    parameters = [p for kind in own for p in inspect.signature(kind).parameters.values()]
+    return {"**" if p.kind is p.VAR_KEYWORD else p.name for p in parameters}
 
 
 def _normalization(model: Any) -> Normalization:

@@ -234,8 +234,8 @@ def _plain(key: str, tensor: Tensor) -> Tensor:
         tensor = tensor.full_tensor()
     if type(tensor) not in (Tensor, nn.Parameter):
         raise ValueError(
-            f"{key} is a {type(tensor).__name__}, which no layout has a place for; save the model before it is quantised, "
-            "or this one's state_dict() with torch.save"
+            f"{key} is a {type(tensor).__name__}, which no layout has a place for; save the model "
+            "before it is quantised, or this one's state_dict() with torch.save"
         )
     return tensor.detach().contiguous()
 
@@ -266,7 +266,8 @@ def _warn_of_numerics(model: Any, layout: SegFormerLayout, description: dict[str
     for wanted in (numerics, theirs):
         with torch.device("meta"):
             twin = build(wanted.applied_to(description)).eval()
-        twin.load_state_dict({key: state[TRANSPARENT.sub("", key)] for key in twin.state_dict()}, assign=True)
+        named = {key: state[TRANSPARENT.sub("", key)] for key in twin.state_dict()}
+        twin.load_state_dict(named, assign=True)
         with torch.no_grad():
             outputs.append(upsample(twin.decode_head(twin.backbone(images)), (128, 128), wanted.align_corners))
     difference = (outputs[0] - outputs[1]).abs().max().item()
@@ -301,7 +302,7 @@ def _write(path: Path, write: Callable[[Path], Any]) -> None:
             write(Path(folder) / path.name)
             os.chmod(Path(folder) / path.name, stat.S_IMODE(like.stat().st_mode))
             os.replace(Path(folder) / path.name, path)
-    except (OSError, SafetensorError, RuntimeError) as error:  # PyTorch tells a full disk as a RuntimeError
+    except (OSError, SafetensorError, RuntimeError) as error:  # the last is PyTorch's, of a full disk
         before = " (what was there before is kept)" if path.exists() else ""
         raise OSError(f"cannot write {str(path)!r}: {error}{before}") from error
 
