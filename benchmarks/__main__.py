@@ -19,7 +19,7 @@ from tqdm import tqdm
 from benchmarks import contestants, measure
 
 HERE = Path(__file__).parent
-PARTS = ("logits", "labels", "argmax", "step", "memory", "loading", "accuracy")
+PARTS = ("logits", "labels", "argmax", "step", "memory", "small", "loading", "accuracy")
 PEERS = ("bfloat16", "smp", "onnxruntime", "openvino")
 ADE, CITYSCAPES = (150, (512, 512)), (19, (1024, 2048))
 
@@ -81,6 +81,15 @@ def _jobs(part: str, options: argparse.Namespace) -> list[dict[str, Any]]:
                 one = {"part": part, "allocator": allocator, "who": who, "variant": "b0", "classes": 150}
                 jobs.append({**one, "what": "step", "size": (512, 512)})
                 jobs += [{**one, "what": "labels", "size": (side, side)} for side in (256, 512, 1024, 2048)]
+        if part == "small":
+            jobs += [
+                {"part": part, "allocator": allocator, "variant": v, "size": (side, side), "batch": batch, "what": what}
+                for v in options.variants
+                if v in ("b0", "b2")
+                for side in (64, 128, 224)
+                for batch in (1, 4, 16)
+                for what in ("logits", "pyramid", "classes")
+            ]
         if part == "accuracy":
             both = ("segformer", "transformers")
             jobs += [
@@ -95,7 +104,7 @@ def _jobs(part: str, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _key(job: dict[str, Any]) -> str:
-    names = ("variant", "classes", "size", "what", "seed", "who", "allocator")
+    names = ("variant", "classes", "size", "batch", "what", "seed", "who", "allocator")
     return " ".join("×".join(map(str, job[n])) if n == "size" else str(job[n]) for n in names if n in job)
 
 
@@ -133,6 +142,8 @@ def _one(job: dict[str, Any]) -> dict[str, Any]:
         with torch.inference_mode():
             peak = measure.peak_growth(work)
             return {"bytes": peak, "seconds": measure.interleaved({"labels": work}, 3)[0]["seconds"]["median"]}
+    if part == "small":
+        return {"rows": measure.interleaved(contestants.small(job["variant"], size, job["batch"], job["what"]), job["repeats"], warm_up=2)}
     if part == "accuracy":
         from benchmarks import accuracy
 

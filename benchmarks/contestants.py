@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -82,6 +84,28 @@ def logits(variant: str, classes: int, size: tuple[int, int], peers: list[str]) 
             works[f"{engine} on transformers' graph"] = start(theirs, images)
             works[f"{engine} on segformer's graph"] = start(mine, images)
     return works
+
+
+def small(variant: str, size: tuple[int, int], batch: int, what: str) -> dict[str, Work]:
+    """Small images in batches: to stride-4 logits of 19 classes, to the pyramid, or to ImageNet's classes."""
+    images = torch.randn(batch, 3, *size)
+    if what == "classes":
+        from transformers import SegformerForImageClassification
+
+        mine: nn.Module = timm.create_model(f"mit_{variant}").eval()
+        other = SegformerForImageClassification(transformers(variant, 1000).config).eval()
+        return {"segformer": lambda: mine(images), "transformers": lambda: other(images).logits}
+    model, theirs, third = ours(variant, 19), transformers(variant, 19), smp(variant, 19)
+    if what == "pyramid":
+        encoder = theirs.segformer
+        return {
+            "segformer": lambda: model.backbone(images),
+            "transformers": lambda: encoder(images, output_hidden_states=True).hidden_states,
+            "smp": lambda: third.encoder(images),
+        }
+    first, *others = (stride_4(network) for network in (model, theirs, third))
+    works: dict[str, Work] = {"segformer": lambda: first(images)}
+    return works | {name: partial(other, images) for name, other in zip(("transformers", "smp"), others, strict=True)}
 
 
 def transformers_labels(model: nn.Module, images: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
+from conftest import TINY
 from lightning import Trainer
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
@@ -51,3 +53,42 @@ def quiet_trainer(folder: Path, **options: object) -> Trainer:
         enable_checkpointing=False,
         **options,
     )
+
+
+def small_config(folder: Path, **trainer: object) -> Path:
+    """A YAML of a fit of a second on these pictures, in the given folder; its runs lie in ``folder/runs/small``."""
+    variant = {name: list(values) if isinstance(values, tuple) else values for name, values in vars(TINY).items()}
+    data = {
+        "train": {"class_path": "halves.Halves", "init_args": {"length": 9}},
+        "val": {"class_path": "halves.Halves", "init_args": {"length": 2, "seed": 1}},
+        "train_transform": {
+            "class_path": "segformer.data.transforms.TrainTransform",
+            "init_args": {"crop_size": [32, 32], "scale": [0.9, 1.1]},
+        },
+        "batch_size": 2,
+        "num_workers": 0,
+    }
+    settings = {
+        "seed_everything": 0,
+        "data": {"class_path": "segformer.train.data.SegmentationData", "init_args": data},
+        "model": {
+            "network": {
+                "class_path": "segformer.SegFormer",
+                "init_args": {"backbone": {"class_path": "segformer.Variant", "init_args": variant}},
+            }
+        },
+        "trainer": {
+            "max_epochs": 2,
+            "accelerator": "cpu",
+            "log_every_n_steps": 1,
+            "enable_model_summary": False,
+            "logger": {
+                "class_path": "lightning.pytorch.loggers.CSVLogger",
+                "init_args": {"save_dir": str(folder / "runs"), "name": "small"},
+            },
+            **trainer,
+        },
+    }
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return path

@@ -139,3 +139,13 @@ def test_scores_are_torchmetrics_and_mmsegmentations(classes: int) -> None:
     if classes > 2:
         jaccard = MulticlassJaccardIndex(classes, average="none", ignore_index=255)
         assert scores.iou[:-1] == pytest.approx(jaccard(predicted, target).tolist()[:-1])
+
+
+def test_an_array_that_cannot_hold_the_labels_is_refused() -> None:
+    def model(images: Tensor) -> Tensor:
+        return images.new_zeros(1, 300, *images.shape[-2:])
+
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    with pytest.raises(ValueError, match="uint8 cannot hold 300 labels; give an array of uint16"):
+        label_large(model, pixels, np.zeros((8, 8), np.uint8), Slide((8, 8), (8, 8)))
+    label_large(model, pixels, np.zeros((8, 8), np.uint16), Slide((8, 8), (8, 8)))

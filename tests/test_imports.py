@@ -23,14 +23,14 @@ MAY_IMPORT = {
     "upsample": {"upsample_triton", "workspace"},
     "mit": {"attention", "initialization", "linear", "workspace"},
     "heads": {"initialization", "linear", "upsample", "workspace"},
-    "losses": {"upsample"},
+    "losses": {"data", "upsample"},
     "data": {"data"},
     "metrics": {"data"},
     "visualize": {"data"},
     "graphs": set(),
     "models": {"graphs", "mit", "heads", "upsample", "data", "checkpoint", "workspace"},
     "checkpoint": {"checkpoint", "mit", "heads", "upsample", "data"},
-    "timm_backbone": {"checkpoint", "upsample"},
+    "timm_backbone": {"checkpoint", "data", "upsample"},
     "setr": {"checkpoint", "data", "models", "timm_backbone", "upsample"},
     "convolutional": {"checkpoint", "data", "initialization", "mit", "models", "workspace"},
     "timm_models": {"checkpoint", "mit", "initialization"},
@@ -62,6 +62,20 @@ def test_importing_the_library_brings_nothing_heavy() -> None:
     heavy = {"lightning", "torchmetrics", "jsonargparse", "matplotlib", "transformers"}
     code = f"import segformer, segformer.inference, segformer.convert, sys; print(*{heavy} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "\n"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: str(m.relative_to(SOURCE)))
+def test_text_files_are_utf_8_whatever_the_system_prefers(module: Path) -> None:
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            if node.func.attr in ("read_text", "write_text"):
+                assert "encoding" in {word.arg for word in node.keywords}, f"line {node.lineno}"
+            if node.func.attr == "open" and node.args and isinstance(node.args[0], ast.Constant):
+                assert "b" in node.args[0].value, f"line {node.lineno}"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "open":
+            modes = [word.value for word in node.args[1:2] if isinstance(word, ast.Constant)]
+            is_binary = any("b" in mode for mode in modes)
+            assert is_binary or "encoding" in {word.arg for word in node.keywords}
 
 
 def test_public_names_have_docstrings() -> None:

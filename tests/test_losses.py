@@ -56,6 +56,27 @@ def test_dice_is_its_definition_and_ignores_255() -> None:
     torch.testing.assert_close(Dice()(logits, target), 1 - torch.stack(coefficients).mean())
 
 
+@pytest.mark.parametrize("classes", [4, 150])
+def test_dice_costs_nothing_where_the_labels_are_met(classes: int) -> None:
+    """Three classes occur; the others have no pixel, and none of their small probabilities costs anything."""
+    target = (torch.arange(64) // 22).expand(2, 64, 64).clone()
+    target[:, :4] = 255
+    logits = (20 * F.one_hot(target.where(target != 255, 0), classes).movedim(-1, 1)).double().requires_grad_()
+    loss = Dice()(logits, target)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert 0 <= loss < 1e-5
+    assert gradient.isfinite().all()
+
+
+def test_dice_counts_the_classes_that_occur() -> None:
+    logits, target, full = sample(5)
+    target[(target == 1) | (target == 3)] = 0
+    valid = target != 255
+    probabilities, truth = full.softmax(1).movedim(1, -1)[valid], F.one_hot(target[valid], 5).double()
+    costs = [1 - (2 * (p * t).sum() + 1) / (p.sum() + t.sum() + 1) for p, t in zip(probabilities.T, truth.T, strict=True)]
+    torch.testing.assert_close(Dice()(logits, target), (costs[0] + costs[2] + costs[4]) / 3)
+
+
 def test_focal_is_its_definition() -> None:
     logits, target, full = sample()
     losses = F.cross_entropy(full, target, ignore_index=255, reduction="none")[target != 255]
@@ -114,3 +135,14 @@ def test_equal_weights_change_nothing() -> None:
 
 def test_weights_are_no_part_of_a_checkpoint() -> None:
     assert CrossEntropy([1.0, 2.0]).state_dict() == {}
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_of_300_classes_255_counts_and_65535_does_not(loss: Callable[[], nn.Module]) -> None:
+    logits = torch.randn(1, 300, 4, 4, dtype=torch.double)
+    target = torch.randint(256, 300, (1, 8, 8))
+    target[:, :2] = 255
+    target[:, 2:4] = 65535
+    assert loss()(logits, target.to(torch.int32)) == loss()(logits, target)
+    assert loss()(logits, target).isfinite()
+    assert loss()(logits, target) != loss()(logits, target.where(target != 255, 65535))

@@ -1,4 +1,6 @@
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,6 +8,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from segformer import Classes
 from segformer.metrics import Scores
+from segformer.train.report import Report
 
 
 def test_scores_equal_torchmetrics() -> None:
@@ -28,3 +31,25 @@ def test_an_absent_class_counts_in_no_mean() -> None:
     assert scores.miou == 0.375
     assert scores.pixel_accuracy == 0.75
     assert scores.to_dict(Classes(["a", "b", "c"]))["iou"] == {"a": 0.75, "b": 0.0, "c": None}
+
+
+@pytest.mark.parametrize(
+    ("confusion", "names"),
+    [
+        ([[0, 0], [0, 0]], ["a", "b"]),  # nothing is labelled
+        ([[5]], ["a"]),
+        ([[5, 2], [0, 0]], ["a"]),  # one logit: what is not its class has no name
+        ([[0, 4, 0], [0, 0, 0], [0, 0, 0]], ["a", "b", "c"]),
+    ],
+)
+def test_scores_are_written_as_strict_json(confusion: list[list[int]], names: list[str], tmp_path: Path) -> None:
+    scores = Scores.of(torch.tensor(confusion))
+    Report().write_scores({"val": scores}, Classes(names), tmp_path)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    written = json.loads((tmp_path / "results.json").read_text(), parse_constant=refuse)["val"]
+    assert (written["miou"] is None) == math.isnan(scores.miou)
+    assert list(written["iou"].values()) == [None if math.isnan(value) else value for value in scores.iou]
+    assert (tmp_path / "confusion.png").is_file()

@@ -15,7 +15,7 @@ from conftest import randomized
 from torch import Tensor, nn
 
 from segformer import SETR, MLAHead, NaiveHead, PUPHead, SegFormer, SegmentationModel, TimmBackbone
-from segformer.checkpoint import BackboneOnlyError
+from segformer.checkpoint import LAYOUTS, BackboneOnlyError, state_dict_as
 from segformer.setr import FCNHead, UpsamplingHead
 from segformer.train.auxiliary import Auxiliary
 
@@ -208,6 +208,49 @@ def test_the_authors_layout_of_mla_is_read_with_its_own_numerics(tmp_path: Path)
     again = SETR.from_pretrained(tmp_path / "setr.pth")
     assert again.decode_head.config == model.decode_head.config
     torch.testing.assert_close(again(IMAGES), model(IMAGES), rtol=0, atol=1e-5)
+
+
+def mmsegmentations_logits(model: SegmentationModel, images: Tensor) -> Tensor:
+    """Patches of the image padded right and below, positions bilinear, then the head, step by step."""
+    vit, head, (height, width) = model.backbone.model.model, model.decode_head, images.shape[-2:]
+    padded = F.pad(images, (0, -width % 16, 0, -height % 16))
+    x = F.conv2d(padded, vit.patch_embed.proj.weight, vit.patch_embed.proj.bias, stride=16)
+    grid = list(x.shape[-2:])
+    class_place, places = vit.pos_embed[:, :1], vit.pos_embed[:, 1:].mT.unflatten(2, (4, 4))
+    places = F.interpolate(places, size=grid, mode="bilinear", align_corners=False)
+    x = x.flatten(2).mT + places.flatten(2).mT
+    x = torch.cat([vit.cls_token + class_place, x], 1)
+    for block in vit.blocks:
+        x = block(x)
+    x = x[:, 1:].mT.unflatten(2, grid).permute(0, 2, 3, 1)
+    x = F.layer_norm(x, (192,), head.norm.weight, head.norm.bias, 1e-6).permute(0, 3, 1, 2)
+    factor = 4 if isinstance(head, NaiveHead) else 2
+    for layer in head.layers:
+        x = layer(x)
+        x = F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
+    x = head.classifier(x)
+    return F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(96, 128), (65, 97)], ids=str)
+@pytest.mark.parametrize("head", [NaiveHead, PUPHead])
+def test_mmsegmentations_weights_compute_as_there_at_any_size(
+    head: type[nn.Module],
+    size: tuple[int, int],
+    tmp_path: Path,
+) -> None:
+    model = tiny(head)
+    vit: Any = model.backbone.model.model
+    vit.pos_embed.normal_()
+    layout = LAYOUTS["mmsegmentation_setr"]
+    torch.save({"state_dict": state_dict_as(model, layout)}, tmp_path / "setr.pth")
+    images = torch.randn(1, 3, *size)
+    expected = mmsegmentations_logits(model, images)
+    for path in (tmp_path / "setr.pth", tmp_path / "native.safetensors"):
+        again = SETR.from_pretrained(path)
+        torch.testing.assert_close(again(images), expected, rtol=0, atol=2e-5)
+        again.save(tmp_path / "native.safetensors")
 
 
 def test_what_fits_no_head_is_refused_by_name(tmp_path: Path) -> None:

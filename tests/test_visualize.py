@@ -2,7 +2,7 @@ import numpy as np
 from PIL import Image
 
 from segformer import Classes
-from segformer.visualize import indexed, legend, overlay, sheet
+from segformer.visualize import colored, indexed, legend, overlay, sheet, with_legend
 
 CLASSES = Classes(["red", "green"], [(255, 0, 0), (0, 255, 0)])
 LABELS = np.array([[0, 1, 255]], np.uint8)
@@ -32,3 +32,27 @@ def test_a_sheet_places_rows_and_columns_without_overlap() -> None:
     small, large = Image.new("RGB", (20, 10), "blue"), Image.new("RGB", (40, 30), "blue")
     picture = np.array(sheet({"image": [small, large], "label": [large, small]}, CLASSES))
     assert (picture == (0, 0, 255)).all(-1).sum() == 2 * (20 * 10 + 40 * 30)
+
+
+def test_pictures_of_300_classes_hold_indices_and_show_their_colours(tmp_path) -> None:
+    classes = Classes([str(k) for k in range(300)])
+    labels = np.array([[0, 255, 299, 65535]])
+    indexed(labels, classes).save(tmp_path / "label.png")
+    with Image.open(tmp_path / "label.png") as read:
+        assert np.array(read).tolist() == labels.tolist()
+    shown = [list(classes.colors[k]) for k in (0, 255, 299)]
+    assert np.array(colored(labels, classes)).tolist() == [[*shown, [0, 0, 0]]]
+    image = Image.new("RGB", (4, 1), (0, 0, 200))
+    mixed = np.array(overlay(image, labels, classes, alpha=1.0))[0].tolist()
+    assert mixed == [*shown, [0, 0, 200]]
+
+
+def test_a_legend_is_below_the_picture_and_names_what_occurs() -> None:
+    picture = Image.new("RGB", (300, 40), "blue")
+    labels = np.full((40, 300), 1)
+    labels[0] = 255
+    result = np.array(with_legend(picture, labels, CLASSES))
+    assert np.array_equal(result[:40], np.array(picture))
+    assert (result[40:] == (0, 255, 0)).all(-1).sum() > 200
+    assert not (result[40:] == (255, 0, 0)).all(-1).any()
+    assert with_legend(picture, np.full((40, 300), 255), CLASSES) is picture

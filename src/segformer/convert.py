@@ -24,22 +24,38 @@ def multiply_adds(model: SegmentationModel, height: int, width: int) -> int:
 def summary(reading: Reading, size: tuple[int, int] = (512, 512)) -> str:
     """What a checkpoint holds, in a few lines."""
     model = SegFormer.compose(**reading.parts)
-    description = describe(model)
-    config = description["backbone"]["config"]
-    variant = config["variant"] if isinstance(config["variant"], str) else f"of its own, {config['variant']}"
+    backbone, head = (describe(model)[name] for name in ("backbone", "decode_head"))
+    config = backbone["config"]
     names = ", ".join(reading.classes.names[:6]) + (", …" if len(reading.classes) > 6 else "")
     rows = {
         "layout": reading.report.layout,
-        "variant": variant,
-        "decode head": f"{description['decode_head']['class']}, {description['decode_head']['config']['channels']} channels",
+        "variant": _size(config),
+        "decode head": f"{head['class']}, {head['config']['channels']} channels",
         "image channels": str(config["in_channels"]),
         "classes": f"{len(reading.classes)}: {names}",
         "parameters": f"{sum(p.numel() for p in model.parameters()):,} ({next(model.parameters()).dtype})",
         "multiply-adds": f"{multiply_adds(model, *size) / 1e9:.1f} G at {size[0]}×{size[1]}",
-        "numerics": str(Numerics.of(description)),
+        "numerics": _numerics(describe(model)),
+        "normalization": str(reading.normalization),
     }
     rows_of_report = (f"{event:15}{subject}: {reason}" for event, subject, reason in reading.report.rows)
     return "\n".join([_table(reading, rows), *rows_of_report])
+
+
+def _size(config: dict[str, Any]) -> str:
+    """What a backbone is called, or its sizes where it has no name."""
+    name = config.get("variant", config.get("name", config.get("dims")))
+    return name if isinstance(name, str) else f"of its own, {name}"
+
+
+def _numerics(description: dict[str, Any]) -> str:
+    """What makes the same weights give other outputs."""
+    if description["backbone"]["class"] == "MiT":
+        return str(Numerics.of(description))
+    config = {**description["backbone"]["config"], **description["decode_head"]["config"]}
+    told = {name: config[name] for name in ("positions", "fit", "norm_eps", "scales", "kernel_size") if name in config}
+    told |= {"align_corners": config.get("align_corners", description["align_corners"])}
+    return ", ".join(f"{name}={value}" for name, value in told.items())
 
 
 def _table(reading: Reading, rows: dict[str, str]) -> str:

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from segformer.data.datasets import IGNORE_INDEX, check_labels
+from segformer.data.classes import ignore_index
+from segformer.data.labels import check_labels
+from segformer.data.normalization import IMAGENET
 from segformer.data.transforms import Normalize, PadTo
 from segformer.metrics import Scores
 from segformer.models import evaluating
@@ -26,13 +28,25 @@ Size = tuple[int, int]
 ToLogits = Callable[[Tensor], Tensor]
 
 
+def pad_to_least(model: Any, images: Tensor) -> Tensor:
+    """Pads images (…, H, W) right and bottom with 0 up to the least size that the model takes."""
+    least = getattr(getattr(model, "backbone", None), "min_size", 1)
+    return PadTo((least, least))(images)
+
+
+def own_size_logits(model: ToLogits, images: Tensor) -> Tensor:
+    """Images (B, C, H, W) of any size to logits (B, K, H, W)."""
+    padded = pad_to_least(model, images)
+    return upsample(model(padded), padded.shape[-2:])[..., : images.shape[-2], : images.shape[-1]]
+
+
 @dataclass(frozen=True)
 class Whole:
     """Images as they are."""
 
     def logits(self, model: ToLogits, images: Tensor) -> Tensor:
         """Images (B, C, H, W) to logits (B, K, H, W)."""
-        return upsample(model(images), images.shape[-2:])
+        return own_size_logits(model, images)
 
 
 @dataclass(frozen=True)
@@ -72,7 +86,7 @@ class Slide:
             for left in lefts:
                 rows, columns = slice(top, top + self.crop_size[0]), slice(left, left + self.crop_size[1])
                 crop = images[:, :, rows, columns]
-                logits = upsample(model(crop), crop.shape[-2:])
+                logits = own_size_logits(model, crop)
                 if total is None:
                     total = logits.new_zeros(*logits.shape[:2], *images.shape[-2:])
                 total[:, :, rows, columns] += logits
@@ -162,8 +176,10 @@ def evaluate(model: Any, dataset: Any, protocol: Protocol | None = None, *, devi
     """The scores of any module that maps normalised images (B, 3, H, W) to logits, of any size, on a data set.
 
     Args:
-        model: the module, or any function; a Hugging Face model is given as ``lambda images: model(images).logits``.
-        dataset: samples (image uint8 (3, H, W), label uint8 (H, W)) and their ``classes``; 255 counts nowhere.
+        model: the module, or any function; a Hugging Face model is given as ``lambda images: model(images).logits``. Images are normalised
+            by its ``normalization``, where it has one, and by ImageNet's mean and standard deviation otherwise.
+        dataset: samples (image uint8 (3, H, W), label (H, W)) and their ``classes``; 255 counts nowhere, and 65535 in place
+            of it for more than 255 classes.
         protocol: how images are measured; by default whole, at their own size.
         device: where the model lies.
     """
@@ -171,8 +187,8 @@ def evaluate(model: Any, dataset: Any, protocol: Protocol | None = None, *, devi
 
     protocol = protocol or Protocol()
     classes = len(dataset.classes)
-    confusion = MulticlassConfusionMatrix(max(2, classes), ignore_index=IGNORE_INDEX).to(device)
-    prepare = Normalize()
+    confusion = MulticlassConfusionMatrix(max(2, classes), ignore_index=ignore_index(classes)).to(device)
+    prepare = normalize_for(model)
     for index in tqdm(range(len(dataset)), "evaluate", unit="image"):
         image, label = dataset[index]
         check_labels(label, max(2, classes), f"label map {index}")
@@ -189,12 +205,14 @@ def label_large(model: Any, image: Any, out: Any, mode: Slide, *, device: str | 
     Args:
         model: a module that maps images to logits.
         image: RGB uint8 (H, W, 3): an array, such as ``numpy.load(path, mmap_mode="r")``.
-        out: unsigned integers (H, W) that take the labels, such as ``numpy.lib.format.open_memmap(path, "w+", "uint8", (H, W))``.
+        out: unsigned integers (H, W) that hold all labels, such as
+            ``numpy.lib.format.open_memmap(path, "w+", "uint8", (H, W))``.
         mode: the windows.
         device: where the model lies.
 
     Raises:
-        ValueError: when the two differ in size, or the image is not RGB of 8 bits.
+        ValueError: when the two differ in size, the image is not RGB of 8 bits, or ``out`` cannot
+            hold the greatest label.
     """
     if image.ndim != 3 or image.shape[2] != 3 or tuple(out.shape) != tuple(image.shape[:2]) or image.dtype != np.uint8:
         raise ValueError(
@@ -210,6 +228,8 @@ def label_large(model: Any, image: Any, out: Any, mode: Slide, *, device: str | 
         for place, top in enumerate(tops):
             for left, logits in _windows(model, image, top, lefts, mode, device):
                 if band is None:
+                    if len(logits) - 1 > np.iinfo(out.dtype).max:
+                        raise ValueError(f"{out.dtype} cannot hold {len(logits)} labels; give an array of uint16")
                     band = torch.zeros(logits.shape[0], crop, width)
                 band[:, :, left : left + logits.shape[2]] += logits
                 counts[:, left : left + logits.shape[2]] += 1
@@ -225,11 +245,15 @@ def label_large(model: Any, image: Any, out: Any, mode: Slide, *, device: str | 
     bar.close()
 
 
+def normalize_for(model: Any) -> Normalize:
+    """The transform that normalises images by a model's ``normalization``, or by ImageNet's."""
+    return Normalize(getattr(model, "normalization", IMAGENET))
+
+
 def as_batch(model: Any, image: Tensor, device: str | torch.device) -> Tensor:
     """An image, uint8 (3, H, W), as a batch that the model takes: normalised, padded to its least size, in its precision."""
-    least = getattr(getattr(model, "backbone", None), "min_size", 1)
     dtype = next(model.parameters()).dtype if isinstance(model, nn.Module) else torch.float32
-    return PadTo((least, least))(Normalize()(image))[None].to(device, dtype)
+    return pad_to_least(model, normalize_for(model)(image))[None].to(device, dtype)
 
 
 def _windows(model: Any, image: Any, top: int, lefts: list[int], mode: Slide, device: str | torch.device) -> Iterator[tuple[int, Tensor]]:

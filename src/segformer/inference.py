@@ -14,16 +14,19 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from segformer.data.datasets import find_images, read_image
+from segformer.data.images import find_images, read_image
+from segformer.data.labels import file_type
 from segformer.evaluation import WINDOWS, Slide, as_batch, label_large
 from segformer.models import SegFormer, SegmentationModel
-from segformer.visualize import indexed, overlay
+from segformer.visualize import indexed, overlay, with_legend
 
 ARRAY = ".npy"  # an image of any size, mapped into memory
 
 
 def label_file(model: SegmentationModel, path: str | os.PathLike[str], slide: Slide | None = None) -> tuple[Image.Image, np.ndarray]:
-    """An image file and its labels (H, W) at its own size, uint8.
+    """An image file, turned upright, and its labels (H, W) at its own size.
+
+    Labels are uint8, or uint16 for more than 255 classes.
 
     Args:
         model: the network.
@@ -36,11 +39,12 @@ def label_file(model: SegmentationModel, path: str | os.PathLike[str], slide: Sl
     image, device = read_image(path), next(model.parameters()).device
     if slide is not None and (image.shape[1] > slide.crop_size[0] or image.shape[2] > slide.crop_size[1]):
         pixels = image.permute(1, 2, 0).numpy()
-        labels = np.zeros(pixels.shape[:2], np.uint8)
+        labels = np.zeros(pixels.shape[:2], file_type(model.num_classes))
         label_large(model, pixels, labels, slide, device=device)
         return Image.fromarray(pixels), labels
     predicted = model.predict(as_batch(model, image, device))[0, : image.shape[1], : image.shape[2]]
-    return Image.fromarray(image.permute(1, 2, 0).numpy()), predicted.to("cpu", torch.uint8).numpy()
+    labels = predicted.cpu().numpy().astype(file_type(model.num_classes))
+    return Image.fromarray(image.permute(1, 2, 0).numpy()), labels
 
 
 def label_array(model: SegmentationModel, path: Path, target: Path, slide: Slide) -> np.ndarray:
@@ -49,7 +53,8 @@ def label_array(model: SegmentationModel, path: Path, target: Path, slide: Slide
     Args:
         model: the network.
         path: the image's file.
-        target: the labels' file, uint8 (H, W); it is there when all of it is.
+        target: the labels' file, uint8 (H, W), or uint16 for more than 255 classes; it is there
+            when all of it is.
         slide: the windows, of which a band at a time is in memory.
 
     Raises:
@@ -58,7 +63,8 @@ def label_array(model: SegmentationModel, path: Path, target: Path, slide: Slide
     partial = target.with_name(f".{target.name}.part")
     try:
         image = np.lib.format.open_memmap(path, "r")
-        labels = np.lib.format.open_memmap(partial, "w+", np.uint8, image.shape[:2])
+        dtype = file_type(model.num_classes)
+        labels = np.lib.format.open_memmap(partial, "w+", dtype, image.shape[:2])
         label_large(model, image, labels, slide, device=next(model.parameters()).device)
         labels.flush()
         os.replace(partial, target)
@@ -105,7 +111,10 @@ def plan(sources: Iterable[str], out: Path, overwrite: bool = False, share: slic
 
 
 def main(args: list[str]) -> None:
-    """``segformer predict``: writes ``NAME.png``, class indices with their palette, and ``NAME_overlay.png`` for each image."""
+    """``segformer predict``: writes ``NAME.png`` and ``NAME_overlay.png`` for each image.
+
+    They are class indices with their palette, and colours over the image with their legend.
+    """
     parser = argparse.ArgumentParser("segformer predict", description="Label images with a trained network.")
     parser.add_argument("weights", help="file, folder or Hugging Face id, in any layout that SegFormer.from_pretrained reads")
     parser.add_argument("images", nargs="+", help="image files, or folders of them; NAME.npy, uint8 (H, W, 3), need not fit into memory")
@@ -132,7 +141,7 @@ def _predict(options: argparse.Namespace) -> None:
         raise OSError(f"the folder {str(options.out)!r} cannot be written ({error.strerror}); choose another with --out") from error
     model = SegFormer.from_pretrained(options.weights).to(options.device)
     slide = Slide((options.slide[0],) * 2, (options.slide[1],) * 2) if options.slide else None
-    counts = np.zeros(256, dtype=np.int64)
+    counts = np.zeros(max(2, len(model.classes)), dtype=np.int64)  # one logit tells two apart
     refused = []
     for path, targets in tqdm(targets_of.items(), "predict", unit="image"):
         targets[0].parent.mkdir(parents=True, exist_ok=True)
@@ -142,12 +151,13 @@ def _predict(options: argparse.Namespace) -> None:
             else:
                 image, labels = label_file(model, path, slide)
                 indexed(labels, model.classes).save(targets[0])
-                overlay(image, labels, model.classes).save(targets[1])
+                shown = overlay(image, labels, model.classes)
+                with_legend(shown, labels, model.classes).save(targets[1])
         except ValueError as error:  # one broken image must not cost the others
             refused.append(str(error))
             continue
         for row in labels:  # counted one by one: NumPy counts in a copy of eight times the size
-            counts += np.bincount(row, minlength=256)
+            counts += np.bincount(row, minlength=len(counts))
     if counts.any():
         print(_histogram(counts, model))
     print(f"{len(targets_of) - len(refused)} images labelled in {options.out}")
@@ -160,7 +170,7 @@ def _histogram(counts: np.ndarray, model: SegmentationModel) -> str:
     shares = counts / counts.sum()
     width = max(map(len, model.classes.names))
     rows = [
-        f"{model.classes.names[k]:{width}}  {100 * shares[k]:6.2f} %  {'█' * round(40 * shares[k])}".rstrip()
+        f"{model.classes.names[k]:{width}}  {100 * shares[k]:6.2f} %  {'#' * round(40 * shares[k])}".rstrip()
         for k in np.argsort(-shares, kind="stable")
         if counts[k]
     ]

@@ -26,7 +26,7 @@ def convolution_is_faster() -> bool:
 
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.read_text() if cpuinfo.is_file() else platform.processor()
+    return cpuinfo.read_text(encoding="utf-8") if cpuinfo.is_file() else platform.processor()
 
 
 def by_convolution(x: Tensor) -> bool:

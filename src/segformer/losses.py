@@ -1,4 +1,6 @@
-"""Losses on logits (B, K, h, w) of any size and full-size targets (B, H, W), in which 255 counts nowhere.
+"""Losses on logits (B, K, h, w) of any size and full-size targets (B, H, W).
+
+The targets' ignored value, 255 (65535 for more than 255 classes), counts nowhere.
 
 One logit (K = 1) is the second class's, over a first class whose logit is 0: the softmax of the pair is its sigmoid.
 """
@@ -11,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segformer.data.classes import ignore_index
 from segformer.upsample import upsample, upsample_cross_entropy, with_background
 
 
@@ -20,12 +23,18 @@ def _at_full_size(logits: Tensor, target: Tensor, align_corners: bool) -> tuple[
     return upsample(logits, target.shape[-2:], align_corners), target.long()
 
 
+def _ignored(given: int | None, logits: Tensor) -> int:
+    """The target's ignored value: the given one, or that of as many classes."""
+    return ignore_index(logits.shape[1]) if given is None else given
+
+
 class CrossEntropy(nn.Module):
     """Cross-entropy at the target's resolution, without ever making the logits of that size.
 
     Args:
         weight: one weight a class, for rare classes; by default all 1.
-        ignore_index: the target's value that counts nowhere.
+        ignore_index: the target's value that counts nowhere; by default 255, and 65535 for more
+            than 255 classes.
         label_smoothing: share of the target that is spread over all classes.
         over_all_pixels: a mean over all pixels, ignored ones too, as in the official training; by default over the valid ones.
     """
@@ -33,7 +42,7 @@ class CrossEntropy(nn.Module):
     def __init__(
         self,
         weight: Sequence[float] | None = None,
-        ignore_index: int = 255,
+        ignore_index: int | None = None,
         label_smoothing: float = 0.0,
         over_all_pixels: bool = False,
     ) -> None:
@@ -45,13 +54,14 @@ class CrossEntropy(nn.Module):
         self.register_buffer("weight", None if weight is None else torch.tensor(weight, dtype=torch.float32), persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor, align_corners: bool = False) -> Tensor:
-        if not (target != self.ignore_index).any():  # a mean over no pixel; nothing is to be learned from the batch
+        target, ignored = target.long(), _ignored(self.ignore_index, logits)
+        if not (target != ignored).any():  # a mean over no pixel: nothing is to be learned
             return 0.0 * logits.sum()
         return upsample_cross_entropy(
             with_background(logits),
-            target.long(),
+            target,
             self.weight,
-            self.ignore_index,
+            ignored,
             align_corners,
             label_smoothing=self.label_smoothing,
             over_all_pixels=self.over_all_pixels,
@@ -67,11 +77,16 @@ class OHEM(nn.Module):
         threshold: pixels less probable than this are hard.
         min_kept: the least number of pixels of the batch that count, the hardest first.
         weight: one weight a class.
-        ignore_index: the target's value that counts nowhere.
+        ignore_index: the target's value that counts nowhere; by default 255, and 65535 for more
+            than 255 classes.
     """
 
     def __init__(
-        self, threshold: float = 0.7, min_kept: int = 100_000, weight: Sequence[float] | None = None, ignore_index: int = 255
+        self,
+        threshold: float = 0.7,
+        min_kept: int = 100_000,
+        weight: Sequence[float] | None = None,
+        ignore_index: int | None = None,
     ) -> None:
         super().__init__()
         if not 0 < threshold <= 1:
@@ -82,7 +97,8 @@ class OHEM(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor, align_corners: bool = False) -> Tensor:
         logits, target = _at_full_size(logits, target, align_corners)
-        valid = target != self.ignore_index
+        ignored = _ignored(self.ignore_index, logits)
+        valid = target != ignored
         probability = logits.detach().softmax(1).gather(1, target.where(valid, 0)[:, None])[:, 0].where(valid, 2.0).flatten()
         kept = min(self.min_kept, int(valid.sum()))
         bar = probability.kthvalue(kept).values.clamp_min(self.threshold) if kept else probability.new_tensor(self.threshold)
@@ -90,28 +106,34 @@ class OHEM(nn.Module):
         if not hard.any():
             return 0.0 * logits.sum()
         weight = None if self.weight is None else self.weight.to(logits.dtype)
-        return F.cross_entropy(logits, target.where(hard, self.ignore_index), weight, ignore_index=self.ignore_index)
+        return F.cross_entropy(logits, target.where(hard, ignored), weight, ignore_index=ignored)
 
 
 class Dice(nn.Module):
-    """One minus the classes' mean Dice coefficient of labels and probabilities (V-Net, arXiv 1606.04797), over the batch.
+    """One minus the mean Dice coefficient of labels and probabilities (V-Net, arXiv 1606.04797), over the batch.
+
+    The mean is over the classes that the batch's labels hold: a class without a labelled pixel has no coefficient to
+    speak of, and what is wrongly given to it is missing from the others.
 
     Args:
-        smooth: added to numerator and denominator, so that an absent class that is not predicted costs nothing.
-        ignore_index: the target's value that counts nowhere.
+        smooth: added to numerator and denominator.
+        ignore_index: the target's value that counts nowhere; by default 255, and 65535 for more
+            than 255 classes.
     """
 
-    def __init__(self, smooth: float = 1.0, ignore_index: int = 255) -> None:
+    def __init__(self, smooth: float = 1.0, ignore_index: int | None = None) -> None:
         super().__init__()
         self.smooth, self.ignore_index = smooth, ignore_index
 
     def forward(self, logits: Tensor, target: Tensor, align_corners: bool = False) -> Tensor:
         logits, target = _at_full_size(logits, target, align_corners)
-        valid = (target != self.ignore_index)[:, None]
+        valid = (target != _ignored(self.ignore_index, logits))[:, None]
         probability = logits.softmax(1) * valid
         truth = torch.zeros_like(probability).scatter_(1, target.where(valid[:, 0], 0)[:, None], 1.0) * valid
         both, either = ((probability * truth).sum((0, 2, 3)), (probability + truth).sum((0, 2, 3)))
-        return 1 - ((2 * both + self.smooth) / (either + self.smooth)).mean()
+        present = truth.any(dim=3).any(dim=2).any(dim=0)
+        cost = 1 - (2 * both + self.smooth) / (either + self.smooth)
+        return (cost * present).sum() / present.sum().clamp_min(1)
 
 
 class Focal(nn.Module):
@@ -120,10 +142,16 @@ class Focal(nn.Module):
     Args:
         gamma: 0 is the cross-entropy.
         weight: one weight a class.
-        ignore_index: the target's value that counts nowhere.
+        ignore_index: the target's value that counts nowhere; by default 255, and 65535 for more
+            than 255 classes.
     """
 
-    def __init__(self, gamma: float = 2.0, weight: Sequence[float] | None = None, ignore_index: int = 255) -> None:
+    def __init__(
+        self,
+        gamma: float = 2.0,
+        weight: Sequence[float] | None = None,
+        ignore_index: int | None = None,
+    ) -> None:
         super().__init__()
         self.weight: Tensor | None
         self.gamma, self.ignore_index = gamma, ignore_index
@@ -132,7 +160,7 @@ class Focal(nn.Module):
     def forward(self, logits: Tensor, target: Tensor, align_corners: bool = False) -> Tensor:
         logits, target = _at_full_size(logits, target, align_corners)
         log_p = logits.log_softmax(1)
-        valid = target != self.ignore_index
+        valid = target != _ignored(self.ignore_index, logits)
         log_p = log_p.gather(1, target.where(valid, 0)[:, None])[:, 0]
         share = valid if self.weight is None else self.weight.to(log_p.dtype)[target.where(valid, 0)] * valid
         return -((1 - log_p.exp()) ** self.gamma * log_p * share).sum() / share.sum().clamp_min(1e-12)

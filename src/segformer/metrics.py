@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,8 +43,9 @@ class Scores:
 
     def table(self, classes: Classes) -> str:
         """Per-class IoU and accuracy, their means, and the pixel accuracy, in per cent."""
-        width = max(14, *map(len, classes.names))
-        columns = zip(classes.names, self.iou, self.accuracy, strict=True)
+        names = self.names(classes)
+        width = max(14, *map(len, names))
+        columns = zip(names, self.iou, self.accuracy, strict=True)
         rows = [f"{name:{width}}  {100 * iou:6.2f}  {100 * accuracy:6.2f}" for name, iou, accuracy in columns]
         line = "-" * (width + 16)
         means = [
@@ -53,10 +55,21 @@ class Scores:
         return "\n".join([f"{'class':{width}}   IoU %   Acc %", line, *rows, line, *means])
 
     def to_dict(self, classes: Classes) -> dict[str, Any]:
-        """The scores by name, JSON-able: a class without IoU says ``None``."""
-
-        def by_name(values: tuple[float, ...]) -> dict[str, float | None]:
-            return {name: None if value != value else value for name, value in zip(classes.names, values, strict=True)}
-
+        """The scores by name, as strict JSON has them: ``None`` in place of NaN."""
         means = {"miou": self.miou, "mean_accuracy": self.mean_accuracy, "pixel_accuracy": self.pixel_accuracy}
-        return {**means, "iou": by_name(self.iou), "accuracy": by_name(self.accuracy)}
+        per_class = {"iou": self.iou, "accuracy": self.accuracy}
+        names = self.names(classes)
+        return {
+            **_without_nan(means),
+            **{key: _without_nan(dict(zip(names, values, strict=True))) for key, values in per_class.items()},
+        }
+
+    def names(self, classes: Classes) -> tuple[str, ...]:
+        """The classes' names; one logit tells a single class from a second one, which is everything else."""
+        if (len(classes), len(self.iou)) == (1, 2):
+            return (*classes.names, f"not {classes.names[0]}")
+        return tuple(classes.names)
+
+
+def _without_nan(values: dict[str, float]) -> dict[str, float | None]:
+    return {name: None if math.isnan(value) else value for name, value in values.items()}

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from segformer import checkpoint
 from segformer.data.classes import Classes
+from segformer.data.normalization import IMAGENET, Normalization
 from segformer.graphs import Graphs
 from segformer.heads import AllMLPHead
 from segformer.mit import MiT, Variant, find_variant, refuse_scripting
@@ -35,18 +36,30 @@ class SegmentationModel(nn.Module):
         decode_head: that list to logits (B, K, H/4, W/4), with ``num_classes`` = K.
         classes: names and colours of the K classes; by default ``class 0``, ``class 1``, …
         align_corners: how stride-4 logits are interpolated to pixels; true only for weights that were trained so.
+        normalization: how images are normalised for these weights; by default as the backbone says
+            (``backbone.normalization``), or by ImageNet's mean and standard deviation.
 
     Raises:
-        ValueError: when there are names for another number of classes.
+        ValueError: when there are names for another number of classes, or the normalization is for
+            another number of channels.
     """
 
-    def __init__(self, backbone: nn.Module, decode_head: nn.Module, classes: Classes | None = None, *, align_corners: bool = False) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        decode_head: nn.Module,
+        classes: Classes | None = None,
+        *,
+        align_corners: bool = False,
+        normalization: Normalization | None = None,
+    ) -> None:
         super().__init__()
         self.backbone: Any = backbone
         self.decode_head: Any = decode_head
         self.align_corners = align_corners
         self._graphs = Graphs()
-        self.classes = classes or Classes.unnamed(self.num_classes)
+        self.classes = classes or Classes.of_logits(self.num_classes)
+        self.normalization = normalization or self._default_normalization()
 
     __prepare_scriptable__ = refuse_scripting
 
@@ -58,21 +71,42 @@ class SegmentationModel(nn.Module):
     def classes(self) -> Classes:
         """Names and colours of the classes; they travel in the file that :meth:`save` writes.
 
-        A model of one logit may name two: what it labels 0, and what it labels 1.
+        A model of one logit has two: what it labels 0, and what it labels 1. Given one name, it is
+        that of label 1, and label 0 is the background.
         """
         return self._classes
 
     @classes.setter
     def classes(self, classes: Classes) -> None:
-        if len(classes) != self.num_classes and (len(classes), self.num_classes) != (2, 1):
+        if not classes.fit(self.num_classes):
             raise ValueError(
                 f"{len(classes)} class names ({', '.join(classes.names[:3])}, …) for a model of {self.num_classes} classes; build it with "
                 f"num_classes={len(classes)}, or ask from_pretrained(…, num_classes={len(classes)}) for a new classifier"
             )
-        self._classes = classes
+        self._classes = classes.with_background() if len(classes) == 1 else classes
+
+    @property
+    def normalization(self) -> Normalization:
+        """How images are normalised for these weights; it travels with them, as ``classes`` do."""
+        return self._normalization
+
+    @normalization.setter
+    def normalization(self, normalization: Normalization) -> None:
+        channels = getattr(self.backbone, "in_channels", len(normalization.mean))
+        if len(normalization.mean) != channels:
+            raise ValueError(
+                f"a normalization of {len(normalization.mean)} channels for a model that takes "
+                f"{channels}; give one mean and std a channel, or normalization.for_channels({channels})"
+            )
+        self._normalization = normalization
+
+    def _default_normalization(self) -> Normalization:
+        """The backbone's own, or ImageNet's."""
+        normalization = getattr(self.backbone, "normalization", IMAGENET)
+        return normalization.for_channels(getattr(self.backbone, "in_channels", len(IMAGENET.mean)))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W), normalised with the ImageNet mean and std, to logits (B, K, H, W)."""
+        """Images (B, C, H, W), normalised by ``normalization``, to logits (B, K, H, W)."""
         logits = self.decode_head(self.backbone(images))  # (B, K, H/4, W/4)
         return upsample(logits, images.shape[-2:], self.align_corners)
 
@@ -166,7 +200,12 @@ class SegmentationModel(nn.Module):
         in_channels: int | None = None,
         layout: str | None = None,
         strict: bool = True,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
         revision: str | None = None,
+        subfolder: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
     ) -> Self:
         """Read a model in any known layout, with the numerics it was trained with, in evaluation mode.
 
@@ -180,18 +219,47 @@ class SegmentationModel(nn.Module):
             in_channels: another number of image channels than the file's, whose stem is summed (to one) or repeated and scaled.
             layout: the layout's name where the tensors' names cannot tell it: ``"sithu"`` or ``"bubbliiiing"`` instead of ``"nvidia"``.
             strict: refuse keys that are missing or left over; else they are made anew or ignored, and reported.
+            dtype: precision of the parameters; by default the file's, and where it holds several the
+                widest of them. Eight-bit floats are read as the widest of the others, or float32.
+            device: where the parameters lie; by default on the CPU.
             revision: branch, tag or commit on the hub.
+            subfolder: the folder below ``source`` where the weights lie.
+            token: for the hub; by default the one that its own command line has stored.
+            cache_dir: where what the hub gives is kept; by default the hub's own cache.
 
         Raises:
             FileNotFoundError: when there is no such file, folder or hub id.
             ValueError: naming the file, and the first keys that do not fit, when it is truncated, holds no tensors, has an unknown layout,
                 or other shapes than its layout says.
         """
-        reading = checkpoint.read(source, num_classes, in_channels=in_channels, layout=layout, strict=strict, revision=revision)
-        return cls.compose(**reading.parts).eval()
+        reading = checkpoint.read(
+            source,
+            num_classes,
+            in_channels=in_channels,
+            layout=layout,
+            strict=strict,
+            dtype=dtype,
+            revision=revision,
+            subfolder=subfolder,
+            token=token,
+            cache_dir=cache_dir,
+        )
+        return cls.compose(**reading.parts).to(device).eval()
 
-    def load_weights(self, source: str | os.PathLike[str], *, layout: str | None = None, revision: str | None = None) -> None:
+    def load_weights(
+        self,
+        source: str | os.PathLike[str],
+        *,
+        layout: str | None = None,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
         """Read weights in any known layout into this model as it was built; every key must fit.
+
+        The model keeps its own numerics and normalization; where the file's are others, they are
+        named in a warning.
 
         Args:
             source: as for :meth:`from_pretrained`, as the others.
@@ -200,13 +268,30 @@ class SegmentationModel(nn.Module):
             FileNotFoundError: when there is no such file, folder or hub id.
             ValueError: naming the file, and the first keys or shapes that do not fit.
         """
-        checkpoint.load(self, source, layout=layout, revision=revision)
+        checkpoint.load(
+            self,
+            source,
+            layout=layout,
+            revision=revision,
+            subfolder=subfolder,
+            token=token,
+            cache_dir=cache_dir,
+        )
 
     @classmethod
-    def compose(cls, backbone: nn.Module, decode_head: nn.Module, classes: Classes | None = None, *, align_corners: bool = False) -> Self:
+    def compose(
+        cls,
+        backbone: nn.Module,
+        decode_head: nn.Module,
+        classes: Classes | None = None,
+        *,
+        align_corners: bool = False,
+        normalization: Normalization | None = None,
+    ) -> Self:
         """A model of this class from ready-made parts, whatever arguments its own constructor takes."""
         model = cls.__new__(cls)
-        SegmentationModel.__init__(model, backbone, decode_head, classes, align_corners=align_corners)
+        options: Any = {"align_corners": align_corners, "normalization": normalization}
+        SegmentationModel.__init__(model, backbone, decode_head, classes, **options)
         return model
 
 
@@ -222,6 +307,7 @@ class SegFormer(SegmentationModel):
         drop_path: the stochastic-depth rate, by default 0.1; a backbone of yours brings its own.
         dropout: probability of dropping a channel before the classifier.
         classes: names and colours.
+        normalization: how images are normalised; by default see :class:`SegmentationModel`.
 
     Raises:
         ValueError: on an unknown variant, fewer than one class or channel, or arguments that a ready-made backbone cannot heed.
@@ -242,6 +328,7 @@ class SegFormer(SegmentationModel):
         drop_path: float | None = None,
         dropout: float = 0.1,
         classes: Classes | None = None,
+        normalization: Normalization | None = None,
     ) -> None:
         if num_classes is None:
             num_classes = len(classes) if classes else 150
@@ -259,7 +346,7 @@ class SegFormer(SegmentationModel):
             raise ValueError(f"{', '.join(options)} given beside a ready-made {type(backbone).__name__}; set it there")
         channels: Any = backbone.channels
         head = AllMLPHead(channels, num_classes, width if decoder_channels is None else decoder_channels, dropout=dropout)
-        super().__init__(backbone, head, classes)
+        super().__init__(backbone, head, classes, normalization=normalization)
 
 
 class Pretrained(SegmentationModel):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from segformer import checkpoint
 from segformer.data.classes import Classes
+from segformer.data.normalization import Normalization
 from segformer.models import SegmentationModel
 from segformer.timm_backbone import TimmBackbone
 from segformer.upsample import upsample
@@ -224,6 +225,8 @@ class SETR(SegmentationModel):
         in_channels: channels of the images.
         drop_path: the last block's stochastic-depth rate; 0 in the published runs.
         classes: names and colours.
+        normalization: how images are normalised; by default timm's for the weights that
+            ``pretrained`` loads, and ImageNet's without.
 
     Raises:
         ValueError: on an unknown backbone or a head that does not say what it reads.
@@ -253,6 +256,7 @@ class SETR(SegmentationModel):
         in_channels: int = 3,
         drop_path: float = 0.0,
         classes: Classes | None = None,
+        normalization: Normalization | None = None,
     ) -> None:
         if num_classes is None:
             num_classes = len(classes) if classes else 150
@@ -271,4 +275,4 @@ class SETR(SegmentationModel):
             img_size=img_size if isinstance(img_size, int) else tuple(img_size),
             drop_path_rate=drop_path,
         )
-        super().__init__(vit, head(vit.channels, num_classes, channels), classes)
+        super().__init__(vit, head(vit.channels, num_classes, channels), classes, normalization=normalization)

@@ -1,7 +1,7 @@
 """``mit_b0`` … ``mit_b5`` among timm's models: the ImageNet classifier, and the pyramid under ``features_only=True``.
 
 ``timm.create_model("mit_b0", pretrained=True)`` reads NVIDIA's ImageNet weights from the Hugging Face hub; a file of yours, in any layout
-of :mod:`segformer.checkpoint`, is named by ``pretrained_cfg_overlay={"file": …}``.
+of :mod:`segformer.checkpoint`, is named by ``pretrained_cfg_overlay={"file": …}``. The model takes the layout's epsilons and activation.
 """
 
 from __future__ import annotations
@@ -132,7 +132,22 @@ class MiTClassifier(MiT):
 
 
 def _read(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    return checkpoint.translate_encoder(tensors)
+    state, config = checkpoint.translate_encoder(tensors)
+    _take_numerics(model, config["norm_eps"], config["embed_norm_eps"], config["act"])
+    return state
+
+
+def _take_numerics(model: Any, norm_eps: float, embed_norm_eps: float, act: str) -> None:
+    """Have a model compute as the weights were trained; the arguments are those of :class:`MiT`."""
+    for stage in model.stages:
+        stage.embed.norm.eps = embed_norm_eps
+        stage.norm.eps = norm_eps
+        for block in stage.blocks:
+            block.norm1.eps = block.norm2.eps = norm_eps
+            block.ffn.act = MiT.ACTIVATIONS[act]()
+            if not isinstance(block.attn.reduce, nn.Identity):
+                block.attn.reduce.norm.eps = embed_norm_eps
+    model.config |= {"norm_eps": norm_eps, "embed_norm_eps": embed_norm_eps, "act": act}
 
 
 def _register(name: str) -> Callable[..., nn.Module]:

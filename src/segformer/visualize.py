@@ -7,43 +7,77 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from segformer.data.classes import Classes
-from segformer.data.datasets import IGNORE_INDEX
+from segformer.data.classes import IGNORE_INDEX, Classes
+from segformer.data.labels import file_type
 
 GAP = 8  # pixels between the pictures of a sheet
+TEXT = 16  # pixels
 IGNORED = (0, 0, 0)
 
 
 def indexed(labels: np.ndarray, classes: Classes) -> Image.Image:
-    """Labels (H, W) as a palette image: the file's pixel values are the class indices, its colours the classes'."""
-    if len(classes) > IGNORE_INDEX:
-        raise ValueError(f"{len(classes)} classes do not fit into an 8-bit picture, which holds {IGNORE_INDEX} and the ignored value")
-    image = Image.fromarray(labels.astype(np.uint8), mode=None)
-    palette = [*classes.colors, *[IGNORED] * (256 - len(classes))]
-    image.putpalette([channel for color in palette for channel in color])
+    """Labels (H, W) as a picture whose pixel values are the class indices.
+
+    Up to 255 classes it has a palette of their colours; for more it is grey, of 16 bits.
+    """
+    image = Image.fromarray(labels.astype(file_type(len(classes))))
+    if classes.ignore_index == IGNORE_INDEX:
+        palette = [*classes.colors, *[IGNORED] * (256 - len(classes))]
+        image.putpalette([channel for color in palette for channel in color])
     return image
+
+
+def colored(labels: np.ndarray, classes: Classes) -> Image.Image:
+    """Labels (H, W) as an RGB picture of the classes' colours; ignored pixels are black."""
+    colors = np.zeros((classes.ignore_index + 1, 3), np.uint8)
+    colors[: len(classes)] = classes.colors
+    return Image.fromarray(colors[labels])
 
 
 def overlay(image: Image.Image, labels: np.ndarray, classes: Classes, alpha: float = 0.55) -> Image.Image:
     """The colours of the labels (H, W), at opacity ``alpha``, over an image of the same size; ignored pixels show the image alone."""
-    colors = indexed(labels, classes).convert("RGB")
-    opacity = Image.fromarray(np.where(labels == IGNORE_INDEX, 0, round(255 * alpha)).astype(np.uint8))
-    return Image.composite(colors, image.convert("RGB"), opacity)
+    is_ignored = labels == classes.ignore_index
+    opacity = Image.fromarray(np.where(is_ignored, 0, round(255 * alpha)).astype(np.uint8))
+    return Image.composite(colored(labels, classes), image.convert("RGB"), opacity)
 
 
-def legend(classes: Classes, width: int, shown: Sequence[int] | None = None) -> Image.Image:
-    """A box of colour and a name for each class (of ``shown``, by default all), in as many rows as ``width`` pixels need."""
-    font = ImageFont.load_default(16)
+def with_legend(picture: Image.Image, labels: np.ndarray, classes: Classes) -> Image.Image:
+    """A picture above the colours and names of the classes that occur in its labels (H, W).
+
+    Text grows with the picture: a name is readable where a whole photograph fits a screen.
+    """
+    shown = [k for k in np.unique(labels).tolist() if k != classes.ignore_index]
+    if not shown:
+        return picture
+    key = legend(classes, picture.width, shown, max(TEXT, picture.width // 64))
+    image = Image.new("RGB", (key.width, picture.height + key.height), "white")
+    image.paste(picture, (0, 0))
+    image.paste(key, (0, picture.height))
+    return image
+
+
+def legend(classes: Classes, width: int, shown: Sequence[int] | None = None, text: int = TEXT) -> Image.Image:
+    """A box of colour and a name for each class, in as many rows as ``width`` pixels need.
+
+    Args:
+        classes: Names and colours.
+        width: Width in pixels; a name that needs more makes it wider.
+        shown: Indices of the classes, by default all.
+        text: Size of the text in pixels.
+    """
+    font = ImageFont.load_default(text)
     shown = range(len(classes)) if shown is None else shown
-    column = max(int(font.getlength(classes.names[k])) for k in shown) + 40
-    columns = max(1, width // column)
+    gap, box, row = text // 2, text + 2, text * 26 // 16
+    column = max(int(font.getlength(classes.names[k])) for k in shown) + box + 3 * gap
+    width = max(width, column)
+    columns = width // column
     rows = -(-len(shown) // columns)
-    image = Image.new("RGB", (width, rows * 26 + GAP), "white")
+    image = Image.new("RGB", (width, rows * row + gap), "white")
     draw = ImageDraw.Draw(image)
     for place, k in enumerate(shown):
-        x, y = place % columns * column + GAP, place // columns * 26 + GAP
-        draw.rectangle((x, y, x + 18, y + 16), classes.colors[k], "black")
-        draw.text((x + 24, y + 8), classes.names[k], "black", font, anchor="lm")
+        x, y = place % columns * column + gap, place // columns * row + gap
+        draw.rectangle((x, y, x + box, y + text), classes.colors[k], "black")
+        draw.text((x + box + gap, y + text // 2), classes.names[k], "black", font, anchor="lm")
     return image
 
 
@@ -52,8 +86,8 @@ def sheet(columns: Mapping[str, Sequence[Image.Image]], classes: Classes) -> Ima
     font = ImageFont.load_default(18)
     widths = [max(picture.width for picture in pictures) for pictures in columns.values()]
     heights = [max(picture.height for picture in row) for row in zip(*columns.values(), strict=True)]
-    width = sum(widths) + GAP * (len(widths) + 1)
-    key = legend(classes, width)
+    key = legend(classes, sum(widths) + GAP * (len(widths) + 1))
+    width = key.width
     image = Image.new("RGB", (width, 30 + sum(heights) + GAP * len(heights) + key.height), "white")
     draw = ImageDraw.Draw(image)
     x = GAP

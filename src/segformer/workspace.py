@@ -21,7 +21,7 @@ GPU_PIECE = 256 << 20  # on a GPU, where each piece costs some launches
 
 def in_pieces(x: Tensor) -> bool:
     """Whether what is computed of ``x`` may be computed piece by piece: on a CPU, with neither gradients nor a graph recorded."""
-    return not (torch.is_grad_enabled() or is_traced(x) or is_transformed()) and x.device.type == "cpu"
+    return not (torch.is_grad_enabled() or is_traced(x) or is_transformed()) and x.device.type == "cpu" and x.numel() > 0
 
 
 def is_transformed() -> bool:

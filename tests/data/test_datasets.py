@@ -64,10 +64,11 @@ def test_labels_of_any_type_are_checked(dtype: torch.dtype) -> None:
             check_labels(torch.tensor([0, value, value, 9, 1]).to(dtype), 3, "it")
 
 
-@pytest.mark.parametrize("value", [2, -1, 256])
+@pytest.mark.parametrize("value", [2, -1, 65536])
 def test_an_ignored_value_that_is_a_class_or_none_is_refused(tmp_path: Path, value: int) -> None:
     pair(tmp_path)
-    with pytest.raises(ValueError, match=rf"ignore_index={value} must be a value that is no class, from 3 to 255"):
+    message = rf"ignore_index={value} must be a value that is no class, from 3 to 65535"
+    with pytest.raises(ValueError, match=message):
         dataset(tmp_path, ignore_index=value)
 
 
@@ -146,7 +147,7 @@ def test_a_palette_label_map_is_read_as_indices(tmp_path: Path) -> None:
     assert read_label_map(tmp_path / "label.png").tolist() == [[0, 1, 2]]
 
 
-@pytest.mark.parametrize("array", [np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.uint16)], ids=["colours", "16 bits"])
-def test_a_label_map_that_is_no_index_map_is_refused(tmp_path: Path, array: np.ndarray) -> None:
-    with pytest.raises(ValueError, match=r"label.png' has mode .* one 8-bit channel"):
-        read_label_map(write(tmp_path / "label.png", array))
+def test_a_label_map_that_is_no_index_map_is_refused(tmp_path: Path) -> None:
+    colors = np.array([[(0, 0, 0), (0, 0, 1)]], np.uint8)
+    with pytest.raises(ValueError, match=r"label.png' has mode RGB .* need one channel"):
+        read_label_map(write(tmp_path / "label.png", colors))

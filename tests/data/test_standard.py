@@ -113,12 +113,15 @@ def test_a_label_map_stands_alone(tmp_path: Path) -> None:
     pair(tmp_path / "i/1.png", tmp_path / "l/1.png", [0])
     with pytest.raises(ValueError, match="ignore_index=3 beside a label_map; say there that 3 is 255"):
         FolderDataset(tmp_path / "i", tmp_path / "l", Classes(["a", "b"]), 3, label_map={0: 0})
-    write(tmp_path / "l/1.png", np.zeros((1, 1, 3), np.uint8))
+    write(tmp_path / "l/1.png", np.array([[(0, 0, 1)]], np.uint8))
     with pytest.raises(ValueError, match="has mode RGB"):  # its colours say the classes already
         labels(FolderDataset(tmp_path / "i", tmp_path / "l", Classes(["a", "b"]), label_map={0: 0}))
 
 
-@pytest.mark.parametrize(("label_map", "message"), [({300: 0}, "lists the value 300"), ({0: 5}, "gives 0 the class 5; there are 0 to 1")])
+@pytest.mark.parametrize(
+    ("label_map", "message"),
+    [({65536: 0}, "lists the value 65536"), ({0: 5}, "gives 0 the class 5; there are 0 to 1")],
+)
 def test_a_label_map_that_cannot_be(label_map: dict[int, int], message: str, tmp_path: Path) -> None:
     pair(tmp_path / "i/1.png", tmp_path / "l/1.png", [0])
     with pytest.raises(ValueError, match=message):

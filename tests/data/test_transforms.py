@@ -6,7 +6,8 @@ import pytest
 import torch
 from torchvision import tv_tensors
 
-from segformer.data.transforms import IMAGENET_MEAN, Normalize, PadTo, PhotometricDistortion, RandomScaledCrop, TrainTransform
+from segformer.data.normalization import IMAGENET
+from segformer.data.transforms import Normalize, PadTo, PhotometricDistortion, RandomScaledCrop, TrainTransform
 
 
 def sample(height: int, width: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
@@ -165,7 +166,7 @@ def test_padding_is_0_for_images_and_255_for_labels() -> None:
 
 
 def test_normalisation_takes_the_mean_colour_to_0() -> None:
-    mean = (torch.tensor(IMAGENET_MEAN) * 255).round().to(torch.uint8)
+    mean = (torch.tensor(IMAGENET.mean) * 255).round().to(torch.uint8)
     image = Normalize()(tv_tensors.Image(mean[:, None, None].expand(3, 4, 4)))
     assert image.abs().max() < 0.01
     assert image.dtype == torch.float32

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +15,14 @@ import pytest
 from PIL import Image
 
 from segformer import Classes
+from segformer.data.datasets import DataError
 from segformer.data.transforms import TrainTransform
-from segformer.train.check import check, main
+from segformer.train.check import Samples, check, main
 from segformer.train.data import FolderData
+
+pytestmark = pytest.mark.filterwarnings(  # of methods that jsonargparse's version 5 renames
+    "ignore::DeprecationWarning:jsonargparse", "ignore::DeprecationWarning:segformer.train.check"
+)
 
 CONFIG = """
 data:
@@ -56,6 +67,90 @@ def test_counts_sizes_and_shares(root: Path, workers: int) -> None:
     assert "no problems" in findings.text(data(root).classes)
 
 
+def test_all_planted_faults_are_named_in_one_run(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An image without its label map, a truncated file, a value 77, a label map without its image,
+    a foreign palette; one pair has two faults."""
+    Image.effect_noise((30, 20), 90).convert("RGB").save(root / "images/train/alone.jpg")
+    Image.fromarray(np.zeros((20, 30), np.uint8)).save(root / "labels/val/lonely.png")
+    Image.fromarray(np.full((20, 30), 77, np.uint8)).save(root / "labels/train/1.png")
+    (root / "images/train/1.png").write_bytes((root / "images/train/1.png").read_bytes()[:200])
+    foreign = Image.fromarray(np.zeros((20, 30), np.uint8))
+    foreign.putpalette([1, 2, 3, 4, 5, 6])
+    foreign.save(root / "labels/val/0.png")
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIG.format(root=root))
+    with pytest.raises(SystemExit) as stopped:
+        main(["--config", str(config), "--out", str(tmp_path / "sheet.png"), "--num_workers", "0"])
+    assert stopped.value.code == 1
+    problems = [line for line in capsys.readouterr().out.splitlines() if line.startswith("problem: ")]
+    assert len(problems) == 5
+    for words in (
+        r"no label map for .*alone.jpg.*add it, or remove",
+        r"no image for .*lonely.png.*add it, or remove",
+        r"cannot read image .*images/train/1.png",
+        r"labels/train/1.png' holds the value 77 on 600 of 600 pixels; valid are 0 to 2.*Name more",
+        r"labels/val/0.png' has a palette that is not the classes'.*set `palette: index`",
+    ):
+        assert sum(re.search(words, problem) is not None for problem in problems) == 1
+
+
+def test_more_faults_than_a_screen_holds_are_all_listed(root: Path) -> None:
+    for k in range(30):
+        Image.new("RGB", (3, 3)).save(root / f"images/val/alone{k}.png")
+    with pytest.raises(DataError, match="and 27 faults more: `segformer check` lists all") as raised:
+        data(root)
+    findings = check(raised.value.found, 0)
+    findings.problems += raised.value.faults
+    assert findings.text(raised.value.found.classes).count("problem: no label map for") == 30
+
+
+@pytest.mark.parametrize("missing", ["images/train", "labels/val", "."])
+def test_a_missing_folder_is_one_sentence(missing: str, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(root / missing)
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIG.format(root=root))
+    with pytest.raises(SystemExit, match="1"):
+        main(["--config", str(config), "--num_workers", "0"])
+    printed = capsys.readouterr().out
+    assert printed.count("problem: no folder") == 1
+    assert str(root) in printed
+    assert "Namespace" not in printed
+
+
+def test_what_the_command_reads_travels_to_processes_that_are_not_forked(root: Path) -> None:
+    """As on Windows, macOS and under Python 3.14, where a process gets a pickle."""
+    samples = pickle.loads(ForkingPickler.dumps(Samples(data(root).train)))
+    assert samples[0].size == (20, 30)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_the_command_where_processes_are_not_forked(method: str, root: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIG.format(root=root))
+    code = f"import multiprocessing as m; m.set_start_method({method!r}); "
+    code += "from segformer.cli import main; main()"
+    command = ["check", "--config", str(config), "--out", str(tmp_path / "sheet.png")]
+    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    assert b"no problems" in done.stdout
+
+
+def test_masks_of_one_class_and_the_ignored_value_are_a_problem(root: Path) -> None:
+    for path in (root / "labels").rglob("*.png"):
+        mask = np.where(np.arange(600).reshape(20, 30) % 7, 0, 255)
+        Image.fromarray(mask.astype(np.uint8)).save(path)
+    problems = check(data(root), 0).problems
+    assert len(problems) == 2
+    assert "label_map: {0: 0, 255: 1}" in problems[0]
+
+
+def test_transparency_that_is_dropped_is_told(root: Path) -> None:
+    with Image.open(root / "images/train/0.png") as image:
+        image.convert("RGBA").save(root / "images/train/0.png")
+    assert "1 images of train have transparency" in " ".join(check(data(root), 0).warnings)
+
+
 def test_planted_faults_are_found_by_name(root: Path) -> None:
     Image.fromarray(np.full((20, 30), 7, np.uint8)).save(root / "labels/train/1.png")
     (root / "images/train/2.png").write_bytes((root / "images/train/2.png").read_bytes()[:200])
@@ -72,8 +167,6 @@ def test_planted_faults_are_found_by_name(root: Path) -> None:
     assert any("val/1.png has no labelled pixel" in warning for warning in findings.warnings)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:jsonargparse")  # of methods that its version 5 renames, and 4 alone is allowed
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:segformer.train.check")
 def test_the_command(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG.format(root=root))

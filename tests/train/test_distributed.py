@@ -43,7 +43,11 @@ torch.set_num_threads(1)
 seed_everything(0)
 task = Task(SegFormer(TINY, num_classes=2, dropout=0.0, drop_path=0.0), CrossEntropy(over_all_pixels=True)).double()
 data = SegmentationData(Halves(9), Halves(7, seed=1), TrainTransform((32, 32)), batch_size=4 // processes, num_workers=0)
-data.on_after_batch_transfer = lambda batch, _: (batch[0].double(), batch[1])
+def doubled(batch, _):  # a pair in training, in validation a list of pairs, one for each size
+    return (batch[0].double(), batch[1]) if isinstance(batch[0], torch.Tensor) else [doubled(pair, _) for pair in batch]
+
+
+data.on_after_batch_transfer = doubled
 trainer = Trainer(
     accelerator="cpu", devices=processes, strategy="ddp" if processes > 1 else "auto", max_steps=1, logger=False, barebones=False,
     enable_checkpointing=False, enable_progress_bar=False, use_distributed_sampler=False, num_sanity_val_steps=0, limit_val_batches=1.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import hashlib
 import os
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,15 @@ import torch
 import yaml
 from conftest import TINY
 from halves import Halves, halves, quiet_trainer
+from lightning import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 
 from segformer import SegFormer
 from segformer.data.transforms import TrainTransform
+from segformer.train.averaging import EMA
 from segformer.train.data import SegmentationData
 from segformer.train.order import Batches, Seeded
-from segformer.train.resume import AtomicCheckpointIO, find_checkpoint, newest_checkpoint
+from segformer.train.resume import AtomicCheckpointIO, Resumable, find_checkpoint, newest_checkpoint
 from segformer.train.task import SegmentationTask
 
 quiet = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*number of training batches")
@@ -41,7 +46,7 @@ def short_fit(folder: Path, steps: int = 24) -> Path:
     settings["trainer"].update(
         max_steps=steps, val_check_interval=6, check_val_every_n_epoch=None, accelerator="cpu", num_sanity_val_steps=0
     )
-    settings["trainer"]["callbacks"] = [{"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.9}}]
+    settings["trainer"]["callbacks"] = [{"class_path": "segformer.train.averaging.EMA", "init_args": {"decay": 0.9}}]
     settings["trainer"]["logger"] = {
         "class_path": "lightning.pytorch.loggers.CSVLogger",
         "init_args": {"save_dir": str(folder / "runs"), "name": "short"},
@@ -63,11 +68,12 @@ def digest(folder: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def killed_and_resumed(folder: Path, what: signal.Signals, after: float | None = None) -> str:
+def killed_and_resumed(folder: Path, what: signal.Signals, after: float | None = None, *more: str) -> str:
     """The final weights of a run that is stopped after so many seconds, or soon after its first checkpoint, and then resumed."""
     folder.mkdir()
     config = short_fit(folder)
-    process = start(config)
+    more = tuple(option.format(folder=folder) for option in more)
+    process = start(config, *more)
     if after is None:
         while process.poll() is None and not list(folder.glob("runs/*/*/checkpoints/resume-*.ckpt")):
             time.sleep(0.01)
@@ -75,14 +81,15 @@ def killed_and_resumed(folder: Path, what: signal.Signals, after: float | None =
     time.sleep(after)
     process.send_signal(what)
     process.wait()
-    assert start(config, "--ckpt_path", "last").wait() == 0, (folder / "log.txt").read_text()[-3000:]
+    assert start(config, *more, "--ckpt_path", "last").wait() == 0, (folder / "log.txt").read_text()[-3000:]
     return digest(folder)
 
 
-def uninterrupted(folder: Path) -> tuple[str, float]:
+def uninterrupted(folder: Path, *more: str) -> tuple[str, float]:
     folder.mkdir()
     begun = time.monotonic()
-    assert start(short_fit(folder)).wait() == 0, (folder / "log.txt").read_text()[-3000:]
+    process = start(short_fit(folder), *(option.format(folder=folder) for option in more))
+    assert process.wait() == 0, (folder / "log.txt").read_text()[-3000:]
     return digest(folder), time.monotonic() - begun
 
 
@@ -93,12 +100,170 @@ def test_a_stopped_run_ends_with_the_same_weights(what: signal.Signals, tmp_path
     assert "Restored all states" in (tmp_path / "stopped" / "log.txt").read_text()
 
 
+TWO_LOGGERS = (
+    "--trainer.logger+=lightning.pytorch.loggers.CSVLogger",
+    "--trainer.logger.save_dir={folder}/other",
+)
+EPOCHS = ("--trainer.max_steps=-1", "--trainer.max_epochs=6", "--trainer.val_check_interval=1.0", "--trainer.check_val_every_n_epoch=1")
+
+
 @pytest.mark.slow
-def test_twenty_kills_leave_twenty_identical_files(tmp_path: Path) -> None:
-    expected, seconds = uninterrupted(tmp_path / "whole")
+@pytest.mark.parametrize(
+    "more",
+    [(), EPOCHS, (*EPOCHS, "--trainer.accumulate_grad_batches=3", *TWO_LOGGERS)],
+    ids=["steps", "epochs", "accumulation"],
+)
+def test_twenty_kills_leave_twenty_identical_files(more: tuple[str, ...], tmp_path: Path) -> None:
+    expected, seconds = uninterrupted(tmp_path / "whole", *more)
     moments = random.Random(0)
     for place in range(20):
-        assert killed_and_resumed(tmp_path / str(place), signal.SIGKILL, moments.uniform(0.2, 1.0) * seconds) == expected, place
+        moment = moments.uniform(0.2, 1.0) * seconds
+        assert killed_and_resumed(tmp_path / str(place), signal.SIGKILL, moment, *more) == expected, place
+
+
+class Seen(Callback):
+    """What a run trained on, and the scores of its validations."""
+
+    def __init__(self) -> None:
+        self.batches: list[float] = []
+        self.scores: list[tuple[int, float]] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.batches.append(batch[0].sum().item())
+
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+        if not trainer.sanity_checking:
+            self.scores.append((trainer.global_step, float(trainer.callback_metrics["val/miou"])))
+
+
+class Signal(Callback):
+    """Tells the run to stop while it trains on a batch, or during the first validation after it."""
+
+    def __init__(self, batch: int, number: signal.Signals, validating: bool = False) -> None:
+        self.batch, self.number, self.validating = batch, number, validating
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.fit_loop.total_batch_idx + 1 == self.batch and not self.validating:
+            signal.raise_signal(self.number)
+
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.fit_loop.total_batch_idx + 1 >= self.batch and self.validating:
+            signal.raise_signal(self.number)
+            self.validating = False
+            self.batch = -1
+
+
+class Die(Callback):
+    """Ends the process's run without a word, before a batch."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.fit_loop.total_batch_idx + 1 == self.batch:
+            raise RuntimeError("killed")
+
+
+def fit(folder: Path, *interruption: Callback, workers: int = 0, schedule: Any = None, **options: Any) -> tuple[Any, ...]:
+    """A run, or the rest of one, with everything that has a state; weights, what was seen, and the best score."""
+    seed_everything(0)
+    seen, best = Seen(), ModelCheckpoint(folder, monitor="val/miou", mode="max", save_last=True)
+    resume = Resumable(3)
+    resume.dirpath = str(folder)
+    task = SegmentationTask(SegFormer(TINY, num_classes=2, dropout=0.1, drop_path=0.1))
+    data = SegmentationData(Halves(18), Halves(2, seed=1), TrainTransform((32, 32)), batch_size=4, num_workers=workers)
+    trainer = Trainer(
+        accelerator="cpu",
+        callbacks=[seen, EMA(0.9), *([GradientAccumulationScheduler(schedule)] if schedule else []), best, resume, *interruption],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=False,
+        use_distributed_sampler=False,
+        **options,
+    )
+    checkpoint = newest_checkpoint(folder)
+    with pytest.raises((SystemExit, RuntimeError)) if interruption else nullcontext():
+        trainer.fit(task, data, ckpt_path=checkpoint and str(checkpoint))
+    return task.network.state_dict(), seen, best.best_model_score
+
+
+STOPS: dict[str, tuple[dict[str, Any], list[Callback]]] = {
+    "max_epochs": ({"max_epochs": 3}, [Signal(6, signal.SIGTERM)]),
+    "the end of an epoch": ({"max_epochs": 3}, [Signal(8, signal.SIGTERM)]),
+    "workers": ({"max_epochs": 3, "workers": 2}, [Signal(5, signal.SIGTERM)]),
+    "Ctrl-C": ({"max_epochs": 3}, [Signal(6, signal.SIGINT)]),
+    "an accumulation window": ({"max_epochs": 3, "accumulate_grad_batches": 3}, [Signal(6, signal.SIGTERM)]),
+    "a changing accumulation": ({"max_steps": 5, "schedule": {0: 2, 1: 3}}, [Signal(6, signal.SIGTERM)]),
+    "gradients half accumulated": (
+        {"max_steps": 5, "accumulate_grad_batches": 3, "val_check_interval": 5, "check_val_every_n_epoch": None},
+        [Die(6)],
+    ),
+    "a validation": ({"max_epochs": 3}, [Signal(8, signal.SIGTERM, validating=True)]),
+    "before a validation": ({"max_steps": 11, "val_check_interval": 3, "check_val_every_n_epoch": None}, [Signal(6, signal.SIGTERM)]),
+    "part of an epoch": ({"max_epochs": 3, "limit_train_batches": 3}, [Signal(5, signal.SIGTERM)]),
+    "overfit_batches": ({"max_epochs": 3, "overfit_batches": 2}, [Signal(3, signal.SIGTERM)]),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", STOPS)
+def test_a_run_stopped_in_the_midst_of_something_ends_the_same(name: str, tmp_path: Path) -> None:
+    options, interruption = STOPS[name]
+    weights, seen, best = fit(tmp_path / "whole", **options)
+    _, first, _ = fit(tmp_path / "stopped", *copy.deepcopy(interruption), **options)
+    resumed, second, best_of_both = fit(tmp_path / "stopped", **options)
+    torch.testing.assert_close(resumed, weights, rtol=0, atol=0)
+    assert seen.batches[-len(second.batches) :] == second.batches
+    assert first.batches == seen.batches[: len(first.batches)]
+    assert len(first.batches) + len(second.batches) >= len(seen.batches) > len(second.batches)
+    assert {**dict(first.scores), **dict(second.scores)} == dict(seen.scores)
+    assert best_of_both == best
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_overfit_batches_are_the_same_in_every_epoch(tmp_path: Path) -> None:
+    _, seen, _ = fit(tmp_path, max_epochs=3, overfit_batches=2)
+    assert seen.batches == 3 * seen.batches[:2]
+    assert seen.batches[0] != seen.batches[1]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_changing_accumulation_ends_its_schedule_with_the_run(tmp_path: Path) -> None:
+    """Four batches an epoch: 2, 2, then 1 + 1 steps of 3 batches and of the rest, twice."""
+    task = SegmentationTask(SegFormer(TINY, num_classes=2))
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=3, callbacks=[GradientAccumulationScheduler({0: 1, 1: 3})], logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(task, halves())
+    assert trainer.global_step == 4 + 2 + 2
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_is_not_resumed_with_other_batches(tmp_path: Path) -> None:
+    fit(tmp_path, Signal(2, signal.SIGTERM), max_epochs=2)
+    checkpoint = str(newest_checkpoint(tmp_path))
+    for length, batch_size, message in (
+        (18, 2, "images a step of all devices was 4 and is 2"),
+        (20, 4, "training images was 18 and is 20"),
+    ):
+        data = SegmentationData(Halves(length), Halves(2), TrainTransform((32, 32)), batch_size=batch_size, num_workers=0)
+        with pytest.raises(ValueError, match=message):
+            quiet_trainer(tmp_path, max_epochs=2).fit(SegmentationTask(SegFormer(TINY, num_classes=2)), data, ckpt_path=checkpoint)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_checkpoint_without_the_datas_state_resumes_at_its_place(tmp_path: Path) -> None:
+    """As version 0.1.0 wrote them: the place is Lightning's count of batches."""
+    weights, *_ = fit(tmp_path / "whole", max_epochs=2)
+    fit(tmp_path / "old", Signal(5, signal.SIGTERM), max_epochs=2)
+    path = newest_checkpoint(tmp_path / "old")
+    assert path is not None
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["SegmentationData"]
+    torch.save(checkpoint, path)
+    torch.testing.assert_close(fit(tmp_path / "old", max_epochs=2)[0], weights, rtol=0, atol=0)
 
 
 @quiet

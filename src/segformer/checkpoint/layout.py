@@ -2,8 +2,8 @@
 
 A table's row maps a module of ours to the module of theirs that holds the same numbers. Where one holds what several hold elsewhere, the
 row names all of them, and their tensors follow one another along the first dimension. The first two numbers in a name of ours are ``{s}``
-and ``{j}``, such as stage and block, both from 0; a name of theirs may calculate with them (``{s+1}``). A name of theirs that ends in
-``_`` or ``.`` is joined to the tensor's name as it is.
+and ``{j}``, such as stage and block, both from 0, and further ones stand for themselves; a name of theirs may calculate with them
+(``{s+1}``). A name of theirs that ends in ``_`` or ``.`` is joined to the tensor's name as it is. Without tables the names are ours.
 """
 
 from __future__ import annotations
@@ -80,11 +80,14 @@ class Layout:
             ValueError: when the layout has no place for a module.
         """
         for key in keys:
+            if not self._rows:
+                yield (key,), (key,)
+                continue
             module, _, tensor = key.rpartition(".")
             template, places = _generalized(module)
-            if self._rows and template not in self._rows:
+            if template not in self._rows:
                 raise ValueError(f"the {self.name} layout has no place for {key!r}; it holds {self.holds}")
-            ours, theirs = self._rows.get(template, ((template,), (template,)))
+            ours, theirs = self._rows[template]
             if template == ours[0]:
                 joined = (name if name.endswith(("_", ".")) else f"{name}." for name in theirs)
                 yield (
@@ -128,7 +131,7 @@ def _generalized(module: str) -> tuple[str, dict[str, int]]:
     number = re.compile(r"(?<=\.)\d+(?=\.|$)")
     letters = iter("sj")
     places = {name: int(place) for name, place in zip("sj", number.findall(module), strict=False)}
-    return number.sub(lambda _: f"{{{next(letters)}}}", module), places
+    return number.sub(lambda _: f"{{{next(letters)}}}", module, count=2), places
 
 
 def _filled(template: str, places: dict[str, int]) -> str:

@@ -47,7 +47,7 @@ class LucidrainsLayout(Layout):
                 "class": "LinearHead",
                 "config": {"in_channels": dims, "num_classes": known_classes, "channels": channels},
             },
-            "classes": asdict(Classes.unnamed(known_classes)),
+            "classes": asdict(Classes.of_logits(known_classes)),
             "align_corners": False,
         }
 

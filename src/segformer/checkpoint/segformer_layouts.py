@@ -13,6 +13,7 @@ from segformer.checkpoint.files import State, WeightFile, named
 from segformer.checkpoint.layout import BackboneOnlyError, Layout, Table
 from segformer.checkpoint.report import Report
 from segformer.data.classes import Classes
+from segformer.data.normalization import IMAGENET, Normalization
 from segformer.mit import VARIANTS, Variant, variant_name
 
 STEM = "backbone.stages.0.embed.proj.weight"
@@ -97,7 +98,7 @@ class SegFormerLayout(Layout):
             classes = _classes(config, file, known_classes, report)  # type: ignore[arg-type]
         elif num_classes is not None:
             head_class, known_classes, channels = "AllMLPHead", num_classes, variant.decoder_channels
-            classes = Classes.unnamed(num_classes)
+            classes = Classes.of_logits(num_classes)
         else:
             raise BackboneOnlyError(f"{str(file.path)!r} holds a backbone without a decode head; ask for a new one with num_classes=…")
         in_channels = self.shape(STEM, 4, state, file)[1]
@@ -112,6 +113,8 @@ class SegFormerLayout(Layout):
             },
             "classes": asdict(classes),
         }
+        if self.has_config and file.preprocessor is not None:
+            description["normalization"] = asdict(_normalization(file.preprocessor, file.path))
         return numerics.applied_to(description)
 
     def _variant(self, state: State, file: WeightFile) -> Variant:
@@ -152,16 +155,37 @@ def _read_config(config: dict[str, Any], path: Path) -> tuple[Variant, str, dict
     return variant, HUGGINGFACE_ACTIVATIONS[config["hidden_act"]], rates
 
 
+def _normalization(preprocessor: dict[str, Any], path: Path) -> Normalization:
+    """What a Hugging Face preprocessor does to pixels; what it does not say is as in SegFormer's own.
+
+    Raises:
+        ValueError: naming the folder, when the values are none.
+    """
+
+    def told(name: str, default: Any) -> Any:
+        return default if preprocessor.get(name) is None else preprocessor[name]
+
+    scale = told("rescale_factor", 1 / 255) if told("do_rescale", True) else 1.0
+    mean, std = told("image_mean", IMAGENET.mean), told("image_std", IMAGENET.std)
+    if not told("do_normalize", True):
+        mean, std = 0.0, 1.0
+    mean, std = ([value] * 3 if isinstance(value, int | float) else value for value in (mean, std))
+    try:
+        return Normalization(mean, std, scale)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the preprocessor's configuration beside {str(path)!r} is wrong: {error}") from error
+
+
 def _classes(config: dict[str, Any] | None, file: WeightFile, num_classes: int, report: Report) -> Classes:
     names = (config or {}).get("id2label")
     classes = file.classes
     if isinstance(names, dict) and all(str(key).isdigit() for key in names):
         classes = named([names[key] for key in sorted(names, key=int)], [])
-    if classes is not None and len(classes) == num_classes:
+    if classes is not None and classes.fit(num_classes):
         return classes
     if names or file.classes:
         report.add("dropped", "class names", f"they are not {num_classes} different ones")
-    return Classes.unnamed(num_classes)
+    return Classes.of_logits(num_classes)
 
 
 def _fold_fuse_bias(state: State) -> dict[str, str]:

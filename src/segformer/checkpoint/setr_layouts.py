@@ -22,12 +22,17 @@ class SETRLayout(Layout):
     """A layout of a Vision Transformer under one of SETR's heads.
 
     Args:
-        naive_scales: how often the naive head enlarges before its classifier; the progressive one's last enlargement commutes with it.
+        naive_scales: how many times the naive head enlarges before its classifier.
+        pup_scales: the same of the progressive head, whose last enlargement commutes with the
+            classifier, and with what follows only where the image is a whole number of patches.
         mla: numerics of the MLA head.
+        backbone_numerics: numerics of the backbone, as arguments of ``TimmBackbone``.
     """
 
     naive_scales: tuple[int, ...] = (1,)
+    pup_scales: tuple[int, ...] = (2, 2, 2, 1)
     mla: tuple[tuple[str, Any], ...] = ()
+    backbone_numerics: tuple[tuple[str, Any], ...] = ()
 
     BACKBONES: ClassVar[dict[tuple[int, int], str]] = {  # by width and depth
         (1024, 24): "vit_large_patch16_384",
@@ -58,12 +63,13 @@ class SETRLayout(Layout):
         else:
             blocks = (10, 15, 20, 24)
             is_naive = self.shape("decode_head.layers.0.conv.weight", 4, state, file)[-1] == 1
-            head, scales = ("NaiveHead", self.naive_scales) if is_naive else ("PUPHead", (2, 2, 2, 1))
+            head, scales = ("NaiveHead", self.naive_scales) if is_naive else ("PUPHead", self.pup_scales)
             layers = self.count("decode_head.layers.{}.conv.weight", state)
             if layers != len(scales):
                 raise ValueError(f"{str(file.path)!r}: the {head} has {layers} layers where {len(scales)} are expected")
             config = {"channels": channels, "scales": scales}
-        classes = file.classes if file.classes is not None and len(file.classes) == known_classes else Classes.unnamed(known_classes)
+        named = file.classes is not None and file.classes.fit(known_classes)
+        classes = file.classes if named else Classes.of_logits(known_classes)
         return {
             "backbone": {
                 "class": "TimmBackbone",
@@ -73,10 +79,11 @@ class SETRLayout(Layout):
                     "out_indices": [block * depth // 24 - 1 for block in blocks],
                     "class_token": not is_mla,
                     "img_size": PATCH * side,
+                    **dict(self.backbone_numerics),
                 },
             },
             "decode_head": {"class": head, "config": {"in_channels": [width] * 4, "num_classes": known_classes, **config}},
-            "classes": asdict(classes),
+            "classes": asdict(classes),  # type: ignore[arg-type]
             "align_corners": False,
         }
 
@@ -123,7 +130,6 @@ def _fold_fudan_mla(state: State) -> dict[str, str]:
 
 
 _UNUSED = {
-    "auxiliary_head": "for a loss that only training reads",
     "backbone.norm.": "a norm behind the last block, which no head reads",
     "backbone.ln1.": "a norm behind the last block, which no head reads",
     "backbone.head.": "the ImageNet classifier",
@@ -167,7 +173,9 @@ MMSEGMENTATION_SETR = SETRLayout(
     unused={name: reason for name, reason in _UNUSED.items() if "conv_seg" not in name},
     holds="a Vision Transformer under one of SETR's heads",
     naive_scales=(4,),
+    pup_scales=(2, 2, 2, 2),
     mla=(("kernel_size", 1), ("align_corners", False)),
+    backbone_numerics=(("positions", "bilinear"), ("fit", "pad")),
     fold=_fold_mmsegmentation,
 )
 

@@ -8,15 +8,27 @@ from dataclasses import dataclass
 from importlib import resources
 
 Color = tuple[int, int, int]
+IGNORE_INDEX = 255  # up to 255 classes
 
 
 def voc_palette(num_classes: int) -> tuple[Color, ...]:
     """The PASCAL VOC colour of each index: its bits dealt to R, G and B, highest colour bit first.
 
-    Distinct for the first 256 indices; used wherever a data set brings no colours of its own.
+    Used wherever a data set brings no colours of its own. No two of the first 2²⁴ are equal.
     """
     channels = ([sum((k >> 3 * bit + c & 1) << 7 - bit for bit in range(8)) for c in range(3)] for k in range(num_classes))
     return tuple((r, g, b) for r, g, b in channels)
+
+
+def ignore_index(num_classes: int) -> int:
+    """Returns the label of pixels that count nowhere: 255, or 65535 for more than 255 classes.
+
+    Raises:
+        ValueError: If there are more classes than 16-bit label maps hold.
+    """
+    if num_classes > 65535:
+        raise ValueError(f"{num_classes} classes; 16-bit label maps hold 65535 and the ignored value")
+    return IGNORE_INDEX if num_classes <= IGNORE_INDEX else 65535
 
 
 @dataclass(frozen=True)
@@ -52,10 +64,16 @@ class Classes:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def ignore_index(self) -> int:
+        """The label of pixels of no class: 255, or 65535 for more than 255 classes."""
+        return ignore_index(len(self))
+
     @classmethod
     def of_table(cls, name: str) -> Classes:
         """The classes of a table in this package: a name a row, and where they are known its red, green and blue."""
-        rows = list(csv.DictReader((resources.files("segformer.data") / "tables" / f"{name}.csv").read_text().splitlines()))
+        table = resources.files("segformer.data") / "tables" / f"{name}.csv"
+        rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
         colors = [(int(row["red"]), int(row["green"]), int(row["blue"])) for row in rows] if "red" in rows[0] else ()
         return cls([row["name"] for row in rows], colors)
 
@@ -63,3 +81,18 @@ class Classes:
     def unnamed(cls, num_classes: int) -> Classes:
         """Classes known by number only: ``class 0``, ``class 1``, … in the PASCAL VOC colours."""
         return cls([f"class {k}" for k in range(num_classes)])
+
+    @classmethod
+    def of_logits(cls, num_logits: int) -> Classes:
+        """The unnamed classes that so many logits tell apart: two by one logit."""
+        return cls.unnamed(max(2, num_logits))
+
+    def fit(self, num_logits: int) -> bool:
+        """Whether so many logits tell these classes apart: one for each, or one for two."""
+        return len(self) in (num_logits, max(2, num_logits))
+
+    def with_background(self) -> Classes:
+        """These classes behind a black background, as a model of one logit labels them."""
+        name = "other" if "background" in self.names else "background"
+        colors = () if (0, 0, 0) in self.colors else [(0, 0, 0), *self.colors]
+        return Classes([name, *self.names], colors)

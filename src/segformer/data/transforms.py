@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,10 +12,8 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 from torchvision.transforms.v2 import query_size
 
-from segformer.data.datasets import IGNORE_INDEX
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from segformer.data.labels import ignored_in
+from segformer.data.normalization import IMAGENET, Normalization
 
 
 class RandomScaledCrop(v2.Transform):
@@ -65,8 +63,9 @@ class RandomScaledCrop(v2.Transform):
     def _is_varied(self, label: Tensor) -> bool:
         if self.cat_max_ratio >= 1:
             return True
-        counts = torch.bincount(label.flatten(), minlength=256)
-        counts[IGNORE_INDEX] = 0
+        ignored = ignored_in(label)
+        counts = torch.bincount(label.flatten(), minlength=ignored + 1)
+        counts[ignored] = 0
         return bool(counts.max() < self.cat_max_ratio * counts.sum())
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
@@ -74,9 +73,11 @@ class RandomScaledCrop(v2.Transform):
 
 
 class PadTo(v2.Transform):
-    """Pad right and bottom up to ``size``: images with 0, label maps with 255. Larger inputs pass unchanged.
+    """Pad right and bottom up to ``size``: images with 0, label maps with the ignored value.
 
-    After normalisation an image's 0 is the mean colour, as in the official pipeline.
+    Larger inputs pass unchanged.
+    After normalisation an image's 0 is the mean colour, as in the official pipeline. The ignored
+    value is 255, and 65535 in label maps of int32, which have more than 255 classes.
     """
 
     def __init__(self, size: Sequence[int]) -> None:
@@ -90,7 +91,7 @@ class PadTo(v2.Transform):
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         if not any(params["padding"]):
             return inpt
-        fill = IGNORE_INDEX if isinstance(inpt, tv_tensors.Mask) else 0
+        fill = ignored_in(inpt) if isinstance(inpt, tv_tensors.Mask) else 0
         return self._call_kernel(F.pad, inpt, params["padding"], fill=fill)
 
 
@@ -190,22 +191,34 @@ def _turn(image: Tensor, degrees: float, saturation: float) -> None:
 
 
 class Normalize(v2.Transform):
-    """uint8 RGB to float32, ImageNet mean 0 and standard deviation 1 in each channel; label maps pass.
+    """uint8 images (C, H, W) to float32, normalised; label maps pass.
+
+    Args:
+        normalization: mean, standard deviation and scale, by default ImageNet's. In a fit the
+            network's own takes its place (:meth:`segformer.train.data.SegmentationData.normalize_as`).
 
     Raises:
         TypeError: for an image that is not uint8, whose scale of values is unknown.
     """
 
-    SCALE = torch.tensor(IMAGENET_STD)[:, None, None].mul(255).reciprocal()
-    SHIFT = -torch.tensor(IMAGENET_MEAN)[:, None, None] / torch.tensor(IMAGENET_STD)[:, None, None]
+    def __init__(self, normalization: Normalization = IMAGENET) -> None:
+        super().__init__()
+        self.normalization = normalization
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         if isinstance(inpt, tv_tensors.Mask):
             return inpt
         if inpt.dtype != torch.uint8:
             raise TypeError(f"an image of {inpt.dtype}; normalisation takes uint8, 0 to 255")
-        image = inpt.as_subclass(Tensor).float()
-        return tv_tensors.wrap(image.mul_(self.SCALE.to(image.device)).add_(self.SHIFT.to(image.device)), like=inpt)
+        return tv_tensors.wrap(self.normalization(inpt.as_subclass(Tensor)), like=inpt)
+
+
+def normalizers(transform: Any) -> Iterator[Normalize]:
+    """Every :class:`Normalize` in a transform, and in those that it is composed of."""
+    if isinstance(transform, Normalize):
+        yield transform
+    for part in getattr(transform, "transforms", ()):
+        yield from normalizers(part)
 
 
 class TrainTransform(v2.Compose):

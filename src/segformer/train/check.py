@@ -6,55 +6,78 @@ import hashlib
 import sys
 from collections import defaultdict
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from segformer.data.classes import Classes
-from segformer.data.datasets import IGNORE_INDEX
+from segformer.data.datasets import DataError, FolderDataset, count_labels
+from segformer.data.images import is_transparent, read_header
 from segformer.train.data import SegmentationData, Transformed
-from segformer.visualize import indexed, overlay, sheet
+from segformer.visualize import colored, overlay, sheet
 
 SPLITS = ("train", "val", "test")
+RUN = (  # a run's options, which are not looked at
+    *("model", "trainer", "seed_everything", "one_logit", "checkpoint", "resume", "report"),
+    *("ckpt_path", "weights", "weights_only", "protocol", "tta"),
+)
 SHOWN = 6  # samples of a split in the picture
-NAMED = 10  # problems of one kind that are named, before the rest is counted
+NAMED = 10  # warnings that are printed, before the rest is counted
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What one pair holds, or what is wrong with it."""
+    """What one pair holds, or what is wrong with it.
+
+    Args:
+        size: Height and width.
+        histogram: Pixels (K + 1,) of each class, and of none.
+        digest: Equal for equal images alone.
+        is_transparent: Whether the image has an alpha channel, which is dropped.
+        problems: A sentence a fault.
+    """
 
     size: tuple[int, int] = (0, 0)
     histogram: np.ndarray | None = None
     digest: str = ""
-    problem: str = ""
+    is_transparent: bool = False
+    problems: tuple[str, ...] = ()
 
 
 class Samples(Dataset):
     """A data set's pairs, read as training reads them, each summed up."""
 
     def __init__(self, dataset: Any) -> None:
-        self.pairs = Transformed(dataset, lambda image, label: (image, label))
+        self.dataset = dataset
+        self.pairs = Transformed(dataset, _unchanged)
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample:
+        is_folder = isinstance(self.dataset, FolderDataset)
         try:
             image, label = self.pairs[index]
         except (ValueError, OSError) as error:
-            return Sample(problem=str(error))
+            faults = self.dataset.faults_of(index) if is_folder else []
+            return Sample(problems=tuple(faults or [str(error)]))
         pixels = image.numpy()
         return Sample(
             (label.shape[0], label.shape[1]),
-            np.bincount(label.numpy().ravel(), minlength=256),
+            count_labels(label, len(self.dataset.classes)),
             hashlib.blake2b(pixels.tobytes() + str(pixels.shape).encode(), digest_size=16).hexdigest(),
+            is_folder and is_transparent(read_header(self.dataset.pairs[index][0])),
         )
+
+
+def _unchanged(image: Any, label: Any) -> tuple[Any, Any]:
+    return image, label
 
 
 @dataclass
@@ -64,7 +87,7 @@ class Findings:
     Args:
         counts: pairs of each split.
         sizes: how many pairs have which size, by split.
-        histograms: pixels of each label value, by split.
+        histograms: pixels (K + 1,) of each class, and of none, by split.
         problems: what is wrong, a sentence a file or pair.
         warnings: what may be meant so.
     """
@@ -84,13 +107,15 @@ class Findings:
             lines.append(f"{split}: {count} pairs; {shown}" + (f" and {len(sizes) - 4} sizes more" if len(sizes) > 4 else ""))
         width = max(map(len, [*classes.names, "ignored"]))
         lines += ["", f"{'share of pixels, %':{width + 4}}" + "".join(f"{split:>9}" for split in self.counts)]
-        for k, name in [*enumerate(classes.names), (IGNORE_INDEX, "ignored")]:
+        for k, name in enumerate([*classes.names, "ignored"]):
             shares = [100 * self.histograms[split][k] / max(1, self.histograms[split].sum()) for split in self.counts]
             lines.append(f"{name:{width + 4}}" + "".join(f"{share:9.3f}" for share in shares))
-        for title, sentences in (("warning", self.warnings), ("problem", self.problems)):
-            lines += [""] if sentences else []
-            lines += [f"{title}: {sentence}" for sentence in sentences[:NAMED]]
-            lines += [f"and {len(sentences) - NAMED} {title}s more"] if len(sentences) > NAMED else []
+        warnings = [f"warning: {sentence}" for sentence in self.warnings[:NAMED]]
+        if len(self.warnings) > NAMED:
+            warnings.append(f"and {len(self.warnings) - NAMED} warnings more")
+        problems = [f"problem: {sentence}" for sentence in self.problems]
+        for sentences in filter(None, (warnings, problems)):
+            lines += ["", *sentences]
         return "\n".join([*lines, "", f"{len(self.problems)} problems" if self.problems else "no problems"])
 
 
@@ -104,22 +129,29 @@ def check(data: SegmentationData, num_workers: int = 2) -> Findings:
             continue
         findings.counts[split] = len(dataset)
         findings.sizes[split] = defaultdict(int)
-        findings.histograms[split] = np.zeros(256, np.int64)
+        histogram = findings.histograms[split] = np.zeros(len(data.classes) + 1, np.int64)
+        transparent = []
         samples = DataLoader(Samples(dataset), batch_size=None, num_workers=num_workers)
         for index, sample in enumerate(tqdm(samples, f"check {split}", unit="pair")):
-            if sample.problem:
-                findings.problems.append(sample.problem)
+            findings.problems += sample.problems
+            if sample.histogram is None:
                 continue
             findings.sizes[split][sample.size] += 1
-            findings.histograms[split] += sample.histogram
+            histogram += sample.histogram
             pairs = getattr(dataset, "pairs", None)
-            seen[sample.digest].append((split, str(pairs[index][0]) if pairs else f"sample {index}"))
-            if sample.histogram is not None and sample.histogram[IGNORE_INDEX] == sample.histogram.sum():
-                findings.warnings.append(f"{seen[sample.digest][-1][1]} has no labelled pixel")
-        absent = [name for k, name in enumerate(data.classes.names) if not findings.histograms[split][k]]
+            name = str(pairs[index][0]) if pairs else f"sample {index}"
+            seen[sample.digest].append((split, name))
+            transparent += [name] if sample.is_transparent else []
+            if sample.histogram[-1] == sample.histogram.sum():
+                findings.warnings.append(f"{name} has no labelled pixel")
+        absent = [name for k, name in enumerate(data.classes.names) if not histogram[k]]
         if absent:
             more = f" and {len(absent) - NAMED} classes more" if len(absent) > NAMED else ""
             findings.warnings.append(f"{split} has no pixel of {', '.join(absent[:NAMED])}{more}")
+        if transparent:
+            findings.warnings.append(f"{len(transparent)} images of {split} have transparency, which is dropped: {transparent[0]}, …")
+        if isinstance(dataset, FolderDataset) and findings.sizes[split]:
+            findings.problems += dataset.lone_class(histogram)
     for places in seen.values():
         if len({split for split, _ in places}) > 1:
             findings.problems.append("one image is in two splits: " + ", ".join(f"{name} ({split})" for split, name in places))
@@ -138,38 +170,51 @@ def picture(data: SegmentationData) -> Image.Image | None:
             continue
         rgb = Image.fromarray(image.permute(1, 2, 0).numpy())
         columns["image"].append(rgb)
-        columns["labels"].append(indexed(label.numpy(), data.classes).convert("RGB"))
+        columns["labels"].append(colored(label.numpy(), data.classes))
         columns["both"].append(overlay(rgb, label.numpy(), data.classes))
     return sheet(columns, data.classes) if columns["image"] else None
 
 
-def main(args: list[str]) -> None:
-    """The command: exits with 1 when there is a problem."""
+def load(args: list[str]) -> tuple[Namespace, SegmentationData, list[str]]:
+    """The command's options, its data, and what is wrong with them before a file is read.
+
+    Raises:
+        ValueError: If there are no data to read.
+        FileNotFoundError: If a folder is missing or empty.
+    """
     parser = ArgumentParser("segformer check", description="Read every image and label map of a config's data, before a run does.")
     parser.add_argument("--config", action="config")
     parser.add_subclass_arguments(SegmentationData, "data", required=True)
     parser.add_argument("--out", type=str, default="check.png", help="a picture of samples with their labels")
     parser.add_argument("--num_workers", type=int, default=2)
-    run = (
-        "model",
-        "trainer",
-        "seed_everything",
-        "one_logit",
-        "checkpoint",
-        "resume",
-        "report",
-        "ckpt_path",
-        "weights",
-        "weights_only",
-        "protocol",
-        "tta",
-    )
-    for other in run:  # a run's, and not looked at
+    for other in RUN:
         parser.add_argument(f"--{other}", type=Any, default=None)
-    options = parser.instantiate_classes(parser.parse_args(args))
-    findings = check(options.data, options.num_workers)
-    print(findings.text(options.data.classes))
-    if shown := picture(options.data):
+    options = parser.parse_args(args)
+    # jsonargparse makes the parts of the data; the data themselves are made here, as it would put
+    # the whole config into what they raise.
+    module, _, name = options.data.class_path.rpartition(".")
+    kind: Any = getattr(import_module(module), name)
+    parts = ArgumentParser()
+    parts.add_class_arguments(kind, "data", instantiate=False)
+    given = Namespace(data=options.data.get("init_args", Namespace()))
+    arguments = parts.instantiate_classes(given).data
+    try:
+        return options, kind(**arguments), []
+    except DataError as error:
+        return options, error.found, error.faults
+
+
+def main(args: list[str]) -> None:
+    """The command: exits with 1 when there is a problem."""
+    try:
+        options, data, faults = load(args)
+    except (OSError, ValueError) as error:
+        print(f"problem: {error}\n\n1 problems")
+        sys.exit(1)
+    findings = check(data, options.num_workers)
+    findings.problems[:0] = faults
+    print(findings.text(data.classes))
+    if shown := picture(data):
         Path(options.out).parent.mkdir(parents=True, exist_ok=True)
         shown.save(options.out)
         print(f"look at {options.out}")

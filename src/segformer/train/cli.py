@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning import Trainer
+from lightning.pytorch.callbacks import (
+    ModelCheckpoint,
+    ProgressBar,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from segformer.checkpoint import describe
@@ -16,9 +24,23 @@ from segformer.evaluation import PROTOCOLS, find_protocol
 from segformer.metrics import Scores
 from segformer.models import SegmentationModel
 from segformer.train.data import SegmentationData
+from segformer.train.folders import RunFolder, Runs, follow, keep_metrics, refuse_to_overwrite
+from segformer.train.progress import ProgressLines
 from segformer.train.report import Report
-from segformer.train.resume import AtomicCheckpointIO, Resumable, find_checkpoint
+from segformer.train.resume import AtomicCheckpointIO, Resumable, find_checkpoint, read_checkpoint
 from segformer.train.task import SegmentationTask
+
+
+def main() -> None:
+    """Run the verb of the process's arguments.
+
+    Raises:
+        ValueError: If Lightning refuses the settings.
+    """
+    try:
+        SegmentationCLI()
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error
 
 
 class SegmentationCLI(LightningCLI):
@@ -38,7 +60,8 @@ class SegmentationCLI(LightningCLI):
             trainer_defaults={"use_distributed_sampler": False},  # the data share themselves out, no sample twice
             seed_everything_default=0,
             load_from_checkpoint_support=False,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=RunFolder,
+            parser_kwargs={"exit_on_error": False, **{verb: {"exit_on_error": False} for verb in self.subcommands()}},
             args=args,
             run=run,
         )
@@ -65,24 +88,65 @@ class SegmentationCLI(LightningCLI):
             raise ValueError(f"one_logit tells two classes apart; the data have {num_classes}")
         return 1
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        super().parse_arguments(parser, args)
+        path = (self.config[self.config.subcommand] if self.config.get("subcommand") else self.config).get("ckpt_path")
+        if path and Path(path).is_file() and "state_dict" not in read_checkpoint(Path(path)):
+            raise ValueError(f"{path!r} is no checkpoint of a run; weights of other layouts are given with --weights")
+
     def before_instantiate_classes(self) -> None:
-        """A run that is resumed goes on in its own folder."""
+        """Choose the run's folder; a run that is resumed goes on in its own."""
         config = self._settings
+        given = config.clone()
+        given.pop("ckpt_path", None)
         self._refuse_what_would_be_ignored(config)
-        logger: Any = (config.get("trainer") or {}).get("logger")
-        if self.subcommand != "fit" or not config.ckpt_path or not hasattr(logger, "init_args"):
-            return
-        runs = (Path(logger.init_args.save_dir) / (logger.init_args.get("name") or "")).resolve()
-        found = find_checkpoint(str(config.ckpt_path), runs)
+        runs = Runs.of(config.trainer)
+        self._checkpoint = self._find_checkpoint(runs)
+        folder = self._folder(runs)
+        follow(config.trainer, runs, folder)
+        if "ckpt_path" in config:  # a measurement reads the weights by itself
+            config.ckpt_path = str(self._checkpoint) if self._checkpoint and self.subcommand == "fit" else None
+        if config.trainer.limit_val_batches == 0 and str(config.checkpoint.monitor).startswith("val/"):
+            config.checkpoint.monitor = None  # nothing will be measured
+        self.save_config_kwargs = {"folder": folder, "given": given}
+
+    def _find_checkpoint(self, runs: Runs) -> Path | None:
+        named = self._settings.get("ckpt_path")
+        if not named:
+            return None
+        found = find_checkpoint(str(named), runs.folder, runs.folders())
+        if found is None and self.subcommand != "fit":
+            raise FileNotFoundError(f"--ckpt_path {named}: no run in {str(runs.folder)!r} has a checkpoint yet")
         if found is None:
-            rank_zero_info(f"no checkpoint in {str(runs)!r} yet: the run starts from the beginning")
-        elif (found := found.resolve()).parent.parent.parent == runs:
-            logger.init_args.version = found.parents[1].name
-            earlier = found.parents[1] / "metrics.csv"
-            warnings.filterwarnings("ignore", "(Experiment logs|Checkpoint) directory .* exists")  # it shall
-            if earlier.is_file():  # the logger would begin it anew
-                earlier.rename(earlier.with_name(f"metrics_{len(list(earlier.parent.glob('metrics*.csv')))}.csv"))
-        config.ckpt_path = None if found is None else str(found)
+            rank_zero_info(f"no checkpoint in {str(runs.folder)!r} yet: the run starts from the beginning")
+        return found
+
+    def _folder(self, runs: Runs) -> Path:
+        """The folder of a resumed run, the one that the config names, or a new one, as always for a measurement."""
+        if self.subcommand not in ("fit", None):
+            return runs.next()
+        for folder in runs.folders():
+            if self._checkpoint and self._checkpoint.resolve().parent == (folder / "checkpoints").resolve():
+                warnings.filterwarnings("ignore", "(Experiment logs|Checkpoint) directory .* exists")  # it shall
+                keep_metrics(folder)
+                return folder
+        if runs.version is None:
+            return runs.next()
+        refuse_to_overwrite(runs.folder / runs.version)
+        return runs.folder / runs.version
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Without a terminal, lines take the place of the progress bar."""
+        settings = self._get(self.config_init, "trainer")
+        callbacks = settings.callbacks if isinstance(settings.callbacks, list) else [settings.callbacks]
+        wanted = settings.enable_progress_bar is not False and not settings.barebones
+        if wanted and not sys.stdout.isatty() and not any(isinstance(callback, ProgressBar) for callback in callbacks):
+            self.trainer_defaults = {**self.trainer_defaults, "callbacks": [ProgressLines()]}
+        return super().instantiate_trainer(**kwargs)
+
+    def _callback(self, kind: type) -> Any:
+        trainer: Any = self.trainer
+        return next((callback for callback in trainer.callbacks if isinstance(callback, kind)), None)
 
     def _refuse_what_would_be_ignored(self, config: Any) -> None:
         if self.subcommand == "fit":
@@ -97,21 +161,31 @@ class SegmentationCLI(LightningCLI):
                 raise ValueError("the network has random weights; say what to measure with --weights or --ckpt_path")
 
     def before_fit(self) -> None:
-        self.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        trainer: Any = self.trainer
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        if trainer.fast_dev_run:  # Lightning would write the last checkpoint all the same
+            trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, ModelCheckpoint)]
         network = self.model.network
         network.classes = self.datamodule.classes
         describe(network)  # refuses now, not after the run, what could not be saved
+        self.datamodule.prove()
 
     def after_fit(self) -> None:
         """Leave the best weights, their scores on every split there is, and the pictures: the dearest first."""
         trainer: Any = self.trainer
+        if trainer.fast_dev_run:
+            rank_zero_info("fast_dev_run: the run works; nothing is written")
+            return
         self._take_best_weights()
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        folder = self._callback(RunFolder).folder
         self.model.network.save(folder / "model.safetensors")
-        report = next(callback for callback in trainer.callbacks if isinstance(callback, Report))
+        report = self._callback(Report)
         scores: dict[str, Scores] = {}
-        for split, measure in (("val", trainer.validate), ("test", trainer.test)):
-            if getattr(self.datamodule, split) is not None:
+        for split, measure, limit in (
+            ("val", trainer.validate, trainer.limit_val_batches),
+            ("test", trainer.test, trainer.limit_test_batches),
+        ):
+            if getattr(self.datamodule, split) is not None and limit != 0:
                 measure(self.model, self.datamodule, verbose=False)
                 scores[split] = self.model.scores
                 report.write_scores(scores, self.datamodule.classes, folder)
@@ -123,13 +197,24 @@ class SegmentationCLI(LightningCLI):
         Stochastic weight averaging makes its average at the end of the run; no checkpoint has it, and it is kept.
         """
         trainer: Any = self.trainer
-        if any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks):
+        if self._callback(StochasticWeightAveraging):
             return
-        # After the fit the network itself holds the average; the callback would go on swapping it out and in.
+        self._drop_averages()
+        checkpoint = next(c for c in trainer.checkpoint_callbacks if not isinstance(c, Resumable))
+        if checkpoint.monitor and checkpoint.best_model_path:
+            self._load(Path(checkpoint.best_model_path))
+
+    def _drop_averages(self) -> None:
+        """After the fit the network itself holds the average; the callback would go on swapping it out and in."""
+        trainer: Any = self.trainer
         trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, WeightAveraging)]
-        best = next(callback for callback in trainer.checkpoint_callbacks if not isinstance(callback, Resumable)).best_model_path
-        if best:
-            self.model.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
+
+    def _load(self, checkpoint: Path) -> None:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+        try:
+            self.model.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(f"the checkpoint {str(checkpoint)!r} is of another network than the config's: {error}") from error
 
     def before_validate(self) -> None:
         self._take_what_to_measure()
@@ -139,6 +224,9 @@ class SegmentationCLI(LightningCLI):
 
     def _take_what_to_measure(self) -> None:
         config = self._settings
+        self._drop_averages()
+        if self._checkpoint is not None:
+            self._load(self._checkpoint)
         if config.weights is not None:
             self.model.network = SegmentationModel.from_pretrained(config.weights)
             labels = max(2, self.model.network.num_classes)  # one logit tells two apart
@@ -156,8 +244,6 @@ class SegmentationCLI(LightningCLI):
         self._write_scores("test")
 
     def _write_scores(self, split: str) -> None:
-        trainer: Any = self.trainer
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        report = next(callback for callback in trainer.callbacks if isinstance(callback, Report))
-        report.write_scores({split: self.model.scores}, self.datamodule.classes, folder)
+        if self._callback(RunFolder):  # not in a fast_dev_run
+            folder = self._callback(RunFolder).folder
+            self._callback(Report).write_scores({split: self.model.scores}, self.datamodule.classes, folder)

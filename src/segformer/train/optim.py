@@ -42,6 +42,13 @@ def apply_lr_mult(optimizer: Optimizer) -> Optimizer:
     return optimizer
 
 
+class OfficialAdamW(torch.optim.AdamW):
+    """PyTorch's AdamW with the published learning rate and weight decay (section 4.1)."""
+
+    def __init__(self, params: Iterable[Any], lr: float = 6e-5, weight_decay: float = 0.01) -> None:
+        super().__init__(params, lr=lr, weight_decay=weight_decay)
+
+
 class Poly(LambdaLR):
     """Linear warm-up from ``warmup_ratio``, then (1 - step / total)^power down to 0, or to a floor.
 

@@ -1,7 +1,7 @@
-"""Which samples a step sees, and with which random numbers: functions of the seed and the step alone.
+"""Which samples a batch holds, and with which random numbers: functions of the seed and the batch's number in the run.
 
-Nothing is carried from one step to the next, so that a run that was interrupted goes on exactly as if it had not been, with any number of
-loader processes; and each machine of several knows its share without asking.
+That number is the one thing to save: Lightning counts the batches that training has taken, and its checkpoints hold the
+count. An interrupted run goes on exactly as if it had not been, with any number of loader processes.
 """
 
 from __future__ import annotations
@@ -106,13 +106,20 @@ class Batches(Sampler[list[Draw]]):
 
 
 class ResumableLoader(DataLoader):
-    """A loader that needs no state to be resumed: its batches know where to begin."""
+    """A loader that starts when its first batch is asked for: a resumed run has read its place in the data by then.
+
+    Lightning makes the iterator before that, where the schedule needs the length of an epoch (``max_epochs``).
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        yield from super().__iter__()
 
     def state_dict(self) -> dict[str, Any]:
+        """Nothing: the place is Lightning's own count of batches."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        pass
+        """Nothing is to be restored."""
 
 
 class Share(Sampler[int]):

@@ -16,11 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from segformer.data.classes import Classes
-from segformer.data.transforms import Normalize
+from segformer.evaluation import normalize_for, pad_to_least
 from segformer.metrics import Scores
 from segformer.train.data import SegmentationData
 from segformer.train.task import SegmentationTask
-from segformer.visualize import indexed, sheet
+from segformer.visualize import colored, sheet
 
 
 class Report(Callback):
@@ -58,7 +58,7 @@ class Report(Callback):
     def write_scores(self, scores: dict[str, Scores], classes: Classes, folder: Path) -> None:
         """Write ``results.json`` and ``confusion.png``, and print the table of the split measured last."""
         results = {split: score.to_dict(classes) for split, score in scores.items()}
-        (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        (folder / "results.json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         split = list(scores)[-1]
         confusion_picture(scores[split], classes).savefig(folder / "confusion.png", dpi=110)
         print(f"\n{split}\n{scores[split].table(classes)}")
@@ -89,27 +89,29 @@ class Report(Callback):
         count = len(data.val)
         for index in np.linspace(0, count - 1, min(self.samples, count)).round().astype(int).tolist():
             image, label = data.val[index]
-            images = Normalize()(image)[None].to(next(task.network.parameters()))
-            prediction = task.network.predict(images)[0].cpu()
+            images = normalize_for(task.network)(image)[None].to(next(task.network.parameters()))
+            prediction = task.network.predict(pad_to_least(task.network, images))[0].cpu()
+            prediction = prediction[: label.shape[0], : label.shape[1]]
             columns["image"].append(Image.fromarray(image.permute(1, 2, 0).numpy()))
             for name, labels in (("label", label), ("prediction", prediction)):
-                columns[name].append(indexed(labels.numpy(), data.classes).convert("RGB"))
+                columns[name].append(colored(labels.numpy(), data.classes))
         return sheet(columns, data.classes)
 
 
 def confusion_picture(scores: Scores, classes: Classes) -> Figure:
     """Of each class's labelled pixels (a row), the shares that are predicted as each class (the columns)."""
     shares = scores.confusion / scores.confusion.sum(1, keepdim=True).clamp_min(1)
-    side = max(5.0, min(0.32 * len(classes) + 2.5, 30.0))
+    names = scores.names(classes)
+    side = max(5.0, min(0.32 * len(names) + 2.5, 30.0))
     figure = Figure((side + 0.8, side), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(shares.numpy(force=True), vmin=0, vmax=1, cmap="viridis")
-    places = range(len(classes))
-    axes.set_xticks(places, classes.names, rotation=90)
-    axes.set_yticks(places, classes.names)
+    places = range(len(names))
+    axes.set_xticks(places, names, rotation=90)
+    axes.set_yticks(places, names)
     axes.tick_params(labelsize=8)
     axes.set(xlabel="predicted", ylabel="labelled")
-    if len(classes) <= 30:
+    if len(names) <= 30:
         for row in places:
             for column in places:
                 share = float(shares[row, column])

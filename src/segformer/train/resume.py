@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+
+from segformer.train.folders import Runs
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -44,10 +48,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class Resumable(ModelCheckpoint):
-    """The run's newest two states, for resuming: every so many steps, and when it is told to stop (SIGTERM, Ctrl-C).
+    """Saves the run's newest two states, for resuming: every so many steps, and when it is told to stop (SIGTERM, Ctrl-C).
+
+    A state is saved between two optimizer steps, after the validation that is due there. A stop waits for that point; a
+    second signal does not, and saves nothing.
 
     Args:
-        every_n_train_steps: optimizer steps between two of them.
+        every_n_train_steps: Optimizer steps between two of them.
     """
 
     def __init__(self, every_n_train_steps: int = 200) -> None:
@@ -60,40 +67,103 @@ class Resumable(ModelCheckpoint):
             save_on_train_epoch_end=False,
             enable_version_counter=False,
         )
+        self.signal = 0  # that told the run to stop
+        self._handlers: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, GradientAccumulationScheduler):  # Lightning asks it at the start of an epoch only
+                trainer.accumulate_grad_batches = callback.get_accumulate_grad_batches(trainer.current_epoch)
+        if threading.current_thread() is threading.main_thread():
+            self.signal = 0
+            self._handlers = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.signal = number
+        self._give_handlers_back()
+        rank_zero_info("stopping after this step; a second signal stops at once, without a checkpoint")
+
+    def _give_handlers_back(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._give_handlers_back()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save when the run was asked to stop; after an error its state may be none to go on from."""
-        if isinstance(exception, SIGTERMException | KeyboardInterrupt) and trainer.state.fn == "fit" and trainer.global_step:
-            path = Path(self.dirpath or trainer.default_root_dir) / f"resume-step={trainer.global_step}.ckpt"
-            trainer.save_checkpoint(path)
+        """Save nothing: after an error, or in the middle of a step, there is no state to go on from."""
+        self._give_handlers_back()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        loop: Any = trainer.fit_loop
+        if not loop._should_accumulate() and not loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
+            self._save_between_steps(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.fit_loop._should_accumulate():
+            self._save_between_steps(trainer)
+
+    def _save_between_steps(self, trainer: Trainer) -> None:
+        stop = trainer.strategy.reduce_boolean_decision(bool(self.signal), all=False)
+        due = trainer.global_step % self._every_n_train_steps == 0
+        if (due or stop) and not self._should_skip_saving_checkpoint(trainer):
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+        if stop:
             rank_zero_info(f"stopped at step {trainer.global_step}; go on with --ckpt_path last")
+            raise SystemExit(128 + (self.signal or signal.SIGTERM))  # as a shell reports a signal
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint in a folder that can be read; those that cannot are named aloud."""
     for path in sorted(folder.glob("*.ckpt"), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True):
         try:
-            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:  # a truncated file raises whatever the unpickler trips over
-            rank_zero_warn(f"the checkpoint {str(path)!r} is broken ({type(error).__name__}); falling back to the one before it")
+            read_checkpoint(path)
+        except ValueError as error:
+            rank_zero_warn(f"{error}; falling back to the one before it")
         else:
             return path
     return None
 
 
-def find_checkpoint(ckpt_path: str, runs: Path) -> Path | None:
-    """What ``--ckpt_path`` means: a file, or with ``last`` the newest readable checkpoint of the newest of a folder's runs that has one.
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What a checkpoint's file holds, mapped, not read.
 
     Raises:
-        FileNotFoundError: when a file is named that is not there.
+        ValueError: If the file is truncated or no checkpoint.
     """
-    if ckpt_path != "last":
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # a truncated file raises whatever the unpickler trips over
+        raise ValueError(f"the checkpoint {str(path)!r} is broken ({type(error).__name__})") from error
+
+
+def best_checkpoint(newest: Path) -> Path | None:
+    """The best checkpoint of a run, as its newest one names it; a run that was not validated yet has none."""
+    states = read_checkpoint(newest)["callbacks"]
+    named = [state["best_model_path"] for key, state in states.items() if key.startswith("ModelCheckpoint")]
+    paths = [newest.with_name(Path(path).name) for path in named if path]
+    return next((path for path in paths if path.is_file()), None)
+
+
+def find_checkpoint(ckpt_path: str, runs: Path, folders: Sequence[Path] | None = None) -> Path | None:
+    """What ``--ckpt_path`` means: a file, or the ``last`` or ``best`` checkpoint of the newest run that has one.
+
+    Args:
+        ckpt_path: The file's path, ``last`` or ``best``.
+        runs: The folder of the runs.
+        folders: The runs to look at, the newest first; by default the folder's ``version_N``.
+
+    Raises:
+        FileNotFoundError: If a file is named that does not exist.
+    """
+    if ckpt_path not in ("last", "best"):
         if not Path(ckpt_path).is_file():
             raise FileNotFoundError(
                 f"no checkpoint {ckpt_path!r}; --ckpt_path last finds the newest one of the newest run in {str(runs)!r}"
             )
         return Path(ckpt_path)
-    numbers = {path: path.name.removeprefix("version_") for path in runs.glob("version_*")}
-    versions = sorted((path for path, number in numbers.items() if number.isdigit()), key=lambda path: int(numbers[path]), reverse=True)
-    found = (newest_checkpoint(version / "checkpoints") for version in versions)
-    return next((path for path in found if path is not None), None)
+    folders = Runs(runs, None).folders() if folders is None else folders
+    newest = next((path for folder in folders if (path := newest_checkpoint(folder / "checkpoints"))), None)
+    return best_checkpoint(newest) if newest and ckpt_path == "best" else newest

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 import torch
-from lightning import LightningModule
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from segformer.checkpoint import METADATA_KEY, describe
-from segformer.data.datasets import IGNORE_INDEX
-from segformer.evaluation import Protocol
+from segformer.data.classes import ignore_index
+from segformer.evaluation import Protocol, pad_to_least
 from segformer.losses import CrossEntropy
 from segformer.metrics import Scores
 from segformer.models import SegmentationModel
 from segformer.train.auxiliary import Auxiliary
-from segformer.train.optim import Poly, apply_lr_mult, param_groups
+from segformer.train.optim import OfficialAdamW, Poly, apply_lr_mult, param_groups
 from segformer.train.order import mixed, run_seed
 
-OFFICIAL_ADAMW = partial(torch.optim.AdamW, lr=6e-5, weight_decay=0.01)
+GRADIENTS_KEY = "accumulated_gradients"
 
 
 class SegmentationTask(LightningModule):
@@ -48,7 +49,7 @@ class SegmentationTask(LightningModule):
         self,
         network: SegmentationModel,
         loss: nn.Module | None = None,
-        optimizer: Callable[[Any], Optimizer] = OFFICIAL_ADAMW,
+        optimizer: Callable[[Any], Optimizer] = OfficialAdamW,
         scheduler: Callable[[Optimizer, int], LRScheduler] = Poly,
         head_lr_mult: float = 10.0,
         auxiliary: Callable[[SegmentationModel], Auxiliary] | None = None,
@@ -66,14 +67,21 @@ class SegmentationTask(LightningModule):
         self.head_lr_mult = head_lr_mult
         self.protocol = protocol
         self.auxiliary = auxiliary and auxiliary(network)
-        self.confusion = MulticlassConfusionMatrix(labels, ignore_index=IGNORE_INDEX)
+        self._accumulated: dict[str, Tensor] = {}  # gradients of a run that is resumed between two batches of a step
+        self.confusion = MulticlassConfusionMatrix(labels, ignore_index=ignore_index(labels))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)
 
+    def setup(self, stage: str) -> None:
+        """Have the data normalise images as the network's weights want it."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if hasattr(data, "normalize_as"):
+            data.normalize_as(self.network.normalization)
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Dropout's random numbers depend on the seed, the step and the process alone, as the data's do."""
-        torch.manual_seed(mixed(run_seed(), self.trainer.global_step, batch_idx, self.global_rank))
+        """Dropout's random numbers depend on the seed, the batch's number in the run and the process."""
+        torch.manual_seed(mixed(run_seed(), self.trainer.fit_loop.total_batch_idx, self.global_rank))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, target = batch
@@ -95,16 +103,17 @@ class SegmentationTask(LightningModule):
 
     def _diverged(self, loss: Tensor, batch_idx: int) -> str:
         data: Any = getattr(self.trainer, "datamodule", None)
-        files = f"; its images: {', '.join(data.names_of(self.current_epoch, batch_idx))}" if hasattr(data, "names_of") else ""
+        taken = self.trainer.fit_loop.total_batch_idx
+        files = f"; its images: {', '.join(data.names_of(taken))}" if hasattr(data, "names_of") else ""
         return (
             f"the loss is {loss.item()} at step {self.global_step}, batch {batch_idx} of epoch {self.current_epoch}{files}. Look at them; "
             "lower the learning rate, clip gradients (trainer.gradient_clip_val), or train in bf16-mixed or 32 in place of 16-mixed"
         )
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
         self._measure(batch)
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def test_step(self, batch: Any, batch_idx: int) -> None:
         self._measure(batch)
 
     def on_validation_epoch_start(self) -> None:
@@ -120,15 +129,37 @@ class SegmentationTask(LightningModule):
         self._log_scores("test")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Beside the weights, what they are weights of: ``from_pretrained`` reads the checkpoint too."""
+        """Beside the weights, what they are weights of: ``from_pretrained`` reads the checkpoint too.
+
+        Between two batches whose gradients are accumulated, these belong to the state.
+        """
         with suppress(ValueError):  # a network of the user's own parts
             checkpoint[METADATA_KEY] = json.dumps(describe(self.network))
+        if self.trainer.fit_loop._should_accumulate():
+            reduce = self.trainer.strategy.reduce
+            gradients = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
+            checkpoint[GRADIENTS_KEY] = {name: reduce(grad, reduce_op="mean") for name, grad in gradients.items()}
 
-    def _measure(self, batch: tuple[Tensor, Tensor]) -> None:
-        images, target = batch
-        size = target.shape[-2:]
-        labels = self.protocol.predict(self.network, images, size) if self.protocol else self.network.predict(images, size)
-        self.confusion.update(labels, target.long())
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._accumulated = checkpoint.get(GRADIENTS_KEY, {})
+
+    def on_train_start(self) -> None:
+        """Take up the gradients of a resumed run; Lightning sets all gradients to zero before this."""
+        parameters = dict(self.named_parameters())
+        for name, gradient in self._accumulated.items():
+            parameters[name].grad = gradient.to(parameters[name])
+        self._accumulated = {}
+
+    def _measure(self, batch: Any) -> None:
+        """Images (B, C, H, W) and target (B, H, W), or a list of such pairs, one for each size."""
+        for images, target in [batch] if isinstance(batch[0], Tensor) else batch:
+            self.confusion.update(self._labels(images), target.long())
+
+    def _labels(self, images: Tensor) -> Tensor:
+        if self.protocol is not None:
+            return self.protocol.predict(self.network, images)
+        labels = self.network.predict(pad_to_least(self.network, images))
+        return labels[:, : images.shape[-2], : images.shape[-1]]
 
     def _log_scores(self, split: str) -> None:
         self.scores = Scores.of(self.confusion.compute())
@@ -137,8 +168,22 @@ class SegmentationTask(LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = apply_lr_mult(self.make_optimizer(param_groups(self.network, self.head_lr_mult, self.auxiliary)))
-        steps = self.trainer.estimated_stepping_batches
+        steps = optimizer_steps(self.trainer)
         if steps == float("inf"):
             raise ValueError("the schedule needs the run's length; set trainer.max_steps or trainer.max_epochs")
         scheduler = self.make_scheduler(optimizer, int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def optimizer_steps(trainer: Trainer) -> float:
+    """Optimizer steps of the whole run, infinite if it has no end.
+
+    Lightning's estimate takes one number of accumulated batches for all epochs.
+    """
+    estimate = trainer.estimated_stepping_batches
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GradientAccumulationScheduler) and trainer.max_epochs not in (None, -1):
+            factors = [callback.get_accumulate_grad_batches(epoch) for epoch in range(trainer.max_epochs)]
+            steps = sum(math.ceil(trainer.num_training_batches / factor) for factor in factors)
+            return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
+    return estimate

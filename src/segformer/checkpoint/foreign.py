@@ -1,0 +1,129 @@
+"""What a file is that holds no weights of a SegFormer, and what to do with it instead."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from zipfile import BadZipFile, ZipFile
+
+EXPORTED = "it was made from a PyTorch model: give that model's weights"
+SAVED = "save {} with torch.save, and give its file"
+UNPACK = "unpack it, and give the file of the weights"
+MAGIC = {  # the first bytes
+    b"\x89HDF\r\n\x1a\n": "an HDF5 file, as Keras writes it; save the weights from PyTorch",
+    b"GGUF": f"a GGUF file; {EXPORTED}",
+    b"\x93NUMPY": "a NumPy array, not named tensors",
+    b"\x89PNG": "an image",
+    b"\xff\xd8\xff": "an image",
+    b"\x1f\x8b": f"compressed with gzip; {UNPACK}",
+    b"7z\xbc\xaf": f"a 7z archive; {UNPACK}",
+    b"Rar!": f"a RAR archive; {UNPACK}",
+}
+SUFFIXES = {
+    ".onnx": f"an ONNX graph; {EXPORTED}",
+    ".engine": f"a TensorRT engine; {EXPORTED}",
+    ".plan": f"a TensorRT engine; {EXPORTED}",
+    ".mlmodel": f"a Core ML model; {EXPORTED}",
+    ".distcp": "a shard of a torch.distributed checkpoint; give the folder to "
+    "torch.distributed.checkpoint.format_utils.dcp_to_torch_save, and its result here",
+}
+MEMBERS = {  # of a zip archive, in the order in which they are looked for
+    r"(^|/)constants\.pkl$": "a TorchScript archive; " + SAVED.format("torch.jit.load(path).state_dict()"),
+    r"(^|/)(archive_format|serialized_exported_program\.json)$": "a program of torch.export; "
+    + SAVED.format("torch.export.load(path).state_dict"),
+    r"\.weights\.h5$": "a Keras model; save the weights from PyTorch",
+    r"\.npy$": "an archive of NumPy arrays; save the weights with torch.save",
+}
+FOLDERS = {  # a file in a folder, and what the folder is then
+    "adapter_config.json": "a PEFT adapter without its base model; merge them where they were "
+    "trained (PeftModel.from_pretrained(base, folder).merge_and_unload()), and save the result",
+    ".metadata": "a torch.distributed checkpoint; give the folder to "
+    "torch.distributed.checkpoint.format_utils.dcp_to_torch_save, and its result here",
+    "saved_model.pb": "a TensorFlow SavedModel; save the weights from PyTorch",
+    "zero_to_fp32.py": "a DeepSpeed checkpoint; run the zero_to_fp32.py in it, and give its result",
+}
+CHANGED = (  # expressions, each of which some key must match: weights that are not plain
+    (
+        "a PEFT adapter, or a model with adapters; call merge_and_unload() and save the result",
+        (r"\.lora_[AB]\.|\.lora_embedding_|\.base_layer\.(weight|bias)$|^base_model\.model\.",),
+    ),
+    (
+        "quantised; dequantise it where it came from, or save the model that was quantised",
+        (r"_packed_params|\.(qweight|absmax|weight_scale|weight_scale_inv|zero_point|quant_map)$",),
+    ),
+)
+ARCHITECTURES = (  # the same: models of others
+    (
+        "a segmentation_models_pytorch U-Net",
+        (r"encoder\.", r"decoder\.blocks\.", r"segmentation_head\."),
+    ),
+    (
+        "a segmentation_models_pytorch model with another decoder",
+        (r"encoder\.(conv1|layer1|features|model)\.", r"decoder\.", r"segmentation_head\."),
+    ),
+    ("a U-Net", (r"(^|\.)inc\.(double_conv|conv)\.", r"(^|\.)outc\.")),
+    ("an nnU-Net", (r"encoder\.stages\.\d+\.\d+\.(convs|blocks)\.", r"decoder\.seg_layers\.")),
+    (
+        "torchvision's DeepLabV3",
+        (r"backbone\.(conv1|0\.0|layer1)\.", r"(^|\.)classifier\.0\.convs\."),
+    ),
+    ("torchvision's FCN or LR-ASPP", (r"backbone\.(conv1|0\.0|layer1)\.", r"(^|\.)classifier\.")),
+    ("an mmsegmentation model with a ResNet", (r"backbone\.(stem|conv1|layer1)", r"decode_head\.")),
+    ("a Swin Transformer", (r"layers\.0\.blocks\.0\.attn\.relative_position_bias_table",)),
+    ("a Mask2Former or MaskFormer", (r"(pixel_level_module|pixel_decoder|sem_seg_head)\.",)),
+    ("a Segment Anything model", (r"(image_encoder|vision_encoder)\.", r"mask_decoder\.")),
+    ("an ultralytics YOLO model", (r"(^|\.)model\.0\.conv\.weight$", r"(^|\.)model\.\d+\.cv\d\.")),
+    ("a ResNet", (r"(^|\.)conv1\.weight$", r"(^|\.)layer1\.0\.conv1\.weight$")),
+    ("a Vision Transformer", (r"(^|\.)cls_token$|(^|\.)pos_embed$", r"blocks\.0\.attn\.qkv\.")),
+    ("a ConvNeXt", (r"stages\.0\.blocks\.0\.conv_dw\.|stages\.0\.0\.dwconv\.",)),
+)
+
+
+def kind_of_file(path: Path, head: bytes) -> str | None:
+    """What a file is by its first bytes, name and members, where it is known to hold no weights."""
+    for magic, kind in MAGIC.items():
+        if head.startswith(magic):
+            return kind
+    if head[4:8] == b"TFL3":
+        return f"a TensorFlow Lite model; {EXPORTED}"
+    if head[:1] == b"\x08" and head[2:3] == b"\x12":  # a protobuf's version, then its producer
+        return SUFFIXES[".onnx"]
+    if path.suffix.lower() in SUFFIXES:
+        return SUFFIXES[path.suffix.lower()]
+    return _kind_of_archive(path) if head.startswith(b"PK\x03\x04") else None
+
+
+def _kind_of_archive(path: Path) -> str | None:
+    try:
+        with ZipFile(path) as archive:
+            members = archive.namelist()
+    except BadZipFile:  # truncated, which its reader says better
+        return None
+    for pattern, kind in MEMBERS.items():
+        if any(re.search(pattern, member) for member in members):
+            return kind
+    is_pickle = any(member.endswith("data.pkl") for member in members)
+    return None if is_pickle else f"a zip archive; {UNPACK}"
+
+
+def kind_of_folder(folder: Path) -> str | None:
+    """What a folder without weights is, where it is a known kind."""
+    return next((kind for name, kind in FOLDERS.items() if (folder / name).exists()), None)
+
+
+def kind_of_weights(keys: Iterable[str]) -> str | None:
+    """What weights are by their keys, where they are no plain ones."""
+    return _first(CHANGED, list(keys))
+
+
+def kind_of_model(keys: Iterable[str]) -> str | None:
+    """What model a state dict is of, by its keys, where it is a known one and no SegFormer."""
+    return _first(ARCHITECTURES, list(keys))
+
+
+def _first(kinds: Iterable[tuple[str, Iterable[str]]], keys: list[str]) -> str | None:
+    for kind, patterns in kinds:
+        if all(any(re.search(pattern, key) for key in keys) for pattern in patterns):
+            return kind
+    return None

@@ -1,0 +1,275 @@
+"""Label map files: how a file's values become classes, proved by the file itself."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+
+from segformer.data.classes import Classes, Color, ignore_index, voc_palette
+from segformer.data.images import Decoded, Header, decode
+
+Coding = Literal["index", "color"]
+LOSSLESS_FORMATS = ("PNG", "TIFF", "BMP", "GIF", "PPM", "WEBP")
+LOSSLESS_TIFFS = (
+    *("raw", "tiff_ccitt", "group3", "group4", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate"),
+    *("packbits", "lzma", "zstd"),
+)
+BLACK = (0, 0, 0)
+
+
+def read_label_map(path: str | os.PathLike[str], classes: Classes | None = None, palette: Coding | None = None) -> tv_tensors.Mask:
+    """Reads a label map as class indices (H, W): uint8, or int32 where a value exceeds 255.
+
+    A file of one channel holds indices, in up to 32 bits; so does one of three equal channels. A
+    palette that begins with the classes' colours in their order is read by index, one of the
+    classes' colours in another order (as optimised files have it) by colour, and so is RGB. Black
+    is the ignored value unless it is a class's colour.
+
+    Args:
+        path: The file.
+        classes: Names and colours; without them values are indices.
+        palette: ``"index"`` declares that the values of a palette or of three equal channels are
+            class indices, ``"color"`` that the colours are the classes'. By default the file's own
+            palette must prove one of the two.
+
+    Raises:
+        ValueError: If the file cannot be decoded, its compression changes values, or its palette
+            or colours do not say which classes are meant.
+    """
+    return tv_tensors.Mask(to_indices(decode(path), classes, palette))
+
+
+def to_indices(file: Decoded, classes: Classes | None, palette: Coding | None) -> Tensor:
+    """The class indices (H, W) of a decoded label map, see :func:`read_label_map`."""
+    header, image = file
+    what = _what(header)
+    coding = coding_of(header, classes, palette)
+    if header.mode in ("RGBA", "LA"):
+        alpha = np.array(image.getchannel("A"))
+        if (alpha != 255).any():
+            raise ValueError(
+                f"{what} is transparent on {np.count_nonzero(alpha != 255)} of {alpha.size} pixels; save it without an alpha channel"
+            )
+        image = image.convert(header.mode[:-1])
+    if image.mode in ("RGB", "RGBX"):
+        pixels = np.array(image.convert("RGB"))
+        return torch.from_numpy(_of_channels(pixels, classes, coding, what))
+    if coding == "color":
+        assert classes is not None
+        return torch.from_numpy(_by_color(np.array(image.convert("RGB")), classes, what))
+    return torch.from_numpy(_whole_numbers(np.array(image), header, what))
+
+
+def coding_of(header: Header, classes: Classes | None = None, palette: Coding | None = None) -> Coding | None:
+    """Returns how a label map's values become classes; None where only its pixels tell.
+
+    Raises:
+        ValueError: If the file's kind changes or hides values, or its palette says neither.
+    """
+    what = _what(header)
+    _refuse_lossy(header)
+    if header.inverted:
+        raise ValueError(f"{what} stores 0 as white; save it with 0 as black, or as PNG")
+    channels = {"LA": "L", "RGBA": "RGB", "RGBX": "RGB"}.get(header.mode, header.mode)
+    if channels not in ("1", "L", "I", "F", "P", "RGB") and not channels.startswith("I;16"):
+        raise ValueError(f"{what} has mode {header.mode}; class indices need one channel (mode L, P or I), colours three (RGB): convert it")
+    if header.mode in ("LA", "RGB", "RGBA", "RGBX") and header.greatest != 255:
+        raise ValueError(
+            f"{what} has mode {header.mode} with values up to {header.greatest}, which Pillow "
+            "scales to 255; save it with one channel, or with 8 bits"
+        )
+    if channels not in ("P", "RGB"):
+        if palette == "color":
+            raise ValueError(f"{what} has one channel and no colours; remove `palette: color`")
+        return "index"
+    if classes is None or palette == "index":
+        return "index"
+    if palette == "color" or channels == "RGB":
+        return palette
+    return _coding_of_palette(header, classes)
+
+
+def _coding_of_palette(header: Header, classes: Classes) -> Coding:
+    palette = header.palette
+    grey_ramp = tuple((k, k, k) for k in range(len(palette)))
+    pairs = enumerate(zip(palette, classes.colors, strict=False))
+    first = next((k for k, (entry, color) in pairs if entry != color), None)
+    if first is None or (palette == grey_ramp and len(palette) > 1):  # as a grey file is
+        return "index"
+    known = set(_index_of_color(classes))
+    if set(palette) <= known and len(set(palette)) > 1 and not header.transparent:
+        return "color"
+    raise ValueError(
+        f"{_what(header)} has a palette that is not the classes': its entry {first} is "
+        f"{palette[first]}, the colour of {classes.names[first]!r} is {classes.colors[first]}; set "
+        "`palette: index` if its values are class indices, or give the classes their colours in "
+        "the file (classes.colors)"
+    )
+
+
+def _refuse_lossy(header: Header) -> None:
+    compressions = {"TIFF": LOSSLESS_TIFFS, "WEBP": ("lossless",)}.get(header.format)
+    if header.compression not in (compressions or ("",)) or header.format not in LOSSLESS_FORMATS:
+        kind = " ".join(filter(None, (header.format, header.compression)))
+        raise ValueError(f"{_what(header)} is a {kind} file, whose compression may change values; make it again from its source, as PNG")
+
+
+def _what(header: Header) -> str:
+    return f"label map {str(header.path)!r}"
+
+
+def _of_channels(pixels: np.ndarray, classes: Classes | None, coding: Coding | None, what: str) -> np.ndarray:
+    """Indices of RGB pixels (H, W, 3): of their colours, or the value of three equal channels."""
+    equal = bool((pixels == pixels[..., :1]).all())
+    if coding == "index":
+        if not equal:
+            raise ValueError(
+                f"{what} has mode RGB with channels that differ, and is to be read by value; class "
+                "indices need one channel: convert the colours to indices first"
+            )
+        return pixels[..., 0].copy()
+    assert classes is not None
+    if coding == "color" or not equal:
+        return _by_color(pixels, classes, what)
+    values = pixels[..., 0].copy()
+    found = set(np.unique(values).tolist())
+    index_of = _index_of_color(classes)
+    by_color = {value: index_of.get((value,) * 3) for value in found}  # type: ignore[call-overload]
+    if None in by_color.values():
+        return values
+    if all(value == k for value, k in by_color.items()):
+        return values
+    if all(value < len(classes) for value in found):
+        value = next(value for value, k in by_color.items() if value != k)
+        raise ValueError(
+            f"{what} has three equal channels; its value {value} may be class {value} or the "
+            f"colour of {'no class' if by_color[value] == classes.ignore_index else by_color[value]}"
+            ": set `palette: index` or `palette: color`"
+        )
+    return _by_color(pixels, classes, what)
+
+
+def _index_of_color(classes: Classes) -> dict[Color, int]:
+    """The class of each colour; black, and VOC's colour of outlines among VOC's, are ignored."""
+    index_of = {color: k for k, color in reversed(list(enumerate(classes.colors)))}
+    unlabelled = [BLACK]
+    if len(classes) < 255 and classes.colors == voc_palette(len(classes)):
+        unlabelled.append(voc_palette(256)[255])
+    return dict.fromkeys(unlabelled, classes.ignore_index) | index_of
+
+
+def _by_color(pixels: np.ndarray, classes: Classes, what: str) -> np.ndarray:
+    index_of = _index_of_color(classes)
+    repeated = [color for color in classes.colors if classes.colors.count(color) > 1]
+    if repeated:
+        raise ValueError(f"{what} is coded by colour, and {repeated[0]} is the colour of more than one class")
+    packed = pixels.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+    codes, inverse, counts = np.unique(packed, return_inverse=True, return_counts=True)
+    colors = [(int(code) >> 16, int(code) >> 8 & 255, int(code) & 255) for code in codes]
+    unknown = [place for place, color in enumerate(colors) if color not in index_of]
+    if unknown:
+        worst = max(unknown, key=lambda place: counts[place])
+        raise ValueError(
+            f"{what} has the colour {colors[worst]} on {counts[worst]} of {packed.size} pixels, "
+            "which is no class's; give each class its colour (classes.colors)"
+        )
+    dtype = np.uint8 if classes.ignore_index == 255 else np.int32
+    return np.array([index_of[color] for color in colors], dtype)[inverse.reshape(packed.shape)]
+
+
+def _whole_numbers(values: np.ndarray, header: Header, what: str) -> np.ndarray:
+    """The file's own values, of which Pillow scales some to 8 or 16 bits."""
+    if values.dtype == bool:
+        return values.astype(np.uint8)
+    if values.dtype.kind == "f":
+        wrong = values[values != np.round(values)]  # infinities are whole, and too large
+        if wrong.size or not (np.abs(values) < 1 << 31).all():
+            raise ValueError(
+                f"{what} holds {float(wrong[0]) if wrong.size else float(np.abs(values).max())}, "
+                "which is no class index; save whole numbers"
+            )
+    shown = {"L": 255, "I": 65535}.get(header.mode)
+    if header.mode == "L" and header.greatest in (3, 15):  # 2 and 4 bits
+        return values // (255 // header.greatest)
+    if header.format == "PPM" and shown and header.greatest < shown:
+        values = np.round(values * (header.greatest / shown))
+    if header.mode == "L" or (values.size and values.min() >= 0 and values.max() < 256):
+        return values.astype(np.uint8)
+    return values.astype(np.int32)
+
+
+def check_turn(image: Header, label: Header) -> None:
+    """Refuse a pair of which one file's EXIF orientation leaves open how the two lie on each other.
+
+    Each file is turned as its own orientation says. A label map without one belongs to the image as
+    it is shown where the image's sides are swapped and the label map has their length.
+
+    Raises:
+        ValueError: If it was drawn on the image as it is stored, or the size cannot tell.
+    """
+    turn = image.orientation or 1
+    if turn == 1 or label.orientation is not None:
+        return
+    how = f"image {str(image.path)!r} is turned by its EXIF orientation ({turn})"
+    cure = "save the image upright, without orientation, or give the label map its own"
+    if turn < 5 or image.size[0] == image.size[1]:
+        raise ValueError(
+            f"{how}, its label map {str(label.path)!r} has none, and their sizes do not tell "
+            "whether "
+            f"it was drawn on the turned image; {cure}"
+        )
+    if label.size == image.size:
+        raise ValueError(f"{how}, and its label map {str(label.path)!r} fits the image as it is stored alone; {cure}")
+
+
+def check_labels(label: Tensor, num_classes: int, what: str) -> None:
+    """Refuse a label map with a value that is neither a class nor the ignored one.
+
+    Args:
+        label: Class indices of any shape and integer type.
+        num_classes: Number of classes.
+        what: Name of the label map for the error.
+
+    Raises:
+        ValueError: If there is one. It names ``what``, the most frequent wrong value, how often it
+            occurs, and the likely cure.
+    """
+    ignored = ignore_index(num_classes)
+    if label.dtype == torch.uint8 and label.numel() and int((label + 1).amax()) <= num_classes:
+        return  # 255 + 1 is 0; much faster than what follows
+    label = label.long()
+    is_wrong = (label < 0) | (label >= num_classes) & (label != ignored)
+    wrong, counts = label[is_wrong].unique(return_counts=True)
+    if len(wrong):
+        value, count = int(wrong[counts.argmax()]), int(counts.max())
+        others = sorted(set(wrong.tolist()) - {value})
+        more = f" (as wrong: {', '.join(map(str, others[:5]))}{', …' if others[5:] else ''})" if others else ""
+        raise ValueError(
+            f"{what} holds the value {value} on {count} of {label.numel()} pixels; valid are 0 to "
+            f"{num_classes - 1}, and the ignore index{more}. Name more classes, set "
+            f"ignore_index={value}, "
+            "or map the values first (are these another data set's, or counted from 1?)"
+        )
+
+
+def label_type(num_classes: int) -> torch.dtype:
+    """The type of samples' label maps: uint8, or int32 for more than 255 classes.
+
+    Files and predictions are uint16 then, for which PyTorch has few operations.
+    """
+    return torch.uint8 if ignore_index(num_classes) == 255 else torch.int32
+
+
+def ignored_in(label: Tensor) -> int:
+    """The ignored value of a label map, by its type: 65535 in int32, 255 in any other."""
+    return 65535 if label.dtype == torch.int32 else 255
+
+
+def file_type(num_classes: int) -> type[np.uint8] | type[np.uint16]:
+    """The type in which labels are written: uint8, or uint16 for more than 255 classes."""
+    return np.uint8 if ignore_index(num_classes) == 255 else np.uint16

@@ -1,0 +1,137 @@
+"""A folder for each run, whatever its logger: its checkpoints, config and results, and no other run's."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning import LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_only
+
+CSV = "lightning.pytorch.loggers.CSVLogger"
+FOLLOWERS = ("CSVLogger", "TensorBoardLogger")  # loggers that write into SAVE_DIR/NAME/VERSION
+NAMES = ("name", "project", "experiment_name")  # what loggers call a group of runs
+UNNAMED = "lightning_logs"  # Lightning's default name
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Where a config's runs lie: ``folder/version_0``, ``folder/version_1`` and so on.
+
+    Args:
+        folder: SAVE_DIR/NAME of the first logger; without one, ``default_root_dir/lightning_logs``.
+        version: The name that the config gives the run, if any.
+    """
+
+    folder: Path
+    version: str | None
+
+    @classmethod
+    def of(cls, trainer: Namespace) -> Runs:
+        """The runs of a trainer's settings."""
+        root = trainer.get("default_root_dir") or "."
+        loggers = loggers_of(trainer)
+        options = (loggers[0].get("init_args") if loggers else None) or Namespace()
+        name = next((options[key] for key in NAMES if options.get(key) is not None), UNNAMED)
+        version = options.get("version")
+        named = version if version is None or isinstance(version, str) else f"version_{version}"
+        return cls(Path(options.get("save_dir") or root) / str(name), named)
+
+    def folders(self) -> list[Path]:
+        """The runs there are, the newest first; the one that the config names, where it names one."""
+        if self.version is not None:
+            return [self.folder / self.version]
+        return [path for _, path in sorted(self._numbered(), reverse=True)]
+
+    def next(self) -> Path:
+        """The folder of a new run."""
+        return self.folder / f"version_{1 + max((number for number, _ in self._numbered()), default=-1)}"
+
+    def _numbered(self) -> list[tuple[int, Path]]:
+        numbers = ((path.name.removeprefix("version_"), path) for path in self.folder.glob("version_*"))
+        return [(int(number), path) for number, path in numbers if number.isdigit()]
+
+
+def loggers_of(trainer: Namespace) -> list[Namespace]:
+    """The settings of a trainer's loggers; the default one is written out first."""
+    if trainer.get("logger") in (None, True):
+        options = Namespace(save_dir=trainer.get("default_root_dir") or ".", name=UNNAMED, version=None)
+        trainer.logger = Namespace(class_path=CSV, init_args=options)
+    if trainer.logger is False:
+        return []
+    return trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
+
+
+def follow(trainer: Namespace, runs: Runs, folder: Path) -> None:
+    """Let the loggers that write into the runs' folder write into this run's."""
+    for logger in loggers_of(trainer):
+        follows = str(logger.class_path).rpartition(".")[2] in FOLLOWERS
+        if follows and Runs.of(Namespace(logger=logger)).folder == runs.folder:
+            logger.init_args.version = folder.name
+
+
+def refuse_to_overwrite(folder: Path) -> None:
+    """Raise FileExistsError if a folder holds a run already."""
+    if (folder / "model.safetensors").exists() or any(folder.glob("checkpoints/*.ckpt")):
+        raise FileExistsError(f"{str(folder)!r} holds a run already; go on with it by --ckpt_path last, or give another logger version")
+
+
+@rank_zero_only
+def keep_metrics(folder: Path) -> None:
+    """Put the table of a run's first part aside; the CSV logger begins it anew."""
+    metrics = folder / "metrics.csv"
+    if metrics.is_file():
+        metrics.rename(folder / f"metrics_{len(list(folder.glob('metrics*.csv')))}.csv")
+
+
+class RunFolder(SaveConfigCallback):
+    """Keeps a run's checkpoints in its folder, and writes the config there.
+
+    Args:
+        parser: Writes the config.
+        config: The settings as the command was given them.
+        folder: The run's folder.
+    """
+
+    def __init__(self, parser: Any, config: Namespace, folder: Path, given: Namespace) -> None:
+        super().__init__(parser, given, save_to_log_dir=False)
+        self.folder = folder
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.folder = Path(trainer.strategy.broadcast(str(self.folder)))  # other processes may have counted later
+        for callback in trainer.checkpoint_callbacks:
+            if getattr(callback, "dirpath", "") is None:
+                callback.dirpath = str(self.folder / "checkpoints")  # type: ignore[attr-defined]
+        super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # jsonargparse renames skip_none
+            self.parser.save(self.config, self.folder / self.config_filename, skip_none=False, overwrite=True)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Tell the other callbacks where the run's checkpoints lie now, if its folder was moved."""
+        here = self.folder / "checkpoints"
+        path = Path(str(trainer.ckpt_path))
+        if path.resolve().parent != here.resolve():
+            return
+        for state in checkpoint["callbacks"].values():
+            if state.get("dirpath") and (here / path.name).exists():
+                _move(state, str(here))
+
+
+def _move(state: dict[str, Any], here: str) -> None:
+    """Replace the folder of a ModelCheckpoint's paths."""
+
+    def moved(path: str) -> str:
+        return str(Path(here) / Path(path).name) if path else path
+
+    for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
+        state[key] = moved(state[key])
+    state["best_k_models"] = {moved(path): score for path, score in state["best_k_models"].items()}
+    state["dirpath"] = here

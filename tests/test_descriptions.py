@@ -1,0 +1,243 @@
+"""A file's description of its model is true when it is written, and trusted with nothing when read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY, randomized
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+
+from segformer import SETR, MLAHead, SegFormer, TimmBackbone
+
+
+def described(model: Any, path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """A file of the model whose description has been changed."""
+    from segformer.checkpoint import describe
+
+    description = describe(model)
+    change(description)
+    state = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
+    save_file(state, path, {"segformer": json.dumps(description)})
+    return path
+
+
+def resnet() -> SegFormer:
+    return SegFormer(TimmBackbone("resnet18"), num_classes=3, decoder_channels=8)
+
+
+def set_config(**change: Any) -> Callable[[dict[str, Any]], object]:
+    return lambda description: description["backbone"]["config"].update(change)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"name": "hf-hub:someone/model"}, "'hf-hub:someone/model', which is none of timm's models"),
+        ({"name": "local-dir:/etc"}, "'local-dir:/etc', which is none of timm's models"),
+        ({"name": "https://host/x"}, "'https://host/x', which is none of timm's models"),
+        ({"name": ["resnet18"]}, r"\['resnet18'\], which is none of timm's models"),
+        ({"pretrained_custom_load": True}, "the argument 'pretrained_custom_load', which it does not"),
+        ({"pretrained_filter_fn": "x"}, "the argument 'pretrained_filter_fn', which it does not"),
+        ({"features_only": False}, "the argument 'features_only', which it does not have"),
+        ({"block": {"url": "https://host"}}, "block={'url': 'https://host'}, which is no plain value"),
+    ],
+)
+def test_a_hostile_description_is_refused(change: Any, said: str, tmp_path: Path) -> None:
+    path = described(resnet(), tmp_path / "x.safetensors", set_config(**change))
+    with pytest.raises(ValueError, match=rf"x.safetensors': the file .*{said}"):
+        SegFormer.from_pretrained(path)
+
+
+def test_a_model_with_a_configuration_of_its_own_is_given_no_builders_argument(
+    tmp_path: Path,
+) -> None:
+    """ByobNet takes any argument more, for its configuration."""
+    model = SegFormer(TimmBackbone("mobileone_s0"), num_classes=2, decoder_channels=8)
+    path = described(model, tmp_path / "x.safetensors", set_config(kwargs_filter=["x"]))
+    with pytest.raises(ValueError, match="the argument 'kwargs_filter', which it does not have"):
+        SegFormer.from_pretrained(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pretrained": True},
+        {"pretrained": True, "pretrained_cfg": {"url": "https://host/x.pth"}},
+        {"pretrained": True, "pretrained_cfg_overlay": {"file": "SECRET"}},
+        {"checkpoint_path": "SECRET"},
+    ],
+    ids=str,
+)
+def test_a_description_opens_no_address_and_no_other_file(
+    change: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import timm.models
+
+    secret = tmp_path / "secret.pth"
+    secret.write_text("not to be read")
+    model = resnet()
+    told = json.loads(json.dumps(change).replace("SECRET", str(secret)))
+    path = described(model, tmp_path / "x.safetensors", set_config(**told))
+    for name in ("load_pretrained", "load_checkpoint"):
+        for module in (timm.models._builder, timm.models._factory):
+            monkeypatch.setattr(module, name, lambda *a, **k: pytest.fail("read"), raising=False)
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", lambda *a, **k: pytest.fail("fetched"))
+    again = SegFormer.from_pretrained(path)
+    torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda description: description.pop("decode_head"),
+        lambda description: description["backbone"].pop("config"),
+        lambda description: description["backbone"]["config"].update(no_such=1),
+        lambda description: description["backbone"]["config"].update(variant={"dims": 3}),
+        lambda description: description["classes"].update(more=1),
+        lambda description: description.update(normalization={"mean": [1]}),
+        lambda description: description["backbone"].update({"class": "Unknown"}),
+    ],
+)
+def test_a_broken_description_is_an_error_of_one_sentence(
+    tiny: SegFormer,
+    change: Callable[[dict[str, Any]], object],
+    tmp_path: Path,
+) -> None:
+    path = described(tiny, tmp_path / "x.safetensors", change)
+    with pytest.raises(ValueError, match=r"describes its model wrongly|builds no|holds a Unknown"):
+        SegFormer.from_pretrained(path)
+
+
+def test_broken_json_is_named_and_others_metadata_is_not_ours(
+    tiny: SegFormer,
+    tmp_path: Path,
+) -> None:
+    path, model = tmp_path / "x.safetensors", SegFormer("b0", num_classes=2)
+    save_file(tiny.state_dict(), path, {"segformer": '{"backbone": '})
+    with pytest.raises(ValueError, match=r"x.safetensors' describes its model by broken JSON"):
+        SegFormer.from_pretrained(path)
+    for text in ("b0", "{}"):
+        save_file(model.state_dict(), path, {"segformer": text})
+        assert SegFormer.from_pretrained(path).backbone.config["variant"] == "b0"
+
+
+def of(name: str, make: Callable[[], Any]) -> Callable[[nn.Module], None]:
+    def change(model: nn.Module) -> None:
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, make())
+
+    return change
+
+
+CHANGES: dict[str, tuple[Callable[[Any], object], str]] = {
+    "classifier": (
+        of("decode_head.classifier", lambda: nn.Conv2d(16, 7, 1)),
+        r"decode_head.classifier.bias is \(7,\) instead of \(5,\)",
+    ),
+    "norm": (
+        of("decode_head.norm", lambda: nn.GroupNorm(4, 16)),
+        "decode_head.norm is a GroupNorm instead of a BatchNorm2d",
+    ),
+    "activation": (
+        of("backbone.stages.0.blocks.0.ffn.act", nn.ReLU),
+        "backbone.stages.0.blocks.0.ffn.act is a ReLU instead of a GELU",
+    ),
+    "stem": (
+        of("backbone.stages.0.embed.proj", lambda: nn.Conv2d(4, 8, 7, 4, 3)),
+        r"embed.proj.weight is \(8, 4, 7, 7\) instead of \(8, 3, 7, 7\)",
+    ),
+    "stride": (
+        of("backbone.stages.0.embed.proj", lambda: nn.Conv2d(3, 8, 7, 2, 3)),
+        r"embed.proj.stride is \(2, 2\) instead of \(4, 4\)",
+    ),
+    "epsilon": (
+        lambda model: setattr(model.backbone.stages[1].norm, "eps", 0.1),
+        "backbone.stages.1.norm.eps is 0.1 instead of 1e-06",
+    ),
+    "heads": (
+        lambda model: setattr(model.backbone.stages[3].blocks[0].attn, "heads", 1),
+        "attn.heads is 1 instead of 4",
+    ),
+    "stage": (of("backbone.stages.3", nn.Identity), "backbone.stages.3.* is gone"),
+    "weight norm": (
+        lambda model: parametrizations.weight_norm(model.decode_head.fuse),
+        "decode_head.fuse.parametrizations.weight.original0 is new",
+    ),
+    "pruning": (
+        lambda model: prune.l1_unstructured(model.decode_head.fuse, "weight", 0.5),
+        "decode_head.fuse.weight_mask is new",
+    ),
+    "a module more": (lambda model: setattr(model, "extra", nn.Linear(2, 2)), "extra.bias is new"),
+}
+
+
+@pytest.mark.parametrize(("change", "said"), CHANGES.values(), ids=CHANGES)
+def test_a_model_that_is_not_what_it_was_built_as_is_refused_when_saved(
+    tiny: SegFormer,
+    change: Callable[[Any], object],
+    said: str,
+    tmp_path: Path,
+) -> None:
+    change(tiny)
+    with pytest.raises(ValueError, match=rf"could not be read back: .*{said}.* Build a model as it"):
+        tiny.save(tmp_path / "x.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_cure_that_the_refusal_names_works(tiny: SegFormer, tmp_path: Path) -> None:
+    tiny.decode_head.classifier = nn.Conv2d(16, 7, 1)
+    new = SegFormer(TINY, num_classes=7).eval()
+    new.load_state_dict(tiny.state_dict())
+    new.save(tmp_path / "x.safetensors")
+    images = torch.randn(1, 3, 64, 64)
+    assert torch.equal(SegFormer.from_pretrained(tmp_path / "x.safetensors")(images), new(images))
+
+
+def test_what_only_training_reads_may_be_changed(tiny: SegFormer, tmp_path: Path) -> None:
+    tiny.decode_head.dropout = nn.Identity()
+    tiny.decode_head.norm.momentum = 0.01
+    tiny.backbone.stages[3].blocks[0].drop_path = nn.Identity()
+    nn.SyncBatchNorm.convert_sync_batchnorm(tiny).save(tmp_path / "x.safetensors")
+    again = SegFormer.from_pretrained(tmp_path / "x.safetensors")
+    torch.testing.assert_close(again.state_dict(), tiny.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["hrnet_w18_small", "dla46_c", "densenet121", "iformer_m"])
+def test_timm_models_with_deep_names_come_back(name: str, tmp_path: Path) -> None:
+    """More than two numbers in a name, a base_layer that is no adapter's, a module called module."""
+    model = randomized(SegFormer(TimmBackbone(name), num_classes=2, decoder_channels=8))
+    model.save(tmp_path / "x.safetensors")
+    again = SegFormer.from_pretrained(tmp_path / "x.safetensors")
+    torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+def test_options_of_timm_models_are_kept(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"img_size": 64, "drop_path_rate": 0.1, "embed_dim": 64, "num_heads": 4}
+    backbone = TimmBackbone("vit_tiny_patch16_224", **options)
+    SegFormer(backbone, num_classes=2).save(tmp_path / "x.safetensors")
+    again = SegFormer.from_pretrained(tmp_path / "x.safetensors")
+    assert again.backbone.config.items() >= options.items()
+
+
+def test_setr_is_inspected(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from segformer.cli import main
+
+    SETR("tiny", 5, MLAHead, channels=16, img_size=64).save(tmp_path / "setr.safetensors")
+    monkeypatch.setattr("sys.argv", ["segformer", "inspect", str(tmp_path / "setr.safetensors")])
+    main()
+    said = " ".join(capsys.readouterr().out.split())
+    assert "vit_tiny_patch16_384" in said
+    assert "positions=bicubic, fit=resize" in said

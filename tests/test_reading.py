@@ -1,0 +1,293 @@
+"""What files hold beside plain state dicts: containers, shared memory, precisions; and where they lie."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY, randomized
+from halves import halves, quiet_trainer
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from segformer import SETR, MiT, SegFormer
+from segformer.checkpoint import LAYOUTS, read, state_dict_as
+
+State = dict[str, Tensor]
+NORM1, NORM2 = "backbone.block1.0.norm1.weight", "backbone.block1.0.norm2.weight"
+
+
+@pytest.fixture(scope="module")
+def b0() -> SegFormer:
+    torch.manual_seed(0)
+    return randomized(SegFormer("b0", num_classes=3))
+
+
+@pytest.fixture(scope="module")
+def state(b0: SegFormer) -> State:
+    return state_dict_as(b0, LAYOUTS["nvidia"])
+
+
+def shared(state: State) -> State:
+    return {**state, NORM2: state[NORM1]}
+
+
+def expanded(state: State) -> State:
+    return {**state, NORM1: torch.ones(1).expand(32)}
+
+
+def transposed(state: State) -> State:
+    key = "backbone.block1.0.attn.q.weight"
+    return {**state, key: state[key].t().contiguous().t()}
+
+
+def in_one_storage(state: State) -> State:
+    flat = torch.cat([tensor.flatten().float() for tensor in state.values()])
+    parts = flat.split([tensor.numel() for tensor in state.values()])
+    return {key: part.view_as(state[key]) for key, part in zip(state, parts, strict=True)}
+
+
+def frozen(state: State) -> State:
+    floats = {key: tensor for key, tensor in state.items() if tensor.is_floating_point()}
+    return state | {key: nn.Parameter(tensor, requires_grad=False) for key, tensor in floats.items()}
+
+
+@pytest.mark.parametrize("change", [shared, expanded, transposed, in_one_storage, frozen])
+def test_every_parameter_has_memory_of_its_own_and_learns(
+    state: State,
+    change: Any,
+    tmp_path: Path,
+) -> None:
+    changed = change(state)
+    torch.save(changed, tmp_path / "x.pth")
+    model = SegFormer.from_pretrained(tmp_path / "x.pth")
+    places = [parameter.untyped_storage().data_ptr() for parameter in model.parameters()]
+    assert len(set(places)) == len(places)
+    written = state_dict_as(model, LAYOUTS["nvidia"])
+    assert all(torch.equal(written[key], changed[key]) for key in written if "tracked" not in key)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model.train()(torch.randn(2, 3, 64, 64)).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    optimizer.step()
+    block = model.backbone.stages[0].blocks[0]
+    assert not torch.equal(block.norm1.weight, block.norm2.weight)
+
+
+def test_tensors_without_values_are_named(state: State, tmp_path: Path) -> None:
+    torch.save({**state, NORM1: torch.empty(32, device="meta")}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=rf"x.pth': {NORM1} is a meta tensor; save one with plain"):
+        SegFormer.from_pretrained(tmp_path / "x.pth")
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")
+def test_sparse_tensors_are_named(state: State, tmp_path: Path) -> None:
+    torch.save({**state, NORM1: torch.ones(32).to_sparse()}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=rf"x.pth': {NORM1} is a sparse tensor; save one with plain"):
+        SegFormer.from_pretrained(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"segformer": state},
+        lambda state: {"segformer": "v1", "state_dict": state},
+        lambda state: {"my_net": {"inner": state}, "optimizer": {"state": {0: {"exp_avg": state[NORM1]}}}},
+        lambda state: {0: state},
+        lambda state: {**state, "auxiliary_head.conv.weight": state[NORM1]},
+        lambda state: {**{f"module.{key}": tensor for key, tensor in state.items()}, "n_averaged": torch.tensor(3)},
+    ],
+    ids=["our key", "our key beside", "unknown", "a number", "auxiliary", "averaged"],
+)
+def test_containers(b0: SegFormer, state: State, wrap: Any, tmp_path: Path) -> None:
+    torch.save(wrap(state), tmp_path / "x.pth")
+    again = SegFormer.from_pretrained(tmp_path / "x.pth")
+    torch.testing.assert_close(again.state_dict(), b0.state_dict(), rtol=0, atol=0)
+
+
+def test_pytorchs_average_is_read(b0: SegFormer, tmp_path: Path) -> None:
+    torch.save(AveragedModel(b0).state_dict(), tmp_path / "x.pth")
+    reading = read(tmp_path / "x.pth")
+    torch.testing.assert_close(reading.backbone.state_dict(), b0.backbone.state_dict(), rtol=0, atol=0)
+    assert any(subject == "n_averaged" for _, subject, _ in reading.report.rows)
+
+
+def test_several_state_dicts_are_refused_by_name(state: State, tmp_path: Path) -> None:
+    torch.save({"generator": state, "critic": state, "epoch": 3}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"holds several state dicts, 'generator', 'critic'; save one alone"):
+        SegFormer.from_pretrained(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("layout", ["mmsegmentation", "huggingface", "tao", "smp"])
+def test_auxiliary_heads_of_others_are_dropped(layout: str, tmp_path: Path) -> None:
+    from segformer import AllMLPHead, SegmentationModel
+    from segformer.heads import MMSegHead
+
+    head = MMSegHead if layout == "mmsegmentation" else AllMLPHead
+    backbone = MiT("b0")
+    model = SegmentationModel(backbone, head(backbone.channels, 3))
+    content = state_dict_as(model, LAYOUTS[layout]) | {"auxiliary_head.0.weight": torch.zeros(1)}
+    torch.save(content, tmp_path / "x.pth")
+    rows = read(tmp_path / "x.pth").report.rows
+    assert ("dropped", "auxiliary_head.0.weight", "for a loss that only training reads") in rows
+
+
+def test_a_training_checkpoint_with_auxiliary_heads_is_read(tmp_path: Path) -> None:
+    from segformer.setr import FCNHead
+    from segformer.train.auxiliary import Auxiliary
+    from segformer.train.task import SegmentationTask
+
+    network = SegFormer(TINY, num_classes=2)
+    task = SegmentationTask(network, auxiliary=lambda network: Auxiliary(network, FCNHead))
+    trainer = quiet_trainer(tmp_path, max_steps=1, limit_val_batches=0, num_sanity_val_steps=0)
+    trainer.fit(task, halves())
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    again = SegFormer.from_pretrained(tmp_path / "run.ckpt")
+    torch.testing.assert_close(again.state_dict(), network.state_dict(), rtol=0, atol=0)
+
+
+def cast(state: State, backbone: torch.dtype, head: torch.dtype) -> State:
+    return {
+        key: tensor.to(backbone if key.startswith("backbone.") else head) if tensor.is_floating_point() else tensor
+        for key, tensor in state.items()
+    }
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(
+    ("backbone", "head", "widest"),
+    [
+        (torch.float16, torch.float32, torch.float32),
+        (torch.float16, torch.bfloat16, torch.float32),
+        (torch.bfloat16, torch.float64, torch.float64),
+        (torch.float8_e4m3fn, torch.bfloat16, torch.bfloat16),
+        (torch.float8_e5m2, torch.float8_e4m3fn, torch.float32),
+    ],
+    ids=str,
+)
+def test_mixed_precisions_are_read_as_the_widest_aloud(
+    state: State,
+    backbone: torch.dtype,
+    head: torch.dtype,
+    widest: torch.dtype,
+    suffix: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    mixed, path = cast(state, backbone, head), tmp_path / f"x{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)(mixed, path)
+    model = SegFormer.from_pretrained(path)
+    assert {parameter.dtype for parameter in model.parameters()} == {widest}
+    written = state_dict_as(model, LAYOUTS["nvidia"])
+    assert all(torch.equal(written[key], mixed[key].to(written[key].dtype)) for key in written)
+    assert f"are read as {str(widest).removeprefix('torch.')}; dtype=… chooses another" in caplog.text
+    assert model(torch.randn(1, 3, 64, 64, dtype=widest)).dtype == widest
+    asked = SegFormer.from_pretrained(path, num_classes=7, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in asked.parameters()} == {torch.bfloat16}
+
+
+def test_whole_numbers_are_no_weights(state: State, tmp_path: Path) -> None:
+    key = "backbone.block1.0.attn.q.weight"
+    torch.save({**state, key: state[key].to(torch.int8)}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=rf"{key} is of int8, not of float32"):
+        SegFormer.from_pretrained(tmp_path / "x.pth")
+    scale = {key.replace("weight", "weight_scale"): torch.ones(1)}
+    torch.save({**state, **scale}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"x.pth' is quantised; dequantise it"):
+        SegFormer.from_pretrained(tmp_path / "x.pth")
+
+
+def test_a_device_is_where_the_parameters_lie(tiny: SegFormer, tmp_path: Path) -> None:
+    tiny.save(tmp_path / "x.safetensors")
+    model = SegFormer.from_pretrained(tmp_path / "x.safetensors", device="meta")
+    assert {tensor.device.type for tensor in model.state_dict().values()} == {"meta"}
+
+
+def test_a_subfolder_is_read(
+    tiny: SegFormer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place = tmp_path / "repository" / "models" / "b0"
+    place.mkdir(parents=True)
+    tiny.save(place / "model.safetensors")
+    asked: dict[str, Any] = {}
+
+    def snapshot_download(repository: str, **options: Any) -> str:
+        asked.update(options)
+        return str(tmp_path / "repository")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    options = {"token": "secret", "cache_dir": tmp_path / "cache"}
+    for source, given in ((tmp_path / "repository", {}), ("me/roads", options)):
+        again = SegFormer.from_pretrained(source, subfolder="models/b0", **given)
+        torch.testing.assert_close(again.state_dict(), tiny.state_dict(), rtol=0, atol=0)
+    assert asked["allow_patterns"] == ["models/b0/*.json", "models/b0/*.safetensors"]
+    assert (asked["token"], asked["cache_dir"]) == ("secret", tmp_path / "cache")
+    with pytest.raises(FileNotFoundError, match="no folder 'nowhere' in "):
+        SegFormer.from_pretrained(tmp_path / "repository", subfolder="nowhere")
+
+
+@pytest.mark.parametrize("no_grad", [False, True])
+def test_no_images_give_no_labels(no_grad: bool) -> None:
+    """As PyTorch's own layers do with a batch of none."""
+    model, images = SegFormer("b0", num_classes=3).eval(), torch.empty(0, 3, 64, 96)
+    with torch.set_grad_enabled(not no_grad):
+        assert model(images).shape == (0, 3, 64, 96)
+    assert model.predict(images).shape == (0, 64, 96)
+    assert model.predict(images, (10, 20)).shape == (0, 10, 20)
+
+
+def test_weights_of_other_numerics_are_named_when_loaded(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    theirs = SegFormer(MiT("b0", norm_eps=1e-5, act="gelu_tanh"), num_classes=3)
+    theirs.save(tmp_path / "hf", "huggingface")
+    SegFormer("b0", num_classes=3).save(tmp_path / "b0.pth", "nvidia")
+    caplog.clear()
+    model = SegFormer("b0", num_classes=3)
+    model.load_weights(tmp_path / "b0.pth")
+    theirs.load_weights(tmp_path / "hf")
+    torch.save(theirs.state_dict(), tmp_path / "own.pth")  # says nothing of numerics
+    theirs.load_weights(tmp_path / "own.pth")
+    assert "numerics" not in caplog.text
+    model.load_weights(tmp_path / "hf")
+    assert "norm_eps=1e-05 (this model has 1e-06)" in caplog.text
+    assert "act=gelu_tanh (this model has gelu)" in caplog.text
+    assert "embed_norm_eps=" not in caplog.text
+    assert model.backbone.stages[0].norm.eps == 1e-6
+
+
+def test_setrs_numerics_are_named_when_loaded(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = SETR("tiny", 5, channels=16, img_size=64)
+    layout = LAYOUTS["mmsegmentation_setr"]
+    torch.save({"state_dict": state_dict_as(model, layout)}, tmp_path / "setr.pth")
+    with caplog.at_level(logging.WARNING, "segformer"):
+        model.load_weights(tmp_path / "setr.pth")
+    assert "positions=bilinear (this model has bicubic)" in caplog.text
+    assert "fit=pad (this model has resize)" in caplog.text
+
+
+@torch.no_grad()
+def test_timms_classifier_takes_the_numerics_of_the_file(tmp_path: Path) -> None:
+    import timm
+
+    for layout, norm_eps, embed_norm_eps in (
+        ("huggingface", 1e-5, 1e-5),
+        ("huggingface_in_memory", 1e-5, 1e-5),
+        ("nvidia", 1e-6, 1e-5),
+    ):
+        torch.save(state_dict_as(SegFormer("b0", num_classes=2), LAYOUTS[layout]), tmp_path / "x.pth")
+        overlay = {"file": str(tmp_path / "x.pth")}
+        model = timm.create_model("mit_b0", pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0)
+        found = {name: m.eps for name, m in model.named_modules() if isinstance(m, nn.LayerNorm)}
+        for name, eps in found.items():
+            assert eps == (embed_norm_eps if "embed" in name or "reduce" in name else norm_eps)
+        assert model.config["norm_eps"] == norm_eps

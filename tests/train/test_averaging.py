@@ -1,0 +1,59 @@
+"""Averaged weights: by their formula, and near the trained ones after few steps."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+from halves import halves, quiet_trainer
+from torch.optim.swa_utils import AveragedModel
+
+from segformer import SegFormer
+from segformer.train.averaging import EMA, update
+from segformer.train.optim import Muon, OneCycle
+from segformer.train.task import SegmentationTask
+
+
+def test_the_average_is_its_formula() -> None:
+    """The first update copies the weights; then a = d a + (1 - d) w with d = min(decay, (1 + n) / (10 + n))."""
+    net = torch.nn.Linear(3, 2).double()
+    average = AveragedModel(net, multi_avg_fn=partial(update, decay=0.7))
+    expected = torch.zeros(2, 3, dtype=torch.double)
+    decays = []
+    for n in range(40):
+        with torch.no_grad():
+            net.weight.normal_()
+        average.update_parameters(net)
+        decays.append(min(0.7, (1 + n) / (10 + n)) if n else 0.0)
+        expected = decays[-1] * expected + (1 - decays[-1]) * net.weight.detach()
+        torch.testing.assert_close(average.module.weight.detach(), expected, rtol=1e-12, atol=1e-14)
+    assert decays[1] == pytest.approx(2 / 11)
+    assert decays[-1] == 0.7
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_short_run_does_not_end_near_its_start(tmp_path: Path) -> None:
+    """Thirty steps of camvid.yaml's recipe."""
+    task = SegmentationTask(SegFormer(TINY, num_classes=2), None, partial(Muon, lr=2e-3), OneCycle, head_lr_mult=1.0)
+    start = copy.deepcopy(dict(task.network.named_parameters()))
+    trained: dict[str, torch.Tensor] = {}
+
+    class Keeping(EMA):
+        def on_train_end(self, trainer: object, pl_module: SegmentationTask) -> None:  # type: ignore[override]
+            trained.update(copy.deepcopy(dict(pl_module.network.named_parameters())))
+            super().on_train_end(trainer, pl_module)  # type: ignore[arg-type]
+
+    quiet_trainer(tmp_path, max_steps=30, callbacks=[Keeping(0.998)]).fit(task, halves())
+    averaged = dict(task.network.named_parameters())
+    to_end = sum((averaged[name] - trained[name]).square().sum() for name in trained).sqrt()
+    moved = sum((start[name] - trained[name]).square().sum() for name in trained).sqrt()
+    assert 0 < to_end < 0.3 * moved
+
+
+def test_a_decay_that_keeps_everything_is_refused() -> None:
+    with pytest.raises(ValueError, match="decay=1; give a number from 0 to below 1"):
+        EMA(1)
