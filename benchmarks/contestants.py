@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segformer import VARIANTS, SegFormer
-from segformer.upsample import upsample_cross_entropy
+from segformer.ops import upsample_cross_entropy
 
 Work = Callable[[], Any]
 
@@ -158,7 +158,7 @@ def boundary_share(logits: Tensor) -> float:
 
 def argmax(classes: int, size: tuple[int, int]) -> dict[str, Work]:
     """Stride-4 logits to labels."""
-    from segformer.upsample import upsample_argmax
+    from segformer.ops import upsample_argmax
 
     logits = like_a_trained_models(classes, size[0] // 4, size[1] // 4)
     contiguous = logits.contiguous()  # as transformers' head returns them

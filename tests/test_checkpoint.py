@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from segformer import VARIANTS, Classes, MiT, SegFormer, SegmentationModel, Variant
 from segformer.checkpoint import LAYOUTS, read, state_dict_as
-from segformer.heads import MMSegHead
+from segformer.networks.all_mlp import MMSegHead
 
 IMAGES = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
@@ -54,7 +54,7 @@ def test_a_saved_model_keeps_its_precision(tiny: SegFormer, dtype: torch.dtype, 
 def test_nothing_random_is_built_before_reading(b0: SegFormer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     b0.save(tmp_path / "b0.safetensors")
     monkeypatch.setattr(
-        "segformer.initialization.trunc_normal_", lambda weight, std: weight if weight.is_meta else pytest.fail("random weights")
+        "segformer.networks.initialization.trunc_normal_", lambda weight, std: weight if weight.is_meta else pytest.fail("random weights")
     )
     SegFormer.from_pretrained(tmp_path / "b0.safetensors")
 

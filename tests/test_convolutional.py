@@ -12,7 +12,7 @@ from conftest import randomized
 from torch import Tensor, nn
 
 from segformer import Segformer, checkpoint
-from segformer.convolutional import LinearHead
+from segformer.networks.convolutional import LinearHead
 
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "default": {},

@@ -18,7 +18,7 @@ from torch import Tensor
 from segformer import SegFormer
 from segformer.data.transforms import Normalize
 from segformer.evaluation import PROTOCOLS, TTA_RATIOS, Protocol, Slide, Whole, evaluate, find_protocol, label_large
-from segformer.metrics import Scores
+from segformer.evaluation.metrics import Scores
 
 
 def position_dependent(images: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from segformer import SegFormer
-from segformer.graphs import Function, Graphs
+from segformer.ops.cuda_graphs import Function, Graphs
 
 
 class Records:
@@ -91,7 +91,7 @@ def test_copies_start_without_records(records: Records) -> None:
 
 def test_predict_by_graphs_is_predict(tiny: SegFormer, records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
-    monkeypatch.setattr("segformer.upsample._kernels", lambda x: None)
+    monkeypatch.setattr("segformer.ops._kernels", lambda x: None)
     tiny._graphs = Graphs(records)
     images = torch.randn(1, 3, 64, 96)
     for size in (None, (30, 40), None):

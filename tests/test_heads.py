@@ -5,7 +5,7 @@ from conftest import randomized
 from torch import Tensor, nn
 
 from segformer import AllMLPHead
-from segformer.mit import VARIANTS
+from segformer.networks.mit import VARIANTS
 
 
 def literal_head(head: AllMLPHead, features: list[Tensor]) -> Tensor:

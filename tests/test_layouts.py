@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from segformer import MiT, SegFormer, SegmentationModel
 from segformer.checkpoint import read
-from segformer.heads import MMSegHead
+from segformer.networks.all_mlp import MMSegHead
 
 State = dict[str, Tensor]
 IMAGES = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))

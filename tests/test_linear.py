@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from segformer import SegFormer
-from segformer.linear import convolution_is_faster, linear
+from segformer.ops.linear import convolution_is_faster, linear
 
 
 @pytest.fixture
@@ -43,5 +43,5 @@ def test_a_model_is_the_same_either_way(tiny: SegFormer, recorded: bool, request
 )
 def test_the_rule(capability: str, vendor: str, faster: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
-    monkeypatch.setattr("segformer.linear._processor", lambda: vendor)
+    monkeypatch.setattr("segformer.ops.linear._processor", lambda: vendor)
     assert convolution_is_faster.__wrapped__() == faster

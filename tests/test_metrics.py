@@ -7,7 +7,7 @@ import torch
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassJaccardIndex
 
 from segformer import Classes
-from segformer.metrics import Scores
+from segformer.evaluation.metrics import Scores
 from segformer.train.report import Report
 
 

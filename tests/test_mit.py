@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from segformer import VARIANTS, MiT, SegFormer, Variant
-from segformer.mit import EfficientSelfAttention, MixFFN
+from segformer.networks.mit import EfficientSelfAttention, MixFFN
 
 # arXiv 2105.15203: channels from table 6, encoder parameters as in table 1a (millions)
 PAPER = {
@@ -61,7 +61,7 @@ def test_ffn_in_strips_is_the_whole(height: int, width: int, batch: int, piece: 
     x = torch.randn(batch, height, width, 4, dtype=torch.double)
     whole = ffn(x)
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr("segformer.workspace.PIECE", piece)
+        patch.setattr("segformer.ops.memory.PIECE", piece)
         torch.testing.assert_close(ffn(x), whole, rtol=0, atol=1e-12)
 
 

@@ -124,7 +124,7 @@ def test_several_state_dicts_are_refused_by_name(state: State, tmp_path: Path) -
 @pytest.mark.parametrize("layout", ["mmsegmentation", "huggingface", "tao", "smp"])
 def test_auxiliary_heads_of_others_are_dropped(layout: str, tmp_path: Path) -> None:
     from segformer import AllMLPHead, SegmentationModel
-    from segformer.heads import MMSegHead
+    from segformer.networks.all_mlp import MMSegHead
 
     head = MMSegHead if layout == "mmsegmentation" else AllMLPHead
     backbone = MiT("b0")
@@ -136,7 +136,7 @@ def test_auxiliary_heads_of_others_are_dropped(layout: str, tmp_path: Path) -> N
 
 
 def test_a_training_checkpoint_with_auxiliary_heads_is_read(tmp_path: Path) -> None:
-    from segformer.setr import FCNHead
+    from segformer.networks.setr import FCNHead
     from segformer.train.auxiliary import Auxiliary
     from segformer.train.task import SegmentationTask
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from segformer import SETR, MLAHead, NaiveHead, PUPHead, SegFormer, SegmentationModel, TimmBackbone
 from segformer.checkpoint import LAYOUTS, BackboneOnlyError, state_dict_as
-from segformer.setr import FCNHead, UpsamplingHead
+from segformer.networks.setr import FCNHead, UpsamplingHead
 from segformer.train.auxiliary import Auxiliary
 
 HEADS = [NaiveHead, PUPHead, MLAHead]

@@ -14,7 +14,7 @@ from conftest import TINY, randomized
 from torch import nn
 
 from segformer import MiT, SegFormer, SegmentationModel, TimmBackbone
-from segformer.setr import PUPHead
+from segformer.networks.setr import PUPHead
 
 FAMILIES = [
     "resnet18",

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from segformer.upsample import upsample, upsample_argmax, upsample_cross_entropy, upsample_sum
+from segformer.ops import upsample, upsample_argmax, upsample_cross_entropy, upsample_sum
 
 sides = st.integers(1, 9)
 targets = st.integers(1, 40)
@@ -21,7 +21,7 @@ targets = st.integers(1, 40)
 @pytest.fixture(autouse=True)
 def small_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
     """So small that even these maps are worked in several pieces."""
-    monkeypatch.setattr("segformer.workspace.PIECE", 8 << 10)
+    monkeypatch.setattr("segformer.ops.memory.PIECE", 8 << 10)
 
 
 @st.composite

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from segformer import upsample
 
-kernels = pytest.importorskip("segformer.upsample_triton", reason="reason: Triton is not installed", exc_type=ImportError)
+kernels = pytest.importorskip("segformer.ops.triton_kernels", reason="reason: Triton is not installed", exc_type=ImportError)
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 pytestmark = [pytest.mark.filterwarnings("ignore:(invalid value|divide by zero):RuntimeWarning")]  # NumPy's, under the interpreter
 if DEVICE.type == "cuda":

@@ -2,7 +2,7 @@ import numpy as np
 from PIL import Image
 
 from segformer import Classes
-from segformer.visualize import colored, indexed, legend, overlay, sheet, with_legend
+from segformer.inference.pictures import colored, indexed, legend, overlay, sheet, with_legend
 
 CLASSES = Classes(["red", "green"], [(255, 0, 0), (0, 255, 0)])
 LABELS = np.array([[0, 1, 255]], np.uint8)

@@ -10,7 +10,7 @@ import pytest
 
 SCRIPT = """
 import torch
-from segformer.workspace import keep_large_blocks
+from segformer.ops.memory import keep_large_blocks
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096

@@ -19,7 +19,7 @@ from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrizations, prune
 
 from segformer import SETR, MLAHead, PUPHead, SegFormer, Segformer, SegmentationModel
-from segformer.heads import MMSegHead
+from segformer.networks.all_mlp import MMSegHead
 
 SIZE = (1, 3, 72, 104)
 LEAVES = [
@@ -76,7 +76,7 @@ def stride_4(model: Any, images: Tensor) -> Tensor:
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> SegFormer:
     """A network whose maps are worked in several strips and groups of channels where no gradient is recorded."""
-    monkeypatch.setattr("segformer.workspace.PIECE", 4096)
+    monkeypatch.setattr("segformer.ops.memory.PIECE", 4096)
     return randomized(SegFormer(TINY, num_classes=5)).double()
 
 

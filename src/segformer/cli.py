@@ -50,7 +50,7 @@ def main() -> None:
     if isinstance(sys.stdout, TextIOWrapper):  # a name that the terminal cannot show costs no run
         sys.stdout.reconfigure(errors="replace")
     _log()
-    from segformer.workspace import keep_large_blocks
+    from segformer.ops.memory import keep_large_blocks
 
     keep_large_blocks()
     try:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segformer.data.classes import ignore_index
-from segformer.upsample import upsample, upsample_cross_entropy, with_background
+from segformer.ops import upsample, upsample_cross_entropy, with_background
 
 
 def _at_full_size(logits: Tensor, target: Tensor, align_corners: bool) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -18,11 +18,15 @@ from torch import Tensor, nn
 from segformer import checkpoint
 from segformer.data.classes import Classes
 from segformer.data.normalization import IMAGENET, Normalization
-from segformer.graphs import Graphs
-from segformer.heads import AllMLPHead
-from segformer.mit import MiT, Variant, find_variant, refuse_scripting
-from segformer.upsample import upsample, upsample_argmax, with_background
-from segformer.workspace import hooked_module
+from segformer.networks.all_mlp import AllMLPHead
+from segformer.networks.convolutional import ConvolutionalMiT, LinearHead, PerStage
+from segformer.networks.images import refuse_scripting
+from segformer.networks.mit import MiT, Variant, find_variant
+from segformer.networks.setr import PUPHead
+from segformer.networks.timm_backbone import TimmBackbone
+from segformer.ops import upsample, upsample_argmax, with_background
+from segformer.ops.conditions import hooked_module
+from segformer.ops.cuda_graphs import Graphs
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -299,7 +303,7 @@ class SegFormer(SegmentationModel):
     """SegFormer: a hierarchical Transformer encoder under an all-MLP decoder (arXiv 2105.15203).
 
     Args:
-        backbone: ``"b0"`` … ``"b5"``, a :class:`~segformer.mit.Variant`, or any module that maps images to feature maps, finest first,
+        backbone: ``"b0"`` … ``"b5"``, a :class:`~segformer.networks.mit.Variant`, or any module that maps images to feature maps, finest first,
             and has their ``channels``.
         num_classes: classes to tell apart; by default as many as ``classes`` names, or ADE20K's 150.
         in_channels: channels of the images, by default 3; a backbone of yours brings its own.
@@ -347,6 +351,109 @@ class SegFormer(SegmentationModel):
         channels: Any = backbone.channels
         head = AllMLPHead(channels, num_classes, width if decoder_channels is None else decoder_channels, dropout=dropout)
         super().__init__(backbone, head, classes, normalization=normalization)
+
+
+class SETR(SegmentationModel):
+    """SETR: a Vision Transformer under a convolutional decoder (arXiv 2012.15840).
+
+    Args:
+        backbone: ``"large"``, ``"base"``, ``"deit"`` or ``"tiny"``: a ViT of timm's with patches of 16 pixels.
+        num_classes: classes to tell apart; by default as many as ``classes`` names, or ADE20K's 150.
+        head: :class:`~segformer.networks.setr.NaiveHead`, :class:`~segformer.networks.setr.PUPHead` or :class:`~segformer.networks.setr.MLAHead`, or another class
+            that names the ``BLOCKS`` of 24 that it reads, and whether the ``CLASS_TOKEN`` goes through them.
+        channels: the head's width.
+        pretrained: load timm's ImageNet weights into the backbone, from the Hugging Face hub.
+        img_size: pixels a side, or height and width, for which the position embedding is made: the training's crop. By default 384. Any
+            other size of image works, by resampling.
+        in_channels: channels of the images.
+        drop_path: the last block's stochastic-depth rate; 0 in the published runs.
+        classes: names and colours.
+        normalization: how images are normalised; by default timm's for the weights that
+            ``pretrained`` loads, and ImageNet's without.
+
+    Raises:
+        ValueError: on an unknown backbone or a head that does not say what it reads.
+
+    Example:
+        >>> model = SETR("tiny", num_classes=19, head=PUPHead)
+        >>> model(torch.randn(1, 3, 65, 97)).shape
+        torch.Size([1, 19, 65, 97])
+    """
+
+    BACKBONES: ClassVar[dict[str, tuple[str, int]]] = {  # timm's name, and how many blocks it has
+        "large": ("vit_large_patch16_384", 24),
+        "base": ("vit_base_patch16_384", 12),
+        "deit": ("deit_base_patch16_384", 12),
+        "tiny": ("vit_tiny_patch16_384", 12),
+    }
+
+    def __init__(
+        self,
+        backbone: str = "large",
+        num_classes: int | None = None,
+        head: type[nn.Module] = PUPHead,
+        *,
+        channels: int = 256,
+        pretrained: bool = False,
+        img_size: int | Sequence[int] = 384,
+        in_channels: int = 3,
+        drop_path: float = 0.0,
+        classes: Classes | None = None,
+        normalization: Normalization | None = None,
+    ) -> None:
+        if num_classes is None:
+            num_classes = len(classes) if classes else 150
+        if backbone not in self.BACKBONES:
+            raise ValueError(f"unknown backbone {backbone!r}; choose one of {', '.join(self.BACKBONES)}")
+        reads: Any = head
+        if not (hasattr(head, "BLOCKS") and hasattr(head, "CLASS_TOKEN")):
+            raise ValueError(f"head={head!r} does not say which BLOCKS it reads; choose one of NaiveHead, PUPHead, MLAHead")
+        name, depth = self.BACKBONES[backbone]
+        vit = TimmBackbone(
+            name,
+            pretrained=pretrained,
+            in_channels=in_channels,
+            out_indices=[block * depth // 24 - 1 for block in reads.BLOCKS],
+            class_token=reads.CLASS_TOKEN,
+            img_size=img_size if isinstance(img_size, int) else tuple(img_size),
+            drop_path_rate=drop_path,
+        )
+        super().__init__(vit, head(vit.channels, num_classes, channels), classes, normalization=normalization)
+
+
+class ConvSegFormer(SegmentationModel):
+    """The convolutional Segformer of Phil Wang's segformer-pytorch, with its arguments; each takes one value, or four, one a stage.
+
+    Args:
+        dims: channels.
+        heads: attention heads.
+        ff_expansion: the Mix-FFN's width over the stage's.
+        reduction_ratio: how many times coarser keys and values are, a side.
+        num_layers: blocks.
+        channels: channels of the images.
+        decoder_dim: the decoder's width.
+        num_classes: classes to tell apart.
+        classes: names and colours.
+
+    Raises:
+        ValueError: naming the argument that does not fit.
+    """
+
+    def __init__(
+        self,
+        *,
+        dims: PerStage = (32, 64, 160, 256),
+        heads: PerStage = (1, 2, 5, 8),
+        ff_expansion: PerStage = (8, 8, 4, 4),
+        reduction_ratio: PerStage = (8, 4, 2, 1),
+        num_layers: PerStage = 2,
+        channels: int = 3,
+        decoder_dim: int = 256,
+        num_classes: int = 4,
+        classes: Classes | None = None,
+    ) -> None:
+        backbone = ConvolutionalMiT(dims, heads, ff_expansion, reduction_ratio, num_layers, channels)
+        super().__init__(backbone, LinearHead(backbone.channels, num_classes, decoder_dim), classes)
 
 
 class Pretrained(SegmentationModel):

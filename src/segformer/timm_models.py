@@ -17,8 +17,8 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from segformer import checkpoint
-from segformer.initialization import init_weights
-from segformer.mit import VARIANTS, MiT, Variant
+from segformer.networks.initialization import init_weights
+from segformer.networks.mit import VARIANTS, MiT, Variant
 
 
 class MiTClassifier(MiT):

@@ -14,7 +14,7 @@ from halves import halves, quiet_trainer
 from torch import Tensor, nn
 
 from segformer import SETR, MLAHead, PUPHead, SegFormer
-from segformer.setr import FCNHead
+from segformer.networks.setr import FCNHead
 from segformer.train.auxiliary import Auxiliary
 from segformer.train.optim import Poly, param_groups
 from segformer.train.task import SegmentationTask

@@ -25,12 +25,23 @@ from segformer.checkpoint.report import Report, some
 from segformer.checkpoint.segformer_layouts import NATIVE, NVIDIA
 from segformer.data.classes import Classes
 from segformer.data.normalization import IMAGENET, Normalization
-from segformer.heads import AllMLPHead, MMSegHead
-from segformer.mit import MiT, find_variant
+from segformer.networks.all_mlp import AllMLPHead, MMSegHead
+from segformer.networks.convolutional import ConvolutionalMiT, LinearHead
+from segformer.networks.mit import MiT, find_variant
+from segformer.networks.setr import MLAHead, NaiveHead, PUPHead
+from segformer.networks.timm_backbone import TimmBackbone
 
 logger = logging.getLogger(__name__)
 
-PARTS: dict[str, Callable[..., nn.Module]] = {"MiT": MiT, "AllMLPHead": AllMLPHead, "MMSegHead": MMSegHead}
+# The backbones and heads that files hold, by the name of their class.
+PARTS: dict[str, Callable[..., nn.Module]] = {
+    kind.__name__: kind
+    for kind in (
+        *(MiT, AllMLPHead, MMSegHead),
+        *(TimmBackbone, NaiveHead, PUPHead, MLAHead),
+        *(ConvolutionalMiT, LinearHead),
+    )
+}
 # Modules that put themselves between others, and compute nothing of their own.
 TRANSPARENT = re.compile(r"(?:(?<=^)|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 CLASSIFIER = "decode_head.classifier.weight"  # what every head of ours calls its last layer

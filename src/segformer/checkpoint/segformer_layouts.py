@@ -14,7 +14,7 @@ from segformer.checkpoint.layout import BackboneOnlyError, Layout, Table
 from segformer.checkpoint.report import Report
 from segformer.data.classes import Classes
 from segformer.data.normalization import IMAGENET, Normalization
-from segformer.mit import VARIANTS, Variant, variant_name
+from segformer.networks.mit import VARIANTS, Variant, variant_name
 
 STEM = "backbone.stages.0.embed.proj.weight"
 FUSE = "decode_head.fuse.weight"

@@ -34,8 +34,8 @@ from segformer.checkpoint.segformer_layouts import (
 )
 from segformer.data.classes import ignore_index
 from segformer.data.normalization import IMAGENET, Normalization
-from segformer.mit import VARIANTS, find_variant, variant_name
-from segformer.upsample import upsample
+from segformer.networks.mit import VARIANTS, find_variant, variant_name
+from segformer.ops import upsample
 
 LAYOUTS = {layout.name: layout for layout in (NATIVE, NVIDIA, HUGGINGFACE, SMP)}
 WRITABLE = tuple(LAYOUTS)

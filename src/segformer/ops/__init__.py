@@ -5,20 +5,21 @@ implementations.
 does.
 """
 
-from segformer.ops.all_mlp import all_mlp, upsample_and_fuse
+from segformer.ops.all_mlp import all_mlp, linear_head, upsample_and_fuse
+from segformer.ops.argmax import upsample_argmax, with_background
 from segformer.ops.attention import attention
 from segformer.ops.bilinear import upsample, upsample_sum
+from segformer.ops.cross_entropy import upsample_cross_entropy
 from segformer.ops.linear import linear
 from segformer.ops.mix_ffn import mix_ffn
 from segformer.ops.registry import OPERATORS, operator, plain, table
-from segformer.ops.upsample_argmax import upsample_argmax, with_background
-from segformer.ops.upsample_cross_entropy import upsample_cross_entropy
 
 __all__ = [
     "OPERATORS",
     "all_mlp",
     "attention",
     "linear",
+    "linear_head",
     "mix_ffn",
     "operator",
     "plain",

@@ -13,7 +13,7 @@ evaluation BatchNorm is affine, and composes with F_i W_i.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ DROPOUTS = (nn.Dropout2d, nn.Dropout, nn.Identity)
 @operator
 def all_mlp(
     features: Sequence[Tensor],
-    projections: Sequence[Any],
+    projections: Iterable[Any],
     fuse: Any,
     norm: Any,
     dropout: Any,
@@ -67,7 +67,7 @@ def all_mlp(
 
 def is_affine(
     features: Sequence[Tensor],
-    projections: Sequence[Any],
+    projections: Iterable[Any],
     fuse: Any,
     norm: Any,
     dropout: Any,
@@ -87,16 +87,24 @@ def is_affine(
     )
 
 
-def takes_groups(features: Sequence[Tensor], *layers: Any) -> bool:
+def takes_groups(
+    features: Sequence[Tensor],
+    projections: Iterable[Any],
+    fuse: Any,
+    norm: Any,
+    dropout: Any,
+    classifier: Any,
+) -> bool:
     """in evaluation on CPUs, without gradients or autocast, for plain layers"""
-    whole = in_pieces(features[0]) and not torch.is_autocast_enabled("cpu")
-    return whole and is_affine(features, *layers)
+    in_full_precision = in_pieces(features[0]) and not torch.is_autocast_enabled("cpu")
+    layers = (projections, fuse, norm, dropout, classifier)
+    return in_full_precision and is_affine(features, *layers)
 
 
 @all_mlp.implementation(when=takes_groups)
 def in_groups_of_channels(
     features: Sequence[Tensor],
-    projections: Sequence[Any],
+    projections: Iterable[Any],
     fuse: Any,
     norm: Any,
     dropout: Any,
@@ -127,7 +135,7 @@ def in_groups_of_channels(
 @all_mlp.implementation(when=is_affine)
 def composed(
     features: Sequence[Tensor],
-    projections: Sequence[Any],
+    projections: Iterable[Any],
     fuse: Any,
     norm: Any,
     dropout: Any,
@@ -141,7 +149,12 @@ def composed(
 
 
 def fusion_is_plain(
-    features: Sequence[Tensor], projections: Sequence[Any], fuse: Any, *layers: Any
+    features: Sequence[Tensor],
+    projections: Iterable[Any],
+    fuse: Any,
+    norm: Any,
+    dropout: Any,
+    classifier: Any,
 ) -> bool:
     """in training, for a plain fusion"""
     return is_plain_convolution(fuse, 1, bias=False)
@@ -150,7 +163,7 @@ def fusion_is_plain(
 @all_mlp.implementation(when=fusion_is_plain)
 def fused_at_each_level(
     features: Sequence[Tensor],
-    projections: Sequence[Any],
+    projections: Iterable[Any],
     fuse: Any,
     norm: Any,
     dropout: Any,
@@ -167,10 +180,8 @@ def fused_at_each_level(
         width = project.out_features if composes else x.shape[-1]
         block = fuse.weight.flatten(1)[:, used : used + width]  # F_i
         used += width
-        if composes:
-            x = affine(x, block @ project.weight, block @ project.bias)
-        else:
-            x = affine(x, block)
+        weight, bias = (block @ project.weight, block @ project.bias) if composes else (block, None)
+        x = affine(x, weight, bias)
         fused.append(x.permute(0, 3, 1, 2))
     x = norm(upsample_sum(fused[::-1]))
     if is_plain(norm, *NORMS) and is_plain(dropout, *DROPOUTS):
@@ -179,9 +190,7 @@ def fused_at_each_level(
     return classifier(dropout(F.relu(x)))
 
 
-def _composed(
-    features: Sequence[Tensor], projections: Sequence[Any], fuse: Any, norm: Any
-) -> tuple[list[Tensor], list[Tensor], Tensor]:
+def _composed(features: Sequence[Tensor], projections: Iterable[Any], fuse: Any, norm: Any) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """BN(Σ up(F_i (W_i x_i + b_i))) as Σ up(A_i y_i) + c.
 
     Returns the y_i (B, h, w, C), the A_i (D, C), finest level first, and c (D,).
@@ -194,9 +203,7 @@ def _composed(
         levels = list(zip(maps, blocks, projections, strict=True))
         bias = norm.bias - scale * norm.running_mean
         bias = bias + sum(block @ project.bias for _, block, project in levels)
-        weights = [
-            block @ project.weight if _composes(x) else block for x, block, project in levels
-        ]
+        weights = [block @ project.weight if _composes(x) else block for x, block, project in levels]
     maps = [x if _composes(x) else affine(x, project.weight) for x, _, project in levels]
     return maps, weights, bias
 
@@ -242,3 +249,41 @@ def fused_before_upsampling(levels: Sequence[Tensor], fuse: Any) -> Tensor:
     """Σ up(F_i x_i): each level fused at its own resolution."""
     blocks = fuse.weight.split([x.shape[1] for x in levels], 1)  # F_i
     return upsample_sum([F.conv2d(x, block) for x, block in zip(levels, blocks, strict=True)])
+
+
+@operator
+def linear_head(features: Sequence[Tensor], projections: Iterable[Any], fuse: Any, classifier: Any) -> Tensor:
+    """C · F · concat(up(W_i x_i)), where up copies the nearest cell; logits (B, K, H_0, W_0).
+
+    Args:
+        features: maps (B, C_i, H_i, W_i), finest first.
+        projections: a 1×1 convolution W_i for each level, to D channels.
+        fuse: 1×1 convolution F of the concatenated levels, finest first.
+        classifier: 1×1 convolution C to K classes.
+    """
+    size = features[0].shape[-2:]
+    levels = [project(x) for x, project in zip(features, projections, strict=True)]
+    return classifier(fuse(torch.cat([F.interpolate(x, size, mode="nearest") for x in levels], 1)))
+
+
+def is_linear_throughout(features: Sequence[Tensor], projections: Iterable[Any], fuse: Any, classifier: Any) -> bool:
+    """for plain convolutions"""
+    layers = (*projections, fuse, classifier)
+    return all(is_plain_convolution(layer, 1, bias=True) for layer in layers)
+
+
+@linear_head.implementation(when=is_linear_throughout)
+def classified_before_upsampling(features: Sequence[Tensor], projections: Iterable[Any], fuse: Any, classifier: Any) -> Tensor:
+    """Σ up(C F_i W_i x_i) + const: each level goes to its classes at its own resolution.
+
+    Copying a cell commutes with what is done to its channels, in training too.
+    """
+    classify, size = classifier.weight.flatten(1), features[0].shape[-2:]
+    widths = [project.out_channels for project in projections]
+    blocks = (classify @ fuse.weight.flatten(1)).split(widths, dim=1)  # C F_i: (K, D)
+    total: Any = (classify @ fuse.bias + classifier.bias)[:, None, None]
+    for x, block, project in zip(features, blocks, projections, strict=True):
+        weight = block @ project.weight.flatten(1)
+        x = F.conv2d(x, weight[:, :, None, None], block @ project.bias)
+        total = total + F.interpolate(x, size, mode="nearest")
+    return total

@@ -24,8 +24,7 @@ def agrees_on(device: torch.device) -> bool:
         _compare(device)
     except Exception as error:  # whatever a compiler, a driver or a processor may say
         warnings.warn(
-            f"Triton's kernels do not run on {device}; slower implementations are used. "
-            f"{type(error).__name__}: {error}",
+            f"Triton's kernels do not run on {device}; slower implementations are used. {type(error).__name__}: {error}",
             stacklevel=2,
         )
         return False
@@ -34,25 +33,22 @@ def agrees_on(device: torch.device) -> bool:
 
 def _compare(device: torch.device) -> None:
     """Raise an error if the kernels, in float32, differ from the plain definitions in float64."""
-    from segformer.ops import bilinear, upsample_argmax, upsample_cross_entropy
+    from segformer.ops import argmax, bilinear, cross_entropy
 
     def moved(x: Tensor) -> Tensor:
         return x.to(device, torch.float32 if x.is_floating_point() else x.dtype)
 
     def check(ours: Any, theirs: Any) -> None:
-        torch.testing.assert_close(
-            ours, theirs, rtol=1e-4, atol=1e-4, check_device=False, check_dtype=False
-        )
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4, check_device=False, check_dtype=False)
 
     with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
         logits = torch.arange(2 * 40 * 3 * 5, dtype=torch.double).mul(0.7).sin().view(2, 40, 3, 5)
         target, weight = torch.arange(2 * 13 * 7).view(2, 13, 7) % 41, torch.arange(1.0, 41.0)
         size, maps = (13, 7), [torch.ones(2, 40, 13, 7, dtype=torch.double), logits]
-        labels = upsample_argmax.argmax_by_triton(moved(logits), size)
-        check(labels, upsample_argmax.upsample_argmax.plain(logits, size))
+        labels = argmax.argmax_by_triton(moved(logits), size)
+        check(labels, argmax.upsample_argmax.plain(logits, size))
         total = bilinear.sum_by_triton([moved(x) for x in maps])
         check(total, bilinear.upsample_sum.plain(maps))
-        cross_entropy = upsample_cross_entropy
         for smoothing in (0.0, 0.1):
             losses, gradients = [], []
             for loss, move in (

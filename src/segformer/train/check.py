@@ -19,8 +19,8 @@ from tqdm import tqdm
 from segformer.data.classes import Classes
 from segformer.data.datasets import DataError, FolderDataset, count_labels
 from segformer.data.images import is_transparent, read_header
+from segformer.inference.pictures import colored, overlay, sheet
 from segformer.train.data import SegmentationData, Transformed
-from segformer.visualize import colored, overlay, sheet
 
 SPLITS = ("train", "val", "test")
 RUN = (  # a run's options, which are not looked at

@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from segformer.checkpoint import describe
 from segformer.evaluation import PROTOCOLS, find_protocol
-from segformer.metrics import Scores
+from segformer.evaluation.metrics import Scores
 from segformer.models import SegmentationModel
 from segformer.train.data import SegmentationData
 from segformer.train.folders import RunFolder, Runs, follow, keep_metrics, refuse_to_overwrite

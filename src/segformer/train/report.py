@@ -17,10 +17,10 @@ from torch import Tensor
 
 from segformer.data.classes import Classes
 from segformer.evaluation import normalize_for, pad_to_least
-from segformer.metrics import Scores
+from segformer.evaluation.metrics import Scores
+from segformer.inference.pictures import colored, sheet
 from segformer.train.data import SegmentationData
 from segformer.train.task import SegmentationTask
-from segformer.visualize import colored, sheet
 
 
 class Report(Callback):

@@ -19,8 +19,8 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from segformer.checkpoint import METADATA_KEY, describe
 from segformer.data.classes import ignore_index
 from segformer.evaluation import Protocol, pad_to_least
+from segformer.evaluation.metrics import Scores
 from segformer.losses import CrossEntropy
-from segformer.metrics import Scores
 from segformer.models import SegmentationModel
 from segformer.train.auxiliary import Auxiliary
 from segformer.train.optim import OfficialAdamW, Poly, apply_lr_mult, param_groups

@@ -12,15 +12,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segformer import checkpoint
-from segformer.data.classes import Classes
-from segformer.initialization import init_weights
-from segformer.mit import Block, EfficientSelfAttention, MixFFN, OverlapPatchEmbed, Pyramid, Stage, patch, smallest_side
-from segformer.models import SegmentationModel
-from segformer.workspace import is_plain_convolution
+from segformer.networks.images import smallest_side
+from segformer.networks.initialization import init_weights
+from segformer.networks.mit import Block, EfficientSelfAttention, MixFFN, OverlapPatchEmbed, Pyramid, Stage, patch
+from segformer.ops import linear_head
 
 PerStage = int | Sequence[int]
 
@@ -79,9 +76,8 @@ class ConvolutionalFFN(MixFFN):
         self.dwconv = SeparableConv(hidden_dim)  # type: ignore[assignment]
 
 
-@checkpoint.part
 class ConvolutionalMiT(Pyramid):
-    """MiT's stages with the convolutional parts; arguments as for :class:`Segformer`.
+    """MiT's stages with the convolutional parts; arguments as for :class:`~segformer.ConvSegFormer`.
 
     Raises:
         ValueError: when an argument has neither one value nor one a stage, or heads do not divide the channels.
@@ -127,16 +123,11 @@ def one_a_stage(name: str, values: PerStage) -> tuple[int, ...]:
     return four
 
 
-@checkpoint.part
 class LinearHead(nn.Module):
-    """Each level through a 1×1 convolution, to the finest by nearest neighbour, concatenated, and twice more through 1×1 convolutions.
+    """The decoder: 1×1 convolutions and nearest-neighbour upsampling, nothing that is not linear.
 
-    Nothing of it is non-linear, and copying a cell commutes with what is done to its channels, so that each level goes to its classes at
-    its own resolution: with C the classifier, F_i the fusion's block and W_i the level's convolution,
-
-        C · F · concat(up(W_i x_i + b_i)) + … = Σ up(C F_i W_i x_i) + const,
-
-    the same function of the same parameters, in training too.
+    Each level is projected to ``channels`` and upsampled to the finest; the concatenation, finest
+    first, is fused and classified by two more 1×1 convolutions.
 
     Args:
         in_channels: channels of the feature maps, finest first.
@@ -163,55 +154,4 @@ class LinearHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Feature maps (B, C_i, H_i, W_i), finest first, to logits (B, num_classes, H_0, W_0)."""
-        if all(is_plain_convolution(layer, 1, bias=True) for layer in (*self.projections, self.fuse, self.classifier)):
-            return self._composed(features)
-        size = features[0].shape[-2:]
-        levels = [F.interpolate(project(x), size, mode="nearest") for x, project in zip(features, self.projections, strict=True)]
-        return self.classifier(self.fuse(torch.cat(levels, 1)))
-
-    def _composed(self, features: Sequence[Tensor]) -> Tensor:
-        classifier = self.classifier.weight.flatten(1)
-        widths = [projection.out_channels for projection in self.projections]
-        fuses = (classifier @ self.fuse.weight.flatten(1)).split(widths, dim=1)  # (K, D) each
-        bias = classifier @ self.fuse.bias + self.classifier.bias
-        total: Any = 0
-        for x, fuse, projection in zip(features, fuses, self.projections, strict=True):
-            bias = bias + fuse @ projection.bias
-            y = F.conv2d(x, (fuse @ projection.weight.flatten(1))[:, :, None, None])
-            total = total + F.interpolate(y, size=features[0].shape[-2:], mode="nearest")
-        return total + bias[:, None, None]
-
-
-class Segformer(SegmentationModel):
-    """The convolutional Segformer of Phil Wang's segformer-pytorch, with its arguments; each takes one value, or four, one a stage.
-
-    Args:
-        dims: channels.
-        heads: attention heads.
-        ff_expansion: the Mix-FFN's width over the stage's.
-        reduction_ratio: how many times coarser keys and values are, a side.
-        num_layers: blocks.
-        channels: channels of the images.
-        decoder_dim: the decoder's width.
-        num_classes: classes to tell apart.
-        classes: names and colours.
-
-    Raises:
-        ValueError: naming the argument that does not fit.
-    """
-
-    def __init__(
-        self,
-        *,
-        dims: PerStage = (32, 64, 160, 256),
-        heads: PerStage = (1, 2, 5, 8),
-        ff_expansion: PerStage = (8, 8, 4, 4),
-        reduction_ratio: PerStage = (8, 4, 2, 1),
-        num_layers: PerStage = 2,
-        channels: int = 3,
-        decoder_dim: int = 256,
-        num_classes: int = 4,
-        classes: Classes | None = None,
-    ) -> None:
-        backbone = ConvolutionalMiT(dims, heads, ff_expansion, reduction_ratio, num_layers, channels)
-        super().__init__(backbone, LinearHead(backbone.channels, num_classes, decoder_dim), classes)
+        return linear_head(features, self.projections, self.fuse, self.classifier)

@@ -16,9 +16,8 @@ from timm.models import build_model_with_cfg
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from segformer import checkpoint
 from segformer.data.normalization import IMAGENET, Normalization
-from segformer.upsample import upsample
+from segformer.ops import upsample
 
 # Arguments that say where weights come from; what is built of a file has them from the file.
 SOURCES = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
@@ -30,7 +29,6 @@ BUILDERS = {
 }
 
 
-@checkpoint.part
 class TimmBackbone(nn.Module):
     """A timm model's feature maps, finest first, at any image size.
 

@@ -13,12 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from segformer import checkpoint
-from segformer.data.classes import Classes
-from segformer.data.normalization import Normalization
-from segformer.models import SegmentationModel
-from segformer.timm_backbone import TimmBackbone
-from segformer.upsample import upsample
+from segformer.ops import upsample
 
 
 def conv_norm_act(in_channels: int, channels: int, kernel_size: int) -> nn.Sequential:
@@ -97,7 +92,6 @@ class UpsamplingHead(nn.Module):
         return self.classifier(x)
 
 
-@checkpoint.part
 class NaiveHead(UpsamplingHead):
     """The naive upsampling: two layers of 1×1 convolutions, then one bilinear interpolation to the pixels.
 
@@ -109,7 +103,6 @@ class NaiveHead(UpsamplingHead):
     SCALES = (1,)
 
 
-@checkpoint.part
 class PUPHead(UpsamplingHead):
     """Progressive upsampling: four layers of 3×3 convolutions, each followed by an enlargement of two, the last behind the classifier.
 
@@ -120,7 +113,6 @@ class PUPHead(UpsamplingHead):
     SCALES = (2, 2, 2, 1)
 
 
-@checkpoint.part
 class MLAHead(nn.Module):
     """Multi-level aggregation: levels summed from the deepest up, each then through convolutions to stride 4, and concatenated.
 
@@ -208,71 +200,3 @@ class FCNHead(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Feature maps (B, C_i, h_i, w_i) to logits of the chosen one's size."""
         return self.classifier(features[-1])
-
-
-class SETR(SegmentationModel):
-    """SETR: a Vision Transformer under a convolutional decoder (arXiv 2012.15840).
-
-    Args:
-        backbone: ``"large"``, ``"base"``, ``"deit"`` or ``"tiny"``: a ViT of timm's with patches of 16 pixels.
-        num_classes: classes to tell apart; by default as many as ``classes`` names, or ADE20K's 150.
-        head: :class:`~segformer.setr.NaiveHead`, :class:`~segformer.setr.PUPHead` or :class:`~segformer.setr.MLAHead`, or another class
-            that names the ``BLOCKS`` of 24 that it reads, and whether the ``CLASS_TOKEN`` goes through them.
-        channels: the head's width.
-        pretrained: load timm's ImageNet weights into the backbone, from the Hugging Face hub.
-        img_size: pixels a side, or height and width, for which the position embedding is made: the training's crop. By default 384. Any
-            other size of image works, by resampling.
-        in_channels: channels of the images.
-        drop_path: the last block's stochastic-depth rate; 0 in the published runs.
-        classes: names and colours.
-        normalization: how images are normalised; by default timm's for the weights that
-            ``pretrained`` loads, and ImageNet's without.
-
-    Raises:
-        ValueError: on an unknown backbone or a head that does not say what it reads.
-
-    Example:
-        >>> model = SETR("tiny", num_classes=19, head=PUPHead)
-        >>> model(torch.randn(1, 3, 65, 97)).shape
-        torch.Size([1, 19, 65, 97])
-    """
-
-    BACKBONES: ClassVar[dict[str, tuple[str, int]]] = {  # timm's name, and how many blocks it has
-        "large": ("vit_large_patch16_384", 24),
-        "base": ("vit_base_patch16_384", 12),
-        "deit": ("deit_base_patch16_384", 12),
-        "tiny": ("vit_tiny_patch16_384", 12),
-    }
-
-    def __init__(
-        self,
-        backbone: str = "large",
-        num_classes: int | None = None,
-        head: type[nn.Module] = PUPHead,
-        *,
-        channels: int = 256,
-        pretrained: bool = False,
-        img_size: int | Sequence[int] = 384,
-        in_channels: int = 3,
-        drop_path: float = 0.0,
-        classes: Classes | None = None,
-        normalization: Normalization | None = None,
-    ) -> None:
-        if num_classes is None:
-            num_classes = len(classes) if classes else 150
-        if backbone not in self.BACKBONES:
-            raise ValueError(f"unknown backbone {backbone!r}; choose one of {', '.join(self.BACKBONES)}")
-        reads: Any = head
-        if not (hasattr(head, "BLOCKS") and hasattr(head, "CLASS_TOKEN")):
-            raise ValueError(f"head={head!r} does not say which BLOCKS it reads; choose one of NaiveHead, PUPHead, MLAHead")
-        name, depth = self.BACKBONES[backbone]
-        vit = TimmBackbone(
-            name,
-            pretrained=pretrained,
-            in_channels=in_channels,
-            out_indices=[block * depth // 24 - 1 for block in reads.BLOCKS],
-            class_token=reads.CLASS_TOKEN,
-            img_size=img_size if isinstance(img_size, int) else tuple(img_size),
-            drop_path_rate=drop_path,
-        )
-        super().__init__(vit, head(vit.channels, num_classes, channels), classes, normalization=normalization)

@@ -6,32 +6,22 @@ all of these are averaged at the image's own size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from segformer.data.classes import ignore_index
 from segformer.data.labels import check_labels
-from segformer.data.normalization import IMAGENET
-from segformer.data.transforms import Normalize, PadTo
-from segformer.metrics import Scores
-from segformer.models import evaluating
-from segformer.upsample import upsample, with_background
+from segformer.evaluation.batches import in_evaluation, normalize_for, pad_to_least
+from segformer.evaluation.metrics import Scores
+from segformer.ops import upsample, with_background
 
 Size = tuple[int, int]
 ToLogits = Callable[[Tensor], Tensor]
-
-
-def pad_to_least(model: Any, images: Tensor) -> Tensor:
-    """Pads images (…, H, W) right and bottom with 0 up to the least size that the model takes."""
-    least = getattr(getattr(model, "backbone", None), "min_size", 1)
-    return PadTo((least, least))(images)
 
 
 def own_size_logits(model: ToLogits, images: Tensor) -> Tensor:
@@ -138,7 +128,7 @@ class Protocol:
     @torch.no_grad()
     def predict(self, model: Any, images: Tensor, size: Sequence[int] | None = None) -> Tensor:
         """Images (B, C, H, W), normalised, to labels (B, *size*) int64; the model, where it is a module, in evaluation mode."""
-        with _evaluating(model):
+        with in_evaluation(model):
             return self.probabilities(model, images, size).argmax(1)
 
 
@@ -195,75 +185,3 @@ def evaluate(model: Any, dataset: Any, protocol: Protocol | None = None, *, devi
         images = prepare(image)[None].to(device)
         confusion.update(protocol.predict(model, images, label.shape), label[None].long().to(device))
     return Scores.of(confusion.compute())
-
-
-def label_large(model: Any, image: Any, out: Any, mode: Slide, *, device: str | torch.device = "cpu") -> None:
-    """Label an image that does not fit into memory, through windows: equal to ``mode.logits(…).argmax(1)``.
-
-    At a time it holds the logits of one band of windows: classes × the window's height × the image's width × 4 bytes.
-
-    Args:
-        model: a module that maps images to logits.
-        image: RGB uint8 (H, W, 3): an array, such as ``numpy.load(path, mmap_mode="r")``.
-        out: unsigned integers (H, W) that hold all labels, such as
-            ``numpy.lib.format.open_memmap(path, "w+", "uint8", (H, W))``.
-        mode: the windows.
-        device: where the model lies.
-
-    Raises:
-        ValueError: when the two differ in size, the image is not RGB of 8 bits, or ``out`` cannot
-            hold the greatest label.
-    """
-    if image.ndim != 3 or image.shape[2] != 3 or tuple(out.shape) != tuple(image.shape[:2]) or image.dtype != np.uint8:
-        raise ValueError(
-            f"an image of {image.dtype} {tuple(image.shape)} and labels of {tuple(out.shape)}; uint8 (H, W, 3) and (H, W) are needed"
-        )
-    height, width = image.shape[:2]
-    tops, lefts = mode.starts(height, width)
-    crop = min(mode.crop_size[0], height)
-    bar = tqdm(total=len(tops) * len(lefts), desc="label", unit="window")
-    with torch.inference_mode(), _evaluating(model):
-        band: Any = None
-        counts = torch.zeros(crop, width)
-        for place, top in enumerate(tops):
-            for left, logits in _windows(model, image, top, lefts, mode, device):
-                if band is None:
-                    if len(logits) - 1 > np.iinfo(out.dtype).max:
-                        raise ValueError(f"{out.dtype} cannot hold {len(logits)} labels; give an array of uint16")
-                    band = torch.zeros(logits.shape[0], crop, width)
-                band[:, :, left : left + logits.shape[2]] += logits
-                counts[:, left : left + logits.shape[2]] += 1
-                bar.update()
-            done = tops[place + 1] - top if place + 1 < len(tops) else crop  # rows that no later window reaches
-            for column in range(0, width, 4096):  # a part at a time, so that no second band is made
-                part = slice(column, column + 4096)
-                out[top : top + done, part] = (band[:, :done, part] / counts[:done, part]).argmax(0).numpy().astype(out.dtype)
-            for rows in (band, counts):
-                kept = rows[..., done:, :].clone()
-                rows[..., : crop - done, :] = kept
-                rows[..., crop - done :, :] = 0
-    bar.close()
-
-
-def normalize_for(model: Any) -> Normalize:
-    """The transform that normalises images by a model's ``normalization``, or by ImageNet's."""
-    return Normalize(getattr(model, "normalization", IMAGENET))
-
-
-def as_batch(model: Any, image: Tensor, device: str | torch.device) -> Tensor:
-    """An image, uint8 (3, H, W), as a batch that the model takes: normalised, padded to its least size, in its precision."""
-    dtype = next(model.parameters()).dtype if isinstance(model, nn.Module) else torch.float32
-    return pad_to_least(model, normalize_for(model)(image))[None].to(device, dtype)
-
-
-def _windows(model: Any, image: Any, top: int, lefts: list[int], mode: Slide, device: str | torch.device) -> Iterator[tuple[int, Tensor]]:
-    for left in lefts:
-        pixels = np.array(image[top : top + mode.crop_size[0], left : left + mode.crop_size[1]])
-        images = as_batch(model, torch.from_numpy(pixels).permute(2, 0, 1), device)
-        logits = with_background(upsample(model(images), images.shape[-2:]))
-        yield left, logits[0, :, : len(pixels), : pixels.shape[1]].float().cpu()
-
-
-def _evaluating(model: Any) -> AbstractContextManager[Any]:
-    """Evaluation mode inside, for what has one."""
-    return evaluating(model) if isinstance(model, nn.Module) else nullcontext()

@@ -17,8 +17,8 @@ from tqdm import tqdm
 from segformer.data.images import find_images, read_image
 from segformer.data.labels import file_type
 from segformer.evaluation import WINDOWS, Slide, as_batch, label_large
+from segformer.inference.pictures import indexed, overlay, with_legend
 from segformer.models import SegFormer, SegmentationModel
-from segformer.visualize import indexed, overlay, with_legend
 
 ARRAY = ".npy"  # an image of any size, mapped into memory
 

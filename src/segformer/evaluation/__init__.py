@@ -1,0 +1,31 @@
+"""The papers' protocols of measurement, metrics, and images larger than memory."""
+
+from segformer.evaluation.batches import as_batch, normalize_for, pad_to_least
+from segformer.evaluation.large import label_large
+from segformer.evaluation.metrics import Scores
+from segformer.evaluation.protocols import (
+    PROTOCOLS,
+    TTA_RATIOS,
+    WINDOWS,
+    Protocol,
+    Slide,
+    Whole,
+    evaluate,
+    find_protocol,
+)
+
+__all__ = [
+    "PROTOCOLS",
+    "TTA_RATIOS",
+    "WINDOWS",
+    "Protocol",
+    "Scores",
+    "Slide",
+    "Whole",
+    "as_batch",
+    "evaluate",
+    "find_protocol",
+    "label_large",
+    "normalize_for",
+    "pad_to_least",
+]
