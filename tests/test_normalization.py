@@ -167,7 +167,7 @@ def test_a_fit_normalises_as_the_network_says(tmp_path: Path) -> None:
     task = SegmentationTask(SegFormer(TINY, num_classes=2, normalization=OTHER))
     quiet_trainer(tmp_path, max_steps=1, limit_val_batches=1, num_sanity_val_steps=0).fit(task, data)
     assert [part.normalization for part in normalizers(data.train_transform)] == [OTHER]
-    images, _ = next(iter(data.val_dataloader()))
+    ((images, _),) = next(iter(data.val_dataloader()))  # one pair for each size
     torch.testing.assert_close(images[0], OTHER(data.val[0][0]), rtol=0, atol=0)
 
 

@@ -305,6 +305,6 @@ def test_masks_of_0_and_255_stop_the_fit_before_it_begins(
         with Image.open(path) as label:
             mask = np.where(np.array(label) == 1, 255, 0).astype(np.uint8)
         Image.fromarray(mask).save(path)
-    with pytest.raises(ValueError, match=r"hold 0 and 255 alone.*set `label_map: \{0: 0, 255: 1\}`"):
+    with pytest.raises(SystemExit, match=r"hold 0 and 255 alone.*set `label_map: \{0: 0, 255: 1\}`"):
         run(monkeypatch, "fit", "--config", str(config), "--data.ignore_index=255")
     assert not list((tmp_path / "runs").rglob("*.ckpt"))
