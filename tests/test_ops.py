@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from conftest import randomized
 from torch import Tensor, nn
 
 from segformer.networks.all_mlp import AllMLPHead, MMSegHead
+from segformer.networks.convolutional import LinearHead
 from segformer.networks.mit import MixFFN
 from segformer.ops import OPERATORS, attention, linear, memory, operator, plain, table
 from segformer.ops.registry import Implementation, Operator
@@ -63,6 +65,12 @@ def of_upsample_and_fuse() -> Iterator[Arguments]:
     yield (maps((2, 8, 9, 14), (2, 8, 5, 7), (2, 8, 3, 4)), head.fuse), {}
 
 
+def of_linear_head() -> Iterator[Arguments]:
+    head = randomized(LinearHead((8, 16), 3, 8)).double()
+    features = maps((2, 8, 9, 14), (2, 16, 5, 7))
+    yield (features, head.projections, head.fuse, head.classifier), {}
+
+
 def of_upsample_sum() -> Iterator[Arguments]:
     yield (maps((2, 40, 9, 14), (2, 40, 5, 7), (2, 40, 3, 4)),), {}
     yield (maps((1, 3, 4, 4)),), {}
@@ -95,6 +103,7 @@ EXAMPLES: dict[str, Callable[[], Iterator[Arguments]]] = {
     "mix_ffn": of_mix_ffn,
     "all_mlp": of_all_mlp,
     "upsample_and_fuse": of_upsample_and_fuse,
+    "linear_head": of_linear_head,
     "upsample_sum": of_upsample_sum,
     "upsample_argmax": of_upsample_argmax,
     "upsample_cross_entropy": of_upsample_cross_entropy,
@@ -121,20 +130,19 @@ def test_every_operator_has_examples() -> None:
 
 
 @ON_A_GPU
-@pytest.mark.parametrize("piece", [2 << 10, 64 << 10, 8 << 20])
 @pytest.mark.parametrize(("made", "implementation"), IMPLEMENTATIONS)
 def test_an_implementation_is_its_plain_definition(
     made: Operator[..., Tensor],
     implementation: Implementation[..., Tensor],
-    piece: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Values, and gradients with respect to the maps and every parameter."""
     name = implementation.function.__name__
     if "triton" in name:
         pytest.importorskip("triton", reason="reason: Triton is not installed")
-    monkeypatch.setattr(memory, "PIECE", piece)
-    for args, options in EXAMPLES[made.__name__]():
+    pieces = [8 << 20] if "triton" in name else [2 << 10, 64 << 10, 8 << 20]
+    for piece, (args, options) in itertools.product(pieces, EXAMPLES[made.__name__]()):
+        monkeypatch.setattr(memory, "PIECE", piece)
         with torch.set_grad_enabled(name not in WITHOUT_GRADIENT):
             ours, theirs = implementation.function(*args, **options), made.plain(*args, **options)
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
