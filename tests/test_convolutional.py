@@ -11,7 +11,7 @@ import torch
 from conftest import randomized
 from torch import Tensor, nn
 
-from segformer import Segformer, checkpoint
+from segformer import ConvSegFormer, checkpoint
 from segformer.networks.convolutional import LinearHead
 
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
@@ -21,7 +21,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def pair(name: str) -> tuple[nn.Module, Segformer]:
+def pair(name: str) -> tuple[nn.Module, ConvSegFormer]:
     """The oracle and ours with its weights, in float64."""
     torch.manual_seed(0)
     options = {"dims": (32, 64, 160, 256), **CONFIGURATIONS[name]}
@@ -30,12 +30,12 @@ def pair(name: str) -> tuple[nn.Module, Segformer]:
         for parameter_name, parameter in oracle.named_parameters():
             if parameter_name.endswith((".g", ".b")):
                 parameter.add_(0.2 * torch.randn_like(parameter))
-    ours = Segformer(**options)
+    ours = ConvSegFormer(**options)
     load(ours, oracle)
     return oracle.double(), ours.double()
 
 
-def load(ours: Segformer, oracle: nn.Module, folder: Path | None = None) -> None:
+def load(ours: ConvSegFormer, oracle: nn.Module, folder: Path | None = None) -> None:
     import tempfile
 
     with tempfile.TemporaryDirectory() as place:
@@ -78,13 +78,13 @@ def test_the_parameters_are_the_oracles() -> None:
     def count(model: nn.Module) -> int:
         return sum(parameter.numel() for parameter in model.parameters())
 
-    assert count(Segformer()) == count(segformer_pytorch.Segformer(dims=(32, 64, 160, 256)))
-    assert count(Segformer(num_classes=150)) / 1e6 == pytest.approx(7.72, abs=0.05)
+    assert count(ConvSegFormer()) == count(segformer_pytorch.Segformer(dims=(32, 64, 160, 256)))
+    assert count(ConvSegFormer(num_classes=150)) / 1e6 == pytest.approx(7.72, abs=0.05)
 
 
 @pytest.mark.parametrize("size", [(65, 97), (32, 32), (100, 36)], ids=str)
 def test_sizes_on_which_the_original_raises_work(size: tuple[int, int]) -> None:
-    model = Segformer(dims=8, heads=2, num_layers=1).eval()
+    model = ConvSegFormer(dims=8, heads=2, num_layers=1).eval()
     x = torch.randn(1, 3, *size)
     if size != (32, 32):
         with pytest.raises(Exception, match=r".*"):
@@ -103,12 +103,12 @@ def test_the_head_is_its_plain_form() -> None:
 def test_a_file_of_the_originals_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     oracle = segformer_pytorch.Segformer(dims=(32, 64, 160, 256), num_classes=9, decoder_dim=32).eval()
     torch.save(oracle.state_dict(), tmp_path / "model.pt")
-    model = Segformer.from_pretrained(tmp_path / "model.pt")
+    model = ConvSegFormer.from_pretrained(tmp_path / "model.pt")
     assert "heads" in caplog.text
     x = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(model.decode_head(model.backbone(x)), oracle(x), rtol=0, atol=1e-5)
     model.save(tmp_path / "ours.safetensors")
-    again = Segformer.from_pretrained(tmp_path / "ours.safetensors")
+    again = ConvSegFormer.from_pretrained(tmp_path / "ours.safetensors")
     assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), model.state_dict().values(), strict=True))
 
 
@@ -123,15 +123,15 @@ def test_a_file_of_the_originals_is_read(tmp_path: Path, caplog: pytest.LogCaptu
 )
 def test_errors(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Segformer(**options)
+        ConvSegFormer(**options)
 
 
 def test_a_file_that_does_not_tell_its_heads(tmp_path: Path) -> None:
     oracle = segformer_pytorch.Segformer(dims=(9, 9, 9, 9), heads=3, num_layers=1)
     torch.save(oracle.state_dict(), tmp_path / "model.pt")
     with pytest.raises(ValueError, match="does not tell its attention heads.*load_weights"):
-        Segformer.from_pretrained(tmp_path / "model.pt")
-    model = Segformer(dims=9, heads=3, num_layers=1)
+        ConvSegFormer.from_pretrained(tmp_path / "model.pt")
+    model = ConvSegFormer(dims=9, heads=3, num_layers=1)
     model.load_weights(tmp_path / "model.pt")
     x = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(model.decode_head(model.backbone(x)), oracle(x), rtol=0, atol=1e-5)

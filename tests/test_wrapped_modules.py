@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrizations, prune
 
-from segformer import SETR, MLAHead, PUPHead, SegFormer, Segformer, SegmentationModel
+from segformer import SETR, ConvSegFormer, MLAHead, PUPHead, SegFormer, SegmentationModel
 from segformer.networks.all_mlp import MMSegHead
 
 SIZE = (1, 3, 72, 104)
@@ -190,7 +190,7 @@ def test_a_replaced_module_is_called(name: str, model: SegFormer) -> None:
     [
         lambda: SegFormer(TINY, 5),
         lambda: SegmentationModel(SegFormer(TINY).backbone, MMSegHead(TINY.dims, 5, 16)),
-        lambda: Segformer(dims=8, heads=2, num_layers=1, num_classes=5),
+        lambda: ConvSegFormer(dims=8, heads=2, num_layers=1, num_classes=5),
         lambda: SETR("tiny", 5, PUPHead, channels=8, img_size=64),
         lambda: SETR("tiny", 5, MLAHead, channels=8, img_size=64),
     ],
