@@ -138,7 +138,7 @@ class AllMLPHead(nn.Module):
 
         Returns the y_i (B, h, w, C), the A_i (channels, C), finest level first, and c (channels,).
         """
-        maps, weights = [x.permute(0, 2, 3, 1) for x in features], []
+        maps = [x.permute(0, 2, 3, 1) for x in features]
         widths = [project.out_features for project in self.projections]
         with workspace.without_autocast(maps[0]):
             scale = self.norm.weight * (self.norm.running_var + self.norm.eps).rsqrt()

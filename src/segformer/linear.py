@@ -39,15 +39,17 @@ def by_convolution(x: Tensor) -> bool:
 def linear(x: Tensor, layer: Any) -> Tensor:
     """``layer(x)``: a linear layer over maps (B, H, W, C), with the same gradients."""
     if takes_convolution(x) and is_plain(layer, nn.Linear):
-        return affine(x, layer.weight, layer.bias)
+        return _convolution(x, layer.weight, layer.bias)
     return layer(x)
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """:func:`torch.nn.functional.linear` of maps (B, H, W, C): the same function, with the same gradients."""
-    if takes_convolution(x):
-        return F.conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1)
-    return F.linear(x, weight, bias)
+    return (_convolution if takes_convolution(x) else F.linear)(x, weight, bias)
+
+
+def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1)
 
 
 def takes_convolution(x: Tensor) -> bool:
