@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -54,3 +54,17 @@ def randomized(model: M) -> M:
             elif tensor.ndim == 1:
                 tensor.normal_(std=0.2)
     return model.eval()
+
+
+def tiny_peer(**options: Any) -> Any:
+    """transformers' SegFormer of the size of ``TINY``; ``options`` are those of its configuration."""
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+    config = SegformerConfig(
+        hidden_sizes=list(TINY.dims),
+        depths=list(TINY.depths),
+        num_attention_heads=list(TINY.heads),
+        decoder_hidden_size=TINY.decoder_channels,
+        **options,
+    )
+    return randomized(SegformerForSemanticSegmentation(config))

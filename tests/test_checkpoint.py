@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, randomized
+from conftest import TINY, randomized, tiny_peer
 from safetensors.torch import save_file
 
 from segformer import VARIANTS, Classes, MiT, SegFormer, SegmentationModel, Variant
@@ -218,17 +218,7 @@ def test_an_unknown_hub_id_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_custom_size_is_read_from_a_hugging_face_config(tmp_path: Path) -> None:
-    from transformers import SegformerConfig, SegformerForSemanticSegmentation
-
-    config = SegformerConfig(
-        num_labels=2,
-        hidden_sizes=list(TINY.dims),
-        depths=list(TINY.depths),
-        num_attention_heads=list(TINY.heads),
-        decoder_hidden_size=TINY.decoder_channels,
-        num_channels=4,
-    )
-    peer = randomized(SegformerForSemanticSegmentation(config))
+    peer = tiny_peer(num_labels=2, num_channels=4)
     peer.save_pretrained(tmp_path)
     images = torch.randn(1, 4, 64, 64)
     ours = SegFormer.from_pretrained(tmp_path)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import TINY, randomized
+from conftest import TINY, randomized, tiny_peer
 from halves import Halves, halves, quiet_trainer
 from PIL import Image
 from safetensors import safe_open
@@ -19,7 +19,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.transforms import v2
 from transformers import (
-    SegformerConfig,
     SegformerForSemanticSegmentation,
     SegformerImageProcessor,
 )
@@ -50,14 +49,7 @@ def varied(model: Any, norm: nn.BatchNorm2d, images: torch.Tensor) -> Any:
 
 
 def peer() -> SegformerForSemanticSegmentation:
-    config = SegformerConfig(
-        num_labels=5,
-        hidden_sizes=list(TINY.dims),
-        depths=list(TINY.depths),
-        num_attention_heads=list(TINY.heads),
-        decoder_hidden_size=TINY.decoder_channels,
-    )
-    model = randomized(SegformerForSemanticSegmentation(config))
+    model = tiny_peer(num_labels=5)
     torch.nn.init.normal_(model.decode_head.classifier.weight)  # so that no class takes all
     torch.nn.init.zeros_(model.decode_head.classifier.bias)
     return model

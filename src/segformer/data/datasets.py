@@ -47,6 +47,7 @@ __all__ = [
 ]
 
 VALUES = 1 << 16  # of a label map of 16 bits
+PROVED = 64  # pairs of a data set whose pixels are read before a run
 
 
 class DataError(ValueError):
@@ -162,7 +163,7 @@ class FolderDataset(Dataset):
         )
         return _faults(*steps)
 
-    def prove(self, samples: int = 64, seed: int = 0) -> tuple[str, ...]:
+    def prove(self, samples: int = PROVED, seed: int = 0) -> tuple[str, ...]:
         """Look at the headers of all files and at some pairs' pixels, before a run does.
 
         Args:
@@ -329,8 +330,7 @@ def _names(path: str | os.PathLike[str]) -> list[str]:
 def _by_name(
     images: Path, labels: Path, image_suffix: str, label_suffix: str, faults: list[str]
 ) -> tuple[dict[str, Path], dict[str, Path]]:
-    """Images and label maps by the name of their pair; of two that have one name, the second is "
-    "a fault."""
+    """Images and label maps by the name of their pair; the second of two with one name is a fault."""
     image_paths, label_paths = find_images(images), find_images(labels)
     if images.resolve() == labels.resolve():
         image_paths, label_paths = _told_apart(image_paths, image_suffix, label_suffix)

@@ -202,8 +202,7 @@ def _raw_mode(image: Any) -> str:
 
 
 def _greatest(path: Path, image: Any) -> int:
-    """The greatest value of a sample in the file, which may be another than that of Pillow's "
-    "mode."""
+    """The greatest value of a sample in the file, which may be another than that of Pillow's mode."""
     if image.format == "TIFF":
         return int((1 << max(image.tag_v2.get(BITS_PER_SAMPLE, (1,)))) - 1)
     if image.format == "BMP" and image.mode in ("1", "L"):

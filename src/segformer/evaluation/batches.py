@@ -19,6 +19,12 @@ def pad_to_least(model: Any, images: Tensor) -> Tensor:
     return PadTo((least, least))(images)
 
 
+def own_size_labels(model: Any, images: Tensor) -> Tensor:
+    """Images (B, C, H, W) of any size to labels (B, H, W), by the model's own ``predict``."""
+    labels = model.predict(pad_to_least(model, images))
+    return labels[..., : images.shape[-2], : images.shape[-1]]
+
+
 def normalize_for(model: Any) -> Normalize:
     """The transform that normalises images by a model's ``normalization``, or by ImageNet's."""
     return Normalize(getattr(model, "normalization", IMAGENET))

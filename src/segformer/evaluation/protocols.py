@@ -30,6 +30,12 @@ def own_size_logits(model: ToLogits, images: Tensor) -> Tensor:
     return upsample(model(padded), padded.shape[-2:])[..., : images.shape[-2], : images.shape[-1]]
 
 
+def own_size_labels(model: Any, images: Tensor) -> Tensor:
+    """Images (B, C, H, W) of any size to labels (B, H, W), by the model's own ``predict``."""
+    labels = model.predict(pad_to_least(model, images))
+    return labels[..., : images.shape[-2], : images.shape[-1]]
+
+
 @dataclass(frozen=True)
 class Whole:
     """Images as they are."""

@@ -13,7 +13,8 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 def in_pieces(x: Tensor) -> bool:
     """On a CPU, with neither gradients nor a graph recorded: work may be done piece by piece."""
-    return not (torch.is_grad_enabled() or is_recorded(x)) and x.device.type == "cpu"
+    records = torch.is_grad_enabled() or is_recorded(x)
+    return not records and x.device.type == "cpu" and x.numel() > 0
 
 
 def is_recorded(x: Tensor) -> bool:

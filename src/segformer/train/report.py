@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from segformer.data.classes import Classes
-from segformer.evaluation import normalize_for, pad_to_least
+from segformer.evaluation import normalize_for, own_size_labels
 from segformer.evaluation.metrics import Scores
 from segformer.inference.pictures import colored, sheet
 from segformer.train.data import SegmentationData
@@ -90,8 +90,7 @@ class Report(Callback):
         for index in np.linspace(0, count - 1, min(self.samples, count)).round().astype(int).tolist():
             image, label = data.val[index]
             images = normalize_for(task.network)(image)[None].to(next(task.network.parameters()))
-            prediction = task.network.predict(pad_to_least(task.network, images))[0].cpu()
-            prediction = prediction[: label.shape[0], : label.shape[1]]
+            prediction = own_size_labels(task.network, images)[0].cpu()
             columns["image"].append(Image.fromarray(image.permute(1, 2, 0).numpy()))
             for name, labels in (("label", label), ("prediction", prediction)):
                 columns[name].append(colored(labels.numpy(), data.classes))

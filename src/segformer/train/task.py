@@ -18,7 +18,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from segformer.checkpoint import METADATA_KEY, describe
 from segformer.data.classes import ignore_index
-from segformer.evaluation import Protocol, pad_to_least
+from segformer.evaluation import Protocol, own_size_labels
 from segformer.evaluation.metrics import Scores
 from segformer.losses import CrossEntropy
 from segformer.models import SegmentationModel
@@ -158,8 +158,7 @@ class SegmentationTask(LightningModule):
     def _labels(self, images: Tensor) -> Tensor:
         if self.protocol is not None:
             return self.protocol.predict(self.network, images)
-        labels = self.network.predict(pad_to_least(self.network, images))
-        return labels[:, : images.shape[-2], : images.shape[-1]]
+        return own_size_labels(self.network, images)
 
     def _log_scores(self, split: str) -> None:
         self.scores = Scores.of(self.confusion.compute())
