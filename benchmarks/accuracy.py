@@ -70,7 +70,9 @@ def run(who: str, root: str, seed: int) -> list[dict[str, float]]:
             "trainer.callbacks": "[]",
             "trainer.logger.init_args.save_dir": folder,
         }
-        recipe = SegmentationCLI([f"--{name}={value}" for name, value in options.items()], run=False)
+        recipe = SegmentationCLI(
+            [f"--{name}={value}" for name, value in options.items()], run=False
+        )
         clock = Clock()
         {"segformer": _segformer, "transformers": _transformers}[who](recipe, clock, Path(folder))
         return clock.points
@@ -103,7 +105,9 @@ def _transformers(recipe: SegmentationCLI, clock: Clock, folder: Path) -> None:
 
     clock.go()
     for step, (images, target) in zip(range(1, STEPS + 1), batches(), strict=False):
-        logits = F.interpolate(network(images).logits, size=target.shape[-2:], mode="bilinear", align_corners=False)
+        logits = F.interpolate(
+            network(images).logits, size=target.shape[-2:], mode="bilinear", align_corners=False
+        )
         loss = F.cross_entropy(logits, target.long(), task.loss.weight, ignore_index=IGNORE_INDEX)
         optimizer.zero_grad()
         loss.backward()

@@ -28,7 +28,12 @@ def transformers(variant: str, classes: int) -> nn.Module:
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
     v = VARIANTS[variant]
-    config = SegformerConfig(num_labels=classes, hidden_sizes=list(v.dims), depths=list(v.depths), decoder_hidden_size=v.decoder_channels)
+    config = SegformerConfig(
+        num_labels=classes,
+        hidden_sizes=list(v.dims),
+        depths=list(v.depths),
+        decoder_hidden_size=v.decoder_channels,
+    )
     return SegformerForSemanticSegmentation(config).eval()
 
 
@@ -36,7 +41,9 @@ def smp(variant: str, classes: int) -> nn.Module:
     import segmentation_models_pytorch as smp
 
     width = VARIANTS[variant].decoder_channels
-    return smp.Segformer(f"mit_{variant}", encoder_weights=None, decoder_segmentation_channels=width, classes=classes).eval()
+    return smp.Segformer(
+        f"mit_{variant}", encoder_weights=None, decoder_segmentation_channels=width, classes=classes
+    ).eval()
 
 
 class Stride4(nn.Module):
@@ -63,7 +70,10 @@ def logits(variant: str, classes: int, size: tuple[int, int], peers: list[str]) 
     """Image tensor to stride-4 logits."""
     images = torch.randn(1, 3, *size)
     mine, theirs = stride_4(ours(variant, classes)), stride_4(transformers(variant, classes))
-    works: dict[str, Work] = {"segformer": lambda: mine(images), "transformers": lambda: theirs(images)}
+    works: dict[str, Work] = {
+        "segformer": lambda: mine(images),
+        "transformers": lambda: theirs(images),
+    }
     if "bfloat16" in peers:
 
         def in_bfloat16() -> Tensor:
@@ -105,13 +115,18 @@ def small(variant: str, size: tuple[int, int], batch: int, what: str) -> dict[st
         }
     first, *others = (stride_4(network) for network in (model, theirs, third))
     works: dict[str, Work] = {"segformer": lambda: first(images)}
-    return works | {name: partial(other, images) for name, other in zip(("transformers", "smp"), others, strict=True)}
+    return works | {
+        name: partial(other, images)
+        for name, other in zip(("transformers", "smp"), others, strict=True)
+    }
 
 
 def transformers_labels(model: nn.Module, images: Tensor) -> Tensor:
     """Labels of the images' size, as SegformerImageProcessor.post_process_semantic_segmentation makes them, image by image."""
     logits = model(pixel_values=images).logits
-    return F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False).argmax(1)
+    return F.interpolate(
+        logits, size=images.shape[-2:], mode="bilinear", align_corners=False
+    ).argmax(1)
 
 
 class Trained(nn.Module):
@@ -134,7 +149,10 @@ def labels(variant: str, classes: int, size: tuple[int, int], peers: list[str]) 
     mine.decode_head = Trained(mine.decode_head, logits)
     theirs.decode_head = Trained(theirs.decode_head, logits.contiguous())
 
-    works: dict[str, Work] = {"segformer": lambda: mine.predict(images), "transformers": lambda: transformers_labels(theirs, images)}
+    works: dict[str, Work] = {
+        "segformer": lambda: mine.predict(images),
+        "transformers": lambda: transformers_labels(theirs, images),
+    }
     if "smp" in peers:
         third = smp(variant, classes)
         works["smp"] = lambda: third(images).argmax(1)
@@ -145,15 +163,28 @@ def like_a_trained_models(classes: int, height: int, width: int) -> Tensor:
     """Smooth logits in patches, so that about 14 % of the cells lie on a boundary, as a trained model's do."""
     generator = torch.Generator("cpu").manual_seed(0)
     patch = 34 if classes > 100 else 48
-    low = torch.randn(1, classes, height // patch + 2, width // patch + 2, generator=generator, device="cpu").to(torch.get_default_device())
-    return (4 * F.interpolate(low, size=(height, width), mode="bicubic")).contiguous(memory_format=torch.channels_last)
+    low = torch.randn(
+        1, classes, height // patch + 2, width // patch + 2, generator=generator, device="cpu"
+    ).to(torch.get_default_device())
+    return (4 * F.interpolate(low, size=(height, width), mode="bicubic")).contiguous(
+        memory_format=torch.channels_last
+    )
 
 
 def boundary_share(logits: Tensor) -> float:
     """The share of quads of neighbouring cells whose greatest classes differ."""
     cells = logits.argmax(1)
     corner = cells[:, :-1, :-1]
-    return ((corner != cells[:, 1:, :-1]) | (corner != cells[:, :-1, 1:]) | (corner != cells[:, 1:, 1:])).float().mean().item()
+    return (
+        (
+            (corner != cells[:, 1:, :-1])
+            | (corner != cells[:, :-1, 1:])
+            | (corner != cells[:, 1:, 1:])
+        )
+        .float()
+        .mean()
+        .item()
+    )
 
 
 def argmax(classes: int, size: tuple[int, int]) -> dict[str, Work]:
@@ -164,8 +195,12 @@ def argmax(classes: int, size: tuple[int, int]) -> dict[str, Work]:
     contiguous = logits.contiguous()  # as transformers' head returns them
     return {
         "segformer": lambda: upsample_argmax(logits, size),
-        "interpolate + argmax": lambda: F.interpolate(contiguous, size=size, mode="bilinear", align_corners=False).argmax(1),
-        "interpolate + argmax, channels-last": lambda: F.interpolate(logits, size=size, mode="bilinear", align_corners=False).argmax(1),
+        "interpolate + argmax": lambda: F.interpolate(
+            contiguous, size=size, mode="bilinear", align_corners=False
+        ).argmax(1),
+        "interpolate + argmax, channels-last": lambda: F.interpolate(
+            logits, size=size, mode="bilinear", align_corners=False
+        ).argmax(1),
     }
 
 
@@ -185,7 +220,9 @@ def step(variant: str, classes: int, size: tuple[int, int], batch: int = 2) -> d
         return work
 
     return {
-        "segformer": train(mine, lambda: upsample_cross_entropy(mine.decode_head(mine.backbone(images)), target)),
+        "segformer": train(
+            mine, lambda: upsample_cross_entropy(mine.decode_head(mine.backbone(images)), target)
+        ),
         "transformers": train(theirs, lambda: theirs(pixel_values=images, labels=target).loss),
     }
 
@@ -193,7 +230,15 @@ def step(variant: str, classes: int, size: tuple[int, int], batch: int = 2) -> d
 def _exported(model: nn.Module, images: Tensor) -> Path:
     path = Path(tempfile.mkdtemp()) / "model.onnx"
     with torch.no_grad():
-        torch.onnx.export(model, (images,), path, input_names=["images"], dynamo=True, verbose=False, external_data=False)
+        torch.onnx.export(
+            model,
+            (images,),
+            path,
+            input_names=["images"],
+            dynamo=True,
+            verbose=False,
+            external_data=False,
+        )
     return path
 
 
@@ -202,7 +247,9 @@ def _onnxruntime(model: nn.Module, images: Tensor) -> Work:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(_exported(model, images), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        _exported(model, images), options, providers=["CPUExecutionProvider"]
+    )
     feed = {"images": np.asarray(images)}
     return lambda: session.run(None, feed)
 
@@ -211,7 +258,11 @@ def _openvino(model: nn.Module, images: Tensor) -> Work:
     import openvino
 
     core = openvino.Core()
-    config = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    config = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
     compiled = core.compile_model(core.read_model(_exported(model, images)), "CPU", config)
     feed = np.asarray(images)
     return lambda: compiled(feed)

@@ -43,9 +43,16 @@ def in_bfloat16(variant: str, classes: int, size: tuple[int, int], batch: int) -
 
     works: dict[str, Work] = {"segformer": lambda: mine.predict(images, dtype=torch.bfloat16)}
     if images.is_cuda:
-        works = {"segformer, CUDA graph": lambda: mine.predict(images, dtype=torch.bfloat16, cuda_graph=True), **works}
+        works = {
+            "segformer, CUDA graph": lambda: mine.predict(
+                images, dtype=torch.bfloat16, cuda_graph=True
+            ),
+            **works,
+        }
     works["transformers"] = autocast(label)
-    works["transformers, torch.compile(mode='reduce-overhead')"] = autocast(torch.compile(label, mode="reduce-overhead"))
+    works["transformers, torch.compile(mode='reduce-overhead')"] = autocast(
+        torch.compile(label, mode="reduce-overhead")
+    )
     return works
 
 
@@ -55,21 +62,27 @@ def operators(classes: int, size: tuple[int, int], batch: int = 2) -> dict[str, 
     logits = contestants.like_a_trained_models(classes, h, w).expand(batch, -1, -1, -1).bfloat16()
     logits = logits.contiguous(memory_format=torch.channels_last).requires_grad_()
     target = torch.randint(classes, (batch, *size))
-    maps = [torch.randn(batch, h // n, w // n, 768).bfloat16().permute(0, 3, 1, 2) for n in (1, 2, 4, 8)]
+    maps = [
+        torch.randn(batch, h // n, w // n, 768).bfloat16().permute(0, 3, 1, 2) for n in (1, 2, 4, 8)
+    ]
     return {
         "label map": {
             "segformer": lambda: upsample.upsample_argmax(logits, size),
             "interpolate + argmax": lambda: upsample.upsample(logits.detach(), size).argmax(1),
         },
         "loss and gradient": {
-            "segformer": lambda: torch.autograd.grad(upsample.upsample_cross_entropy(logits, target), logits),
+            "segformer": lambda: torch.autograd.grad(
+                upsample.upsample_cross_entropy(logits, target), logits
+            ),
             "interpolate + cross_entropy": lambda: torch.autograd.grad(
                 F.cross_entropy(upsample.upsample(logits, size).float(), target), logits
             ),
         },
         "sum of four levels, 768 channels": {
             "segformer": lambda: upsample.upsample_sum(maps),
-            "interpolate + add": lambda: maps[0] + sum(upsample.upsample(x, (h, w)) for x in maps[1:]),
+            "interpolate + add": lambda: (
+                maps[0] + sum(upsample.upsample(x, (h, w)) for x in maps[1:])
+            ),
         },
     }
 
@@ -82,21 +95,38 @@ def jobs(part: str, variants: list[str]) -> dict[str, tuple[Callable[[], dict[st
         for v in variants:
             if part == "bfloat16":
                 for batch in (1, 16) if (classes, size) == ADE else (1,):
-                    made[f"{v}, {at}, bfloat16, batch {batch}"] = (lambda v=v, c=classes, s=size, b=batch: in_bfloat16(v, c, s, b), False)
+                    made[f"{v}, {at}, bfloat16, batch {batch}"] = (
+                        lambda v=v, c=classes, s=size, b=batch: in_bfloat16(v, c, s, b),
+                        False,
+                    )
             if part == "float32":
-                made[f"{v}, {at}: logits"] = (lambda v=v, c=classes, s=size: contestants.logits(v, c, s, PEERS), False)
-                made[f"{v}, {at}: labels"] = (lambda v=v, c=classes, s=size: contestants.labels(v, c, s, PEERS), False)
+                made[f"{v}, {at}: logits"] = (
+                    lambda v=v, c=classes, s=size: contestants.logits(v, c, s, PEERS),
+                    False,
+                )
+                made[f"{v}, {at}: labels"] = (
+                    lambda v=v, c=classes, s=size: contestants.labels(v, c, s, PEERS),
+                    False,
+                )
             if part == "step" and (classes, size) == ADE:
-                made[f"{v}, {at}: training step, batch 2"] = (lambda v=v, c=classes, s=size: contestants.step(v, c, s), True)
+                made[f"{v}, {at}: training step, batch 2"] = (
+                    lambda v=v, c=classes, s=size: contestants.step(v, c, s),
+                    True,
+                )
         if part == "operators":
             for name in operators(2, (8, 8)):
-                made[f"{at}, batch 2: {name}"] = (lambda name=name, c=classes, s=size: operators(c, s)[name], name.startswith("loss"))
+                made[f"{at}, batch 2: {name}"] = (
+                    lambda name=name, c=classes, s=size: operators(c, s)[name],
+                    name.startswith("loss"),
+                )
     return made
 
 
 def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.cuda", description=__doc__)
-    parser.add_argument("parts", nargs="*", help=f"some of {', '.join(PARTS)}; by default all of them")
+    parser.add_argument(
+        "parts", nargs="*", help=f"some of {', '.join(PARTS)}; by default all of them"
+    )
     parser.add_argument("--variants", nargs="+", default=["b0", "b2", "b5"])
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--out", type=Path, default=HERE / "cuda.json")
@@ -106,9 +136,13 @@ def main() -> None:
     if not torch.cuda.is_available():
         parser.error("this machine has no CUDA device")
     results: dict[str, Any] = json.loads(options.out.read_text()) if options.out.is_file() else {}
-    results["machine"] = f"{torch.cuda.get_device_name()}; torch {torch.__version__}, transformers {version('transformers')}"
+    results["machine"] = (
+        f"{torch.cuda.get_device_name()}; torch {torch.__version__}, transformers {version('transformers')}"
+    )
     if upsample._kernels(torch.empty(1, device="cuda")) is None:
-        parser.error("the device refused the kernels (the warning above says why); what follows would measure the plain ways")
+        parser.error(
+            "the device refused the kernels (the warning above says why); what follows would measure the plain ways"
+        )
     warnings.filterwarnings("ignore")  # after the check, whose warning is the reason
     for part in options.parts or PARTS:
         for name, (make, gradients) in jobs(part, options.variants).items():
@@ -118,7 +152,9 @@ def main() -> None:
     options.out.with_name("CUDA.md").write_text(table(results))
 
 
-def measured(make: Callable[[], dict[str, Work]], repeats: int, gradients: bool, device: str) -> dict[str, Any]:
+def measured(
+    make: Callable[[], dict[str, Work]], repeats: int, gradients: bool, device: str
+) -> dict[str, Any]:
     """Seconds and ratios of the contestants, and each one's peak of memory above what is there before it works."""
     torch._dynamo.reset()  # a compiler that has seen other sizes compiles for any
     try:
@@ -147,8 +183,16 @@ def _peak(work: Work, gradients: bool) -> int:
 
 def table(results: dict[str, Any]) -> str:
     """Markdown of all results."""
-    lines = ["# Benchmarks on a CUDA device", "", f"Machine: {results['machine']}. Made by `python -m benchmarks.cuda`.", ""]
-    lines += ["| work | contestant | ms | times the first's (range) | peak memory, graphs' own apart |", "|---|---|---|---|---|"]
+    lines = [
+        "# Benchmarks on a CUDA device",
+        "",
+        f"Machine: {results['machine']}. Made by `python -m benchmarks.cuda`.",
+        "",
+    ]
+    lines += [
+        "| work | contestant | ms | times the first's (range) | peak memory, graphs' own apart |",
+        "|---|---|---|---|---|",
+    ]
     for name, result in results.items():
         if name == "machine":
             continue
@@ -158,7 +202,9 @@ def table(results: dict[str, Any]) -> str:
         for row in result["rows"]:
             ratio = row["ratio"]
             of = f"{ratio['median']:.2f}× ({ratio['min']:.2f}–{ratio['max']:.2f})"
-            lines.append(f"| {name} | {row['name']} | {1e3 * row['seconds']['median']:.3f} | {of} | {row['bytes'] / 2**20:.0f} MiB |")
+            lines.append(
+                f"| {name} | {row['name']} | {1e3 * row['seconds']['median']:.3f} | {of} | {row['bytes'] / 2**20:.0f} MiB |"
+            )
     return "\n".join(lines) + "\n"
 
 

@@ -28,11 +28,15 @@ def seconds(repeats: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _write(folder)
-        dataset = FolderDataset(folder / "images", folder / "labels", Classes([str(k) for k in range(11)]))
+        dataset = FolderDataset(
+            folder / "images", folder / "labels", Classes([str(k) for k in range(11)])
+        )
         augment, theirs = TrainTransform((CROP, CROP)), albumentations()
 
         def read(image: Path, label: Path) -> tuple[np.ndarray, np.ndarray]:
-            return cv2.cvtColor(cv2.imread(str(image)), cv2.COLOR_BGR2RGB), cv2.imread(str(label), cv2.IMREAD_GRAYSCALE)
+            return cv2.cvtColor(cv2.imread(str(image)), cv2.COLOR_BGR2RGB), cv2.imread(
+                str(label), cv2.IMREAD_GRAYSCALE
+            )
 
         def each(samples: Iterable[Any], work: Callable[..., Any]) -> Callable[[], None]:
             def all_of_them() -> None:
@@ -50,7 +54,9 @@ def seconds(repeats: int) -> dict[str, Any]:
         }
         from_files = {
             "segformer": each([(n,) for n in range(COUNT)], lambda n: augment(*dataset[n])),
-            "OpenCV and albumentations": each(dataset.pairs, lambda *pair: transformed(*read(*pair))),
+            "OpenCV and albumentations": each(
+                dataset.pairs, lambda *pair: transformed(*read(*pair))
+            ),
         }
         return {
             "augmenting": interleaved(in_memory, repeats),
@@ -67,7 +73,9 @@ def albumentations() -> Any:
     class VariedCrop(A.RandomCrop):
         """A window of which no class fills more than three quarters."""
 
-        def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        def get_params_dependent_on_data(
+            self, params: dict[str, Any], data: dict[str, Any]
+        ) -> dict[str, Any]:
             for _ in range(10):
                 chosen = super().get_params_dependent_on_data(params, data)
                 left, top, right, bottom = chosen["crop_coords"]
@@ -82,7 +90,9 @@ def albumentations() -> Any:
             A.PadIfNeeded(CROP, CROP, position="top_left", border_mode=0, fill=0, fill_mask=255),
             VariedCrop(CROP, CROP),
             A.HorizontalFlip(p=0.5),
-            A.RandomBrightnessContrast(32 / 255, 0.5, p=0.75),  # either, or both, each half the time
+            A.RandomBrightnessContrast(
+                32 / 255, 0.5, p=0.75
+            ),  # either, or both, each half the time
             A.HueSaturationValue(18, 64, 0, p=0.75),
             A.Normalize(),
             ToTensorV2(),
@@ -96,8 +106,12 @@ def _write(folder: Path) -> None:
     for kind in ("images", "labels"):
         (folder / kind).mkdir(parents=True)
     for n in range(COUNT):
-        smooth = torch.nn.functional.interpolate(torch.rand(1, 3, 12, 16, generator=generator), SIZE, mode="bicubic")[0]
+        smooth = torch.nn.functional.interpolate(
+            torch.rand(1, 3, 12, 16, generator=generator), SIZE, mode="bicubic"
+        )[0]
         noisy = (smooth + 0.05 * torch.randn(3, *SIZE, generator=generator)).clamp(0, 1)
-        Image.fromarray((255 * noisy).permute(1, 2, 0).byte().numpy()).save(folder / "images" / f"{n}.jpg", quality=90)
+        Image.fromarray((255 * noisy).permute(1, 2, 0).byte().numpy()).save(
+            folder / "images" / f"{n}.jpg", quality=90
+        )
         labels = (10 * smooth[0]).clamp(0, 10).byte()
         Image.fromarray(labels.numpy()).save(folder / "labels" / f"{n}.png")

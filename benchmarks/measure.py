@@ -11,12 +11,18 @@ from typing import Any
 import torch
 
 # glibc's settings under which large blocks are kept instead of being given back to the system as soon as they are free
-RETAINING = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "500000000"}
+RETAINING = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "100000000000",
+    "MALLOC_TOP_PAD_": "500000000",
+}
 
 PAUSE = 0.1  # seconds
 
 
-def interleaved(works: dict[str, Callable[[], Any]], repeats: int, gradients: bool = False, warm_up: int = 1) -> list[dict[str, Any]]:
+def interleaved(
+    works: dict[str, Callable[[], Any]], repeats: int, gradients: bool = False, warm_up: int = 1
+) -> list[dict[str, Any]]:
     """Each contestant in turn, again and again, after rounds to warm up: seconds, and how many times longer than the first's.
 
     In each turn it works twice, and the second time counts, as in a loop over images: the first runs into what the others have left behind.
@@ -34,7 +40,11 @@ def interleaved(works: dict[str, Callable[[], Any]], repeats: int, gradients: bo
                     times[name].append(time.perf_counter() - start)
     first = next(iter(times.values()))
     return [
-        {"name": name, "seconds": _spread(seconds), "ratio": _spread([b / a for a, b in zip(first, seconds, strict=True)])}
+        {
+            "name": name,
+            "seconds": _spread(seconds),
+            "ratio": _spread([b / a for a, b in zip(first, seconds, strict=True)]),
+        }
         for name, seconds in times.items()
     ]
 
@@ -54,7 +64,9 @@ def matrix_product_rate(side: int = 1536, repeats: int = 7) -> float:
     a, b = torch.randn(side, side), torch.randn(side, side)
     image = a.T.reshape(1, side, 1, side).contiguous(memory_format=torch.channels_last)
     kernels = b[:, :, None, None]
-    rows = interleaved({"product": lambda: a @ b, "1×1 convolution": lambda: torch.conv2d(image, kernels)}, repeats)
+    rows = interleaved(
+        {"product": lambda: a @ b, "1×1 convolution": lambda: torch.conv2d(image, kernels)}, repeats
+    )
     return side**3 / min(row["seconds"]["min"] for row in rows)
 
 
@@ -68,5 +80,7 @@ def peak_growth(work: Callable[[], Any], repeats: int = 2) -> int:
 
 
 def _memory(name: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    line = next(
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)
+    )
     return 1024 * int(line.split()[1])

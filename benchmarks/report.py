@@ -37,7 +37,12 @@ TITLES = {
 
 def write(results: dict[str, Any], folder: Path) -> None:
     """The tables at the end of ``folder/README.md``, and ``folder/ratios.png``."""
-    lines = ["## Results", "", f"Machine: {results['machine']['cpu']}; {results['machine']['versions']}.", ""]
+    lines = [
+        "## Results",
+        "",
+        f"Machine: {results['machine']['cpu']}; {results['machine']['versions']}.",
+        "",
+    ]
     for part, title in TITLES.items():
         if part in results:
             lines += [f"### {title}", "", *_table(part, results[part]), ""]
@@ -56,8 +61,17 @@ def write(results: dict[str, Any], folder: Path) -> None:
             "",
         ]
     if "accuracy" in results:
-        title = "### Time to accuracy: B0 on CamVid from random weights, mIoU on the validation images"
-        lines += [title, "", *_accuracy(results["accuracy"]), "", "![mIoU against minutes of training](accuracy.png)", ""]
+        title = (
+            "### Time to accuracy: B0 on CamVid from random weights, mIoU on the validation images"
+        )
+        lines += [
+            title,
+            "",
+            *_accuracy(results["accuracy"]),
+            "",
+            "![mIoU against minutes of training](accuracy.png)",
+            "",
+        ]
         _plot_accuracy(results["accuracy"], folder / "accuracy.png")
     readme = folder / "README.md"
     prose, marker, _ = readme.read_text().partition("<!-- tables -->\n")
@@ -79,8 +93,14 @@ def _table(part: str, entries: dict[str, Any]) -> list[str]:
         others = {row["name"]: row for row in other.get("rows", [])}
         for row in entry["rows"]:
             asked = TARGETS.get((part, name, row["name"]))
-            goal = "" if asked is None else f"{asked[0]:g}×" + (f" / {asked[1]:g}×" if asked[1] else "")
-            lines.append(f"| {name} | {row['name']} | {_cell(row)} | {_cell(others.get(row['name']))} | {goal} |")
+            goal = (
+                ""
+                if asked is None
+                else f"{asked[0]:g}×" + (f" / {asked[1]:g}×" if asked[1] else "")
+            )
+            lines.append(
+                f"| {name} | {row['name']} | {_cell(row)} | {_cell(others.get(row['name']))} | {goal} |"
+            )
         for what, of in (("default", entry), ("retaining", other)):
             if "share of matrix-product rate" in of:
                 share, rate = of["share of matrix-product rate"], of["matrix products"] / 1e9
@@ -88,7 +108,9 @@ def _table(part: str, entries: dict[str, Any]) -> list[str]:
                     f"{name}, {what}: {100 * share:.0f} % of the {rate:.0f} GFLOP/s that the best matrix product reached in the run"
                 )
             if "boundary" in of and what == "default":
-                notes.append(f"{name}: {100 * of['boundary']:.1f} % of the quads of cells lie on a boundary")
+                notes.append(
+                    f"{name}: {100 * of['boundary']:.1f} % of the quads of cells lie on a boundary"
+                )
     return [*lines, "", *(f"- {note}" for note in notes)]
 
 
@@ -100,7 +122,9 @@ def _cell(row: dict[str, Any] | None) -> str:
 
 
 def _memory(entries: dict[str, Any]) -> list[str]:
-    lines = ["| work | size | allocator | segformer | transformers | share | segformer, ns a pixel | transformers, ns a pixel |"]
+    lines = [
+        "| work | size | allocator | segformer | transformers | share | segformer, ns a pixel | transformers, ns a pixel |"
+    ]
     lines.append("|---|---|---|---|---|---|---|---|")
     for key, entry in entries.items():
         if entry["who"] != "segformer" or "failed" in entry:
@@ -109,7 +133,10 @@ def _memory(entries: dict[str, Any]) -> list[str]:
         if "bytes" not in other:
             continue
         mine, theirs, (height, width) = entry["bytes"], other["bytes"], entry["size"]
-        rates = [f"{1e9 * e['seconds'] / height / width:.0f}" if "seconds" in e else "" for e in (entry, other)]
+        rates = [
+            f"{1e9 * e['seconds'] / height / width:.0f}" if "seconds" in e else ""
+            for e in (entry, other)
+        ]
         lines.append(
             f"| {entry['what']}, {entry['variant']}, {entry['classes']} classes | {height}×{width} | {entry['allocator']} "
             f"| {mine / 2**20:.0f} MiB | {theirs / 2**20:.0f} MiB | {mine / theirs:.2f} | {rates[0]} | {rates[1]} |"
@@ -124,18 +151,26 @@ def _loading(entries: dict[str, Any]) -> list[str]:
             for row in entry.get(work, []):
                 ratio = row["ratio"]
                 rate = entry["images"] / row["seconds"]["median"]
-                lines.append(f"| {work} | {row['name']} | {rate:.0f} | {ratio['median']:.2f}× ({ratio['min']:.2f}–{ratio['max']:.2f}) |")
+                lines.append(
+                    f"| {work} | {row['name']} | {rate:.0f} | {ratio['median']:.2f}× ({ratio['min']:.2f}–{ratio['max']:.2f}) |"
+                )
     return lines
 
 
 def _runs(entries: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """This package's runs, each with its peer's."""
-    pairs = [(entry, entries.get(key.replace("segformer", "transformers"), {})) for key, entry in entries.items() if "segformer" in key]
+    pairs = [
+        (entry, entries.get(key.replace("segformer", "transformers"), {}))
+        for key, entry in entries.items()
+        if "segformer" in key
+    ]
     return [(mine, theirs) for mine, theirs in pairs if "points" in mine and "points" in theirs]
 
 
 def _accuracy(entries: dict[str, Any]) -> list[str]:
-    lines = ["| seed, allocator | contestant | steps, minutes | best mIoU | reaches the lower of the two bests after | share |"]
+    lines = [
+        "| seed, allocator | contestant | steps, minutes | best mIoU | reaches the lower of the two bests after | share |"
+    ]
     lines.append("|---|---|---|---|---|---|")
     shares: dict[str, list[float]] = defaultdict(list)
     for both in _runs(entries):
@@ -149,7 +184,10 @@ def _accuracy(entries: dict[str, Any]) -> list[str]:
                 f"| {run['seed']}, {run['allocator']} | {run['who']} | {last['step']}, {last['seconds'] / 60:.1f} | {100 * best:.1f} % "
                 f"| {reached / 60:.1f} min | {share} |"
             )
-    medians = [f"{statistics.median(of_one):.2f} with the {allocator} allocator" for allocator, of_one in shares.items()]
+    medians = [
+        f"{statistics.median(of_one):.2f} with the {allocator} allocator"
+        for allocator, of_one in shares.items()
+    ]
     return [*lines, "", f"Median share of the peer's time: {', '.join(medians)}."]
 
 
@@ -158,7 +196,11 @@ def seconds_to(points: list[dict[str, float]], miou: float) -> float:
     before = {"seconds": 0.0, "miou": 0.0}
     for point in points:
         if point["miou"] >= miou:
-            share = (miou - before["miou"]) / (point["miou"] - before["miou"]) if point["miou"] > before["miou"] else 1.0
+            share = (
+                (miou - before["miou"]) / (point["miou"] - before["miou"])
+                if point["miou"] > before["miou"]
+                else 1.0
+            )
             return before["seconds"] + share * (point["seconds"] - before["seconds"])
         before = point
     return float("inf")
@@ -174,9 +216,22 @@ def _plot_accuracy(entries: dict[str, Any], path: Path) -> None:
             mious += [100 * point["miou"] for point in run["points"]]
             style = "--" if run["allocator"] == "retaining" else "-"
             label = f"{run['who']}, {run['allocator']} allocator"
-            axes.plot(minutes, mious, style, color=color, marker=".", linewidth=1, label=None if label in labels else label)
+            axes.plot(
+                minutes,
+                mious,
+                style,
+                color=color,
+                marker=".",
+                linewidth=1,
+                label=None if label in labels else label,
+            )
             labels.add(label)
-    axes.set(xlabel="minutes of training (validation apart)", ylabel="mIoU on the validation images, %", ylim=(0, None), xlim=(0, None))
+    axes.set(
+        xlabel="minutes of training (validation apart)",
+        ylabel="mIoU on the validation images, %",
+        ylim=(0, None),
+        xlim=(0, None),
+    )
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
     figure.savefig(path, dpi=110)
@@ -195,7 +250,12 @@ def _plot(results: dict[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(9, 0.42 * len(bars) + 1.2), constrained_layout=True)
     medians = [ratio["median"] for _, ratio in bars]
     reach = [[r["median"] - r["min"] for _, r in bars], [r["max"] - r["median"] for _, r in bars]]
-    axes.barh([name for name, _ in bars], medians, xerr=reach, color=["#4477aa" if m >= 1 else "#cc6677" for m in medians])
+    axes.barh(
+        [name for name, _ in bars],
+        medians,
+        xerr=reach,
+        color=["#4477aa" if m >= 1 else "#cc6677" for m in medians],
+    )
     axes.axvline(1, color="black", linewidth=1)
     axes.invert_yaxis()
     axes.margins(y=0.01)

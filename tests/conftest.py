@@ -10,11 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # the processes share the cores, and so do those that they start
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # the processes share the cores, and so do those that they start
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton: its kernels run on CPUs, slowly
+    os.environ.setdefault(
+        "TRITON_INTERPRET", "1"
+    )  # before anything imports Triton: its kernels run on CPUs, slowly
 
 from segformer import SegFormer, Variant
 

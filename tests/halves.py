@@ -34,12 +34,19 @@ class Halves(Dataset):
         label[:, noise.integers(8, 40) :] = 1
         image = (noise.normal(60 + 130 * label, 20)).clip(0, 255).astype(np.uint8)
         label[:2] = 255
-        return tv_tensors.Image(torch.from_numpy(image).expand(3, -1, -1).clone()), tv_tensors.Mask(torch.from_numpy(label))
+        return tv_tensors.Image(torch.from_numpy(image).expand(3, -1, -1).clone()), tv_tensors.Mask(
+            torch.from_numpy(label)
+        )
 
 
 def halves() -> SegmentationData:
     return SegmentationData(
-        Halves(), Halves(6, seed=1), TrainTransform((32, 32), (0.9, 1.1)), batch_size=4, val_batch_size=2, num_workers=0
+        Halves(),
+        Halves(6, seed=1),
+        TrainTransform((32, 32), (0.9, 1.1)),
+        batch_size=4,
+        val_batch_size=2,
+        num_workers=0,
     )
 
 
@@ -57,7 +64,10 @@ def quiet_trainer(folder: Path, **options: object) -> Trainer:
 
 def small_config(folder: Path, **trainer: object) -> Path:
     """A YAML of a fit of a second on these pictures, in the given folder; its runs lie in ``folder/runs/small``."""
-    variant = {name: list(values) if isinstance(values, tuple) else values for name, values in vars(TINY).items()}
+    variant = {
+        name: list(values) if isinstance(values, tuple) else values
+        for name, values in vars(TINY).items()
+    }
     data = {
         "train": {"class_path": "halves.Halves", "init_args": {"length": 9}},
         "val": {"class_path": "halves.Halves", "init_args": {"length": 2, "seed": 1}},
@@ -74,7 +84,9 @@ def small_config(folder: Path, **trainer: object) -> Path:
         "model": {
             "network": {
                 "class_path": "segformer.SegFormer",
-                "init_args": {"backbone": {"class_path": "segformer.Variant", "init_args": variant}},
+                "init_args": {
+                    "backbone": {"class_path": "segformer.Variant", "init_args": variant}
+                },
             }
         },
         "trainer": {

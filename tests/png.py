@@ -20,7 +20,9 @@ def png(values: np.ndarray, bits: int) -> bytes:
     height, width = values.shape[:2]
     shifts = np.arange(bits - 1, -1, -1)  # highest bit first
     rows = [np.packbits((row.reshape(-1, 1) >> shifts) & 1).tobytes() for row in values]
-    header = struct.pack(">IIBBBBB", width, height, bits, GREY if values.ndim == 2 else RGB, 0, 0, 0)
+    header = struct.pack(
+        ">IIBBBBB", width, height, bits, GREY if values.ndim == 2 else RGB, 0, 0, 0
+    )
     pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
     chunks = ((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(*part) for part in chunks)

@@ -48,15 +48,28 @@ def test_tiles_are_the_plain_attention(data: st.DataObject) -> None:
     with torch.no_grad():
         tiled = attention._in_tiles(q, kv, heads, together, rows * together)
     torch.testing.assert_close(tiled, plain(q, kv, heads), rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(attention.attention(q, kv, heads), plain(q, kv, heads), rtol=1e-10, atol=1e-10)  # with gradients: PyTorch's
+    torch.testing.assert_close(
+        attention.attention(q, kv, heads), plain(q, kv, heads), rtol=1e-10, atol=1e-10
+    )  # with gradients: PyTorch's
 
 
 @pytest.mark.parametrize(
     ("queries", "keys", "heads", "expected"),
-    [(4096, 256, 4, [8192 // 4] * 2), (4096, 2048, 2, [1024] * 8), (4096, 4096, 1, []), (1023, 256, 4, []), (256, 4, 1, [])],
+    [
+        (4096, 256, 4, [8192 // 4] * 2),
+        (4096, 2048, 2, [1024] * 8),
+        (4096, 4096, 1, []),
+        (1023, 256, 4, []),
+        (256, 4, 1, []),
+    ],
 )
 def test_a_tile_holds_a_pieces_scores(
-    queries: int, keys: int, heads: int, expected: list[int], tiles: list[int], monkeypatch: pytest.MonkeyPatch
+    queries: int,
+    keys: int,
+    heads: int,
+    expected: list[int],
+    tiles: list[int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Heads together where keys are few, one by one where they are many; PyTorch's attention where a tile would be too small."""
     monkeypatch.setattr(attention, "TILE", 32 * 1024)

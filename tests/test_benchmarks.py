@@ -26,22 +26,42 @@ def test_contestants_make_the_same_things() -> None:
 
 def test_logits_like_a_trained_models_have_their_share_of_boundaries() -> None:
     """Of a trained model's cells about 14 % lie on a boundary."""
-    assert contestants.boundary_share(contestants.like_a_trained_models(150, 128, 128)) == pytest.approx(0.14, abs=0.03)
+    assert contestants.boundary_share(
+        contestants.like_a_trained_models(150, 128, 128)
+    ) == pytest.approx(0.14, abs=0.03)
 
 
 def test_ratios_are_taken_round_by_round(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(1000))
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
-    rows = measure.interleaved({"one": lambda: None, "three": lambda: [next(clock), next(clock)]}, repeats=3)
+    rows = measure.interleaved(
+        {"one": lambda: None, "three": lambda: [next(clock), next(clock)]}, repeats=3
+    )
     assert [row["ratio"]["median"] for row in rows] == [1, 3]
     assert rows[1]["seconds"] == {"median": 3, "min": 3, "max": 3}
 
 
 def test_the_report_shows_what_was_measured(tmp_path: Path) -> None:
-    row = {"name": "segformer", "seconds": {"median": 0.1, "min": 0.1, "max": 0.2}, "ratio": {"median": 1, "min": 1, "max": 1}}
-    peer = {"name": "transformers", "seconds": {"median": 0.4, "min": 0.3, "max": 0.5}, "ratio": {"median": 4, "min": 3, "max": 5}}
-    entry = {"allocator": "default", "rows": [row, peer], "share of matrix-product rate": 0.5, "matrix products": 1.7e11}
-    results = {"machine": {"cpu": "a processor", "versions": "torch 9"}, "logits": {"b0 150 512×512 default": entry}}
+    row = {
+        "name": "segformer",
+        "seconds": {"median": 0.1, "min": 0.1, "max": 0.2},
+        "ratio": {"median": 1, "min": 1, "max": 1},
+    }
+    peer = {
+        "name": "transformers",
+        "seconds": {"median": 0.4, "min": 0.3, "max": 0.5},
+        "ratio": {"median": 4, "min": 3, "max": 5},
+    }
+    entry = {
+        "allocator": "default",
+        "rows": [row, peer],
+        "share of matrix-product rate": 0.5,
+        "matrix products": 1.7e11,
+    }
+    results = {
+        "machine": {"cpu": "a processor", "versions": "torch 9"},
+        "logits": {"b0 150 512×512 default": entry},
+    }
     (tmp_path / "README.md").write_text("# Prose\n<!-- tables -->\nold tables")
     report.write(json.loads(json.dumps(results)), tmp_path)
     text = (tmp_path / "README.md").read_text()
@@ -62,7 +82,9 @@ def test_what_is_measured_on_a_device_runs_on_any(monkeypatch: pytest.MonkeyPatc
         for name, (make, gradients) in cuda.jobs(part, ["b0"]).items():
             if "batch 16" not in name:
                 results[name] = cuda.measured(make, 1, gradients, "cpu")
-    assert not [result for name, result in results.items() if name != "machine" and "failed" in result]
+    assert not [
+        result for name, result in results.items() if name != "machine" and "failed" in result
+    ]
     text = cuda.table(results)
     for row in (
         "b0, 3 classes, 64×96, bfloat16, batch 1 | transformers |",
@@ -78,12 +100,17 @@ def test_what_is_measured_on_a_device_runs_on_any(monkeypatch: pytest.MonkeyPatc
 
 
 def test_time_to_accuracy_is_read_off_the_curves(tmp_path: Path) -> None:
-    points = [{"step": 10, "seconds": 100.0, "miou": 0.2}, {"step": 20, "seconds": 200.0, "miou": 0.6}]
+    points = [
+        {"step": 10, "seconds": 100.0, "miou": 0.2},
+        {"step": 20, "seconds": 200.0, "miou": 0.6},
+    ]
     assert report.seconds_to(points, 0.2) == 100
     assert report.seconds_to(points, 0.1) == 50
     assert report.seconds_to(points, 0.3) == 125
     assert report.seconds_to(points, 0.7) == float("inf")
-    slower = [{**point, "seconds": 3 * point["seconds"], "miou": point["miou"] - 0.1} for point in points]
+    slower = [
+        {**point, "seconds": 3 * point["seconds"], "miou": point["miou"] - 0.1} for point in points
+    ]
     entries = {
         f"0 {who} default": {"seed": 0, "allocator": "default", "who": who, "points": curve}
         for who, curve in (("segformer", points), ("transformers", slower))
@@ -91,12 +118,16 @@ def test_time_to_accuracy_is_read_off_the_curves(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("<!-- tables -->\n")
     report.write({"machine": {"cpu": "", "versions": ""}, "accuracy": entries}, tmp_path)
     text = (tmp_path / "README.md").read_text()
-    assert "| 0, default | segformer | 20, 3.3 | 60.0 % | 2.9 min | 0.29 |" in text  # 50 % after 175 s of the peer's 600
+    assert (
+        "| 0, default | segformer | 20, 3.3 | 60.0 % | 2.9 min | 0.29 |" in text
+    )  # 50 % after 175 s of the peer's 600
     assert (tmp_path / "accuracy.png").stat().st_size > 1000
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_time_to_accuracy_runs_both_contestants_on_the_same_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_to_accuracy_runs_both_contestants_on_the_same_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from benchmarks import accuracy
 
     monkeypatch.setattr(accuracy, "STEPS", 2)
@@ -110,7 +141,11 @@ def test_time_to_accuracy_runs_both_contestants_on_the_same_batches(tmp_path: Pa
                 Image.fromarray(generator.integers(0, below, shape, np.uint8)).save(path)
     seen: list[float] = []
     loaded = FolderDataset.__getitem__
-    monkeypatch.setattr(FolderDataset, "__getitem__", lambda self, n: (seen.append(torch.rand(()).item()), loaded(self, n))[1])
+    monkeypatch.setattr(
+        FolderDataset,
+        "__getitem__",
+        lambda self, n: (seen.append(torch.rand(()).item()), loaded(self, n))[1],
+    )
     draws = []
     for who in ("segformer", "transformers"):
         seen.clear()

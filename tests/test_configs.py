@@ -12,9 +12,15 @@ from PIL import Image
 from segformer import SegFormer
 
 FILES: dict[str | None, list[str]] = {
-    "segformer.data.standard.COCOStuff": [f"{kind}/{split}2017/1.png" for split in ("train", "val") for kind in ("images", "annotations")],
+    "segformer.data.standard.COCOStuff": [
+        f"{kind}/{split}2017/1.png"
+        for split in ("train", "val")
+        for kind in ("images", "annotations")
+    ],
     "segformer.data.standard.VOC2012Aug": [
-        f"{kind}/{s}.png" for s in ("trainaug", "val") for kind in ("JPEGImages", "SegmentationClassAug")
+        f"{kind}/{s}.png"
+        for s in ("trainaug", "val")
+        for kind in ("JPEGImages", "SegmentationClassAug")
     ],
     None: ["images/train/1.png", "images/val/1.png", "labels/train/1.png", "labels/val/1.png"],
     "segformer.data.standard.Cityscapes": [
@@ -23,7 +29,9 @@ FILES: dict[str | None, list[str]] = {
         for kind, suffix in (("leftImg8bit", "leftImg8bit"), ("gtFine", "gtFine_labelIds"))
     ],
     "segformer.data.standard.ADE20K": [
-        f"{kind}/{split}/1.png" for split in ("training", "validation") for kind in ("images", "annotations")
+        f"{kind}/{split}/1.png"
+        for split in ("training", "validation")
+        for kind in ("images", "annotations")
     ],
 }
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -36,7 +44,9 @@ def stand_in_data(settings: dict[str, Any], folder: Path) -> list[str]:
         return []
     for shade, name in enumerate(FILES.get(data.get("dataset"), FILES[None])):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        is_label = any(word in name for word in ("labels", "annotations", "gtFine", "SegmentationClass"))
+        is_label = any(
+            word in name for word in ("labels", "annotations", "gtFine", "SegmentationClass")
+        )
         Image.new("L", (32, 32), 0 if is_label else shade).save(folder / name)
     for split in ("trainaug", "val"):  # VOC's lists; the others have none
         names = folder / f"ImageSets/Segmentation/{split}.txt"
@@ -58,19 +68,27 @@ def test_a_config_builds(config: Path, tmp_path: Path) -> None:
     if network.get("pretrained"):  # nothing is downloaded, and nothing as large built
         overrides += ["--model.network.pretrained=false", "--model.network.backbone=tiny"]
     if "source" in network:
-        SegFormer("b0", num_classes=5).save(tmp_path / "b0.safetensors")  # in place of ImageNet weights: a file of another data set
+        SegFormer("b0", num_classes=5).save(
+            tmp_path / "b0.safetensors"
+        )  # in place of ImageNet weights: a file of another data set
         overrides.append(f"--model.network.source={tmp_path / 'b0.safetensors'}")
     if settings["trainer"].get("precision"):
         overrides.append("--trainer.precision=32")
     cli = SegmentationCLI([f"--config={config}", *overrides], run=False)
     assert isinstance(cli.trainer, Trainer)
     assert cli.datamodule.num_classes > 1
-    assert cli.model.network.num_classes == (1 if settings.get("one_logit") else cli.datamodule.num_classes)
+    assert cli.model.network.num_classes == (
+        1 if settings.get("one_logit") else cli.datamodule.num_classes
+    )
 
 
-@pytest.mark.parametrize("config", [path for path in CONFIGS if path.stem != "scenes"], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "config", [path for path in CONFIGS if path.stem != "scenes"], ids=lambda path: path.stem
+)
 @pytest.mark.filterwarnings("ignore")
-def test_check_reads_what_a_config_says_of_its_data(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_reads_what_a_config_says_of_its_data(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from segformer.train.check import main
 
     arguments = stand_in_data(yaml.safe_load(config.read_text()), tmp_path)
@@ -79,6 +97,12 @@ def test_check_reads_what_a_config_says_of_its_data(config: Path, tmp_path: Path
 
 
 def test_there_are_configs() -> None:
-    assert {"scenes", "camvid", "setr_tiny_camvid", "resnet50_camvid", "setr_cityscapes", "setr_ade20k", "segformer_ade20k"} <= {
-        path.stem for path in CONFIGS
-    }
+    assert {
+        "scenes",
+        "camvid",
+        "setr_tiny_camvid",
+        "resnet50_camvid",
+        "setr_cityscapes",
+        "setr_ade20k",
+        "segformer_ade20k",
+    } <= {path.stem for path in CONFIGS}

@@ -18,7 +18,9 @@ def segformer(monkeypatch: pytest.MonkeyPatch, *args: str) -> None:
 
 
 # Billions at 512² (B5: 640²) with 150 classes by the head's algebra, F_i W_i composed at every level: a little less is done
-@pytest.mark.parametrize(("variant", "billions"), list(zip(VARIANTS, (4.1, 11.7, 24.3, 40.9, 57.5, 123.3), strict=True)))
+@pytest.mark.parametrize(
+    ("variant", "billions"), list(zip(VARIANTS, (4.1, 11.7, 24.3, 40.9, 57.5, 123.3), strict=True))
+)
 def test_multiply_adds(variant: str, billions: float) -> None:
     side = 640 if variant == "b5" else 512
     with torch.device("meta"):
@@ -27,7 +29,9 @@ def test_multiply_adds(variant: str, billions: float) -> None:
 
 
 # Billions in the paper's table 1 (b0 to b5), whose head is computed literally: as where modules have hooks
-@pytest.mark.parametrize(("variant", "billions"), list(zip(VARIANTS, (8.4, 15.9, 62.4, 79.0, 95.7, 183.3), strict=True)))
+@pytest.mark.parametrize(
+    ("variant", "billions"), list(zip(VARIANTS, (8.4, 15.9, 62.4, 79.0, 95.7, 183.3), strict=True))
+)
 def test_with_hooks_the_count_is_the_papers(variant: str, billions: float) -> None:
     side = 640 if variant == "b5" else 512
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -35,7 +39,9 @@ def test_with_hooks_the_count_is_the_papers(variant: str, billions: float) -> No
     assert counter.get_total_flops() / 2e9 == pytest.approx(billions, abs=0.2)
 
 
-def test_inspect_says_what_a_file_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_says_what_a_file_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = SegFormer("b0", classes=Classes(["road", "sky"]))
     model.save(tmp_path / "b0.pth", "nvidia")
     content = torch.load(tmp_path / "b0.pth", weights_only=True)
@@ -63,27 +69,56 @@ def test_inspect_says_what_a_backbone_alone_holds(
     assert "3,319,392" in said  # the published count of the encoder
 
 
-def test_convert_writes_the_same_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_convert_writes_the_same_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = randomized(SegFormer("b0", num_classes=3))
     model.save(tmp_path / "b0.safetensors")
-    places = [str(tmp_path / name) for name in ("b0.safetensors", "b0.pth", "b0_smp.pth", "b0_hf", "back.safetensors")]
-    for source, target, layout in zip(places[:-1], places[1:], ("nvidia", "smp", "huggingface", "native"), strict=True):
+    places = [
+        str(tmp_path / name)
+        for name in ("b0.safetensors", "b0.pth", "b0_smp.pth", "b0_hf", "back.safetensors")
+    ]
+    for source, target, layout in zip(
+        places[:-1], places[1:], ("nvidia", "smp", "huggingface", "native"), strict=True
+    ):
         segformer(monkeypatch, "convert", source, target, "--layout", layout)
     assert "back.safetensors: native layout" in capsys.readouterr().out
-    torch.testing.assert_close(SegFormer.from_pretrained(places[-1]).state_dict(), model.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(
+        SegFormer.from_pretrained(places[-1]).state_dict(), model.state_dict(), rtol=0, atol=0
+    )
 
 
-def test_convert_adapts_and_restores_what_names_cannot_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_convert_adapts_and_restores_what_names_cannot_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     SegFormer("b0", num_classes=3).save(tmp_path / "b0.pth", "nvidia")
     source, target = str(tmp_path / "b0.pth"), str(tmp_path / "b0.safetensors")
-    segformer(monkeypatch, "convert", source, target, "--source-layout", "bubbliiiing", "--num-classes", "7", "--in-channels", "4")
+    segformer(
+        monkeypatch,
+        "convert",
+        source,
+        target,
+        "--source-layout",
+        "bubbliiiing",
+        "--num-classes",
+        "7",
+        "--in-channels",
+        "4",
+    )
     model = SegFormer.from_pretrained(target)
     assert model.align_corners
     assert (model.num_classes, model.backbone.in_channels) == (7, 4)
     assert model.backbone.config["act"] == "gelu_tanh"
 
 
-@pytest.mark.parametrize("args", [("inspect", "nowhere.pth"), ("convert", "nowhere.pth", "x.safetensors")])
-def test_a_missing_file_is_an_error_of_one_line(args: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SystemExit, match=f"^segformer {args[0]}: no file or folder 'nowhere.pth'; a Hugging Face id would read"):
+@pytest.mark.parametrize(
+    "args", [("inspect", "nowhere.pth"), ("convert", "nowhere.pth", "x.safetensors")]
+)
+def test_a_missing_file_is_an_error_of_one_line(
+    args: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(
+        SystemExit,
+        match=f"^segformer {args[0]}: no file or folder 'nowhere.pth'; a Hugging Face id would read",
+    ):
         segformer(monkeypatch, *args)

@@ -16,8 +16,22 @@ from segformer.networks.convolutional import LinearHead
 
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "default": {},
-    "small": {"dims": (8, 16, 24, 40), "heads": (1, 2, 4, 8), "ff_expansion": (2, 3, 4, 2), "num_layers": (1, 2, 1, 3), "decoder_dim": 24},
-    "of one value": {"dims": 16, "heads": 2, "ff_expansion": 3, "reduction_ratio": 2, "num_layers": 1, "channels": 1, "num_classes": 7},
+    "small": {
+        "dims": (8, 16, 24, 40),
+        "heads": (1, 2, 4, 8),
+        "ff_expansion": (2, 3, 4, 2),
+        "num_layers": (1, 2, 1, 3),
+        "decoder_dim": 24,
+    },
+    "of one value": {
+        "dims": 16,
+        "heads": 2,
+        "ff_expansion": 3,
+        "reduction_ratio": 2,
+        "num_layers": 1,
+        "channels": 1,
+        "num_classes": 7,
+    },
 }
 
 
@@ -55,7 +69,9 @@ def test_features_and_logits_are_the_oracles(name: str) -> None:
     torch.testing.assert_close(ours.backbone(x), expected, rtol=0, atol=1e-10)
     torch.testing.assert_close(ours.decode_head(ours.backbone(x)), oracle(x), rtol=0, atol=1e-10)
     oracle, ours = oracle.float(), ours.float()
-    torch.testing.assert_close(ours.decode_head(ours.backbone(x.float())), oracle(x.float()), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        ours.decode_head(ours.backbone(x.float())), oracle(x.float()), rtol=0, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
@@ -71,7 +87,9 @@ def test_one_step_of_training_has_the_oracles_gradients(name: str) -> None:
     for key, parameter in ours.named_parameters():
         assert parameter.grad is not None
         expected: Any = gradients[layout.theirs(key)]
-        torch.testing.assert_close(parameter.grad, expected.reshape(parameter.shape), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            parameter.grad, expected.reshape(parameter.shape), rtol=1e-9, atol=1e-9
+        )
 
 
 def test_the_parameters_are_the_oracles() -> None:
@@ -95,13 +113,23 @@ def test_sizes_on_which_the_original_raises_work(size: tuple[int, int]) -> None:
 
 def test_the_head_is_its_plain_form() -> None:
     head = randomized(LinearHead([4, 6], 5, 8)).double()
-    maps = [torch.randn(1, 4, 6, 6, dtype=torch.double), torch.randn(1, 6, 3, 3, dtype=torch.double)]
-    upsampled = [nn.functional.interpolate(proj(x), size=(6, 6)) for proj, x in zip(head.projections, maps, strict=True)]
-    torch.testing.assert_close(head(maps), head.classifier(head.fuse(torch.cat(upsampled, 1))), rtol=0, atol=1e-12)
+    maps = [
+        torch.randn(1, 4, 6, 6, dtype=torch.double),
+        torch.randn(1, 6, 3, 3, dtype=torch.double),
+    ]
+    upsampled = [
+        nn.functional.interpolate(proj(x), size=(6, 6))
+        for proj, x in zip(head.projections, maps, strict=True)
+    ]
+    torch.testing.assert_close(
+        head(maps), head.classifier(head.fuse(torch.cat(upsampled, 1))), rtol=0, atol=1e-12
+    )
 
 
 def test_a_file_of_the_originals_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    oracle = segformer_pytorch.Segformer(dims=(32, 64, 160, 256), num_classes=9, decoder_dim=32).eval()
+    oracle = segformer_pytorch.Segformer(
+        dims=(32, 64, 160, 256), num_classes=9, decoder_dim=32
+    ).eval()
     torch.save(oracle.state_dict(), tmp_path / "model.pt")
     model = ConvSegFormer.from_pretrained(tmp_path / "model.pt")
     assert "heads" in caplog.text
@@ -109,7 +137,10 @@ def test_a_file_of_the_originals_is_read(tmp_path: Path, caplog: pytest.LogCaptu
     torch.testing.assert_close(model.decode_head(model.backbone(x)), oracle(x), rtol=0, atol=1e-5)
     model.save(tmp_path / "ours.safetensors")
     again = ConvSegFormer.from_pretrained(tmp_path / "ours.safetensors")
-    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), model.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(again.state_dict().values(), model.state_dict().values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,12 @@ from conftest import TINY, randomized
 
 from segformer import SegFormer, upsample
 
-pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="reason: this machine has no CUDA device")]
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(
+        not torch.cuda.is_available(), reason="reason: this machine has no CUDA device"
+    ),
+]
 CLASSES = 19
 
 
@@ -37,7 +42,9 @@ def test_logits_and_gradients_are_the_cpus(model: SegFormer) -> None:
     target = torch.randint(0, CLASSES, (2, 96, 128), device="cuda")
     losses = []
     for network, inputs, labels in ((model, x, target), (twin, x.cpu(), target.cpu())):
-        loss = upsample.upsample_cross_entropy(network.decode_head(network.backbone(inputs)), labels)
+        loss = upsample.upsample_cross_entropy(
+            network.decode_head(network.backbone(inputs)), labels
+        )
         loss.backward()
         losses.append(loss.cpu())
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-10, atol=1e-10)
@@ -61,7 +68,9 @@ def test_labels_are_the_argmax_of_the_logits(model: SegFormer, dtype: torch.dtyp
 def test_a_graph_labels_as_the_model_does(model: SegFormer, dtype: torch.dtype | None) -> None:
     for shape in ((96, 128, 1), (64, 64, 2), (96, 128, 1)):
         x = images(*shape)
-        assert torch.equal(model.predict(x, dtype=dtype, cuda_graph=True), model.predict(x, dtype=dtype))
+        assert torch.equal(
+            model.predict(x, dtype=dtype, cuda_graph=True), model.predict(x, dtype=dtype)
+        )
     first = model.predict(x, dtype=dtype, cuda_graph=True)
     kept = first.clone()
     model.predict(images(*shape), dtype=dtype, cuda_graph=True)
@@ -75,7 +84,9 @@ def test_a_graph_sees_weights_that_change(model: SegFormer) -> None:
         for parameter in model.parameters():
             parameter.mul_(1.3)
     assert torch.equal(model.predict(x, cuda_graph=True), model.predict(x))
-    model.load_state_dict({name: 0.8 * tensor for name, tensor in model.state_dict().items()}, assign=True)
+    model.load_state_dict(
+        {name: 0.8 * tensor for name, tensor in model.state_dict().items()}, assign=True
+    )
     assert torch.equal(model.predict(x, cuda_graph=True), model.predict(x))
     model.bfloat16()
     assert torch.equal(model.predict(x.bfloat16(), cuda_graph=True), model.predict(x.bfloat16()))
@@ -108,7 +119,11 @@ def test_nothing_waits_for_the_device(model: SegFormer) -> None:
 
 
 def test_the_loss_takes_the_memory_of_its_stride_4_maps() -> None:
-    logits = torch.randn(2, 150, 128, 128, device="cuda").contiguous(memory_format=torch.channels_last).requires_grad_()
+    logits = (
+        torch.randn(2, 150, 128, 128, device="cuda")
+        .contiguous(memory_format=torch.channels_last)
+        .requires_grad_()
+    )
     target = torch.randint(0, 150, (2, 512, 512), device="cuda")
 
     def peak(loss: torch.Tensor) -> int:

@@ -39,14 +39,23 @@ def set_config(**change: Any) -> Callable[[dict[str, Any]], object]:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"name": "hf-hub:someone/model"}, "'hf-hub:someone/model', which is none of timm's models"),
+        (
+            {"name": "hf-hub:someone/model"},
+            "'hf-hub:someone/model', which is none of timm's models",
+        ),
         ({"name": "local-dir:/etc"}, "'local-dir:/etc', which is none of timm's models"),
         ({"name": "https://host/x"}, "'https://host/x', which is none of timm's models"),
         ({"name": ["resnet18"]}, r"\['resnet18'\], which is none of timm's models"),
-        ({"pretrained_custom_load": True}, "the argument 'pretrained_custom_load', which it does not"),
+        (
+            {"pretrained_custom_load": True},
+            "the argument 'pretrained_custom_load', which it does not",
+        ),
         ({"pretrained_filter_fn": "x"}, "the argument 'pretrained_filter_fn', which it does not"),
         ({"features_only": False}, "the argument 'features_only', which it does not have"),
-        ({"block": {"url": "https://host"}}, "block={'url': 'https://host'}, which is no plain value"),
+        (
+            {"block": {"url": "https://host"}},
+            "block={'url': 'https://host'}, which is no plain value",
+        ),
     ],
 )
 def test_a_hostile_description_is_refused(change: Any, said: str, tmp_path: Path) -> None:
@@ -90,7 +99,9 @@ def test_a_description_opens_no_address_and_no_other_file(
     for name in ("load_pretrained", "load_checkpoint"):
         for module in (timm.models._builder, timm.models._factory):
             monkeypatch.setattr(module, name, lambda *a, **k: pytest.fail("read"), raising=False)
-    monkeypatch.setattr("torch.hub.load_state_dict_from_url", lambda *a, **k: pytest.fail("fetched"))
+    monkeypatch.setattr(
+        "torch.hub.load_state_dict_from_url", lambda *a, **k: pytest.fail("fetched")
+    )
     again = SegFormer.from_pretrained(path)
     torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
 
@@ -188,7 +199,9 @@ def test_a_model_that_is_not_what_it_was_built_as_is_refused_when_saved(
     tmp_path: Path,
 ) -> None:
     change(tiny)
-    with pytest.raises(ValueError, match=rf"could not be read back: .*{said}.* Build a model as it"):
+    with pytest.raises(
+        ValueError, match=rf"could not be read back: .*{said}.* Build a model as it"
+    ):
         tiny.save(tmp_path / "x.safetensors")
     assert not list(tmp_path.iterdir())
 
@@ -221,7 +234,12 @@ def test_timm_models_with_deep_names_come_back(name: str, tmp_path: Path) -> Non
 
 
 def test_options_of_timm_models_are_kept(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"img_size": 64, "drop_path_rate": 0.1, "embed_dim": 64, "num_heads": 4}
+    options: dict[str, Any] = {
+        "img_size": 64,
+        "drop_path_rate": 0.1,
+        "embed_dim": 64,
+        "num_heads": 4,
+    }
     backbone = TimmBackbone("vit_tiny_patch16_224", **options)
     SegFormer(backbone, num_classes=2).save(tmp_path / "x.safetensors")
     again = SegFormer.from_pretrained(tmp_path / "x.safetensors")

@@ -17,32 +17,57 @@ from torch import Tensor
 
 from segformer import SegFormer
 from segformer.data.transforms import Normalize
-from segformer.evaluation import PROTOCOLS, TTA_RATIOS, Protocol, Slide, Whole, evaluate, find_protocol, label_large
+from segformer.evaluation import (
+    PROTOCOLS,
+    TTA_RATIOS,
+    Protocol,
+    Slide,
+    Whole,
+    evaluate,
+    find_protocol,
+    label_large,
+)
 from segformer.evaluation.metrics import Scores
 
 
 def position_dependent(images: Tensor) -> Tensor:
     """Logits that differ with the window a pixel is seen in, so that averages cannot hide."""
     height, width = images.shape[-2:]
-    rows, columns = torch.linspace(0, 1, height, dtype=images.dtype)[:, None], torch.linspace(0, 1, width, dtype=images.dtype)
-    return torch.stack([images.mean(1) * rows, images[:, 0] + columns, images[:, 1] * rows * columns], 1)
+    rows, columns = (
+        torch.linspace(0, 1, height, dtype=images.dtype)[:, None],
+        torch.linspace(0, 1, width, dtype=images.dtype),
+    )
+    return torch.stack(
+        [images.mean(1) * rows, images[:, 0] + columns, images[:, 1] * rows * columns], 1
+    )
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.tuples(*[st.integers(1, 23)] * 2), st.tuples(*[st.integers(1, 9)] * 2), st.data())
-def test_sliding_is_the_mean_over_all_windows(size: tuple[int, int], crop: tuple[int, int], data: Any) -> None:
+def test_sliding_is_the_mean_over_all_windows(
+    size: tuple[int, int], crop: tuple[int, int], data: Any
+) -> None:
     stride = tuple(data.draw(st.integers(1, side)) for side in crop)
     images = torch.randn(2, 3, *size, dtype=torch.double)
     expected, count = torch.zeros(2, 3, *size, dtype=torch.double), torch.zeros(size)
-    rows, columns = (max(side - c + s - 1, 0) // s + 1 for side, c, s in zip(size, crop, stride, strict=True))
+    rows, columns = (
+        max(side - c + s - 1, 0) // s + 1 for side, c, s in zip(size, crop, stride, strict=True)
+    )
     for i in range(rows):  # as mmsegmentation writes it
         for j in range(columns):
-            bottom, right = min(i * stride[0] + crop[0], size[0]), min(j * stride[1] + crop[1], size[1])
+            bottom, right = (
+                min(i * stride[0] + crop[0], size[0]),
+                min(j * stride[1] + crop[1], size[1]),
+            )
             top, left = max(bottom - crop[0], 0), max(right - crop[1], 0)
-            expected[:, :, top:bottom, left:right] += position_dependent(images[:, :, top:bottom, left:right])
+            expected[:, :, top:bottom, left:right] += position_dependent(
+                images[:, :, top:bottom, left:right]
+            )
             count[top:bottom, left:right] += 1
     assert count.min() > 0
-    torch.testing.assert_close(Slide(crop, stride).logits(position_dependent, images), expected / count, rtol=0, atol=1e-12)  # type: ignore[arg-type]
+    torch.testing.assert_close(
+        Slide(crop, stride).logits(position_dependent, images), expected / count, rtol=0, atol=1e-12
+    )  # type: ignore[arg-type]
 
 
 def test_augmentation_at_test_time_is_its_definition() -> None:
@@ -50,22 +75,40 @@ def test_augmentation_at_test_time_is_its_definition() -> None:
     images = torch.randn(1, 3, 24, 40, dtype=torch.double)
     expected = []
     for ratio in (0.5, 1.0, 1.5):
-        scaled = F.interpolate(images, size=(int(24 * ratio), int(40 * ratio)), mode="bilinear") if ratio != 1 else images
+        scaled = (
+            F.interpolate(images, size=(int(24 * ratio), int(40 * ratio)), mode="bilinear")
+            if ratio != 1
+            else images
+        )
         for mirrored in (False, True):
             logits = position_dependent(scaled.flip(-1) if mirrored else scaled)
             logits = logits.flip(-1) if mirrored else logits
             expected.append(F.interpolate(logits, size=(24, 40), mode="bilinear").softmax(1))
     protocol = Protocol(ratios=(0.5, 1.0, 1.5), flip=True)
-    torch.testing.assert_close(protocol.probabilities(position_dependent, images), torch.stack(expected).mean(0), rtol=0, atol=1e-12)
-    assert torch.equal(protocol.predict(position_dependent, images), torch.stack(expected).mean(0).argmax(1))
+    torch.testing.assert_close(
+        protocol.probabilities(position_dependent, images),
+        torch.stack(expected).mean(0),
+        rtol=0,
+        atol=1e-12,
+    )
+    assert torch.equal(
+        protocol.predict(position_dependent, images), torch.stack(expected).mean(0).argmax(1)
+    )
 
 
 @pytest.mark.parametrize(
     ("size", "expected"),
-    [((512, 683), (512, 704)), ((364, 500), (512, 704)), ((300, 2000), (320, 2048)), ((1000, 400), (1280, 512))],
+    [
+        ((512, 683), (512, 704)),
+        ((364, 500), (512, 704)),
+        ((300, 2000), (320, 2048)),
+        ((1000, 400), (1280, 512)),
+    ],
     ids=str,
 )
-def test_ade20k_is_fitted_into_2048_by_512_and_rounded_up_to_32(size: tuple[int, int], expected: tuple[int, int]) -> None:
+def test_ade20k_is_fitted_into_2048_by_512_and_rounded_up_to_32(
+    size: tuple[int, int], expected: tuple[int, int]
+) -> None:
     assert find_protocol("ade20k").sizes(*size) == [expected]
 
 
@@ -94,12 +137,20 @@ def test_any_module_is_measured_and_a_fast_path_agrees() -> None:
             direct[truth] += torch.bincount(predicted[label == truth], minlength=2)
     assert torch.equal(whole.confusion.long(), direct)
     assert model.training
-    by_function = evaluate(lambda images: model.eval()(images)[:, :, ::2, ::2], dataset, Protocol(Whole(), flip=True))
+    by_function = evaluate(
+        lambda images: model.eval()(images)[:, :, ::2, ::2], dataset, Protocol(Whole(), flip=True)
+    )
     assert 0 <= by_function.miou <= 1
 
 
-@pytest.mark.parametrize(("size", "mode"), [((70, 95), Slide((40, 40), (30, 24))), ((20, 30), Slide((40, 40), (40, 40)))], ids=str)
-def test_a_large_image_is_labelled_in_bands(size: tuple[int, int], mode: Slide, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("size", "mode"),
+    [((70, 95), Slide((40, 40), (30, 24))), ((20, 30), Slide((40, 40), (40, 40)))],
+    ids=str,
+)
+def test_a_large_image_is_labelled_in_bands(
+    size: tuple[int, int], mode: Slide, tmp_path: Path
+) -> None:
     def model(images: Tensor) -> Tensor:
         return position_dependent(images.double())
 
@@ -118,8 +169,14 @@ def test_scores_are_torchmetrics_and_mmsegmentations(classes: int) -> None:
     from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
 
     generator = torch.Generator().manual_seed(classes)
-    target = torch.randint(classes - 1, (3, 20, 30), generator=generator)  # the last class is absent
-    predicted = torch.where(torch.rand(target.shape, generator=generator) < 0.6, target, torch.randint(classes - 1, target.shape))
+    target = torch.randint(
+        classes - 1, (3, 20, 30), generator=generator
+    )  # the last class is absent
+    predicted = torch.where(
+        torch.rand(target.shape, generator=generator) < 0.6,
+        target,
+        torch.randint(classes - 1, target.shape),
+    )
     target[torch.rand(target.shape, generator=generator) < 0.1] = 255
     confusion = MulticlassConfusionMatrix(classes, ignore_index=255)
     confusion.update(predicted, target)
@@ -129,13 +186,17 @@ def test_scores_are_torchmetrics_and_mmsegmentations(classes: int) -> None:
         torch.histc(values[valid].float(), classes, 0, classes - 1)
         for values in (torch.where(predicted == target, predicted, -1), target, predicted)
     )
-    intersect = torch.stack([((predicted == k) & (target == k)).sum() for k in range(classes)]).float()
+    intersect = torch.stack(
+        [((predicted == k) & (target == k)).sum() for k in range(classes)]
+    ).float()
     iou, accuracy = intersect / (of_label + of_prediction - intersect), intersect / of_label
     assert scores.iou == pytest.approx(iou.tolist(), nan_ok=True)
     assert scores.accuracy == pytest.approx(accuracy.tolist(), nan_ok=True)
     assert scores.miou == pytest.approx(float(iou.nanmean()))
     assert scores.mean_accuracy == pytest.approx(float(accuracy.nanmean()))
-    assert scores.pixel_accuracy == pytest.approx(float((predicted == target)[valid].float().mean()))
+    assert scores.pixel_accuracy == pytest.approx(
+        float((predicted == target)[valid].float().mean())
+    )
     if classes > 2:
         jaccard = MulticlassJaccardIndex(classes, average="none", ignore_index=255)
         assert scores.iou[:-1] == pytest.approx(jaccard(predicted, target).tolist()[:-1])

@@ -85,7 +85,9 @@ def test_an_adapter_of_peft(tmp_path: Path, tiny: SegFormer) -> None:
         SegFormer.from_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "whole.pth")
     for file in ("adapter_model.safetensors", "whole.pth"):
-        with pytest.raises(ValueError, match=r"a PEFT adapter, or a model with adapters; call merge_and_unload\(\)"):
+        with pytest.raises(
+            ValueError, match=r"a PEFT adapter, or a model with adapters; call merge_and_unload\(\)"
+        ):
             SegFormer.from_pretrained(tmp_path / file)
 
 

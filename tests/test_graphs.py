@@ -89,7 +89,9 @@ def test_copies_start_without_records(records: Records) -> None:
     assert (unpickled.most, len(unpickled.records)) == (2, 0)
 
 
-def test_predict_by_graphs_is_predict(tiny: SegFormer, records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predict_by_graphs_is_predict(
+    tiny: SegFormer, records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
     monkeypatch.setattr("segformer.ops._kernels", lambda x: None)
     tiny._graphs = Graphs(records)

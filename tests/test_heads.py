@@ -20,13 +20,20 @@ def literal_head(head: AllMLPHead, features: list[Tensor]) -> Tensor:
 
 
 def pyramid(channels: tuple[int, ...], height: int, width: int) -> list[Tensor]:
-    return [torch.randn(2, c, -(-height // s), -(-width // s), dtype=torch.double) for c, s in zip(channels, (4, 8, 16, 32), strict=True)]
+    return [
+        torch.randn(2, c, -(-height // s), -(-width // s), dtype=torch.double)
+        for c, s in zip(channels, (4, 8, 16, 32), strict=True)
+    ]
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-@pytest.mark.parametrize("size", [(64, 96), (65, 97), (400, 400)], ids=str)  # composed at some levels
+@pytest.mark.parametrize(
+    "size", [(64, 96), (65, 97), (400, 400)], ids=str
+)  # composed at some levels
 def test_head_is_the_papers(training: bool, size: tuple[int, int]) -> None:
-    head = randomized(AllMLPHead((8, 16, 20, 24), num_classes=7, channels=32)).double().train(training)
+    head = (
+        randomized(AllMLPHead((8, 16, 20, 24), num_classes=7, channels=32)).double().train(training)
+    )
     features = [f.requires_grad_() for f in pyramid((8, 16, 20, 24), *size)]
     inputs = [*features, *head.parameters()]
     outputs, gradients = [], []
@@ -50,9 +57,20 @@ def test_evaluation_in_groups_of_channels_is_the_papers(align: tuple[int, int]) 
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "name", ["fuse.weight", "projections.2.weight", "projections.0.bias", "norm.weight", "norm.running_var", "classifier.bias"]
+    "name",
+    [
+        "fuse.weight",
+        "projections.2.weight",
+        "projections.0.bias",
+        "norm.weight",
+        "norm.running_var",
+        "classifier.bias",
+    ],
 )
-@pytest.mark.parametrize("change", ["in place", "through .data", "one value through NumPy", "new tensor", "load_state_dict"])
+@pytest.mark.parametrize(
+    "change",
+    ["in place", "through .data", "one value through NumPy", "new tensor", "load_state_dict"],
+)
 def test_changed_weights_count_at_once(name: str, change: str) -> None:
     head = randomized(AllMLPHead((8, 16, 20, 24), num_classes=7, channels=32)).double()
     features = pyramid((8, 16, 20, 24), 64, 64)
@@ -96,18 +114,26 @@ def test_training_updates_the_same_running_statistics() -> None:
     twins[1].load_state_dict(twins[0].state_dict())
     twins[0](features)
     literal_head(twins[1], features)
-    torch.testing.assert_close(twins[0].norm.running_mean, twins[1].norm.running_mean, rtol=0, atol=1e-12)
-    torch.testing.assert_close(twins[0].norm.running_var, twins[1].norm.running_var, rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        twins[0].norm.running_mean, twins[1].norm.running_mean, rtol=0, atol=1e-12
+    )
+    torch.testing.assert_close(
+        twins[0].norm.running_var, twins[1].norm.running_var, rtol=0, atol=1e-12
+    )
 
 
 # Published parameter counts of the decoder: 150 classes (ADE20K) and 19 (Cityscapes)
 @pytest.mark.parametrize(
-    ("variant", "ade", "cityscapes"), [("b0", 433_302, 399_635), ("b1", 564_374, 530_707), ("b5", 3_265_686, 3_164_947)]
+    ("variant", "ade", "cityscapes"),
+    [("b0", 433_302, 399_635), ("b1", 564_374, 530_707), ("b5", 3_265_686, 3_164_947)],
 )
 def test_parameter_count_is_the_published_one(variant: str, ade: int, cityscapes: int) -> None:
     v = VARIANTS[variant]
     for num_classes, count in ((150, ade), (19, cityscapes)):
-        assert sum(p.numel() for p in AllMLPHead(v.dims, num_classes, v.decoder_channels).parameters()) == count
+        assert (
+            sum(p.numel() for p in AllMLPHead(v.dims, num_classes, v.decoder_channels).parameters())
+            == count
+        )
 
 
 def test_dropout_drops_whole_channels() -> None:

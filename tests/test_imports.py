@@ -37,9 +37,27 @@ MAY_IMPORT = {
     "convert": {"checkpoint", "models"},
     "inference": {"evaluation", "models", "data", "visualize"},
     "evaluation": {"data", "metrics", "models", "upsample"},
-    "train": {"train", "evaluation", "models", "checkpoint", "losses", "metrics", "data", "visualize"},
+    "train": {
+        "train",
+        "evaluation",
+        "models",
+        "checkpoint",
+        "losses",
+        "metrics",
+        "data",
+        "visualize",
+    },
     "cli": {"inference", "convert", "train", "workspace"},
-    "__init__": {"models", "mit", "heads", "data", "timm_models", "timm_backbone", "setr", "convolutional"},
+    "__init__": {
+        "models",
+        "mit",
+        "heads",
+        "data",
+        "timm_models",
+        "timm_backbone",
+        "setr",
+        "convolutional",
+    },
 }
 
 
@@ -51,7 +69,11 @@ def room(module: Path) -> str:
 def test_a_room_imports_only_the_rooms_below_it(module: Path) -> None:
     imported = set()
     for node in ast.walk(ast.parse(module.read_text())):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+        names = (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            else []
+        )
         if isinstance(node, ast.ImportFrom):
             names = [f"{node.module}.{name}" for name in names]
         imported |= {name.split(".")[1] for name in names if name.startswith("segformer.")}
@@ -61,7 +83,12 @@ def test_a_room_imports_only_the_rooms_below_it(module: Path) -> None:
 def test_importing_the_library_brings_nothing_heavy() -> None:
     heavy = {"lightning", "torchmetrics", "jsonargparse", "matplotlib", "transformers"}
     code = f"import segformer, segformer.inference, segformer.convert, sys; print(*{heavy} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True
+        ).stdout
+        == "\n"
+    )
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda m: str(m.relative_to(SOURCE)))
@@ -72,7 +99,11 @@ def test_text_files_are_utf_8_whatever_the_system_prefers(module: Path) -> None:
                 assert "encoding" in {word.arg for word in node.keywords}, f"line {node.lineno}"
             if node.func.attr == "open" and node.args and isinstance(node.args[0], ast.Constant):
                 assert "b" in node.args[0].value, f"line {node.lineno}"
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "open":
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id == "open"
+        ):
             modes = [word.value for word in node.args[1:2] if isinstance(word, ast.Constant)]
             is_binary = any("b" in mode for mode in modes)
             assert is_binary or "encoding" in {word.arg for word in node.keywords}

@@ -20,19 +20,25 @@ from segformer.inference import main
 
 @pytest.fixture
 def weights(tiny: SegFormer, tmp_path: Path) -> Path:
-    tiny.classes = Classes(["road", "sky", "tree", "car", "person"], [(10 * k, 0, 99) for k in range(5)])
+    tiny.classes = Classes(
+        ["road", "sky", "tree", "car", "person"], [(10 * k, 0, 99) for k in range(5)]
+    )
     tiny.save(tmp_path / "weights.safetensors")
     return tmp_path / "weights.safetensors"
 
 
 def noise(path: Path, height: int, width: int) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8)).save(path)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8)).save(
+        path
+    )
     return path
 
 
 @pytest.mark.parametrize("size", [(64, 64), (37, 101), (20, 300), (1, 1)], ids=str)
-def test_label_maps_have_the_images_size_and_the_models_colours(weights: Path, tmp_path: Path, size: tuple[int, int]) -> None:
+def test_label_maps_have_the_images_size_and_the_models_colours(
+    weights: Path, tmp_path: Path, size: tuple[int, int]
+) -> None:
     main([str(weights), str(noise(tmp_path / "a.png", *size)), "--out", str(tmp_path / "out")])
     with Image.open(tmp_path / "out" / "a.png") as label:
         assert label.size == size[::-1]
@@ -57,7 +63,9 @@ def test_folders_keep_their_subfolders_and_a_histogram_is_printed(
     noise(tmp_path / "in" / "x" / "1.jpg", 40, 40)
     noise(tmp_path / "in" / "y" / "1.jpg", 40, 40)
     main([str(weights), str(tmp_path / "in"), "--out", str(tmp_path / "out")])
-    assert sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.png")) == [
+    assert sorted(
+        str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.png")
+    ) == [
         "x/1.png",
         "x/1_overlay.png",
         "y/1.png",
@@ -76,7 +84,12 @@ def test_one_broken_image_is_named_and_costs_no_other(weights: Path, tmp_path: P
     noise(tmp_path / "in" / "3.png", 40, 40)
     with pytest.raises(SystemExit, match=r"cannot read image .*2.png"):
         main([str(weights), str(tmp_path / "in"), "--out", str(tmp_path / "out")])
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"1.png", "1_overlay.png", "3.png", "3_overlay.png"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        "1.png",
+        "1_overlay.png",
+        "3.png",
+        "3_overlay.png",
+    }
 
 
 def test_no_image_is_ever_overwritten(weights: Path, tmp_path: Path) -> None:
@@ -99,15 +112,29 @@ def test_two_images_never_share_a_file_to_write(weights: Path, tmp_path: Path, t
 def test_files_of_an_earlier_run_are_kept_unless_asked(weights: Path, tmp_path: Path) -> None:
     command = [str(weights), str(noise(tmp_path / "1.png", 40, 40)), "--out", str(tmp_path / "out")]
     main(command)
-    with pytest.raises(SystemExit, match="is there already; choose another folder with --out, or add --overwrite"):
+    with pytest.raises(
+        SystemExit, match="is there already; choose another folder with --out, or add --overwrite"
+    ):
         main(command)
     main([*command, "--overwrite"])
 
 
 @pytest.mark.parametrize("size", [(20, 300), (1, 1)], ids=str)
-def test_arrays_smaller_than_the_network_takes_are_labelled(weights: Path, tmp_path: Path, size: tuple[int, int]) -> None:
+def test_arrays_smaller_than_the_network_takes_are_labelled(
+    weights: Path, tmp_path: Path, size: tuple[int, int]
+) -> None:
     np.save(tmp_path / "a.npy", np.zeros((*size, 3), np.uint8))
-    main([str(weights), str(tmp_path / "a.npy"), "--out", str(tmp_path / "out"), "--slide", "64", "48"])
+    main(
+        [
+            str(weights),
+            str(tmp_path / "a.npy"),
+            "--out",
+            str(tmp_path / "out"),
+            "--slide",
+            "64",
+            "48",
+        ]
+    )
     assert np.load(tmp_path / "out" / "a.npy").shape == size
 
 
@@ -115,33 +142,73 @@ def test_weights_of_half_precision_label_images(tiny: SegFormer, tmp_path: Path)
     tiny.bfloat16().save(tmp_path / "half.safetensors")
     path = noise(tmp_path / "1.png", 40, 40)
     np.save(tmp_path / "2.npy", np.array(Image.open(path)))
-    main([str(tmp_path / "half.safetensors"), str(path), str(tmp_path / "2.npy"), "--out", str(tmp_path / "out")])
-    main([str(tmp_path / "half.safetensors"), str(path), "--out", str(tmp_path / "windows"), "--slide", "32", "32"])
+    main(
+        [
+            str(tmp_path / "half.safetensors"),
+            str(path),
+            str(tmp_path / "2.npy"),
+            "--out",
+            str(tmp_path / "out"),
+        ]
+    )
+    main(
+        [
+            str(tmp_path / "half.safetensors"),
+            str(path),
+            "--out",
+            str(tmp_path / "windows"),
+            "--slide",
+            "32",
+            "32",
+        ]
+    )
 
 
-def test_missing_images_weights_and_impossible_folders_are_named(weights: Path, tmp_path: Path) -> None:
+def test_missing_images_weights_and_impossible_folders_are_named(
+    weights: Path, tmp_path: Path
+) -> None:
     image = noise(tmp_path / "a.png", 40, 40)
     with pytest.raises(SystemExit, match=r"no image or folder .*b.png"):
         main([str(weights), str(tmp_path / "b.png"), "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit, match=r"no file or folder .*none.pth"):
         main([str(tmp_path / "none.pth"), str(image), "--out", str(tmp_path / "out")])
     (tmp_path / "file").touch()
-    with pytest.raises(SystemExit, match=r"file' cannot be written \(File exists\); choose another with --out"):
+    with pytest.raises(
+        SystemExit, match=r"file' cannot be written \(File exists\); choose another with --out"
+    ):
         main([str(weights), str(image), "--out", str(tmp_path / "file")])
 
 
-def test_windows_as_large_as_the_image_change_nothing_and_smaller_ones_are_averaged(weights: Path, tiny: SegFormer, tmp_path: Path) -> None:
+def test_windows_as_large_as_the_image_change_nothing_and_smaller_ones_are_averaged(
+    weights: Path, tiny: SegFormer, tmp_path: Path
+) -> None:
     path = noise(tmp_path / "a.png", 64, 96)
     for crop, stride in ((96, 96), (64, 32)):
-        main([str(weights), str(path), "--out", str(tmp_path / str(crop)), "--slide", str(crop), str(stride)])
+        main(
+            [
+                str(weights),
+                str(path),
+                "--out",
+                str(tmp_path / str(crop)),
+                "--slide",
+                str(crop),
+                str(stride),
+            ]
+        )
     main([str(weights), str(path), "--out", str(tmp_path / "whole")])
-    label_maps = {name: np.array(Image.open(tmp_path / name / "a.png")) for name in ("96", "64", "whole")}
+    label_maps = {
+        name: np.array(Image.open(tmp_path / name / "a.png")) for name in ("96", "64", "whole")
+    }
     assert np.array_equal(label_maps["96"], label_maps["whole"])
     images = Normalize()(read_image(path))[None]
-    assert np.array_equal(label_maps["64"], Slide((64, 64), (32, 32)).logits(tiny, images).argmax(1)[0].numpy())
+    assert np.array_equal(
+        label_maps["64"], Slide((64, 64), (32, 32)).logits(tiny, images).argmax(1)[0].numpy()
+    )
 
 
-def test_two_processes_share_a_folder(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_share_a_folder(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in "abc":
         noise(tmp_path / "in" / f"{name}.png", 40, 40)
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -151,12 +218,16 @@ def test_two_processes_share_a_folder(weights: Path, tmp_path: Path, monkeypatch
         assert len(list((tmp_path / "out").glob("?.png"))) == (2, 3)[rank]
 
 
-def test_an_array_is_mapped_and_labelled_through_windows(weights: Path, tiny: SegFormer, tmp_path: Path) -> None:
+def test_an_array_is_mapped_and_labelled_through_windows(
+    weights: Path, tiny: SegFormer, tmp_path: Path
+) -> None:
     """The same labels as of the picture whose pixels it holds, by the same windows."""
     path = noise(tmp_path / "a.png", 90, 130)
     np.save(tmp_path / "b.npy", np.array(Image.open(path)))
     out = tmp_path / "out"
-    main([str(weights), str(path), str(tmp_path / "b.npy"), "--out", str(out), "--slide", "64", "48"])
+    main(
+        [str(weights), str(path), str(tmp_path / "b.npy"), "--out", str(out), "--slide", "64", "48"]
+    )
     labels = np.load(out / "b.npy")
     assert labels.dtype == np.uint8
     assert np.array_equal(labels, np.array(Image.open(out / "a.png")))
@@ -164,9 +235,17 @@ def test_an_array_is_mapped_and_labelled_through_windows(weights: Path, tiny: Se
 
 
 @pytest.mark.parametrize("broken", ["floats", "grey", "truncated", "none"])
-def test_an_array_that_is_no_image_is_named_and_leaves_nothing(weights: Path, tmp_path: Path, broken: str) -> None:
+def test_an_array_that_is_no_image_is_named_and_leaves_nothing(
+    weights: Path, tmp_path: Path, broken: str
+) -> None:
     path = tmp_path / "a.npy"
-    np.save(path, np.zeros((40, 50) if broken == "grey" else (40, 50, 3), np.float32 if broken == "floats" else np.uint8))
+    np.save(
+        path,
+        np.zeros(
+            (40, 50) if broken == "grey" else (40, 50, 3),
+            np.float32 if broken == "floats" else np.uint8,
+        ),
+    )
     if broken == "truncated":
         path.write_bytes(path.read_bytes()[:-100])
     if broken == "none":
@@ -176,13 +255,19 @@ def test_an_array_that_is_no_image_is_named_and_leaves_nothing(weights: Path, tm
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_an_image_too_large_for_pillow_is_told_the_way(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_too_large_for_pillow_is_told_the_way(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(SystemExit, match=r"a.png' is larger than Pillow reads .* save its pixels with numpy.save"):
+    with pytest.raises(
+        SystemExit, match=r"a.png' is larger than Pillow reads .* save its pixels with numpy.save"
+    ):
         main([str(weights), str(noise(tmp_path / "a.png", 40, 40)), "--out", str(tmp_path / "out")])
 
 
-def test_an_overlay_ends_in_a_legend_of_the_classes_that_occur(weights: Path, tmp_path: Path) -> None:
+def test_an_overlay_ends_in_a_legend_of_the_classes_that_occur(
+    weights: Path, tmp_path: Path
+) -> None:
     main([str(weights), str(noise(tmp_path / "a.png", 64, 200)), "--out", str(tmp_path / "out")])
     with Image.open(tmp_path / "out" / "a.png") as labels:
         present = set(np.unique(labels).tolist())
@@ -216,7 +301,9 @@ def test_labels_of_more_than_255_classes_are_written_as_they_are(tmp_path: Path)
     assert np.array(Image.open(tmp_path / "whole" / "a.png")).min() >= 256
 
 
-def test_a_terminal_of_few_characters_costs_no_run(tiny: SegFormer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_of_few_characters_costs_no_run(
+    tiny: SegFormer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As on Windows, whose code page has neither blocks nor most of the world's letters."""
     tiny.classes = Classes(["道路", "sky", "tree", "car", "person"])
     tiny.save(tmp_path / "weights.safetensors")

@@ -67,7 +67,8 @@ def tao(model: SegmentationModel) -> State:
     bias = torch.linspace(-1, 1, len(head.norm.running_mean))
     return state | {
         "model.decoder.linear_fuse.0.bias": bias,
-        "model.decoder.linear_fuse.1.running_mean": head.norm.running_mean + bias,  # what training with the bias would have measured
+        "model.decoder.linear_fuse.1.running_mean": head.norm.running_mean
+        + bias,  # what training with the bias would have measured
     }
 
 
@@ -101,7 +102,13 @@ def mmsegmentation(model: SegmentationModel, prefix: str = "backbone.") -> State
     return {key: tensor.detach() for key, tensor in state.items()}
 
 
-def b0(head: type[nn.Module] | None = None, act: str = "gelu", norm_eps: float = 1e-6, embed_norm_eps: float = 1e-5, **model: Any) -> Any:
+def b0(
+    head: type[nn.Module] | None = None,
+    act: str = "gelu",
+    norm_eps: float = 1e-6,
+    embed_norm_eps: float = 1e-5,
+    **model: Any,
+) -> Any:
     """A B0 with 4 classes; eps and activation as the layout's origin computes them."""
     backbone = MiT("b0", norm_eps=norm_eps, embed_norm_eps=embed_norm_eps, act=act)
     batch_norm_eps = model.pop("batch_norm_eps", 1e-5)
@@ -114,7 +121,11 @@ def b0(head: type[nn.Module] | None = None, act: str = "gelu", norm_eps: float =
 CASES: dict[str, tuple[Callable[[], Any], Callable[[Any], State], str | None]] = {
     "nvidia": (b0, nvidia, None),
     "sithu": (lambda: b0(norm_eps=1e-5), nvidia, "sithu"),
-    "bubbliiiing": (lambda: b0(act="gelu_tanh", batch_norm_eps=1e-3, align_corners=True), nvidia, "bubbliiiing"),
+    "bubbliiiing": (
+        lambda: b0(act="gelu_tanh", batch_norm_eps=1e-3, align_corners=True),
+        nvidia,
+        "bubbliiiing",
+    ),
     "tao": (b0, tao, None),
     "mmsegmentation": (lambda: b0(MMSegHead, embed_norm_eps=1e-6), mmsegmentation, None),
 }
@@ -123,7 +134,9 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[Any], State], str | None]] =
 @torch.inference_mode()
 @pytest.mark.parametrize("wrapped", ["bare", "state_dict", "module.", "model_ema"])
 @pytest.mark.parametrize("name", CASES)
-def test_a_file_of_the_published_table_gives_the_same_model(name: str, wrapped: str, tmp_path: Path) -> None:
+def test_a_file_of_the_published_table_gives_the_same_model(
+    name: str, wrapped: str, tmp_path: Path
+) -> None:
     make, write, layout = CASES[name]
     model = make()
     state = write(model)
@@ -131,13 +144,19 @@ def test_a_file_of_the_published_table_gives_the_same_model(name: str, wrapped: 
         "bare": state,
         "state_dict": {"state_dict": state, "optimizer": {"state": {}}, "meta": {"epoch": 3}},
         "module.": {f"module.{key}": tensor for key, tensor in state.items()},
-        "model_ema": {"model": {key: torch.zeros_like(tensor) for key, tensor in state.items()}, "model_ema": state, "epoch": 3},
+        "model_ema": {
+            "model": {key: torch.zeros_like(tensor) for key, tensor in state.items()},
+            "model_ema": state,
+            "epoch": 3,
+        },
     }[wrapped]
     torch.save(content, tmp_path / "model.pth")
     for path in (tmp_path / "model.pth", tmp_path / "native.safetensors"):
         ours = SegFormer.from_pretrained(path, layout=layout if path.suffix == ".pth" else None)
         torch.testing.assert_close(ours(IMAGES), model(IMAGES), rtol=0, atol=1e-5)
-        assert str(ours) == str(model).replace("SegmentationModel", "SegFormer")  # every epsilon and activation
+        assert str(ours) == str(model).replace(
+            "SegmentationModel", "SegFormer"
+        )  # every epsilon and activation
         assert ours.align_corners == model.align_corners
         ours.save(tmp_path / "native.safetensors")
     if layout is None:
@@ -149,14 +168,21 @@ def test_tensors_come_back_bit_for_bit(tmp_path: Path) -> None:
         model = make()
         torch.save(write(model), tmp_path / "model.pth")
         state = SegFormer.from_pretrained(tmp_path / "model.pth", layout=layout).state_dict()
-        exact = {"rtol": 0, "atol": 1e-6 if name == "tao" else 0}  # a bias added and subtracted again is rounded
+        exact = {
+            "rtol": 0,
+            "atol": 1e-6 if name == "tao" else 0,
+        }  # a bias added and subtracted again is rounded
         torch.testing.assert_close(state, model.state_dict(), **exact)
 
 
 def test_the_folded_bias_is_reported_and_exact(tmp_path: Path) -> None:
     torch.save(tao(b0()), tmp_path / "tao.pth")
     report = read(tmp_path / "tao.pth").report
-    assert ("folded", "decoder.linear_fuse.0.bias", "into the running mean of the BatchNorm behind it") in report.rows
+    assert (
+        "folded",
+        "decoder.linear_fuse.0.bias",
+        "into the running mean of the BatchNorm behind it",
+    ) in report.rows
     assert report.is_harmless
 
 
@@ -164,7 +190,10 @@ def test_the_folded_bias_is_reported_and_exact(tmp_path: Path) -> None:
 def test_mmsegmentations_head_is_the_published_one() -> None:
     """Each level through convolution, BatchNorm and ReLU, upsampled, concatenated finest first, fused, classified."""
     head = randomized(MMSegHead((8, 16, 20, 24), 5, channels=12)).double()
-    features = [torch.randn(2, c, 32 // s, 48 // s).double() for c, s in zip((8, 16, 20, 24), (1, 2, 4, 8), strict=True)]
+    features = [
+        torch.randn(2, c, 32 // s, 48 // s).double()
+        for c, s in zip((8, 16, 20, 24), (1, 2, 4, 8), strict=True)
+    ]
     levels = [F.relu(p.norm(p.conv(x))) for x, p in zip(features, head.projections, strict=True)]
     levels = [F.interpolate(x, size=(32, 48), mode="bilinear", align_corners=False) for x in levels]
     expected = head.classifier(F.relu(head.norm(head.fuse(torch.cat(levels, 1)))))
@@ -173,16 +202,27 @@ def test_mmsegmentations_head_is_the_published_one() -> None:
 
 @pytest.mark.parametrize("write", [nvidia_backbone, mmsegmentation])
 @pytest.mark.parametrize("with_classifier", [False, True])
-def test_a_pretrained_backbone_gets_a_new_head(write: Any, with_classifier: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_pretrained_backbone_gets_a_new_head(
+    write: Any, with_classifier: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     model = b0(MMSegHead if write is mmsegmentation else None)
-    state = {key: tensor for key, tensor in write(model, prefix="").items() if not key.startswith("decode_head.")}
+    state = {
+        key: tensor
+        for key, tensor in write(model, prefix="").items()
+        if not key.startswith("decode_head.")
+    }
     if with_classifier:
         state |= {"head.weight": torch.zeros(1000, 256), "head.bias": torch.zeros(1000)}
     torch.save({"state_dict": state}, tmp_path / "mit_b0.pth")
-    with pytest.raises(ValueError, match=r"mit_b0.pth' holds a backbone without a decode head; ask for a new one with num_classes=…"):
+    with pytest.raises(
+        ValueError,
+        match=r"mit_b0.pth' holds a backbone without a decode head; ask for a new one with num_classes=…",
+    ):
         SegFormer.from_pretrained(tmp_path / "mit_b0.pth")
     ours = SegFormer.from_pretrained(tmp_path / "mit_b0.pth", num_classes=7)
-    torch.testing.assert_close(ours.backbone.state_dict(), model.backbone.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(
+        ours.backbone.state_dict(), model.backbone.state_dict(), rtol=0, atol=0
+    )
     assert ours(IMAGES).shape == (1, 7, 64, 96)
     assert "new      " in caplog.text
     assert "decode_head" in caplog.text
@@ -192,14 +232,20 @@ def test_a_pretrained_backbone_gets_a_new_head(write: Any, with_classifier: bool
 def test_the_layout_that_names_cannot_tell_is_hinted_at(tmp_path: Path) -> None:
     torch.save(nvidia(b0()), tmp_path / "b0.pth")
     assert "sithu, bubbliiiing" in str(read(tmp_path / "b0.pth").report)
-    conv_seg = {"decode_head.conv_seg.weight": torch.zeros(4, 128, 1, 1), "decode_head.conv_seg.bias": torch.zeros(4)}
+    conv_seg = {
+        "decode_head.conv_seg.weight": torch.zeros(4, 128, 1, 1),
+        "decode_head.conv_seg.bias": torch.zeros(4),
+    }
     torch.save(nvidia(b0()) | conv_seg, tmp_path / "b0.pth")
     assert "sithu" not in str(read(tmp_path / "b0.pth").report)
 
 
 def test_the_class_names_of_mmsegmentation_are_read(tmp_path: Path) -> None:
     names, palette = ("a", "b", "c", "d"), [[k, k, k] for k in range(4)]
-    for meta in ({"CLASSES": names, "PALETTE": palette}, {"dataset_meta": {"classes": names, "palette": palette}}):
+    for meta in (
+        {"CLASSES": names, "PALETTE": palette},
+        {"dataset_meta": {"classes": names, "palette": palette}},
+    ):
         torch.save({"meta": meta, "state_dict": nvidia(b0())}, tmp_path / "b0.pth")
         classes = SegFormer.from_pretrained(tmp_path / "b0.pth").classes
         assert classes.names == names
@@ -208,14 +254,24 @@ def test_the_class_names_of_mmsegmentation_are_read(tmp_path: Path) -> None:
 
 def test_a_layout_asked_for_in_vain_is_refused(tmp_path: Path) -> None:
     torch.save(nvidia(b0()), tmp_path / "b0.pth")
-    with pytest.raises(ValueError, match="unknown layout 'nvidea'; choose one of native, huggingface"):
+    with pytest.raises(
+        ValueError, match="unknown layout 'nvidea'; choose one of native, huggingface"
+    ):
         SegFormer.from_pretrained(tmp_path / "b0.pth", layout="nvidea")
-    with pytest.raises(ValueError, match="is in no mmsegmentation layout: its first keys are backbone.patch_embed1.proj.weight"):
+    with pytest.raises(
+        ValueError,
+        match="is in no mmsegmentation layout: its first keys are backbone.patch_embed1.proj.weight",
+    ):
         SegFormer.from_pretrained(tmp_path / "b0.pth", layout="mmsegmentation")
 
 
 def test_two_models_in_one_file_are_refused(tmp_path: Path) -> None:
     state = nvidia(b0())
-    torch.save({f"{who}.{key}": tensor for key, tensor in state.items() for who in ("student", "teacher")}, tmp_path / "two.pth")
-    with pytest.raises(ValueError, match=r"holds 2 models, under 'student.', 'teacher.'; save one of them alone"):
+    torch.save(
+        {f"{who}.{key}": tensor for key, tensor in state.items() for who in ("student", "teacher")},
+        tmp_path / "two.pth",
+    )
+    with pytest.raises(
+        ValueError, match=r"holds 2 models, under 'student.', 'teacher.'; save one of them alone"
+    ):
         SegFormer.from_pretrained(tmp_path / "two.pth")

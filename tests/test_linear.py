@@ -28,7 +28,9 @@ def test_the_convolution_is_the_linear_layer(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("recorded", [True, False], ids=["with gradients", "without"])
-def test_a_model_is_the_same_either_way(tiny: SegFormer, recorded: bool, request: pytest.FixtureRequest) -> None:
+def test_a_model_is_the_same_either_way(
+    tiny: SegFormer, recorded: bool, request: pytest.FixtureRequest
+) -> None:
     model = tiny.double().eval()
     images = torch.randn(1, 3, 64, 96, dtype=torch.double)
     expected = model(images)
@@ -39,9 +41,15 @@ def test_a_model_is_the_same_either_way(tiny: SegFormer, recorded: bool, request
 
 @pytest.mark.parametrize(
     ("capability", "vendor", "faster"),
-    [("AVX512", "vendor_id: AuthenticAMD", True), ("AVX2", "vendor_id: AuthenticAMD", False), ("AVX512", "vendor_id: GenuineIntel", False)],
+    [
+        ("AVX512", "vendor_id: AuthenticAMD", True),
+        ("AVX2", "vendor_id: AuthenticAMD", False),
+        ("AVX512", "vendor_id: GenuineIntel", False),
+    ],
 )
-def test_the_rule(capability: str, vendor: str, faster: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rule(
+    capability: str, vendor: str, faster: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
     monkeypatch.setattr("segformer.ops.linear._processor", lambda: vendor)
     assert convolution_is_faster.__wrapped__() == faster

@@ -32,27 +32,44 @@ def sample(classes: int = 3) -> tuple[Tensor, Tensor, Tensor]:
 def test_cross_entropy_is_torchs_at_full_size() -> None:
     logits, target, full = sample()
     for weight in (None, [1.0, 2.0, 3.0]):
-        expected = F.cross_entropy(full, target, None if weight is None else torch.tensor(weight).double(), ignore_index=255)
+        expected = F.cross_entropy(
+            full,
+            target,
+            None if weight is None else torch.tensor(weight).double(),
+            ignore_index=255,
+        )
         torch.testing.assert_close(CrossEntropy(weight)(logits, target), expected)
     over_all = F.cross_entropy(full, target, ignore_index=255, reduction="sum") / target.numel()
     torch.testing.assert_close(CrossEntropy(over_all_pixels=True)(logits, target), over_all)
 
 
-@pytest.mark.parametrize(("threshold", "min_kept"), [(0.7, 0), (0.05, 300), (1.0, 10), (0.3, 10**9)])
+@pytest.mark.parametrize(
+    ("threshold", "min_kept"), [(0.7, 0), (0.05, 300), (1.0, 10), (0.3, 10**9)]
+)
 def test_ohem_counts_the_hard_pixels_alone(threshold: float, min_kept: int) -> None:
     logits, target, full = sample()
     losses = F.cross_entropy(full, target, ignore_index=255, reduction="none")[target != 255]
-    probabilities = full.softmax(1).gather(1, target.where(target != 255, 0)[:, None])[:, 0][target != 255]
+    probabilities = full.softmax(1).gather(1, target.where(target != 255, 0)[:, None])[:, 0][
+        target != 255
+    ]
     order = probabilities.argsort()
     count = max(int((probabilities <= threshold).sum()), min(min_kept, len(order)))
-    torch.testing.assert_close(OHEM(threshold, min_kept)(logits, target), losses[order[:count]].mean())
+    torch.testing.assert_close(
+        OHEM(threshold, min_kept)(logits, target), losses[order[:count]].mean()
+    )
 
 
 def test_dice_is_its_definition_and_ignores_255() -> None:
     logits, target, full = sample()
     valid = target != 255
-    probabilities, truth = full.softmax(1).movedim(1, -1)[valid], F.one_hot(target[valid], 3).double()
-    coefficients = [(2 * (p * t).sum() + 1) / (p.sum() + t.sum() + 1) for p, t in zip(probabilities.T, truth.T, strict=True)]
+    probabilities, truth = (
+        full.softmax(1).movedim(1, -1)[valid],
+        F.one_hot(target[valid], 3).double(),
+    )
+    coefficients = [
+        (2 * (p * t).sum() + 1) / (p.sum() + t.sum() + 1)
+        for p, t in zip(probabilities.T, truth.T, strict=True)
+    ]
     torch.testing.assert_close(Dice()(logits, target), 1 - torch.stack(coefficients).mean())
 
 
@@ -61,7 +78,11 @@ def test_dice_costs_nothing_where_the_labels_are_met(classes: int) -> None:
     """Three classes occur; the others have no pixel, and none of their small probabilities costs anything."""
     target = (torch.arange(64) // 22).expand(2, 64, 64).clone()
     target[:, :4] = 255
-    logits = (20 * F.one_hot(target.where(target != 255, 0), classes).movedim(-1, 1)).double().requires_grad_()
+    logits = (
+        (20 * F.one_hot(target.where(target != 255, 0), classes).movedim(-1, 1))
+        .double()
+        .requires_grad_()
+    )
     loss = Dice()(logits, target)
     (gradient,) = torch.autograd.grad(loss, logits)
     assert 0 <= loss < 1e-5
@@ -72,17 +93,27 @@ def test_dice_counts_the_classes_that_occur() -> None:
     logits, target, full = sample(5)
     target[(target == 1) | (target == 3)] = 0
     valid = target != 255
-    probabilities, truth = full.softmax(1).movedim(1, -1)[valid], F.one_hot(target[valid], 5).double()
-    costs = [1 - (2 * (p * t).sum() + 1) / (p.sum() + t.sum() + 1) for p, t in zip(probabilities.T, truth.T, strict=True)]
+    probabilities, truth = (
+        full.softmax(1).movedim(1, -1)[valid],
+        F.one_hot(target[valid], 5).double(),
+    )
+    costs = [
+        1 - (2 * (p * t).sum() + 1) / (p.sum() + t.sum() + 1)
+        for p, t in zip(probabilities.T, truth.T, strict=True)
+    ]
     torch.testing.assert_close(Dice()(logits, target), (costs[0] + costs[2] + costs[4]) / 3)
 
 
 def test_focal_is_its_definition() -> None:
     logits, target, full = sample()
     losses = F.cross_entropy(full, target, ignore_index=255, reduction="none")[target != 255]
-    torch.testing.assert_close(Focal(2.0)(logits, target), ((1 - (-losses).exp()) ** 2 * losses).mean())
+    torch.testing.assert_close(
+        Focal(2.0)(logits, target), ((1 - (-losses).exp()) ** 2 * losses).mean()
+    )
     weight = [1.0, 2.0, 3.0]
-    torch.testing.assert_close(Focal(0.0, weight)(logits, target), CrossEntropy(weight)(logits, target))
+    torch.testing.assert_close(
+        Focal(0.0, weight)(logits, target), CrossEntropy(weight)(logits, target)
+    )
 
 
 def test_a_sum_weighs_its_losses() -> None:
@@ -110,7 +141,9 @@ def test_one_logit_labels_what_is_above_a_half() -> None:
 
 @pytest.mark.parametrize("classes", [1, 3])
 @pytest.mark.parametrize("name", LOSSES)
-def test_every_loss_has_a_gradient_and_bears_a_batch_without_labels(name: str, classes: int) -> None:
+def test_every_loss_has_a_gradient_and_bears_a_batch_without_labels(
+    name: str, classes: int
+) -> None:
     logits, target, _ = sample(classes)
     loss = LOSSES[name]()
     (gradient,) = torch.autograd.grad(loss(logits, target), logits)
@@ -130,7 +163,9 @@ def test_low_precision_and_narrow_labels_are_widened(name: str) -> None:
 
 def test_equal_weights_change_nothing() -> None:
     logits, target, _ = sample()
-    torch.testing.assert_close(OHEM(min_kept=50, weight=[2.0] * 3)(logits, target), OHEM(min_kept=50)(logits, target))
+    torch.testing.assert_close(
+        OHEM(min_kept=50, weight=[2.0] * 3)(logits, target), OHEM(min_kept=50)(logits, target)
+    )
 
 
 def test_weights_are_no_part_of_a_checkpoint() -> None:

@@ -4,7 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassJaccardIndex
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassConfusionMatrix,
+    MulticlassJaccardIndex,
+)
 
 from segformer import Classes
 from segformer.evaluation.metrics import Scores
@@ -17,7 +21,9 @@ def test_scores_equal_torchmetrics() -> None:
     scores = Scores.of(MulticlassConfusionMatrix(5, ignore_index=255)(predicted, target))
     iou = MulticlassJaccardIndex(5, average=None, ignore_index=255)(predicted, target)
     assert scores.iou == pytest.approx(iou.tolist(), abs=1e-6)
-    assert scores.miou == pytest.approx(float(MulticlassJaccardIndex(5, ignore_index=255)(predicted, target)), abs=1e-6)
+    assert scores.miou == pytest.approx(
+        float(MulticlassJaccardIndex(5, ignore_index=255)(predicted, target)), abs=1e-6
+    )
     assert scores.pixel_accuracy == pytest.approx(
         float(MulticlassAccuracy(5, average="micro", ignore_index=255)(predicted, target)), abs=1e-6
     )
@@ -42,7 +48,9 @@ def test_an_absent_class_counts_in_no_mean() -> None:
         ([[0, 4, 0], [0, 0, 0], [0, 0, 0]], ["a", "b", "c"]),
     ],
 )
-def test_scores_are_written_as_strict_json(confusion: list[list[int]], names: list[str], tmp_path: Path) -> None:
+def test_scores_are_written_as_strict_json(
+    confusion: list[list[int]], names: list[str], tmp_path: Path
+) -> None:
     scores = Scores.of(torch.tensor(confusion))
     Report().write_scores({"val": scores}, Classes(names), tmp_path)
 
@@ -51,5 +59,7 @@ def test_scores_are_written_as_strict_json(confusion: list[list[int]], names: li
 
     written = json.loads((tmp_path / "results.json").read_text(), parse_constant=refuse)["val"]
     assert (written["miou"] is None) == math.isnan(scores.miou)
-    assert list(written["iou"].values()) == [None if math.isnan(value) else value for value in scores.iou]
+    assert list(written["iou"].values()) == [
+        None if math.isnan(value) else value for value in scores.iou
+    ]
     assert (tmp_path / "confusion.png").is_file()

@@ -29,7 +29,9 @@ def test_pyramid_of_512_is_128_64_32_16(variant: str, device: torch.device) -> N
     backbone = MiT(variant).to(device).eval()
     with torch.inference_mode():
         features = backbone(torch.randn(1, 3, 512, 512, device=device))
-    assert [tuple(f.shape) for f in features] == [(1, c, s, s) for c, s in zip(channels, (128, 64, 32, 16), strict=True)]
+    assert [tuple(f.shape) for f in features] == [
+        (1, c, s, s) for c, s in zip(channels, (128, 64, 32, 16), strict=True)
+    ]
     assert backbone.channels == channels
 
 
@@ -45,7 +47,9 @@ def test_encoder_parameters_are_the_papers(variant: str) -> None:
 def test_any_size_gives_the_ceiling_at_every_stride(height: int, width: int) -> None:
     with torch.device("meta"):
         features = MiT(TINY)(torch.empty(2, 3, height, width))
-    assert [tuple(f.shape[-2:]) for f in features] == [(-(-height // s), -(-width // s)) for s in (4, 8, 16, 32)]
+    assert [tuple(f.shape[-2:]) for f in features] == [
+        (-(-height // s), -(-width // s)) for s in (4, 8, 16, 32)
+    ]
 
 
 def test_features_are_channels_last_memory() -> None:
@@ -53,7 +57,12 @@ def test_features_are_channels_last_memory() -> None:
         assert feature.is_contiguous(memory_format=torch.channels_last)
 
 
-@given(height=st.integers(1, 40), width=st.integers(1, 12), batch=st.integers(1, 3), piece=st.sampled_from([1, 4000, 20_000]))
+@given(
+    height=st.integers(1, 40),
+    width=st.integers(1, 12),
+    batch=st.integers(1, 3),
+    piece=st.sampled_from([1, 4000, 20_000]),
+)
 @settings(max_examples=60, deadline=None)
 def test_ffn_in_strips_is_the_whole(height: int, width: int, batch: int, piece: int) -> None:
     """Strips of a few rows with their neighbours, where no gradient is recorded, against the map at once."""
@@ -76,12 +85,18 @@ def test_maps_are_never_copied() -> None:
         features = backbone(images)
     weights = {tuple(p.shape) for p in backbone.parameters()}
     events = profile.key_averages(group_by_input_shape=True)
-    copied = {tuple(event.input_shapes[0]) for event in events if event.key in ("aten::contiguous", "aten::clone")}
+    copied = {
+        tuple(event.input_shapes[0])
+        for event in events
+        if event.key in ("aten::contiguous", "aten::clone")
+    }
     assert all(shape in weights or math.prod(shape) < features[-1].numel() for shape in copied)
 
 
 def test_parameters_are_contiguous_as_safetensors_demands() -> None:
-    assert all(tensor.is_contiguous() for tensor in SegFormer(TINY, num_classes=2).state_dict().values())
+    assert all(
+        tensor.is_contiguous() for tensor in SegFormer(TINY, num_classes=2).state_dict().values()
+    )
 
 
 def test_attention_equals_the_formula() -> None:
@@ -128,7 +143,11 @@ def test_layer_norm_epsilons_are_the_released_ones() -> None:
 
 
 def test_drop_path_rises_linearly_over_all_blocks() -> None:
-    rates = [getattr(b.drop_path, "drop_prob", 0.0) for s in MiT("b2", drop_path=0.3).stages for b in s.blocks]
+    rates = [
+        getattr(b.drop_path, "drop_prob", 0.0)
+        for s in MiT("b2", drop_path=0.3).stages
+        for b in s.blocks
+    ]
     assert rates == pytest.approx([0.3 * i / 15 for i in range(16)])
 
 
@@ -171,7 +190,9 @@ def test_deepcopy_and_pickle_give_the_same_function() -> None:
 
 
 def test_unknown_variant_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="unknown variant 'b6'; choose one of b0, b1, b2, b3, b4, b5"):
+    with pytest.raises(
+        ValueError, match="unknown variant 'b6'; choose one of b0, b1, b2, b3, b4, b5"
+    ):
         SegFormer("b6")
     assert list(VARIANTS) == list(PAPER)
 
@@ -183,7 +204,10 @@ def test_unknown_variant_is_refused_with_the_known_ones() -> None:
         (torch.zeros(1, 4, 64, 64), "images have 4 channels .* build it with in_channels=4"),
         (torch.zeros(1, 64, 64, 3), "permute the images"),
         (torch.zeros(1, 3, 31, 64), "31×64 are too small; at least 32×32"),
-        (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "images are torch.uint8; convert them to float"),
+        (
+            torch.zeros(1, 3, 64, 64, dtype=torch.uint8),
+            "images are torch.uint8; convert them to float",
+        ),
     ],
 )
 def test_images_of_another_kind_are_refused(images: torch.Tensor, said: str) -> None:

@@ -58,18 +58,34 @@ def _without_synchronization(settings: Any) -> Any:
 
 
 def logits(model: Any, images: torch.Tensor) -> torch.Tensor:
-    return F.interpolate(model.decode_head(model.extract_feat(images)), size=images.shape[-2:], mode="bilinear", align_corners=False)
+    return F.interpolate(
+        model.decode_head(model.extract_feat(images)),
+        size=images.shape[-2:],
+        mode="bilinear",
+        align_corners=False,
+    )
 
 
-TINY_VIT = {"model.backbone.embed_dims": 192, "model.backbone.num_layers": 12, "model.backbone.num_heads": 3, "model.backbone.img_size": 96}
+TINY_VIT = {
+    "model.backbone.embed_dims": 192,
+    "model.backbone.num_layers": 12,
+    "model.backbone.num_heads": 3,
+    "model.backbone.img_size": 96,
+}
 AUXILIARY = {f"model.auxiliary_head.{place}.in_channels": 192 for place in range(3)}
 
 
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("setr/setr_vit-l_naive_8xb2-160k_ade20k-512x512.py", {"model.decode_head.in_channels": 192, **AUXILIARY}),
-        ("setr/setr_vit-l_pup_8xb2-160k_ade20k-512x512.py", {"model.decode_head.in_channels": 192, **AUXILIARY}),
+        (
+            "setr/setr_vit-l_naive_8xb2-160k_ade20k-512x512.py",
+            {"model.decode_head.in_channels": 192, **AUXILIARY},
+        ),
+        (
+            "setr/setr_vit-l_pup_8xb2-160k_ade20k-512x512.py",
+            {"model.decode_head.in_channels": 192, **AUXILIARY},
+        ),
         ("setr/setr_vit-l_mla_8xb2-160k_ade20k-512x512.py", {"model.neck.in_channels": [192] * 4}),
     ],
 )
@@ -98,4 +114,6 @@ def test_segformer(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("kind", "millions"), [("naive", 305.6), ("pup", 317.3), ("mla", 309.6)])
 def test_setrs_parameters(kind: str, millions: float) -> None:
     oracle = mmsegmentation(f"setr/setr_vit-l_{kind}_8xb2-160k_ade20k-512x512.py")
-    assert sum(parameter.numel() for parameter in oracle.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
+    assert sum(parameter.numel() for parameter in oracle.parameters()) / 1e6 == pytest.approx(
+        millions, abs=0.05
+    )

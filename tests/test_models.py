@@ -10,7 +10,14 @@ from torch import nn
 from segformer import AllMLPHead, Classes, MiT, SegFormer, SegmentationModel
 
 # The released checkpoints' parameters with 150 classes
-PARAMETERS = {"b0": 3_752_694, "b1": 13_715_798, "b2": 27_461_974, "b3": 47_337_814, "b4": 64_108_374, "b5": 84_708_694}
+PARAMETERS = {
+    "b0": 3_752_694,
+    "b1": 13_715_798,
+    "b2": 27_461_974,
+    "b3": 47_337_814,
+    "b4": 64_108_374,
+    "b5": 84_708_694,
+}
 
 
 @pytest.mark.parametrize("variant", PARAMETERS)
@@ -20,8 +27,12 @@ def test_parameter_count_is_the_papers(variant: str) -> None:
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[variant]
 
 
-@pytest.mark.parametrize("size", [(2, 3, 32, 32), (1, 3, 65, 97), (1, 3, 333, 500), (1, 3, 1024, 2048)], ids=str)
-def test_logits_have_the_images_size_and_predict_is_their_argmax(size: tuple[int, ...], device: torch.device) -> None:
+@pytest.mark.parametrize(
+    "size", [(2, 3, 32, 32), (1, 3, 65, 97), (1, 3, 333, 500), (1, 3, 1024, 2048)], ids=str
+)
+def test_logits_have_the_images_size_and_predict_is_their_argmax(
+    size: tuple[int, ...], device: torch.device
+) -> None:
     model = randomized(SegFormer("b0", num_classes=4)).to(device)
     images = torch.randn(size, device=device)
     with torch.inference_mode():
@@ -32,7 +43,9 @@ def test_logits_have_the_images_size_and_predict_is_their_argmax(size: tuple[int
     if device.type == "cpu":
         assert torch.equal(labels, logits.argmax(1))
     else:  # two ways of interpolation, which may round otherwise where two classes tie
-        torch.testing.assert_close(logits.gather(1, labels[:, None])[:, 0], logits.amax(1), rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            logits.gather(1, labels[:, None])[:, 0], logits.amax(1), rtol=0, atol=1e-5
+        )
     assert labels.unique().numel() > 1
 
 
@@ -43,7 +56,9 @@ def test_predict_gives_labels_of_any_size(tiny: SegFormer) -> None:
     assert torch.equal(tiny.predict(images, size=(50, 200)), expected)
 
 
-def test_predict_measures_in_evaluation_mode_and_leaves_every_mode_as_it_was(tiny: SegFormer) -> None:
+def test_predict_measures_in_evaluation_mode_and_leaves_every_mode_as_it_was(
+    tiny: SegFormer,
+) -> None:
     images = torch.randn(2, 3, 64, 64)
     expected = tiny.predict(images)
     tiny.train()
@@ -75,12 +90,16 @@ def test_an_interrupted_prediction_gives_the_modes_back(tiny: SegFormer) -> None
     for _ in range(2):
         with pytest.raises(ValueError, match="too small"):
             tiny.predict(torch.randn(1, 3, 8, 8))
-    assert [name for name, module in tiny.named_modules() if not module.training] == ["decode_head.dropout"]
+    assert [name for name, module in tiny.named_modules() if not module.training] == [
+        "decode_head.dropout"
+    ]
 
 
 def test_predict_keeps_an_outer_autocast(tiny: SegFormer) -> None:
     seen = []
-    tiny.decode_head.norm.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].dtype))
+    tiny.decode_head.norm.register_forward_hook(
+        lambda module, inputs, output: seen.append(inputs[0].dtype)
+    )
     images = torch.randn(1, 3, 64, 64)
     with torch.autocast("cpu", torch.bfloat16):
         labels = tiny.predict(images)
@@ -97,17 +116,26 @@ def test_a_changed_epsilon_counts_at_once(tiny: SegFormer) -> None:
         tiny.decode_head.norm.eps = 1.0
         after = tiny(images)
     assert not torch.allclose(before, after)
-    torch.testing.assert_close(after, tiny(images).detach(), rtol=1e-5, atol=1e-5)  # with gradients: BatchNorm's own
+    torch.testing.assert_close(
+        after, tiny(images).detach(), rtol=1e-5, atol=1e-5
+    )  # with gradients: BatchNorm's own
 
 
 def test_every_parameter_receives_a_gradient() -> None:
     model = SegFormer(TINY, num_classes=3)
     model(torch.randn(2, 3, 64, 64)).square().mean().backward()
-    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+    assert [
+        name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()
+    ] == []
 
 
 def test_other_channels_and_one_class() -> None:
-    assert SegFormer(TINY, num_classes=1, in_channels=5)(torch.randn(2, 5, 40, 50)).shape == (2, 1, 40, 50)
+    assert SegFormer(TINY, num_classes=1, in_channels=5)(torch.randn(2, 5, 40, 50)).shape == (
+        2,
+        1,
+        40,
+        50,
+    )
 
 
 def test_parts_compose_freely() -> None:
@@ -119,7 +147,12 @@ def test_parts_compose_freely() -> None:
 
     images = torch.randn(2, 3, 32, 48)
     assert SegFormer(backbone=Pool(), num_classes=6)(images).shape == (2, 6, 32, 48)
-    assert SegmentationModel(MiT(TINY), AllMLPHead(TINY.dims, 6, 16))(images).shape == (2, 6, 32, 48)
+    assert SegmentationModel(MiT(TINY), AllMLPHead(TINY.dims, 6, 16))(images).shape == (
+        2,
+        6,
+        32,
+        48,
+    )
 
 
 def test_builds_on_the_meta_device_without_a_byte() -> None:
@@ -147,28 +180,44 @@ def test_half_precision_runs_and_stays_near(tiny: SegFormer, device: torch.devic
     torch.testing.assert_close(autocast.float(), expected, rtol=0, atol=0.1)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
+)
 @pytest.mark.parametrize("dynamic", [None, True])
-def test_compiles_without_a_graph_break(tiny: SegFormer, device: torch.device, dynamic: bool | None) -> None:
+def test_compiles_without_a_graph_break(
+    tiny: SegFormer, device: torch.device, dynamic: bool | None
+) -> None:
     tiny.to(device)
-    compiled = torch.compile(tiny, fullgraph=True, dynamic=dynamic, backend="aot_eager" if device.type == "cpu" else "inductor")
+    compiled = torch.compile(
+        tiny,
+        fullgraph=True,
+        dynamic=dynamic,
+        backend="aot_eager" if device.type == "cpu" else "inductor",
+    )
     for size in ((64, 96), (80, 70)):
         images = torch.randn(1, 3, *size, device=device)
         torch.testing.assert_close(compiled(images), tiny(images), rtol=0, atol=1e-4)
 
 
 def test_exports_with_dynamic_batch_and_size(tiny: SegFormer) -> None:
-    dynamic = {0: torch.export.Dim("batch", min=1, max=8), 2: torch.export.Dim("height", min=64), 3: torch.export.Dim("width", min=64)}
+    dynamic = {
+        0: torch.export.Dim("batch", min=1, max=8),
+        2: torch.export.Dim("height", min=64),
+        3: torch.export.Dim("width", min=64),
+    }
     program = torch.export.export(tiny, (torch.randn(2, 3, 96, 128),), dynamic_shapes=(dynamic,))
     images = torch.randn(3, 3, 77, 130)
     torch.testing.assert_close(program.module()(images), tiny(images), rtol=0, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings(
+    "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning"
+)
 def test_scripting_is_refused_with_the_cure_and_tracing_works(tiny: SegFormer) -> None:
     for module in (tiny, tiny.backbone, nn.Sequential(tiny)):
         with pytest.raises(
-            NotImplementedError, match=r"cannot compile (SegFormer|MiT); .* use torch\.export\.export, or torch\.jit\.trace"
+            NotImplementedError,
+            match=r"cannot compile (SegFormer|MiT); .* use torch\.export\.export, or torch\.jit\.trace",
         ):
             torch.jit.script(module)
     images = torch.randn(1, 3, 64, 96)

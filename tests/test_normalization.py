@@ -144,8 +144,12 @@ def test_prediction_windows_and_evaluation_do_as_the_model_says(tmp_path: Path) 
     assert not torch.equal(expected, model.predict(IMAGENET(image)[None])[0])
     Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "image.png")
     for slide in (None, Slide((40, 47), (40, 47))):
-        wide = model(OTHER(image)[None]) if slide is None else slide.logits(model, OTHER(image)[None])
-        assert (label_file(model, tmp_path / "image.png", slide)[1] == wide[0].argmax(0).numpy()).all()
+        wide = (
+            model(OTHER(image)[None]) if slide is None else slide.logits(model, OTHER(image)[None])
+        )
+        assert (
+            label_file(model, tmp_path / "image.png", slide)[1] == wide[0].argmax(0).numpy()
+        ).all()
     one = [(image, label)]
     scores = evaluate(model, type("Data", (list,), {"classes": data.classes})(one))
     right = (expected == label)[label != 255].double().mean()
@@ -157,7 +161,9 @@ def test_a_fit_normalises_as_the_network_says(tmp_path: Path) -> None:
 
     data = halves()
     task = SegmentationTask(SegFormer(TINY, num_classes=2, normalization=OTHER))
-    quiet_trainer(tmp_path, max_steps=1, limit_val_batches=1, num_sanity_val_steps=0).fit(task, data)
+    quiet_trainer(tmp_path, max_steps=1, limit_val_batches=1, num_sanity_val_steps=0).fit(
+        task, data
+    )
     assert [part.normalization for part in normalizers(data.train_transform)] == [OTHER]
     ((images, _),) = next(iter(data.val_dataloader()))  # one pair for each size
     torch.testing.assert_close(images[0], OTHER(data.val[0][0]), rtol=0, atol=0)

@@ -212,7 +212,9 @@ def test_the_table_names_every_implementation_and_its_condition() -> None:
     for made in OPERATORS.values():
         assert made.__name__ in shown
         for implementation in made.implementations:
-            row = next(row for row in shown.splitlines() if f" {implementation.function.__name__} " in row)
+            row = next(
+                row for row in shown.splitlines() if f" {implementation.function.__name__} " in row
+            )
             assert implementation.when.__doc__
             assert row.endswith(implementation.when.__doc__.splitlines()[0])
 

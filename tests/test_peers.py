@@ -11,7 +11,11 @@ import torch
 from conftest import randomized
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import SegformerConfig, SegformerForImageClassification, SegformerForSemanticSegmentation
+from transformers import (
+    SegformerConfig,
+    SegformerForImageClassification,
+    SegformerForSemanticSegmentation,
+)
 
 from segformer import SegFormer
 from segformer.checkpoint import LAYOUTS, state_dict_as
@@ -24,13 +28,19 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 LABELS = {k: f"thing {k}" for k in range(19)}
 
 
-def transformers_peer(variant: str, dtype: torch.dtype = torch.float32) -> SegformerForSemanticSegmentation:
-    return randomized(SegformerForSemanticSegmentation(SegformerConfig(id2label=LABELS, **SIZES[variant]))).to(dtype)
+def transformers_peer(
+    variant: str, dtype: torch.dtype = torch.float32
+) -> SegformerForSemanticSegmentation:
+    return randomized(
+        SegformerForSemanticSegmentation(SegformerConfig(id2label=LABELS, **SIZES[variant]))
+    ).to(dtype)
 
 
 def smp_peer(variant: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     width = SIZES[variant]["decoder_hidden_size"]
-    peer = smp.Segformer(f"mit_{variant}", encoder_weights=None, decoder_segmentation_channels=width, classes=19)
+    peer = smp.Segformer(
+        f"mit_{variant}", encoder_weights=None, decoder_segmentation_channels=width, classes=19
+    )
     return randomized(peer).to(dtype)
 
 
@@ -60,7 +70,10 @@ def save_the_state_dict(peer: nn.Module, place: Path) -> Path:
 def save_with_lightning_and_an_average(peer: nn.Module, place: Path) -> Path:
     state = {f"net.{key}": torch.full_like(tensor, 7) for key, tensor in peer.state_dict().items()}
     state |= {f"net_ema.module.{key}": tensor for key, tensor in peer.state_dict().items()}
-    torch.save({"epoch": 3, "state_dict": state | {"loss.weight": torch.ones(19)}}, place.with_suffix(".ckpt"))
+    torch.save(
+        {"epoch": 3, "state_dict": state | {"loss.weight": torch.ones(19)}},
+        place.with_suffix(".ckpt"),
+    )
     return place.with_suffix(".ckpt")
 
 
@@ -73,18 +86,30 @@ def stride_4_logits(model: SegFormer, images: Tensor) -> Tensor:
 @pytest.mark.parametrize("variant", SIZES)
 @pytest.mark.parametrize(
     "save",
-    [save_as_transformers_does, save_in_shards, save_as_older_versions_did, save_the_state_dict, save_with_lightning_and_an_average],
+    [
+        save_as_transformers_does,
+        save_in_shards,
+        save_as_older_versions_did,
+        save_the_state_dict,
+        save_with_lightning_and_an_average,
+    ],
 )
-def test_logits_equal_transformers(save: object, variant: str, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_logits_equal_transformers(
+    save: object, variant: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
     peer = transformers_peer(variant, dtype)
     images = torch.randn(1, 3, 97, 160, dtype=dtype)
     expected = peer(pixel_values=images).logits
     place = save(peer, tmp_path / "peer")
     ours = SegFormer.from_pretrained(place)
-    torch.testing.assert_close(stride_4_logits(ours, images), expected, rtol=0, atol=TOLERANCE[dtype])
+    torch.testing.assert_close(
+        stride_4_logits(ours, images), expected, rtol=0, atol=TOLERANCE[dtype]
+    )
     assert expected.std() > 0.05
     assert ours.backbone.config["variant"] == variant
-    assert ours.classes.names == (tuple(LABELS.values()) if place.is_dir() else tuple(f"class {k}" for k in range(19)))
+    assert ours.classes.names == (
+        tuple(LABELS.values()) if place.is_dir() else tuple(f"class {k}" for k in range(19))
+    )
 
 
 @torch.inference_mode()
@@ -94,16 +119,25 @@ def test_transformers_opens_what_we_write(variant: str, dtype: torch.dtype, tmp_
     transformers_peer(variant, dtype).save_pretrained(tmp_path / "theirs")
     ours = SegFormer.from_pretrained(tmp_path / "theirs")
     ours.save(tmp_path / "ours", "huggingface")
-    written, original = (load_file(tmp_path / folder / "model.safetensors") for folder in ("ours", "theirs"))
+    written, original = (
+        load_file(tmp_path / folder / "model.safetensors") for folder in ("ours", "theirs")
+    )
     assert written.keys() == original.keys()
     assert all(torch.equal(written[key], original[key]) for key in original)
 
-    peer, info = SegformerForSemanticSegmentation.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    peer, info = SegformerForSemanticSegmentation.from_pretrained(
+        tmp_path / "ours", output_loading_info=True
+    )
     assert not any(info.values())
     assert peer.dtype == dtype
     assert peer.config.id2label == LABELS
     images = torch.randn(1, 3, 97, 160, dtype=dtype)
-    torch.testing.assert_close(peer(pixel_values=images).logits, stride_4_logits(ours, images), rtol=0, atol=TOLERANCE[dtype])
+    torch.testing.assert_close(
+        peer(pixel_values=images).logits,
+        stride_4_logits(ours, images),
+        rtol=0,
+        atol=TOLERANCE[dtype],
+    )
 
 
 @torch.inference_mode()
@@ -114,7 +148,9 @@ def test_transformers_prepares_images_as_we_do(tiny: SegFormer, tmp_path: Path) 
 
     tiny.save(tmp_path / "model", "huggingface")
     image = torch.randint(0, 256, (3, 512, 512), dtype=torch.uint8)
-    theirs = AutoImageProcessor.from_pretrained(tmp_path / "model")(image, return_tensors="pt").pixel_values[0]
+    theirs = AutoImageProcessor.from_pretrained(tmp_path / "model")(
+        image, return_tensors="pt"
+    ).pixel_values[0]
     torch.testing.assert_close(theirs, Normalize()(image), rtol=0, atol=1e-5)
 
 
@@ -142,27 +178,38 @@ def test_smps_folder_is_read(tmp_path: Path) -> None:
     peer = smp_peer("b0")
     peer.save_pretrained(tmp_path)
     images = torch.randn(1, 3, 64, 64)
-    torch.testing.assert_close(SegFormer.from_pretrained(tmp_path)(images), peer(images), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        SegFormer.from_pretrained(tmp_path)(images), peer(images), rtol=0, atol=1e-5
+    )
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("variant", SIZES)
 @pytest.mark.parametrize("prefix", ["", "encoder.", "backbone."])
-def test_smps_encoder_alone_is_a_backbone(prefix: str, variant: str, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_smps_encoder_alone_is_a_backbone(
+    prefix: str, variant: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
     """It bears NVIDIA's own names, so that it judges that layout too."""
     peer = randomized(smp.encoders.get_encoder(f"mit_{variant}", weights=None)).to(dtype)
     images = torch.randn(1, 3, 96, 160, dtype=dtype)
-    torch.save({prefix + key: tensor for key, tensor in peer.state_dict().items()}, tmp_path / "encoder.pth")
+    torch.save(
+        {prefix + key: tensor for key, tensor in peer.state_dict().items()},
+        tmp_path / "encoder.pth",
+    )
     model = SegFormer.from_pretrained(tmp_path / "encoder.pth", num_classes=2)
-    torch.testing.assert_close(model.backbone(images), peer(images)[2:], rtol=0, atol=TOLERANCE[dtype] * 10)
+    torch.testing.assert_close(
+        model.backbone(images), peer(images)[2:], rtol=0, atol=TOLERANCE[dtype] * 10
+    )
     assert model(images).dtype == dtype
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("in_memory", [False, True])
-def test_image_classifiers_of_transformers(in_memory: bool, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_image_classifiers_of_transformers(
+    in_memory: bool, dtype: torch.dtype, tmp_path: Path
+) -> None:
     """As a classifier through timm, and as a backbone under a new head."""
     config = SegformerConfig(num_labels=1000, reshape_last_stage=False, **SIZES["b0"])
     peer = randomized(SegformerForImageClassification(config)).to(dtype)
@@ -170,14 +217,24 @@ def test_image_classifiers_of_transformers(in_memory: bool, dtype: torch.dtype, 
     torch.save(peer.state_dict(), tmp_path / "memory.pth")
     file = tmp_path / ("memory.pth" if in_memory else "model.safetensors")
 
-    classifier = timm.create_model("mit_b0", pretrained=True, pretrained_cfg_overlay={"file": str(file)}).to(dtype).eval()
+    classifier = (
+        timm.create_model("mit_b0", pretrained=True, pretrained_cfg_overlay={"file": str(file)})
+        .to(dtype)
+        .eval()
+    )
     classifier.load_state_dict(peer_state_as_timm(peer))  # in full precision
     images = torch.randn(1, 3, 97, 160, dtype=dtype)
-    torch.testing.assert_close(classifier(images), peer(pixel_values=images).logits, rtol=0, atol=TOLERANCE[dtype])
+    torch.testing.assert_close(
+        classifier(images), peer(pixel_values=images).logits, rtol=0, atol=TOLERANCE[dtype]
+    )
 
     model = SegFormer.from_pretrained(file, num_classes=2)
-    expected = peer.segformer(images, output_hidden_states=True).hidden_states[:3]  # the last comes as tokens
-    torch.testing.assert_close(model.backbone(images)[:3], list(expected), rtol=0, atol=10 * TOLERANCE[dtype])
+    expected = peer.segformer(images, output_hidden_states=True).hidden_states[
+        :3
+    ]  # the last comes as tokens
+    torch.testing.assert_close(
+        model.backbone(images)[:3], list(expected), rtol=0, atol=10 * TOLERANCE[dtype]
+    )
 
 
 def peer_state_as_timm(peer: nn.Module) -> dict[str, Tensor]:

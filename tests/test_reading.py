@@ -53,7 +53,9 @@ def in_one_storage(state: State) -> State:
 
 def frozen(state: State) -> State:
     floats = {key: tensor for key, tensor in state.items() if tensor.is_floating_point()}
-    return state | {key: nn.Parameter(tensor, requires_grad=False) for key, tensor in floats.items()}
+    return state | {
+        key: nn.Parameter(tensor, requires_grad=False) for key, tensor in floats.items()
+    }
 
 
 @pytest.mark.parametrize("change", [shared, expanded, transposed, in_one_storage, frozen])
@@ -86,7 +88,9 @@ def test_tensors_without_values_are_named(state: State, tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")
 def test_sparse_tensors_are_named(state: State, tmp_path: Path) -> None:
     torch.save({**state, NORM1: torch.ones(32).to_sparse()}, tmp_path / "x.pth")
-    with pytest.raises(ValueError, match=rf"x.pth': {NORM1} is a sparse tensor; save one with plain"):
+    with pytest.raises(
+        ValueError, match=rf"x.pth': {NORM1} is a sparse tensor; save one with plain"
+    ):
         SegFormer.from_pretrained(tmp_path / "x.pth")
 
 
@@ -95,10 +99,16 @@ def test_sparse_tensors_are_named(state: State, tmp_path: Path) -> None:
     [
         lambda state: {"segformer": state},
         lambda state: {"segformer": "v1", "state_dict": state},
-        lambda state: {"my_net": {"inner": state}, "optimizer": {"state": {0: {"exp_avg": state[NORM1]}}}},
+        lambda state: {
+            "my_net": {"inner": state},
+            "optimizer": {"state": {0: {"exp_avg": state[NORM1]}}},
+        },
         lambda state: {0: state},
         lambda state: {**state, "auxiliary_head.conv.weight": state[NORM1]},
-        lambda state: {**{f"module.{key}": tensor for key, tensor in state.items()}, "n_averaged": torch.tensor(3)},
+        lambda state: {
+            **{f"module.{key}": tensor for key, tensor in state.items()},
+            "n_averaged": torch.tensor(3),
+        },
     ],
     ids=["our key", "our key beside", "unknown", "a number", "auxiliary", "averaged"],
 )
@@ -111,13 +121,17 @@ def test_containers(b0: SegFormer, state: State, wrap: Any, tmp_path: Path) -> N
 def test_pytorchs_average_is_read(b0: SegFormer, tmp_path: Path) -> None:
     torch.save(AveragedModel(b0).state_dict(), tmp_path / "x.pth")
     reading = read(tmp_path / "x.pth")
-    torch.testing.assert_close(reading.backbone.state_dict(), b0.backbone.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(
+        reading.backbone.state_dict(), b0.backbone.state_dict(), rtol=0, atol=0
+    )
     assert any(subject == "n_averaged" for _, subject, _ in reading.report.rows)
 
 
 def test_several_state_dicts_are_refused_by_name(state: State, tmp_path: Path) -> None:
     torch.save({"generator": state, "critic": state, "epoch": 3}, tmp_path / "x.pth")
-    with pytest.raises(ValueError, match=r"holds several state dicts, 'generator', 'critic'; save one alone"):
+    with pytest.raises(
+        ValueError, match=r"holds several state dicts, 'generator', 'critic'; save one alone"
+    ):
         SegFormer.from_pretrained(tmp_path / "x.pth")
 
 
@@ -151,7 +165,9 @@ def test_a_training_checkpoint_with_auxiliary_heads_is_read(tmp_path: Path) -> N
 
 def cast(state: State, backbone: torch.dtype, head: torch.dtype) -> State:
     return {
-        key: tensor.to(backbone if key.startswith("backbone.") else head) if tensor.is_floating_point() else tensor
+        key: tensor.to(backbone if key.startswith("backbone.") else head)
+        if tensor.is_floating_point()
+        else tensor
         for key, tensor in state.items()
     }
 
@@ -183,7 +199,9 @@ def test_mixed_precisions_are_read_as_the_widest_aloud(
     assert {parameter.dtype for parameter in model.parameters()} == {widest}
     written = state_dict_as(model, LAYOUTS["nvidia"])
     assert all(torch.equal(written[key], mixed[key].to(written[key].dtype)) for key in written)
-    assert f"are read as {str(widest).removeprefix('torch.')}; dtype=… chooses another" in caplog.text
+    assert (
+        f"are read as {str(widest).removeprefix('torch.')}; dtype=… chooses another" in caplog.text
+    )
     assert model(torch.randn(1, 3, 64, 64, dtype=widest)).dtype == widest
     asked = SegFormer.from_pretrained(path, num_classes=7, dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in asked.parameters()} == {torch.bfloat16}
@@ -284,9 +302,13 @@ def test_timms_classifier_takes_the_numerics_of_the_file(tmp_path: Path) -> None
         ("huggingface_in_memory", 1e-5, 1e-5),
         ("nvidia", 1e-6, 1e-5),
     ):
-        torch.save(state_dict_as(SegFormer("b0", num_classes=2), LAYOUTS[layout]), tmp_path / "x.pth")
+        torch.save(
+            state_dict_as(SegFormer("b0", num_classes=2), LAYOUTS[layout]), tmp_path / "x.pth"
+        )
         overlay = {"file": str(tmp_path / "x.pth")}
-        model = timm.create_model("mit_b0", pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0)
+        model = timm.create_model(
+            "mit_b0", pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0
+        )
         found = {name: m.eps for name, m in model.named_modules() if isinstance(m, nn.LayerNorm)}
         for name, eps in found.items():
             assert eps == (embed_norm_eps if "embed" in name or "reduce" in name else norm_eps)

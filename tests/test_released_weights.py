@@ -39,11 +39,15 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Tensor:
 def test_logits_are_the_published_ones(name: str, images: Tensor) -> None:
     model = SegFormer.from_pretrained(name)
     logits = model.decode_head(model.backbone(images))[0, :3, :3, :3]
-    torch.testing.assert_close(logits, torch.tensor(PUBLISHED["transformers"][name]), rtol=0, atol=1e-2)
+    torch.testing.assert_close(
+        logits, torch.tensor(PUBLISHED["transformers"][name]), rtol=0, atol=1e-2
+    )
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("name", PUBLISHED["smp"])
 def test_full_size_logits_are_smps(name: str) -> None:
     logits = SegFormer.from_pretrained(name)(torch.ones(1, 3, 512, 512))
-    torch.testing.assert_close(logits[0, 0, 256, :6], torch.tensor(PUBLISHED["smp"][name]), rtol=0, atol=1e-2)
+    torch.testing.assert_close(
+        logits[0, 0, 256, :6], torch.tensor(PUBLISHED["smp"][name]), rtol=0, atol=1e-2
+    )

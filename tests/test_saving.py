@@ -76,7 +76,9 @@ def test_files_have_the_mode_of_any_new_file(tiny: SegFormer, umask: int, tmp_pa
         tiny.save(tmp_path / "kept.safetensors")
     finally:
         os.umask(before)
-    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()}
+    modes = {
+        path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()
+    }
     assert modes.pop("kept.safetensors") == 0o640
     assert set(modes.values()) == {0o666 & ~umask}
 
@@ -110,7 +112,9 @@ def test_a_tensor_of_another_make_is_refused_by_name(tiny: SegFormer, tmp_path: 
 
     weight = tiny.decode_head.fuse.weight.detach().as_subclass(Packed)
     tiny.decode_head.fuse.weight = nn.Parameter(weight)
-    with pytest.raises(ValueError, match=r"decode_head.fuse.weight is a Packed, which no layout has"):
+    with pytest.raises(
+        ValueError, match=r"decode_head.fuse.weight is a Packed, which no layout has"
+    ):
         tiny.save(tmp_path / "m.safetensors")
     assert not list(tmp_path.iterdir())
 
@@ -168,7 +172,9 @@ def test_one_logit_goes_to_transformers_and_back(
     peer = SegformerForSemanticSegmentation.from_pretrained(tmp_path / "one")
     images = torch.randn(1, 3, 64, 64)
     expected = peer(pixel_values=images).logits
-    torch.testing.assert_close(model.decode_head(model.backbone(images)), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        model.decode_head(model.backbone(images)), expected, rtol=0, atol=1e-4
+    )
     again = SegFormer.from_pretrained(tmp_path / "one")
     assert again.classes.names == ("background", "wet")
 
@@ -185,7 +191,9 @@ def test_one_logit_of_others_is_predicted_and_drawn(
     from segformer.cli import main
 
     SegformerForSemanticSegmentation(SegformerConfig(num_labels=1)).save_pretrained(tmp_path / "hf")
-    torch.save(smp.Segformer("mit_b0", encoder_weights=None, classes=1).state_dict(), tmp_path / "smp.pth")
+    torch.save(
+        smp.Segformer("mit_b0", encoder_weights=None, classes=1).state_dict(), tmp_path / "smp.pth"
+    )
     SegFormer(TINY, num_classes=1, classes=Classes(["sky"])).save(tmp_path / "own.safetensors")
     Image.new("RGB", (64, 64), (200, 10, 10)).save(tmp_path / "image.png")
     for name in ("hf", "smp.pth", "own.safetensors"):

@@ -34,10 +34,16 @@ def tiny(head: type[nn.Module], **options: Any) -> SETR:
     [
         (NaiveHead, partial(Auxiliary, head=partial(NaiveHead, scales=(4, 4))), 305.6),
         (PUPHead, partial(Auxiliary, head=partial(PUPHead, scales=(4, 1))), 317.3),
-        (MLAHead, partial(Auxiliary, head=FCNHead, levels=(0, 1, 2, 3), reads="decode_head.aggregation"), 309.6),
+        (
+            MLAHead,
+            partial(Auxiliary, head=FCNHead, levels=(0, 1, 2, 3), reads="decode_head.aggregation"),
+            309.6,
+        ),
     ],
 )
-def test_parameters_are_the_published_ones(head: type[nn.Module], auxiliary: Callable[..., nn.Module], published: float) -> None:
+def test_parameters_are_the_published_ones(
+    head: type[nn.Module], auxiliary: Callable[..., nn.Module], published: float
+) -> None:
     with torch.device("meta"):
         model = SETR("large", 150, head, img_size=512)
         modules = [model, auxiliary(model)]
@@ -45,8 +51,13 @@ def test_parameters_are_the_published_ones(head: type[nn.Module], auxiliary: Cal
     assert count / 1e6 == pytest.approx(published, abs=0.1)
 
 
-@pytest.mark.parametrize(("head", "blocks"), [(NaiveHead, (10, 15, 20, 24)), (PUPHead, (10, 15, 20, 24)), (MLAHead, (6, 12, 18, 24))])
-def test_the_large_one_reads_the_published_blocks(head: type[nn.Module], blocks: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("head", "blocks"),
+    [(NaiveHead, (10, 15, 20, 24)), (PUPHead, (10, 15, 20, 24)), (MLAHead, (6, 12, 18, 24))],
+)
+def test_the_large_one_reads_the_published_blocks(
+    head: type[nn.Module], blocks: tuple[int, ...]
+) -> None:
     with torch.device("meta"):
         model = SETR("large", 19, head)
     assert model.backbone.config["out_indices"] == [block - 1 for block in blocks]
@@ -56,7 +67,11 @@ def test_the_large_one_reads_the_published_blocks(head: type[nn.Module], blocks:
 @pytest.mark.parametrize("size", [(384, 384), (96, 160)], ids=str)
 def test_tokens_are_timms(size: tuple[int, int]) -> None:
     model = SETR("tiny", 5).double().eval()
-    vit: Any = timm.create_model("vit_tiny_patch16_384", num_classes=0, dynamic_img_size=True).double().eval()
+    vit: Any = (
+        timm.create_model("vit_tiny_patch16_384", num_classes=0, dynamic_img_size=True)
+        .double()
+        .eval()
+    )
     vit.load_state_dict(model.backbone.model.model.state_dict(), strict=False)
     images = torch.randn(1, 3, *size, dtype=torch.double)
     x = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
@@ -71,13 +86,17 @@ def test_tokens_are_timms(size: tuple[int, int]) -> None:
 def test_tokens_after_the_published_blocks_are_timms() -> None:
     """ViT-L's 24 blocks, at a sixteenth of its width."""
     narrow = {"embed_dim": 64, "num_heads": 4, "img_size": 64}
-    backbone = TimmBackbone("vit_large_patch16_384", out_indices=(9, 14, 19, 23), **narrow).double().eval()
+    backbone = (
+        TimmBackbone("vit_large_patch16_384", out_indices=(9, 14, 19, 23), **narrow).double().eval()
+    )
     vit: Any = timm.create_model("vit_large_patch16_384", num_classes=0, **narrow).double().eval()
     vit.load_state_dict(backbone.model.model.state_dict(), strict=False)
     images = torch.randn(2, 3, 64, 64, dtype=torch.double)
     found: dict[int, Tensor] = {}
     for number, block in enumerate(vit.blocks, start=1):
-        block.register_forward_hook(lambda module, inputs, output, number=number: found.update({number: output}))
+        block.register_forward_hook(
+            lambda module, inputs, output, number=number: found.update({number: output})
+        )
     with torch.no_grad():
         vit(images)
         for x, number in zip(backbone(images), (10, 15, 20, 24), strict=True):
@@ -86,7 +105,13 @@ def test_tokens_after_the_published_blocks_are_timms() -> None:
 
 def test_without_its_class_token_the_transformer_sees_the_patches_alone() -> None:
     backbone = SETR("tiny", 5, MLAHead, img_size=64).backbone.double().eval()
-    vit: Any = timm.create_model("vit_tiny_patch16_384", img_size=64, class_token=False, global_pool="avg", num_classes=0).double().eval()
+    vit: Any = (
+        timm.create_model(
+            "vit_tiny_patch16_384", img_size=64, class_token=False, global_pool="avg", num_classes=0
+        )
+        .double()
+        .eval()
+    )
     vit.load_state_dict(backbone.model.model.state_dict(), strict=False)
     images = torch.randn(1, 3, 64, 64, dtype=torch.double)
     with torch.no_grad():
@@ -108,23 +133,34 @@ def test_every_parameter_has_a_gradient() -> None:
     for head in (PUPHead, MLAHead):
         model = tiny(head).train()
         model(IMAGES).sum().backward()
-        assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+        assert [
+            name for name, parameter in model.named_parameters() if parameter.grad is None
+        ] == []
 
 
 def plain_upsampling(head: UpsamplingHead, x: Tensor, enlarged: int) -> Tensor:
     """The paper's way: an enlargement after every layer, before the classifier."""
-    x = F.layer_norm(x.permute(0, 2, 3, 1), (x.shape[1],), head.norm.weight, head.norm.bias, 1e-6).permute(0, 3, 1, 2)
+    x = F.layer_norm(
+        x.permute(0, 2, 3, 1), (x.shape[1],), head.norm.weight, head.norm.bias, 1e-6
+    ).permute(0, 3, 1, 2)
     for layer in head.layers:
         x = F.interpolate(layer(x), scale_factor=enlarged, mode="bilinear", align_corners=False)
     return head.classifier(x)
 
 
 @pytest.mark.parametrize(("kind", "enlarged"), [(NaiveHead, 16), (PUPHead, 2)])
-def test_the_last_enlargement_commutes_with_the_classifier(kind: type[UpsamplingHead], enlarged: int) -> None:
+def test_the_last_enlargement_commutes_with_the_classifier(
+    kind: type[UpsamplingHead], enlarged: int
+) -> None:
     head = randomized(kind([12, 8], 5, 6)).double()
-    features = [torch.randn(1, 12, 3, 4, dtype=torch.double), torch.randn(1, 8, 3, 4, dtype=torch.double)]
+    features = [
+        torch.randn(1, 12, 3, 4, dtype=torch.double),
+        torch.randn(1, 8, 3, 4, dtype=torch.double),
+    ]
     logits = F.interpolate(head(features), size=(48, 64), mode="bilinear", align_corners=False)
-    torch.testing.assert_close(logits, plain_upsampling(head, features[-1], enlarged), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        logits, plain_upsampling(head, features[-1], enlarged), rtol=0, atol=1e-12
+    )
 
 
 def test_multi_level_aggregation_sums_from_the_deepest_up() -> None:
@@ -132,11 +168,18 @@ def test_multi_level_aggregation_sums_from_the_deepest_up() -> None:
     features = [torch.randn(1, 8, 3, 4, dtype=torch.double) for _ in range(4)]
     total, expected = 0, []
     for level in (3, 2, 1, 0):
-        total = total + head.aggregation.projections[level](head.aggregation.norms[level](features[level]))
+        total = total + head.aggregation.projections[level](
+            head.aggregation.norms[level](features[level])
+        )
         expected.append(head.aggregation.layers[level](total))
     torch.testing.assert_close(head.aggregation(features), expected[::-1], rtol=0, atol=1e-12)
-    maps = [F.interpolate(head.levels[level](x), scale_factor=4, mode="bilinear") for level, x in zip((3, 2, 1, 0), expected, strict=True)]
-    torch.testing.assert_close(head(features), head.classifier(torch.cat(maps, 1)), rtol=0, atol=1e-12)
+    maps = [
+        F.interpolate(head.levels[level](x), scale_factor=4, mode="bilinear")
+        for level, x in zip((3, 2, 1, 0), expected, strict=True)
+    ]
+    torch.testing.assert_close(
+        head(features), head.classifier(torch.cat(maps, 1)), rtol=0, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -155,7 +198,9 @@ def put(state: dict[str, Tensor], name: str, module: nn.Module) -> None:
 
 
 def fudan_backbone(model: SegmentationModel) -> dict[str, Tensor]:
-    state = {f"backbone.{key}": tensor for key, tensor in model.backbone.model.model.state_dict().items()}
+    state = {
+        f"backbone.{key}": tensor for key, tensor in model.backbone.model.model.state_dict().items()
+    }
     state["backbone.norm.weight"] = torch.ones(192)
     state["auxiliary_head.conv_0.weight"] = torch.ones(1)
     return state
@@ -169,7 +214,9 @@ def fudan(model: SegmentationModel) -> dict[str, Tensor]:
         put(state, f"decode_head.syncbn_fc_{place}", layer.norm)
         bias = torch.linspace(-1, 1, layer.conv.out_channels)
         state[f"decode_head.conv_{place}.bias"] = bias
-        state[f"decode_head.syncbn_fc_{place}.running_mean"] += bias  # what training with the bias would have measured
+        state[f"decode_head.syncbn_fc_{place}.running_mean"] += (
+            bias  # what training with the bias would have measured
+        )
     put(state, f"decode_head.conv_{len(head.layers)}", head.classifier)
     return state
 
@@ -186,15 +233,23 @@ def fudan_mla(model: SegmentationModel) -> dict[str, Tensor]:
         put(state, f"backbone.mla.mla_p{place + 2}.0", head.aggregation.layers[place].conv)
         put(state, f"backbone.mla.mla_p{place + 2}.1", head.aggregation.layers[place].norm)
         for layer, (conv, norm) in enumerate(((0, 1), (3, 4))):
-            put(state, f"decode_head.mlahead.head{place + 2}.{conv}", head.levels[place][layer].conv)
-            put(state, f"decode_head.mlahead.head{place + 2}.{norm}", head.levels[place][layer].norm)
+            put(
+                state, f"decode_head.mlahead.head{place + 2}.{conv}", head.levels[place][layer].conv
+            )
+            put(
+                state, f"decode_head.mlahead.head{place + 2}.{norm}", head.levels[place][layer].norm
+            )
     put(state, "decode_head.cls", head.classifier)
-    state["decode_head.cls.weight"] = torch.cat(state["decode_head.cls.weight"].chunk(4, 1)[::-1], 1)  # shallowest first
+    state["decode_head.cls.weight"] = torch.cat(
+        state["decode_head.cls.weight"].chunk(4, 1)[::-1], 1
+    )  # shallowest first
     return state
 
 
 @pytest.mark.parametrize(("head", "write"), [(NaiveHead, fudan), (PUPHead, fudan)])
-def test_the_authors_layout_is_read(head: type[nn.Module], write: Callable[[SegmentationModel], Any], tmp_path: Path) -> None:
+def test_the_authors_layout_is_read(
+    head: type[nn.Module], write: Callable[[SegmentationModel], Any], tmp_path: Path
+) -> None:
     model = tiny(head)
     torch.save({"state_dict": write(model)}, tmp_path / "setr.pth")
     again = SETR.from_pretrained(tmp_path / "setr.pth")
@@ -203,7 +258,12 @@ def test_the_authors_layout_is_read(head: type[nn.Module], write: Callable[[Segm
 
 def test_the_authors_layout_of_mla_is_read_with_its_own_numerics(tmp_path: Path) -> None:
     model = tiny(MLAHead)
-    model = randomized(SETR.compose(model.backbone, MLAHead([192] * 4, 5, 16, level_channels=8, kernel_size=3, align_corners=True)))
+    model = randomized(
+        SETR.compose(
+            model.backbone,
+            MLAHead([192] * 4, 5, 16, level_channels=8, kernel_size=3, align_corners=True),
+        )
+    )
     torch.save({"state_dict": fudan_mla(model)}, tmp_path / "setr.pth")
     again = SETR.from_pretrained(tmp_path / "setr.pth")
     assert again.decode_head.config == model.decode_head.config
@@ -256,10 +316,17 @@ def test_mmsegmentations_weights_compute_as_there_at_any_size(
 def test_what_fits_no_head_is_refused_by_name(tmp_path: Path) -> None:
     state = fudan(tiny(PUPHead))
     state["decode_head.conv_9.weight"] = state["decode_head.conv_1.weight"]
-    torch.save({key: tensor for key, tensor in state.items() if "conv_1" not in key}, tmp_path / "odd.pth")
-    with pytest.raises(ValueError, match=r"odd\.pth': the PUPHead has 5 layers where 4 are expected"):
+    torch.save(
+        {key: tensor for key, tensor in state.items() if "conv_1" not in key}, tmp_path / "odd.pth"
+    )
+    with pytest.raises(
+        ValueError, match=r"odd\.pth': the PUPHead has 5 layers where 4 are expected"
+    ):
         SETR.from_pretrained(tmp_path / "odd.pth")
-    torch.save({f"backbone.{key}": tensor for key, tensor in state.items() if key.startswith("backbone.")}, tmp_path / "vit.pth")
+    torch.save(
+        {f"backbone.{key}": tensor for key, tensor in state.items() if key.startswith("backbone.")},
+        tmp_path / "vit.pth",
+    )
     with pytest.raises((BackboneOnlyError, ValueError), match=r"vit\.pth"):
         SETR.from_pretrained(tmp_path / "vit.pth")
 
@@ -272,8 +339,14 @@ def test_what_fits_no_head_is_refused_by_name(tmp_path: Path) -> None:
         (lambda: SETR("tiny", 0), "num_classes must be at least 1, got 0"),
         (lambda: PUPHead([], 5), "in_channels is empty"),
         (lambda: PUPHead([8], 5, scales=()), "scales must be at least 1"),
-        (lambda: SETR("tiny", 5)(torch.randn(1, 3, 15, 64)), "images of 15×64 are too small.*16 pixels"),
-        (lambda: SETR("tiny", 5)(torch.randn(3, 64, 64)), r"images must be \(B, 3, H, W\), got shape \(3, 64, 64\)"),
+        (
+            lambda: SETR("tiny", 5)(torch.randn(1, 3, 15, 64)),
+            "images of 15×64 are too small.*16 pixels",
+        ),
+        (
+            lambda: SETR("tiny", 5)(torch.randn(3, 64, 64)),
+            r"images must be \(B, 3, H, W\), got shape \(3, 64, 64\)",
+        ),
     ],
 )
 def test_errors(make: Callable[[], Any], message: str) -> None:

@@ -39,7 +39,9 @@ def test_every_family_learns_and_predicts_at_any_size(name: str) -> None:
     features = model.backbone(images)
     assert [x.shape[1] for x in features] == list(model.backbone.channels)
     sides = [-(-side // model.backbone.multiple) * model.backbone.multiple for side in (65, 97)]
-    assert [list(x.shape[2:]) for x in features] == [[-(-side // s) for side in sides] for s in model.backbone.strides]
+    assert [list(x.shape[2:]) for x in features] == [
+        [-(-side // s) for side in sides] for s in model.backbone.strides
+    ]
     assert model.backbone.strides == tuple(sorted(model.backbone.strides))
     logits = model(images)
     assert logits.shape == (2, 5, 65, 97)
@@ -52,7 +54,9 @@ def test_every_family_learns_and_predicts_at_any_size(name: str) -> None:
 @pytest.mark.parametrize("name", ["resnet18", "pvt_v2_b0", "convnext_atto"])
 def test_the_maps_are_timms(name: str) -> None:
     backbone = TimmBackbone(name).eval()
-    oracle = timm.create_model(name, features_only=True, out_indices=backbone.config["out_indices"]).eval()
+    oracle = timm.create_model(
+        name, features_only=True, out_indices=backbone.config["out_indices"]
+    ).eval()
     oracle.load_state_dict(backbone.model.state_dict())
     images = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
@@ -75,7 +79,9 @@ def test_an_image_between_two_multiples_keeps_its_proportions() -> None:
 
 
 def test_a_model_is_saved_and_read_back(tmp_path: Path) -> None:
-    model = randomized(SegFormer(TimmBackbone("resnet18", output_stride=16), num_classes=5, decoder_channels=16))
+    model = randomized(
+        SegFormer(TimmBackbone("resnet18", output_stride=16), num_classes=5, decoder_channels=16)
+    )
     images = torch.randn(1, 3, 64, 64)
     model.save(tmp_path / "resnet.safetensors")
     again = SegFormer.from_pretrained(tmp_path / "resnet.safetensors")
@@ -83,7 +89,9 @@ def test_a_model_is_saved_and_read_back(tmp_path: Path) -> None:
     assert torch.equal(again(images), model(images))
     grey = SegFormer.from_pretrained(tmp_path / "resnet.safetensors", in_channels=1)
     images = images[:, :1].double()
-    torch.testing.assert_close(grey.double()(images), model.double()(images.expand(-1, 3, -1, -1)), rtol=0, atol=1e-5)  # a float32 stem
+    torch.testing.assert_close(
+        grey.double()(images), model.double()(images.expand(-1, 3, -1, -1)), rtol=0, atol=1e-5
+    )  # a float32 stem
 
 
 @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "eva02_tiny_patch14_224"])
@@ -98,9 +106,13 @@ def test_tables_that_no_file_holds_are_made_again(name: str, tmp_path: Path) -> 
 def test_a_file_of_timms_weights_is_read(tmp_path: Path) -> None:
     oracle = timm.create_model("resnet18")
     torch.save(oracle.state_dict(), tmp_path / "resnet18.pth")
-    backbone = TimmBackbone("resnet18", pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path / "resnet18.pth")})
+    backbone = TimmBackbone(
+        "resnet18", pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path / "resnet18.pth")}
+    )
     state = oracle.state_dict()
-    assert all(torch.equal(tensor, state[key]) for key, tensor in backbone.model.state_dict().items())
+    assert all(
+        torch.equal(tensor, state[key]) for key, tensor in backbone.model.state_dict().items()
+    )
 
 
 def test_gradient_checkpointing_changes_nothing() -> None:
@@ -109,7 +121,9 @@ def test_gradient_checkpointing_changes_nothing() -> None:
         images = torch.randn(1, 3, 64, 64)
         expected = torch.autograd.grad(model(images).sum(), model.decode_head.fuse.weight)
         model.set_grad_checkpointing()
-        assert torch.equal(torch.autograd.grad(model(images).sum(), model.decode_head.fuse.weight)[0], expected[0])
+        assert torch.equal(
+            torch.autograd.grad(model(images).sum(), model.decode_head.fuse.weight)[0], expected[0]
+        )
 
 
 def test_other_heads_take_any_pyramid() -> None:
@@ -125,23 +139,48 @@ def test_mit_under_torchvisions_decoders() -> None:
     backbone = MiT(TINY).eval()
     features = backbone(torch.randn(1, 3, 64, 96))
     assert DeepLabHead(backbone.channels[-1], 7).eval()(features[-1]).shape == (1, 7, 2, 3)
-    pyramid = FeaturePyramidNetwork(list(backbone.channels), 16)(OrderedDict(zip("abcd", features, strict=True)))
-    assert [tuple(x.shape) for x in pyramid.values()] == [(1, 16, 16, 24), (1, 16, 8, 12), (1, 16, 4, 6), (1, 16, 2, 3)]
+    pyramid = FeaturePyramidNetwork(list(backbone.channels), 16)(
+        OrderedDict(zip("abcd", features, strict=True))
+    )
+    assert [tuple(x.shape) for x in pyramid.values()] == [
+        (1, 16, 16, 24),
+        (1, 16, 8, 12),
+        (1, 16, 4, 6),
+        (1, 16, 2, 3),
+    ]
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: TimmBackbone("resnet5o"), "unknown timm model 'resnet5o'; did you mean .*resnet50"),
-        (lambda: TimmBackbone("resnet18", out_indices=(1, 7)), r"out_indices \(1, 7\) of 'resnet18', which has 5 feature maps"),
+        (
+            lambda: TimmBackbone("resnet5o"),
+            "unknown timm model 'resnet5o'; did you mean .*resnet50",
+        ),
+        (
+            lambda: TimmBackbone("resnet18", out_indices=(1, 7)),
+            r"out_indices \(1, 7\) of 'resnet18', which has 5 feature maps",
+        ),
         (lambda: TimmBackbone("resnet18", out_indices=()), r"out_indices \(\)"),
-        (lambda: TimmBackbone("resnet18", out_indices=(4, 2)), r"out_indices \(4, 2\) of 'resnet18' must rise"),
+        (
+            lambda: TimmBackbone("resnet18", out_indices=(4, 2)),
+            r"out_indices \(4, 2\) of 'resnet18' must rise",
+        ),
         (lambda: TimmBackbone("mlp_mixer_that_is_not"), "unknown timm model"),
-        (lambda: TimmBackbone("gmixer_12_224", out_indices=None, class_token=False), "no class token|no feature maps"),
+        (
+            lambda: TimmBackbone("gmixer_12_224", out_indices=None, class_token=False),
+            "no class token|no feature maps",
+        ),
         (lambda: TimmBackbone("resnet18", class_token=False), "'resnet18' has no class token"),
         (lambda: TimmBackbone("resnet18", in_channels=0), "in_channels must be at least 1, got 0"),
-        (lambda: TimmBackbone("resnet18", no_such_argument=1), "'resnet18' does not take these arguments.*no_such_argument"),
-        (lambda: TimmBackbone("resnet18")(torch.randn(1, 3, 16, 64)), "images of 16×64 are too small.*32 pixels"),
+        (
+            lambda: TimmBackbone("resnet18", no_such_argument=1),
+            "'resnet18' does not take these arguments.*no_such_argument",
+        ),
+        (
+            lambda: TimmBackbone("resnet18")(torch.randn(1, 3, 16, 64)),
+            "images of 16×64 are too small.*32 pixels",
+        ),
         (lambda: SegFormer(nn.Linear(2, 2), num_classes=5), "Linear has no channels"),
     ],
 )

@@ -25,7 +25,13 @@ def test_all_variants_are_registered() -> None:
 # Published counts of the encoders' parameters
 @pytest.mark.parametrize(
     ("name", "count"),
-    list(zip(NAMES, (3_319_392, 13_151_424, 24_196_288, 44_072_128, 60_842_688, 81_443_008), strict=True)),
+    list(
+        zip(
+            NAMES,
+            (3_319_392, 13_151_424, 24_196_288, 44_072_128, 60_842_688, 81_443_008),
+            strict=True,
+        )
+    ),
 )
 def test_parameter_count_is_the_published_one_and_a_classifier(name: str, count: int) -> None:
     with torch.device("meta"):
@@ -70,7 +76,10 @@ def test_default_config_tells_the_truth(name: str) -> None:
     assert model(images).shape[-2:] == config["pool_size"]
     model.reset_classifier(7, "avg")
     assert model(images).shape == (1, 7)
-    assert timm.create_model(name, num_classes=0, global_pool="")(images).shape[-2:] == config["pool_size"]
+    assert (
+        timm.create_model(name, num_classes=0, global_pool="")(images).shape[-2:]
+        == config["pool_size"]
+    )
     with pytest.raises(ValueError, match="global_pool='max'; choose 'avg' or ''"):
         model.reset_classifier(7, "max")
 
@@ -83,7 +92,9 @@ def test_features_only_is_the_pyramid(name: str, out_indices: tuple[int, ...]) -
     images = torch.randn(1, 4, 96, 128)
     features = model(images)
     assert len(features) == len(out_indices)
-    for x, channels, reduction in zip(features, model.feature_info.channels(), model.feature_info.reduction(), strict=True):
+    for x, channels, reduction in zip(
+        features, model.feature_info.channels(), model.feature_info.reduction(), strict=True
+    ):
         assert x.shape == (1, channels, 96 // reduction, 128 // reduction)
     channels = SegFormer(name.removeprefix("mit_"), num_classes=2).backbone.channels
     assert model.feature_info.channels() == [channels[k] for k in out_indices]
@@ -97,8 +108,12 @@ def test_forward_intermediates(name: str) -> None:
     images = torch.randn(2, 3, 96, 96)
     output, intermediates = model.forward_intermediates(images)
     torch.testing.assert_close(output, model.forward_features(images))
-    assert [x.shape for x in intermediates] == [(2, c, 96 // r, 96 // r) for c, r in zip(info.channels(), info.reduction(), strict=True)]
-    only = model.forward_intermediates(images, indices=[1], stop_early=True, intermediates_only=True)
+    assert [x.shape for x in intermediates] == [
+        (2, c, 96 // r, 96 // r) for c, r in zip(info.channels(), info.reduction(), strict=True)
+    ]
+    only = model.forward_intermediates(
+        images, indices=[1], stop_early=True, intermediates_only=True
+    )
     torch.testing.assert_close(only, intermediates[1:2])
     model.prune_intermediate_layers([1])
     assert len(model.stages) == 2
@@ -113,7 +128,9 @@ def test_gradient_checkpointing_changes_nothing(name: str) -> None:
     images = torch.randn(1, 3, 64, 64)
     expected = torch.autograd.grad(model(images).sum(), list(model.parameters()))
     model.set_grad_checkpointing()
-    torch.testing.assert_close(torch.autograd.grad(model(images).sum(), list(model.parameters())), expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(model(images).sum(), list(model.parameters())), expected
+    )
 
 
 @torch.no_grad()
@@ -122,7 +139,9 @@ def test_channels_last_changes_nothing() -> None:
     images = torch.randn(1, 3, 64, 96)
     expected = model(images)
     model = model.to(memory_format=torch.channels_last)
-    torch.testing.assert_close(model(images.contiguous(memory_format=torch.channels_last)), expected)
+    torch.testing.assert_close(
+        model(images.contiguous(memory_format=torch.channels_last)), expected
+    )
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -132,7 +151,9 @@ def test_parameter_groups_cover_every_parameter(name: str) -> None:
     model = timm.create_model(name)
     for coarse in (False, True):
         groups = group_parameters(model, model.group_matcher(coarse))
-        assert sorted(name for group in groups.values() for name in group) == sorted(name for name, _ in model.named_parameters())
+        assert sorted(name for group in groups.values() for name in group) == sorted(
+            name for name, _ in model.named_parameters()
+        )
         assert len(groups) > 4
 
 
@@ -141,8 +162,19 @@ def test_layer_decay_puts_a_stages_norm_behind_its_blocks() -> None:
 
     model = timm.create_model("mit_b0")
     names = {id(p): name for name, p in model.named_parameters()}
-    scale = {names[id(p)]: group["lr_scale"] for group in param_groups_layer_decay(model, layer_decay=0.5) for p in group["params"]}
-    order = ["stages.0.embed.proj", "stages.0.blocks.0.attn.q", "stages.0.blocks.1.attn.q", "stages.1.embed.proj", "stages.3.norm", "head"]
+    scale = {
+        names[id(p)]: group["lr_scale"]
+        for group in param_groups_layer_decay(model, layer_decay=0.5)
+        for p in group["params"]
+    }
+    order = [
+        "stages.0.embed.proj",
+        "stages.0.blocks.0.attn.q",
+        "stages.0.blocks.1.attn.q",
+        "stages.1.embed.proj",
+        "stages.3.norm",
+        "head",
+    ]
     scales = [scale[f"{name}.weight"] for name in order]
     assert scales == sorted(set(scales))
 
@@ -157,7 +189,9 @@ def test_it_exports() -> None:
     """TorchScript's compiler reads no einops, and is deprecated; torch.export takes its place."""
     model = randomized(timm.create_model("mit_b0"))
     images = torch.randn(1, 3, 64, 64)
-    torch.testing.assert_close(torch.export.export(model, (images,)).module()(images), model(images))
+    torch.testing.assert_close(
+        torch.export.export(model, (images,)).module()(images), model(images)
+    )
 
 
 @torch.no_grad()
@@ -185,21 +219,41 @@ def test_smps_decoders_take_it(decoder: str) -> None:
 def test_pretrained_weights_of_any_layout(layout: str, tmp_path: Path) -> None:
     encoder = randomized(timm.create_model("mit_b0"))
     model = SegFormer("b0", num_classes=2)
-    model.backbone.load_state_dict({key: tensor for key, tensor in encoder.state_dict().items() if not key.startswith("head.")})
-    state = {key: tensor for key, tensor in state_dict_as(model, LAYOUTS[layout]).items() if "decode_head" not in key}
-    classifier = {f"{LAYOUTS[layout].classifier}.{key}": tensor for key, tensor in encoder.head.state_dict().items()}
+    model.backbone.load_state_dict(
+        {key: tensor for key, tensor in encoder.state_dict().items() if not key.startswith("head.")}
+    )
+    state = {
+        key: tensor
+        for key, tensor in state_dict_as(model, LAYOUTS[layout]).items()
+        if "decode_head" not in key
+    }
+    classifier = {
+        f"{LAYOUTS[layout].classifier}.{key}": tensor
+        for key, tensor in encoder.head.state_dict().items()
+    }
     torch.save(state | classifier, tmp_path / "mit_b0.pth")
     overlay = {"file": str(tmp_path / "mit_b0.pth")}
 
     again = timm.create_model("mit_b0", pretrained=True, pretrained_cfg_overlay=overlay)
     torch.testing.assert_close(again.state_dict(), encoder.state_dict(), rtol=0, atol=0)
-    torch.save(state_dict_as(model, LAYOUTS[layout]), tmp_path / "whole.pth")  # a segmentation model's encoder
-    whole = timm.create_model("mit_b0", pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path / "whole.pth")}, num_classes=0)
+    torch.save(
+        state_dict_as(model, LAYOUTS[layout]), tmp_path / "whole.pth"
+    )  # a segmentation model's encoder
+    whole = timm.create_model(
+        "mit_b0",
+        pretrained=True,
+        pretrained_cfg_overlay={"file": str(tmp_path / "whole.pth")},
+        num_classes=0,
+    )
     torch.testing.assert_close(whole.state_dict(), model.backbone.state_dict(), rtol=0, atol=0)
-    finetune = timm.create_model("mit_b0", pretrained=True, pretrained_cfg_overlay=overlay, num_classes=5, in_chans=1)
+    finetune = timm.create_model(
+        "mit_b0", pretrained=True, pretrained_cfg_overlay=overlay, num_classes=5, in_chans=1
+    )
     stem = encoder.stages[0].embed.proj.weight.sum(1, keepdim=True)
     torch.testing.assert_close(finetune.stages[0].embed.proj.weight, stem)
-    pyramid = timm.create_model("mit_b0", pretrained=True, pretrained_cfg_overlay=overlay, features_only=True).eval()
+    pyramid = timm.create_model(
+        "mit_b0", pretrained=True, pretrained_cfg_overlay=overlay, features_only=True
+    ).eval()
     images = torch.randn(1, 3, 64, 64)
     expected = again.eval().forward_intermediates(images, intermediates_only=True)
     torch.testing.assert_close(pyramid(images), expected)

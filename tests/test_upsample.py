@@ -28,9 +28,15 @@ def small_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
 def maps(draw: st.DrawFn, channels: tuple[int, int] = (1, 12)) -> Tensor:
     """Smooth or noisy maps (B, K, h, w) in float64, in any memory order."""
     shape = (draw(st.integers(1, 2)), draw(st.integers(*channels)), draw(sides), draw(sides))
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(draw(st.integers(0, 999))), dtype=torch.double)
+    x = torch.randn(
+        shape,
+        generator=torch.Generator().manual_seed(draw(st.integers(0, 999))),
+        dtype=torch.double,
+    )
     if draw(st.booleans()):
-        x = x + torch.arange(shape[1])[:, None, None] * draw(st.sampled_from([0.1, 3.0]))  # few boundaries
+        x = x + torch.arange(shape[1])[:, None, None] * draw(
+            st.sampled_from([0.1, 3.0])
+        )  # few boundaries
     order = draw(st.sampled_from(["contiguous", "channels_last", "strided"]))
     if order == "channels_last":
         return x.contiguous(memory_format=torch.channels_last)
@@ -43,16 +49,26 @@ def test_upsample_is_bilinear_with_half_pixel_centres() -> None:
 
 
 def test_sum_is_the_sum_of_the_upsampled_maps() -> None:
-    levels = [torch.randn(2, 3, h, w, dtype=torch.double, requires_grad=True) for h, w in ((9, 14), (5, 7), (3, 4))]
+    levels = [
+        torch.randn(2, 3, h, w, dtype=torch.double, requires_grad=True)
+        for h, w in ((9, 14), (5, 7), (3, 4))
+    ]
     total, expected = upsample_sum(levels), sum(interpolate(m, (9, 14)) for m in levels)
     torch.testing.assert_close(total, expected, rtol=0, atol=1e-12)
     d = torch.randn_like(total)
-    torch.testing.assert_close(torch.autograd.grad(total, levels, d), torch.autograd.grad(expected, levels, d), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        torch.autograd.grad(total, levels, d),
+        torch.autograd.grad(expected, levels, d),
+        rtol=0,
+        atol=1e-12,
+    )
 
 
 @settings(deadline=None, max_examples=200)
 @given(logits=maps(), height=targets, width=targets, align_corners=st.booleans())
-def test_argmax_is_the_argmax_of_the_upsampled_logits(logits: Tensor, height: int, width: int, align_corners: bool) -> None:
+def test_argmax_is_the_argmax_of_the_upsampled_logits(
+    logits: Tensor, height: int, width: int, align_corners: bool
+) -> None:
     labels = upsample_argmax(logits, (height, width), align_corners)
     assert labels.dtype == torch.int64
     assert torch.equal(labels, interpolate(logits, (height, width), align_corners).argmax(1))
@@ -61,7 +77,9 @@ def test_argmax_is_the_argmax_of_the_upsampled_logits(logits: Tensor, height: in
 @settings(deadline=None, max_examples=200)
 @given(
     logits=maps(),
-    values=st.lists(st.sampled_from([float("nan"), float("inf"), float("-inf"), 1e308]), min_size=1, max_size=6),
+    values=st.lists(
+        st.sampled_from([float("nan"), float("inf"), float("-inf"), 1e308]), min_size=1, max_size=6
+    ),
     height=targets,
     width=targets,
     seed=st.integers(0, 999),
@@ -70,7 +88,9 @@ def test_argmax_of_logits_that_are_not_finite_is_the_plain_one(
     logits: Tensor, values: list[float], height: int, width: int, seed: int
 ) -> None:
     logits = logits.clone(memory_format=torch.contiguous_format)
-    places = torch.randint(logits.numel(), (len(values),), generator=torch.Generator().manual_seed(seed))
+    places = torch.randint(
+        logits.numel(), (len(values),), generator=torch.Generator().manual_seed(seed)
+    )
     logits.view(-1)[places] = torch.tensor(values, dtype=torch.double)
     plain = interpolate(logits, (height, width))
     if plain.isfinite().all():
@@ -80,7 +100,11 @@ def test_argmax_of_logits_that_are_not_finite_is_the_plain_one(
     greatest, chosen = plain.amax(1), plain.gather(1, labels[:, None])[:, 0]
     same = (labels == plain.argmax(1)) | (greatest - chosen <= 1e-12 * greatest.abs())
     # Where a pixel lies on a cell to the last bit, rounding decides whether 0 · ∞ or ε · ∞ is added of its neighbour.
-    assert (same | lies_on_a_cell(logits.shape[2], height)[:, None] | lies_on_a_cell(logits.shape[3], width)).all()
+    assert (
+        same
+        | lies_on_a_cell(logits.shape[2], height)[:, None]
+        | lies_on_a_cell(logits.shape[3], width)
+    ).all()
 
 
 def lies_on_a_cell(cells: int, pixels: int) -> Tensor:
@@ -95,7 +119,9 @@ def test_argmax_in_any_precision_is_a_greatest_class(classes: int, dtype: torch.
     logits = torch.randn(2, classes, 8, 12).to(dtype)
     labels = upsample_argmax(logits, (30, 50))
     full = interpolate(logits.float(), (30, 50))
-    torch.testing.assert_close(full.gather(1, labels[:, None])[:, 0], full.amax(1), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        full.gather(1, labels[:, None])[:, 0], full.amax(1), rtol=0, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4, 5), (2, 3, 4, 5)])
@@ -112,10 +138,20 @@ def losses(draw: st.DrawFn) -> tuple[Tensor, Tensor, dict[str, Any]]:
     height, width, classes = draw(targets), draw(targets), logits.shape[1]
     generator = torch.Generator().manual_seed(draw(st.integers(0, 999)))
     target = torch.randint(classes, (len(logits), height, width), generator=generator)
-    target[torch.rand(target.shape, generator=generator) < draw(st.sampled_from([0.0, 0.3, 0.95]))] = 255
+    target[
+        torch.rand(target.shape, generator=generator) < draw(st.sampled_from([0.0, 0.3, 0.95]))
+    ] = 255
     target.view(-1)[0] = 0  # one valid pixel at least
-    weight = torch.rand(classes, generator=generator, dtype=torch.double) + 0.1 if draw(st.booleans()) else None
-    return logits, target, {"weight": weight, "label_smoothing": draw(st.sampled_from([0.0, 0.1, 1.0]))}
+    weight = (
+        torch.rand(classes, generator=generator, dtype=torch.double) + 0.1
+        if draw(st.booleans())
+        else None
+    )
+    return (
+        logits,
+        target,
+        {"weight": weight, "label_smoothing": draw(st.sampled_from([0.0, 0.1, 1.0]))},
+    )
 
 
 @settings(deadline=None, max_examples=200)
@@ -126,15 +162,28 @@ def test_cross_entropy_is_torchs_over_the_upsampled_logits(
     logits, target, options = case
     logits = logits.requires_grad_()
     full = interpolate(logits, target.shape[-2:], align_corners)
-    expected = F.cross_entropy(full, target, ignore_index=255, reduction="sum" if over_all_pixels else "mean", **options)
+    expected = F.cross_entropy(
+        full, target, ignore_index=255, reduction="sum" if over_all_pixels else "mean", **options
+    )
     if over_all_pixels:
         expected = expected / target.numel()
-    loss = upsample_cross_entropy(logits, target, align_corners=align_corners, over_all_pixels=over_all_pixels, **options)
+    loss = upsample_cross_entropy(
+        logits, target, align_corners=align_corners, over_all_pixels=over_all_pixels, **options
+    )
     torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-10)
     (gradient,), (wanted,) = (torch.autograd.grad(3 * value, logits) for value in (loss, expected))
     torch.testing.assert_close(gradient, wanted, rtol=1e-10, atol=1e-10)
     with torch.no_grad():
-        assert upsample_cross_entropy(logits, target, align_corners=align_corners, over_all_pixels=over_all_pixels, **options) == loss
+        assert (
+            upsample_cross_entropy(
+                logits,
+                target,
+                align_corners=align_corners,
+                over_all_pixels=over_all_pixels,
+                **options,
+            )
+            == loss
+        )
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
@@ -145,7 +194,9 @@ def test_the_gradient_of_cross_entropy_is_the_numerical_one(align_corners: bool)
     weight = torch.tensor([1.0, 2.0, 0.5], dtype=torch.double)
 
     def loss(x: Tensor) -> Tensor:
-        return upsample_cross_entropy(x, target, weight, align_corners=align_corners, label_smoothing=0.1)
+        return upsample_cross_entropy(
+            x, target, weight, align_corners=align_corners, label_smoothing=0.1
+        )
 
     assert torch.autograd.gradcheck(loss, (logits,))
 
@@ -157,7 +208,10 @@ def test_cross_entropy_of_half_precision_is_computed_in_float32(dtype: torch.dty
     loss = upsample_cross_entropy(logits, target)
     expected = F.cross_entropy(interpolate(logits.float(), (24, 24)), target)
     torch.testing.assert_close(loss, expected)
-    (gradient,), (wanted,) = torch.autograd.grad(loss, logits), torch.autograd.grad(expected, logits)
+    (gradient,), (wanted,) = (
+        torch.autograd.grad(loss, logits),
+        torch.autograd.grad(expected, logits),
+    )
     assert gradient.dtype == dtype
     torch.testing.assert_close(gradient, wanted)
 
@@ -180,10 +234,16 @@ def test_logits_that_are_not_finite_count_as_in_the_plain_way(value: float, igno
     logits.requires_grad_()
     target = torch.zeros(1, 16, 16, dtype=torch.int64)
     target[:, ignored:] = 255
-    expected, loss = F.cross_entropy(interpolate(logits, (16, 16)), target, ignore_index=255), upsample_cross_entropy(logits, target)
+    expected, loss = (
+        F.cross_entropy(interpolate(logits, (16, 16)), target, ignore_index=255),
+        upsample_cross_entropy(logits, target),
+    )
     torch.testing.assert_close(loss, expected, equal_nan=True)
     assert loss.isfinite() == (ignored == 4)
-    (gradient,), (wanted,) = torch.autograd.grad(loss, logits), torch.autograd.grad(expected, logits)
+    (gradient,), (wanted,) = (
+        torch.autograd.grad(loss, logits),
+        torch.autograd.grad(expected, logits),
+    )
     torch.testing.assert_close(gradient, wanted, equal_nan=True)
 
 
@@ -194,8 +254,13 @@ def test_a_target_outside_the_classes_is_refused() -> None:
 
 def test_shapes_that_do_not_fit_are_refused() -> None:
     logits = torch.zeros(2, 3, 4, 4)
-    for target in (torch.zeros(1, 16, 16, dtype=torch.int64), torch.zeros(2, 1, 16, 16, dtype=torch.int64)):
-        with pytest.raises(ValueError, match=r"is not \(B, H, W\) with the batch of the logits, \(2, 3, 4, 4\)"):
+    for target in (
+        torch.zeros(1, 16, 16, dtype=torch.int64),
+        torch.zeros(2, 1, 16, 16, dtype=torch.int64),
+    ):
+        with pytest.raises(
+            ValueError, match=r"is not \(B, H, W\) with the batch of the logits, \(2, 3, 4, 4\)"
+        ):
             upsample_cross_entropy(logits, target)
     with pytest.raises(ValueError, match="class weights for 3 classes"):
         upsample_cross_entropy(logits, torch.zeros(2, 16, 16, dtype=torch.int64), torch.ones(2))
@@ -209,7 +274,9 @@ def test_autocast_does_not_lower_their_precision() -> None:
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             loss = upsample_cross_entropy(logits, target)
-            results.append((loss, torch.autograd.grad(loss, logits)[0], upsample_argmax(logits, (24, 24))))
+            results.append(
+                (loss, torch.autograd.grad(loss, logits)[0], upsample_argmax(logits, (24, 24)))
+            )
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
 
 
@@ -235,7 +302,9 @@ def test_the_loss_has_second_derivatives(weighted: bool, over_all_pixels: bool) 
     weight = torch.tensor([0.5, 1.0, 2.0], dtype=torch.double) if weighted else None
 
     def loss(logits: Tensor) -> Tensor:
-        return upsample_cross_entropy(logits, target, weight, label_smoothing=0.1, over_all_pixels=over_all_pixels)
+        return upsample_cross_entropy(
+            logits, target, weight, label_smoothing=0.1, over_all_pixels=over_all_pixels
+        )
 
     assert torch.autograd.gradcheck(loss, logits)
     assert torch.autograd.gradgradcheck(loss, logits)
@@ -243,7 +312,10 @@ def test_the_loss_has_second_derivatives(weighted: bool, over_all_pixels: bool) 
 
 def test_a_gradient_penalty_is_the_plain_losss() -> None:
     """The gradient's own gradient with respect to what is behind the logits; the loss's incoming gradient needs none."""
-    layer, x = torch.nn.Conv2d(4, 3, 1).double(), torch.randn(1, 4, 5, 6, dtype=torch.double, requires_grad=True)
+    layer, x = (
+        torch.nn.Conv2d(4, 3, 1).double(),
+        torch.randn(1, 4, 5, 6, dtype=torch.double, requires_grad=True),
+    )
     target = torch.randint(3, (1, 20, 24))
     penalties = []
     for loss in (

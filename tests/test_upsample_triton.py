@@ -17,9 +17,13 @@ from torch import Tensor
 
 from segformer import upsample
 
-kernels = pytest.importorskip("segformer.ops.triton_kernels", reason="reason: Triton is not installed", exc_type=ImportError)
+kernels = pytest.importorskip(
+    "segformer.ops.triton_kernels", reason="reason: Triton is not installed", exc_type=ImportError
+)
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-pytestmark = [pytest.mark.filterwarnings("ignore:(invalid value|divide by zero):RuntimeWarning")]  # NumPy's, under the interpreter
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:(invalid value|divide by zero):RuntimeWarning")
+]  # NumPy's, under the interpreter
 if DEVICE.type == "cuda":
     pytestmark.append(pytest.mark.cuda)
 
@@ -33,8 +37,17 @@ def by_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 @st.composite
 def maps(draw: st.DrawFn) -> Tensor:
     """(B, K, h, w) in float64: one block of classes or several."""
-    shape = (draw(st.integers(1, 2)), draw(st.sampled_from([1, 2, 5, 40])), draw(st.integers(1, 4)), draw(st.integers(1, 4)))
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(draw(st.integers(0, 999))), dtype=torch.double)
+    shape = (
+        draw(st.integers(1, 2)),
+        draw(st.sampled_from([1, 2, 5, 40])),
+        draw(st.integers(1, 4)),
+        draw(st.integers(1, 4)),
+    )
+    x = torch.randn(
+        shape,
+        generator=torch.Generator().manual_seed(draw(st.integers(0, 999))),
+        dtype=torch.double,
+    )
     return x.to(DEVICE)
 
 
@@ -43,8 +56,13 @@ sizes = st.tuples(st.integers(1, 10), st.integers(1, 20))
 
 @settings(deadline=None, max_examples=15)
 @given(logits=maps(), size=sizes, align_corners=st.booleans())
-def test_argmax_is_that_of_the_upsampled_logits(logits: Tensor, size: tuple[int, int], align_corners: bool) -> None:
-    labels = kernels.argmax(logits.permute(0, 2, 3, 1).contiguous(), upsample._places(logits.permute(0, 2, 3, 1), size, align_corners))
+def test_argmax_is_that_of_the_upsampled_logits(
+    logits: Tensor, size: tuple[int, int], align_corners: bool
+) -> None:
+    labels = kernels.argmax(
+        logits.permute(0, 2, 3, 1).contiguous(),
+        upsample._places(logits.permute(0, 2, 3, 1), size, align_corners),
+    )
     assert torch.equal(labels, interpolate(logits, size, align_corners).argmax(1))
 
 
@@ -70,26 +88,53 @@ def test_argmax_of_what_is_not_finite_is_the_plain_one(value: float) -> None:
     seed=st.integers(0, 99),
 )
 def test_cross_entropy_is_torchs_over_the_upsampled_logits(
-    logits: Tensor, size: tuple[int, int], align_corners: bool, weighted: bool, smoothing: float, over_all_pixels: bool, seed: int
+    logits: Tensor,
+    size: tuple[int, int],
+    align_corners: bool,
+    weighted: bool,
+    smoothing: float,
+    over_all_pixels: bool,
+    seed: int,
 ) -> None:
     generator, classes = torch.Generator().manual_seed(seed), logits.shape[1]
     target = torch.randint(0, classes, (len(logits), *size), generator=generator).to(DEVICE)
     target[:, : size[0] // 3] = 255
-    weight = (0.5 + torch.rand(classes, generator=generator, dtype=torch.double)).to(DEVICE) if weighted else None
+    weight = (
+        (0.5 + torch.rand(classes, generator=generator, dtype=torch.double)).to(DEVICE)
+        if weighted
+        else None
+    )
     logits.requires_grad_()
     options: dict[str, Any] = {"ignore_index": 255, "label_smoothing": smoothing}
     full = interpolate(logits, size, align_corners)
     if over_all_pixels:
-        expected = F.cross_entropy(full, target, weight, reduction="sum", **options) / target.numel()
+        expected = (
+            F.cross_entropy(full, target, weight, reduction="sum", **options) / target.numel()
+        )
     else:
         expected = F.cross_entropy(full, target, weight, **options)
-    loss = upsample.upsample_cross_entropy(logits, target, weight, align_corners=align_corners, over_all_pixels=over_all_pixels, **options)
+    loss = upsample.upsample_cross_entropy(
+        logits,
+        target,
+        weight,
+        align_corners=align_corners,
+        over_all_pixels=over_all_pixels,
+        **options,
+    )
     torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-10)
-    (gradient,), (wanted,) = torch.autograd.grad(3 * loss, logits), torch.autograd.grad(3 * expected, logits)
+    (gradient,), (wanted,) = (
+        torch.autograd.grad(3 * loss, logits),
+        torch.autograd.grad(3 * expected, logits),
+    )
     torch.testing.assert_close(gradient, wanted, rtol=1e-10, atol=1e-10)
     with torch.no_grad():
         same = upsample.upsample_cross_entropy(
-            logits, target, weight, align_corners=align_corners, over_all_pixels=over_all_pixels, **options
+            logits,
+            target,
+            weight,
+            align_corners=align_corners,
+            over_all_pixels=over_all_pixels,
+            **options,
         )
     assert same == loss
 
@@ -99,12 +144,20 @@ def test_cross_entropy_is_torchs_over_the_upsampled_logits(
 def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
     logits = torch.randn(1, 5, 3, 4, device=DEVICE).to(dtype).requires_grad_()
     target = torch.randint(0, 5, (1, 12, 16), device=DEVICE)
-    loss, expected = upsample.upsample_cross_entropy(logits, target), F.cross_entropy(interpolate(logits.float(), (12, 16)), target)
+    loss, expected = (
+        upsample.upsample_cross_entropy(logits, target),
+        F.cross_entropy(interpolate(logits.float(), (12, 16)), target),
+    )
     torch.testing.assert_close(loss, expected)
-    (gradient,), (wanted,) = torch.autograd.grad(loss, logits), torch.autograd.grad(expected, logits)
+    (gradient,), (wanted,) = (
+        torch.autograd.grad(loss, logits),
+        torch.autograd.grad(expected, logits),
+    )
     assert gradient.dtype == dtype
     torch.testing.assert_close(gradient, wanted)
-    assert torch.equal(upsample.upsample_argmax(logits, (12, 16)), interpolate(logits.float(), (12, 16)).argmax(1))
+    assert torch.equal(
+        upsample.upsample_argmax(logits, (12, 16)), interpolate(logits.float(), (12, 16)).argmax(1)
+    )
 
 
 @pytest.mark.usefixtures("by_kernels")
@@ -133,7 +186,10 @@ def test_a_batch_without_labels_costs_nothing(batch: int) -> None:
 
 
 @pytest.mark.usefixtures("by_kernels")
-@pytest.mark.skipif(DEVICE.type == "cuda", reason="reason: on a CUDA device it ends the process, as PyTorch's own does")
+@pytest.mark.skipif(
+    DEVICE.type == "cuda",
+    reason="reason: on a CUDA device it ends the process, as PyTorch's own does",
+)
 def test_a_target_outside_the_classes_is_refused() -> None:
     with pytest.raises(RuntimeError, match="out of bounds"):
         upsample.upsample_cross_entropy(torch.zeros(1, 3, 4, 4), torch.full((1, 16, 16), 7))
@@ -142,7 +198,9 @@ def test_a_target_outside_the_classes_is_refused() -> None:
 @pytest.mark.parametrize("dtype", [torch.double, torch.bfloat16], ids=str)
 @pytest.mark.usefixtures("by_kernels")
 def test_sum_is_the_sum_of_the_upsampled_maps(dtype: torch.dtype) -> None:
-    levels = [torch.randn(2, 40, h, w, device=DEVICE).to(dtype) for h, w in ((5, 18), (3, 7), (2, 2))]
+    levels = [
+        torch.randn(2, 40, h, w, device=DEVICE).to(dtype) for h, w in ((5, 18), (3, 7), (2, 2))
+    ]
     copies = [level.clone() for level in levels]
     expected = sum(interpolate(level.double(), (5, 18)) for level in levels)
     with torch.no_grad():
@@ -196,6 +254,12 @@ for name, constants in {
 def test_they_compile_to_machine_code(tmp_path: Any) -> None:
     """For an A100 and an H100, which need not be there: what the interpreter lets pass the compiler might not."""
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    run = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, env=environment, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", COMPILE],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
     assert run.returncode == 0, run.stderr
     assert len(run.stdout.splitlines()) == 8

@@ -17,7 +17,9 @@ def test_an_indexed_picture_holds_indices_and_shows_colours(tmp_path) -> None:
 
 def test_an_overlay_mixes_colours_in_and_leaves_ignored_pixels_alone() -> None:
     image = Image.new("RGB", (3, 1), (0, 0, 200))
-    assert np.array(overlay(image, LABELS, CLASSES, alpha=0.5)).tolist() == [[[128, 0, 100], [0, 128, 100], [0, 0, 200]]]
+    assert np.array(overlay(image, LABELS, CLASSES, alpha=0.5)).tolist() == [
+        [[128, 0, 100], [0, 128, 100], [0, 0, 200]]
+    ]
 
 
 def test_a_legend_shows_every_class_within_its_width() -> None:

@@ -27,8 +27,17 @@ print(resident() - before)
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
 def test_large_blocks_are_kept_where_it_is_asked_for() -> None:
     kept, given_back = (
-        int(subprocess.run([sys.executable, "-c", SCRIPT.format(keep=keep)], capture_output=True, text=True, check=True).stdout)
+        int(
+            subprocess.run(
+                [sys.executable, "-c", SCRIPT.format(keep=keep)],
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+        )
         for keep in (True, False)
     )
-    assert 60 << 20 < kept < 300 << 20  # of ten blocks two or three, by the heap's alignment, used again and again
+    assert (
+        60 << 20 < kept < 300 << 20
+    )  # of ten blocks two or three, by the heap's alignment, used again and again
     assert given_back < 10 << 20

@@ -63,7 +63,10 @@ def literal(model: Any, images: Tensor) -> Tensor:
     if isinstance(head, MMSegHead):
         levels = [project(x) for x, project in zip(features, head.projections, strict=True)]
     else:
-        levels = [project(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for x, project in zip(features, head.projections, strict=True)][::-1]
+        levels = [
+            project(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            for x, project in zip(features, head.projections, strict=True)
+        ][::-1]
     size = features[0].shape[-2:]
     x = head.fuse(torch.cat([F.interpolate(x, size, mode="bilinear") for x in levels], 1))
     return head.classifier(head.dropout(F.relu(head.norm(x))))
@@ -88,13 +91,17 @@ def assert_literal(model: Any, training: bool = False) -> None:
         if isinstance(module, nn.Dropout2d | nn.Dropout) or type(module).__name__ == "DropPath":
             module.eval()  # no random numbers
     with torch.no_grad():
-        torch.testing.assert_close(stride_4(model, images), literal(model, images), rtol=0, atol=1e-10)
+        torch.testing.assert_close(
+            stride_4(model, images), literal(model, images), rtol=0, atol=1e-10
+        )
     results = []
     for forward in (stride_4, literal):
         model.zero_grad()
         logits = forward(model, images)
         logits.square().mean().backward()
-        results.append([logits.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+        results.append(
+            [logits.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
+        )
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-10)
 
 
@@ -107,7 +114,9 @@ def shifted_input(module: nn.Module) -> None:
 
 
 def scaled_gradient(module: nn.Module) -> None:
-    module.register_full_backward_hook(lambda module, d_inputs, d_outputs: (None if d_inputs[0] is None else 3 * d_inputs[0],))
+    module.register_full_backward_hook(
+        lambda module, d_inputs, d_outputs: (None if d_inputs[0] is None else 3 * d_inputs[0],)
+    )
 
 
 def own_forward(module: nn.Module) -> None:
@@ -137,7 +146,9 @@ class Subclass(Tensor):
     calls: list[str]
 
     @classmethod
-    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         if function in (F.linear, F.conv2d, torch.conv2d):
             plain = [arg.as_subclass(Tensor) if isinstance(arg, Subclass) else arg for arg in args]
             return 2 * function(*plain, **(kwargs or {}))
@@ -148,28 +159,47 @@ def tensor_subclass(module: nn.Module) -> None:
     module.weight = nn.Parameter(module.weight.detach().as_subclass(Subclass), requires_grad=False)
 
 
-TOUCHES = (doubled_output, shifted_input, scaled_gradient, own_forward, pruned, old_weight_norm, weight_norm, tensor_subclass)
+TOUCHES = (
+    doubled_output,
+    shifted_input,
+    scaled_gradient,
+    own_forward,
+    pruned,
+    old_weight_norm,
+    weight_norm,
+    tensor_subclass,
+)
 
 
-@pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")  # of the stem: images have no gradient
+@pytest.mark.filterwarnings(
+    "ignore:Full backward hook is firing:UserWarning"
+)  # of the stem: images have no gradient
 @pytest.mark.parametrize("leaf", LEAVES)
 @pytest.mark.parametrize("touch", TOUCHES, ids=lambda touch: touch.__name__)
-def test_a_touched_module_is_called(leaf: str, touch: Callable[[nn.Module], None], model: SegFormer) -> None:
+def test_a_touched_module_is_called(
+    leaf: str, touch: Callable[[nn.Module], None], model: SegFormer
+) -> None:
     touch(model.get_submodule(leaf))
     assert_literal(model)
 
 
 REPLACED: dict[str, Callable[[nn.Module], nn.Module]] = {
     "backbone.stages.0.blocks.0.ffn.dwconv": lambda old: nn.Conv2d(32, 32, 5, padding=2, groups=32),
-    "backbone.stages.1.blocks.0.ffn.dwconv": lambda old: nn.Conv2d(64, 64, 3, padding=2, dilation=2, groups=64),
-    "backbone.stages.2.blocks.0.ffn.dwconv": lambda old: nn.Conv2d(96, 96, 3, padding=1, groups=96, padding_mode="reflect"),
+    "backbone.stages.1.blocks.0.ffn.dwconv": lambda old: nn.Conv2d(
+        64, 64, 3, padding=2, dilation=2, groups=64
+    ),
+    "backbone.stages.2.blocks.0.ffn.dwconv": lambda old: nn.Conv2d(
+        96, 96, 3, padding=1, groups=96, padding_mode="reflect"
+    ),
     "backbone.stages.0.blocks.0.ffn.act": lambda old: nn.PReLU(),
     "backbone.stages.0.blocks.0.ffn.fc1": lambda old: nn.Sequential(old, nn.LayerNorm(32)),
     "decode_head.projections.1": lambda old: nn.Linear(16, 16, bias=False),
     "decode_head.projections.2": lambda old: nn.Sequential(old, nn.GELU()),
     "decode_head.fuse": lambda old: nn.Conv2d(64, 16, 3, padding=1, bias=False),
     "decode_head.norm": lambda old: nn.GroupNorm(2, 16),
-    "decode_head.dropout": lambda old: nn.Sequential(nn.Hardtanh(0.0, 0.3)),  # does not commute with ReLU
+    "decode_head.dropout": lambda old: nn.Sequential(
+        nn.Hardtanh(0.0, 0.3)
+    ),  # does not commute with ReLU
     "decode_head.classifier": lambda old: nn.Conv2d(16, 7, 1, bias=False),
     "decode_head": lambda old: nn.Sequential(old, nn.Tanh()),
 }
@@ -178,11 +208,15 @@ REPLACED: dict[str, Callable[[nn.Module], nn.Module]] = {
 @pytest.mark.parametrize("name", [name for name in REPLACED if name != "decode_head"])
 def test_a_replaced_module_is_called(name: str, model: SegFormer) -> None:
     parent, _, attribute = name.rpartition(".")
-    setattr(model.get_submodule(parent), attribute, REPLACED[name](model.get_submodule(name)).double())
+    setattr(
+        model.get_submodule(parent), attribute, REPLACED[name](model.get_submodule(name)).double()
+    )
     assert_literal(model)
 
 
-@pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")  # of the stem: images have no gradient
+@pytest.mark.filterwarnings(
+    "ignore:Full backward hook is firing:UserWarning"
+)  # of the stem: images have no gradient
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("recorded", [False, True], ids=["no_grad", "grad"])
 @pytest.mark.parametrize(
@@ -222,9 +256,13 @@ def test_every_module_is_called_once_and_its_hooks_see_what_it_returned(
     for name, module in model.named_modules():
         if not name.startswith("backbone.model"):  # timm's Transformer is timm's matter
             twice = name.endswith("drop_path")  # after attention and after Mix-FFN
-            assert calls.get(name, 0) == (0 if isinstance(module, nn.ModuleList) else 1 + twice), name
+            assert calls.get(name, 0) == (0 if isinstance(module, nn.ModuleList) else 1 + twice), (
+                name
+            )
     for name, (output, as_returned) in outputs.items():
-        torch.testing.assert_close(output.detach(), as_returned, msg=f"{name} was written over", equal_nan=True)
+        torch.testing.assert_close(
+            output.detach(), as_returned, msg=f"{name} was written over", equal_nan=True
+        )
 
 
 @pytest.mark.parametrize("recorded", [False, True], ids=["no_grad", "grad"])
@@ -250,7 +288,9 @@ def test_adapters_on_all_linear_layers_learn_and_merge(model: SegFormer) -> None
     stride_4(adapted, images).square().mean().backward()
     adapters = {name: p.grad for name, p in adapted.named_parameters() if "lora_" in name}
     assert any("decode_head.projections" in name for name in adapters)
-    assert [name for name, gradient in adapters.items() if gradient is None or not gradient.any()] == []
+    assert [
+        name for name, gradient in adapters.items() if gradient is None or not gradient.any()
+    ] == []
     with torch.no_grad():
         before = stride_4(adapted, images)
         merged = adapted.merge_and_unload()
@@ -263,7 +303,9 @@ def test_offloaded_weights_arrive_in_time(model: SegFormer) -> None:
     images = torch.randn(SIZE, dtype=torch.double)
     with torch.no_grad():
         expected = literal(model, images)
-        offloaded = accelerate.cpu_offload(copy.deepcopy(model), execution_device=torch.device("cpu"))
+        offloaded = accelerate.cpu_offload(
+            copy.deepcopy(model), execution_device=torch.device("cpu")
+        )
         torch.testing.assert_close(stride_4(offloaded, images), expected, rtol=0, atol=1e-10)
 
 
@@ -277,7 +319,11 @@ def test_layers_sharded_one_by_one_are_called(model: SegFormer) -> None:
     init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     try:
         sharded, mesh = copy.deepcopy(model), init_device_mesh("cpu", (1,))
-        for layer in [module for module in sharded.modules() if not list(module.children()) and list(module.parameters())]:
+        for layer in [
+            module
+            for module in sharded.modules()
+            if not list(module.children()) and list(module.parameters())
+        ]:
             fully_shard(layer, mesh=mesh)
         fully_shard(sharded, mesh=mesh)
         images = torch.randn(SIZE, dtype=torch.double)
@@ -296,12 +342,18 @@ def test_layers_sharded_one_by_one_are_called(model: SegFormer) -> None:
 def test_dynamically_quantised_layers_are_called() -> None:
     """As timm's own tests ask: int8 weights in every linear layer, the rest as it was."""
     model = randomized(SegFormer(TINY, num_classes=5))
-    quantised = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear}, torch.qint8)
+    quantised = torch.ao.quantization.quantize_dynamic(
+        copy.deepcopy(model), {nn.Linear}, torch.qint8
+    )
     assert not any(type(module) is nn.Linear for module in quantised.modules())
     images = torch.randn(SIZE)
     with torch.no_grad():
-        torch.testing.assert_close(stride_4(quantised, images), literal(quantised, images), rtol=1e-4, atol=1e-4)
-        assert not torch.allclose(stride_4(quantised, images), stride_4(model, images), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            stride_4(quantised, images), literal(quantised, images), rtol=1e-4, atol=1e-4
+        )
+        assert not torch.allclose(
+            stride_4(quantised, images), stride_4(model, images), rtol=1e-4, atol=1e-4
+        )
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
@@ -316,16 +368,25 @@ def test_an_ensemble_under_vmap_is_each_of_its_models() -> None:
 
     with torch.no_grad():
         stacked = torch.func.vmap(forward)(parameters, buffers)
-        torch.testing.assert_close(stacked, torch.stack([model(images) for model in models]), rtol=0, atol=1e-10)
+        torch.testing.assert_close(
+            stacked, torch.stack([model(images) for model in models]), rtol=0, atol=1e-10
+        )
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # by torch.func.jvp itself
+@pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script` is deprecated:FutureWarning"
+)  # by torch.func.jvp itself
 def test_forward_mode_differentiation_is_the_finite_difference(model: SegFormer) -> None:
     images, direction = (torch.randn(SIZE, dtype=torch.double) for _ in range(2))
-    with torch.no_grad(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):  # the others have no such derivative
+    with (
+        torch.no_grad(),
+        torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+    ):  # the others have no such derivative
         _, tangent = torch.func.jvp(lambda x: stride_4(model, x), (images,), (direction,))
         step = 1e-6
-        difference = (stride_4(model, images + step * direction) - stride_4(model, images - step * direction)) / (2 * step)
+        difference = (
+            stride_4(model, images + step * direction) - stride_4(model, images - step * direction)
+        ) / (2 * step)
     torch.testing.assert_close(tangent, difference, rtol=1e-5, atol=1e-7)
 
 
@@ -339,5 +400,7 @@ def test_checkpointed_parts_of_any_make_are_recomputed(model: SegFormer) -> None
 def test_graphs_refuse_hooks(model: SegFormer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tensor, "is_cuda", True)
     model.decode_head.norm.register_forward_hook(lambda *_: None)
-    with pytest.raises(ValueError, match=r"cannot replay hooks, and 'decode_head\.norm' has some; remove them"):
+    with pytest.raises(
+        ValueError, match=r"cannot replay hooks, and 'decode_head\.norm' has some; remove them"
+    ):
         model.predict(torch.randn(SIZE, dtype=torch.double), cuda_graph=True)

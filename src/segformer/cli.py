@@ -42,10 +42,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         "segformer",
         description="SegFormer: semantic segmentation with Transformers.",
-        epilog="\n".join([*(f"  {verb:10}{what}" for verb, what in VERBS.items()), "", f"  {DEBUG}=1 shows tracebacks."]),
+        epilog="\n".join(
+            [
+                *(f"  {verb:10}{what}" for verb, what in VERBS.items()),
+                "",
+                f"  {DEBUG}=1 shows tracebacks.",
+            ]
+        ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("verb", choices=VERBS, metavar="VERB", help=f"one of {', '.join(VERBS)}; VERB --help says more")
+    parser.add_argument(
+        "verb",
+        choices=VERBS,
+        metavar="VERB",
+        help=f"one of {', '.join(VERBS)}; VERB --help says more",
+    )
     verb = parser.parse_args(sys.argv[1:2]).verb
     if isinstance(sys.stdout, TextIOWrapper):  # a name that the terminal cannot show costs no run
         sys.stdout.reconfigure(errors="replace")
@@ -61,10 +72,16 @@ def main() -> None:
         raise
     except Exception as error:
         cause, keys = _root_cause(error)
-        if os.environ.get(DEBUG) or not isinstance(error if isinstance(error, argparse.ArgumentError) else cause, EXPECTED):
+        if os.environ.get(DEBUG) or not isinstance(
+            error if isinstance(error, argparse.ArgumentError) else cause, EXPECTED
+        ):
             raise
         where = f"{'.'.join(keys)}: " if keys and isinstance(error, argparse.ArgumentError) else ""
-        hint = f" (segformer {verb} --help lists the options)" if isinstance(error, argparse.ArgumentError) else ""
+        hint = (
+            f" (segformer {verb} --help lists the options)"
+            if isinstance(error, argparse.ArgumentError)
+            else ""
+        )
         _refuse(f"segformer {verb}: {where}{_one_line(cause)}{hint}", error)
 
 
@@ -96,7 +113,9 @@ def _train(verb: str) -> None:
             return check(sys.argv[2:])
         from segformer.train.cli import main as train
     except ModuleNotFoundError as error:
-        sys.exit(f"segformer {sys.argv[1]} needs {error.name}; install this package with its training extra, [train]")
+        sys.exit(
+            f"segformer {sys.argv[1]} needs {error.name}; install this package with its training extra, [train]"
+        )
     logging.getLogger("lightning").handlers.clear()  # its messages reach the root's handler anyway
     train()
 
@@ -112,7 +131,9 @@ def _root_cause(error: BaseException) -> tuple[BaseException, list[str]]:
     while True:
         keys += [key for key in re.findall(r'Parser key "([^"]+)"', str(error)) if key not in keys]
         below = error.__cause__ or error.__context__
-        if below is None or not _module_of(error.__traceback__).startswith(("jsonargparse", "argparse")):
+        if below is None or not _module_of(error.__traceback__).startswith(
+            ("jsonargparse", "argparse")
+        ):
             return error, keys
         error = below
 

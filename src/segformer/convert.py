@@ -10,7 +10,16 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from segformer.checkpoint import LAYOUTS, WRITABLE, BackboneOnlyError, Numerics, Reading, build, describe, read
+from segformer.checkpoint import (
+    LAYOUTS,
+    WRITABLE,
+    BackboneOnlyError,
+    Numerics,
+    Reading,
+    build,
+    describe,
+    read,
+)
 from segformer.models import SegFormer, SegmentationModel
 
 
@@ -65,7 +74,9 @@ def summary(reading: Reading, size: tuple[int, int] = (512, 512)) -> str:
         "numerics": _numerics(describe(model)),
         "normalization": str(reading.normalization),
     }
-    rows_of_report = (f"{event:15}{subject}: {reason}" for event, subject, reason in reading.report.rows)
+    rows_of_report = (
+        f"{event:15}{subject}: {reason}" for event, subject, reason in reading.report.rows
+    )
     return "\n".join([_table(reading, rows), *rows_of_report])
 
 
@@ -80,13 +91,19 @@ def _numerics(description: dict[str, Any]) -> str:
     if description["backbone"]["class"] == "MiT":
         return str(Numerics.of(description))
     config = {**description["backbone"]["config"], **description["decode_head"]["config"]}
-    told = {name: config[name] for name in ("positions", "fit", "norm_eps", "scales", "kernel_size") if name in config}
+    told = {
+        name: config[name]
+        for name in ("positions", "fit", "norm_eps", "scales", "kernel_size")
+        if name in config
+    }
     told |= {"align_corners": config.get("align_corners", description["align_corners"])}
     return ", ".join(f"{name}={value}" for name, value in told.items())
 
 
 def _table(reading: Reading, rows: dict[str, str]) -> str:
-    return "\n".join([reading.report.source, *(f"{name:15}{value}" for name, value in rows.items())])
+    return "\n".join(
+        [reading.report.source, *(f"{name:15}{value}" for name, value in rows.items())]
+    )
 
 
 def main(args: list[str]) -> None:
@@ -95,12 +112,26 @@ def main(args: list[str]) -> None:
     run = {"inspect": inspect, "convert": convert}[verb]
     parser = argparse.ArgumentParser(f"segformer {verb}", description=run.__doc__)
     parser.add_argument("source", metavar="IN", help="file, folder or Hugging Face id")
-    parser.add_argument("--source-layout", choices=LAYOUTS, help="the layout of IN, where the names of its tensors cannot tell it")
-    parser.add_argument("--num-classes", type=int, help="another number of classes: a new, random classifier")
-    parser.add_argument("--in-channels", type=int, help="another number of image channels: the stem is summed or repeated")
+    parser.add_argument(
+        "--source-layout",
+        choices=LAYOUTS,
+        help="the layout of IN, where the names of its tensors cannot tell it",
+    )
+    parser.add_argument(
+        "--num-classes", type=int, help="another number of classes: a new, random classifier"
+    )
+    parser.add_argument(
+        "--in-channels",
+        type=int,
+        help="another number of image channels: the stem is summed or repeated",
+    )
     parser.add_argument("--revision", help="branch, tag or commit on the hub")
     if verb == "convert":
-        parser.add_argument("target", metavar="OUT", help="a .safetensors file; for nvidia and smp also a .pth; for huggingface a folder")
+        parser.add_argument(
+            "target",
+            metavar="OUT",
+            help="a .safetensors file; for nvidia and smp also a .pth; for huggingface a folder",
+        )
         parser.add_argument("--layout", choices=WRITABLE, default="native")
     options = parser.parse_args(args)
     try:
@@ -126,11 +157,18 @@ def inspect(options: argparse.Namespace) -> None:
         reading = read(options.source, **{**_chosen(options), "num_classes": 1})
         parameters = sum(p.numel() for p in reading.backbone.parameters())
         variant = reading.backbone.config["variant"]
-        rows = {"layout": reading.report.layout, "variant": variant, "decode head": "none", "parameters": f"{parameters:,}"}
+        rows = {
+            "layout": reading.report.layout,
+            "variant": variant,
+            "decode head": "none",
+            "parameters": f"{parameters:,}",
+        }
         print(_table(reading, rows))
 
 
 def convert(options: argparse.Namespace) -> None:
     """Write a checkpoint of any layout in another one; what the target cannot say is warned of, with its size."""
-    SegFormer.from_pretrained(options.source, **_chosen(options)).save(options.target, options.layout)
+    SegFormer.from_pretrained(options.source, **_chosen(options)).save(
+        options.target, options.layout
+    )
     print(f"{options.target}: {options.layout} layout")

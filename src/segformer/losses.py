@@ -51,7 +51,11 @@ class CrossEntropy(nn.Module):
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
         self.over_all_pixels = over_all_pixels
-        self.register_buffer("weight", None if weight is None else torch.tensor(weight, dtype=torch.float32), persistent=False)
+        self.register_buffer(
+            "weight",
+            None if weight is None else torch.tensor(weight, dtype=torch.float32),
+            persistent=False,
+        )
 
     def forward(self, logits: Tensor, target: Tensor, align_corners: bool = False) -> Tensor:
         target, ignored = target.long(), _ignored(self.ignore_index, logits)
@@ -93,15 +97,29 @@ class OHEM(nn.Module):
             raise ValueError(f"threshold={threshold} is a probability, from 0 to 1")
         self.weight: Tensor | None
         self.threshold, self.min_kept, self.ignore_index = threshold, min_kept, ignore_index
-        self.register_buffer("weight", None if weight is None else torch.tensor(weight, dtype=torch.float32), persistent=False)
+        self.register_buffer(
+            "weight",
+            None if weight is None else torch.tensor(weight, dtype=torch.float32),
+            persistent=False,
+        )
 
     def forward(self, logits: Tensor, target: Tensor, align_corners: bool = False) -> Tensor:
         logits, target = _at_full_size(logits, target, align_corners)
         ignored = _ignored(self.ignore_index, logits)
         valid = target != ignored
-        probability = logits.detach().softmax(1).gather(1, target.where(valid, 0)[:, None])[:, 0].where(valid, 2.0).flatten()
+        probability = (
+            logits.detach()
+            .softmax(1)
+            .gather(1, target.where(valid, 0)[:, None])[:, 0]
+            .where(valid, 2.0)
+            .flatten()
+        )
         kept = min(self.min_kept, int(valid.sum()))
-        bar = probability.kthvalue(kept).values.clamp_min(self.threshold) if kept else probability.new_tensor(self.threshold)
+        bar = (
+            probability.kthvalue(kept).values.clamp_min(self.threshold)
+            if kept
+            else probability.new_tensor(self.threshold)
+        )
         hard = probability.view_as(target) <= bar
         if not hard.any():
             return 0.0 * logits.sum()
@@ -129,7 +147,10 @@ class Dice(nn.Module):
         logits, target = _at_full_size(logits, target, align_corners)
         valid = (target != _ignored(self.ignore_index, logits))[:, None]
         probability = logits.softmax(1) * valid
-        truth = torch.zeros_like(probability).scatter_(1, target.where(valid[:, 0], 0)[:, None], 1.0) * valid
+        truth = (
+            torch.zeros_like(probability).scatter_(1, target.where(valid[:, 0], 0)[:, None], 1.0)
+            * valid
+        )
         both, either = ((probability * truth).sum((0, 2, 3)), (probability + truth).sum((0, 2, 3)))
         present = truth.any(dim=3).any(dim=2).any(dim=0)
         cost = 1 - (2 * both + self.smooth) / (either + self.smooth)
@@ -155,15 +176,25 @@ class Focal(nn.Module):
         super().__init__()
         self.weight: Tensor | None
         self.gamma, self.ignore_index = gamma, ignore_index
-        self.register_buffer("weight", None if weight is None else torch.tensor(weight, dtype=torch.float32), persistent=False)
+        self.register_buffer(
+            "weight",
+            None if weight is None else torch.tensor(weight, dtype=torch.float32),
+            persistent=False,
+        )
 
     def forward(self, logits: Tensor, target: Tensor, align_corners: bool = False) -> Tensor:
         logits, target = _at_full_size(logits, target, align_corners)
         log_p = logits.log_softmax(1)
         valid = target != _ignored(self.ignore_index, logits)
         log_p = log_p.gather(1, target.where(valid, 0)[:, None])[:, 0]
-        share = valid if self.weight is None else self.weight.to(log_p.dtype)[target.where(valid, 0)] * valid
-        return -((1 - log_p.exp()) ** self.gamma * log_p * share).sum() / share.sum().clamp_min(1e-12)
+        share = (
+            valid
+            if self.weight is None
+            else self.weight.to(log_p.dtype)[target.where(valid, 0)] * valid
+        )
+        return -((1 - log_p.exp()) ** self.gamma * log_p * share).sum() / share.sum().clamp_min(
+            1e-12
+        )
 
 
 class Sum(nn.Module):
@@ -182,8 +213,13 @@ class Sum(nn.Module):
         self.losses = nn.ModuleList(losses)
         self.weights = list(weights) if weights is not None else [1.0] * len(losses)
         if len(self.weights) != len(losses):
-            raise ValueError(f"{len(self.weights)} weights for {len(losses)} losses; give one a loss, or none")
+            raise ValueError(
+                f"{len(self.weights)} weights for {len(losses)} losses; give one a loss, or none"
+            )
 
     def forward(self, logits: Tensor, target: Tensor, align_corners: bool = False) -> Tensor:
-        values = [weight * loss(logits, target, align_corners) for weight, loss in zip(self.weights, self.losses, strict=True)]
+        values = [
+            weight * loss(logits, target, align_corners)
+            for weight, loss in zip(self.weights, self.losses, strict=True)
+        ]
         return torch.stack(values).sum()

@@ -29,7 +29,7 @@ from segformer.ops.conditions import hooked_module
 from segformer.ops.cuda_graphs import Graphs
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 
 class SegmentationModel(nn.Module):
@@ -116,7 +116,12 @@ class SegmentationModel(nn.Module):
 
     @torch.no_grad()
     def predict(
-        self, images: Tensor, size: Sequence[int] | None = None, *, dtype: torch.dtype | None = None, cuda_graph: bool = False
+        self,
+        images: Tensor,
+        size: Sequence[int] | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+        cuda_graph: bool = False,
     ) -> Tensor:
         """Images (B, C, H, W) to labels (B, *size*) int64, in evaluation mode whatever the current one.
 
@@ -142,9 +147,13 @@ class SegmentationModel(nn.Module):
         if not cuda_graph:
             return self._label(images, size, precision(device, dtype))
         if not images.is_cuda:
-            raise ValueError(f"cuda_graph=True needs images on a CUDA device, these are on {images.device}; move them and the model there")
+            raise ValueError(
+                f"cuda_graph=True needs images on a CUDA device, these are on {images.device}; move them and the model there"
+            )
         if hooked := hooked_module(self):
-            raise ValueError(f"cuda_graph=True cannot replay hooks, and {hooked} has some; remove them, or predict without a graph")
+            raise ValueError(
+                f"cuda_graph=True cannot replay hooks, and {hooked} has some; remove them, or predict without a graph"
+            )
         if dtype is None and torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
 
@@ -153,7 +162,9 @@ class SegmentationModel(nn.Module):
 
         return self._graphs(self, label, images, (size, dtype, self.align_corners))
 
-    def _label(self, images: Tensor, size: Sequence[int], in_precision: AbstractContextManager[Any]) -> Tensor:
+    def _label(
+        self, images: Tensor, size: Sequence[int], in_precision: AbstractContextManager[Any]
+    ) -> Tensor:
         with evaluating(self), in_precision:
             logits = with_background(self.decode_head(self.backbone(images)))
             return upsample_argmax(logits, size, self.align_corners)
@@ -177,7 +188,14 @@ class SegmentationModel(nn.Module):
         """
         checkpoint.save(self, path, layout)
 
-    def push_to_hub(self, repository: str, *, layout: str = "native", private: bool | None = None, revision: str | None = None) -> str:
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        layout: str = "native",
+        private: bool | None = None,
+        revision: str | None = None,
+    ) -> str:
         """Write the model to a repository on the Hugging Face hub, made where it is missing; returns the commit's address.
 
         Args:
@@ -189,10 +207,15 @@ class SegmentationModel(nn.Module):
         from huggingface_hub import HfApi
 
         with tempfile.TemporaryDirectory() as folder:
-            self.save(folder if layout == "huggingface" else Path(folder, "model.safetensors"), layout)
+            self.save(
+                folder if layout == "huggingface" else Path(folder, "model.safetensors"), layout
+            )
             HfApi().create_repo(repository, private=private, exist_ok=True)
             return HfApi().upload_folder(
-                repo_id=repository, folder_path=folder, revision=revision, commit_message=f"SegFormer in the {layout} layout"
+                repo_id=repository,
+                folder_path=folder,
+                revision=revision,
+                commit_message=f"SegFormer in the {layout} layout",
             )
 
     @classmethod
@@ -347,9 +370,16 @@ class SegFormer(SegmentationModel):
                 f"a backbone of class {type(backbone).__name__} has no channels; it must tell those of its feature maps, finest first"
             )
         elif options:
-            raise ValueError(f"{', '.join(options)} given beside a ready-made {type(backbone).__name__}; set it there")
+            raise ValueError(
+                f"{', '.join(options)} given beside a ready-made {type(backbone).__name__}; set it there"
+            )
         channels: Any = backbone.channels
-        head = AllMLPHead(channels, num_classes, width if decoder_channels is None else decoder_channels, dropout=dropout)
+        head = AllMLPHead(
+            channels,
+            num_classes,
+            width if decoder_channels is None else decoder_channels,
+            dropout=dropout,
+        )
         super().__init__(backbone, head, classes, normalization=normalization)
 
 
@@ -404,10 +434,14 @@ class SETR(SegmentationModel):
         if num_classes is None:
             num_classes = len(classes) if classes else 150
         if backbone not in self.BACKBONES:
-            raise ValueError(f"unknown backbone {backbone!r}; choose one of {', '.join(self.BACKBONES)}")
+            raise ValueError(
+                f"unknown backbone {backbone!r}; choose one of {', '.join(self.BACKBONES)}"
+            )
         reads: Any = head
         if not (hasattr(head, "BLOCKS") and hasattr(head, "CLASS_TOKEN")):
-            raise ValueError(f"head={head!r} does not say which BLOCKS it reads; choose one of NaiveHead, PUPHead, MLAHead")
+            raise ValueError(
+                f"head={head!r} does not say which BLOCKS it reads; choose one of NaiveHead, PUPHead, MLAHead"
+            )
         name, depth = self.BACKBONES[backbone]
         vit = TimmBackbone(
             name,
@@ -418,7 +452,9 @@ class SETR(SegmentationModel):
             img_size=img_size if isinstance(img_size, int) else tuple(img_size),
             drop_path_rate=drop_path,
         )
-        super().__init__(vit, head(vit.channels, num_classes, channels), classes, normalization=normalization)
+        super().__init__(
+            vit, head(vit.channels, num_classes, channels), classes, normalization=normalization
+        )
 
 
 class ConvSegFormer(SegmentationModel):
@@ -452,14 +488,23 @@ class ConvSegFormer(SegmentationModel):
         num_classes: int = 4,
         classes: Classes | None = None,
     ) -> None:
-        backbone = ConvolutionalMiT(dims, heads, ff_expansion, reduction_ratio, num_layers, channels)
+        backbone = ConvolutionalMiT(
+            dims, heads, ff_expansion, reduction_ratio, num_layers, channels
+        )
         super().__init__(backbone, LinearHead(backbone.channels, num_classes, decoder_dim), classes)
 
 
 class Pretrained(SegmentationModel):
     """:meth:`SegmentationModel.from_pretrained` as a class, which a YAML file can name to start training from somebody's weights."""
 
-    def __init__(self, source: str, num_classes: int | None = None, *, in_channels: int | None = None, layout: str | None = None) -> None:
+    def __init__(
+        self,
+        source: str,
+        num_classes: int | None = None,
+        *,
+        in_channels: int | None = None,
+        layout: str | None = None,
+    ) -> None:
         reading = checkpoint.read(source, num_classes, in_channels=in_channels, layout=layout)
         super().__init__(**reading.parts)
 
@@ -490,7 +535,9 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     """Evaluation mode inside, every module's own mode restored outside: by the last of several threads that leaves."""
     with _lock:
         if model not in _evaluating:
-            _evaluating[model] = Evaluation(0, [module for module in model.modules() if module.training])
+            _evaluating[model] = Evaluation(
+                0, [module for module in model.modules() if module.training]
+            )
         evaluation = _evaluating[model]
         evaluation.calls += 1
         for module in evaluation.training:

@@ -55,7 +55,8 @@ class MiTClassifier(MiT):
         self.global_pool = global_pool
         self.num_features = self.head_hidden_size = self.channels[-1]
         self.feature_info = [
-            {"num_chs": channels, "reduction": 4 * 2**s, "module": f"stages.{s}"} for s, channels in enumerate(self.channels)
+            {"num_chs": channels, "reduction": 4 * 2**s, "module": f"stages.{s}"}
+            for s, channels in enumerate(self.channels)
         ]
         self.head_drop = nn.Dropout(drop_rate)
         self.reset_classifier(num_classes, global_pool)
@@ -89,7 +90,9 @@ class MiTClassifier(MiT):
         intermediates = [features[index] for index in chosen]
         return intermediates if intermediates_only else (features[-1], intermediates)
 
-    def prune_intermediate_layers(self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True) -> list[int]:
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
         """Drop the stages behind the last chosen one, and the classifier."""
         chosen, last = feature_take_indices(len(self.stages), indices)  # type: ignore[arg-type]
         pruned = last + 1 < len(self.stages)
@@ -110,7 +113,11 @@ class MiTClassifier(MiT):
             self.global_pool = global_pool
         self.num_classes = num_classes
         like = next(self.parameters())
-        self.head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype) if num_classes else nn.Identity()
+        self.head = (
+            nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
+            if num_classes
+            else nn.Identity()
+        )
         init_weights(self.head)
 
     def no_weight_decay(self) -> set[str]:
@@ -152,9 +159,19 @@ def _take_numerics(model: Any, norm_eps: float, embed_norm_eps: float, act: str)
 
 def _register(name: str) -> Callable[..., nn.Module]:
     def create(pretrained: bool = False, **options: Any) -> nn.Module:
-        features = {"out_indices": options.pop("out_indices", (0, 1, 2, 3)), "feature_cls": "getter"}
+        features = {
+            "out_indices": options.pop("out_indices", (0, 1, 2, 3)),
+            "feature_cls": "getter",
+        }
         model = partial(MiTClassifier, name)
-        return build_model_with_cfg(model, f"mit_{name}", pretrained, pretrained_filter_fn=_read, feature_cfg=features, **options)
+        return build_model_with_cfg(
+            model,
+            f"mit_{name}",
+            pretrained,
+            pretrained_filter_fn=_read,
+            feature_cfg=features,
+            **options,
+        )
 
     create.__name__ = f"mit_{name}"
     create.__doc__ = f"MiT-{name.upper()} with timm's interface; see :class:`MiTClassifier`."

@@ -19,7 +19,9 @@ def write(path: Path, array: np.ndarray, **options: object) -> Path:
     return path
 
 
-def pair(root: Path, name: str = "1", label: np.ndarray | None = None, size: tuple[int, int] = (6, 8)) -> None:
+def pair(
+    root: Path, name: str = "1", label: np.ndarray | None = None, size: tuple[int, int] = (6, 8)
+) -> None:
     write(root / "images" / f"{name}.jpg", np.zeros((*size, 3), np.uint8))
     write(root / "labels" / f"{name}.png", np.zeros(size, np.uint8) if label is None else label)
 
@@ -35,7 +37,12 @@ def test_pairs_are_made_by_name_through_subfolders(tmp_path: Path) -> None:
     assert len(samples) == 3
     assert [int(label[0, 0]) for _, label in (samples[i] for i in range(3))] == [2, 1, 0]
     image, label = samples[0]
-    assert (image.shape, image.dtype, label.shape, label.dtype) == ((3, 6, 8), torch.uint8, (6, 8), torch.uint8)
+    assert (image.shape, image.dtype, label.shape, label.dtype) == (
+        (3, 6, 8),
+        torch.uint8,
+        (6, 8),
+        torch.uint8,
+    )
 
 
 def test_the_ignored_value_becomes_255(tmp_path: Path) -> None:
@@ -48,7 +55,10 @@ def test_a_wrong_label_value_is_named_with_file_count_and_cure(tmp_path: Path) -
     label = np.zeros((6, 8), np.uint8)
     label[2, :5] = 7
     pair(tmp_path, label=label)
-    with pytest.raises(ValueError, match=r"1.png' holds the value 7 on 5 of 48 pixels; valid are 0 to 2, .*ignore_index=7"):
+    with pytest.raises(
+        ValueError,
+        match=r"1.png' holds the value 7 on 5 of 48 pixels; valid are 0 to 2, .*ignore_index=7",
+    ):
         dataset(tmp_path)[0]
 
 
@@ -60,7 +70,9 @@ def test_labels_of_any_type_are_checked(dtype: torch.dtype) -> None:
     if dtype != torch.int8:
         check_labels(torch.tensor([[0, 255]]).to(dtype), 3, "it")
     for value in (3, 100) if dtype == torch.uint8 else (3, 100, -1):
-        with pytest.raises(ValueError, match=f"it holds the value {value} on 2 of 5 pixels; valid are 0 to 2"):
+        with pytest.raises(
+            ValueError, match=f"it holds the value {value} on 2 of 5 pixels; valid are 0 to 2"
+        ):
             check_labels(torch.tensor([0, value, value, 9, 1]).to(dtype), 3, "it")
 
 
@@ -128,8 +140,12 @@ def test_every_kind_of_image_is_read_as_rgb(tmp_path: Path, mode: str) -> None:
 
 
 def test_16_bits_are_scaled_to_8_and_floats_refused(tmp_path: Path) -> None:
-    assert read_image(write(tmp_path / "deep.png", np.full((4, 5), 51 * 257, np.uint16))).eq(51).all()
-    with pytest.raises(ValueError, match=r"float.tif' has mode F, whose scale of values is unknown"):
+    assert (
+        read_image(write(tmp_path / "deep.png", np.full((4, 5), 51 * 257, np.uint16))).eq(51).all()
+    )
+    with pytest.raises(
+        ValueError, match=r"float.tif' has mode F, whose scale of values is unknown"
+    ):
         read_image(write(tmp_path / "float.tif", np.zeros((4, 5), np.float32)))
 
 

@@ -37,7 +37,21 @@ def image_file(chance: Random) -> tuple[bytes, np.ndarray | None]:
     """A file of some kind, and what must be read of it, where nothing was lost in encoding."""
     height, width = chance.choice([(1, 1), (7, 5), (40, 30), (1, 30_000), (64, 64)])
     rgb = pixels(chance, height, width, 3)
-    kind = chance.choice(["png", "jpeg", "palette", "alpha", "cmyk", "grey", "sixteen", "exif", "tiff", "bmp", "webp"])
+    kind = chance.choice(
+        [
+            "png",
+            "jpeg",
+            "palette",
+            "alpha",
+            "cmyk",
+            "grey",
+            "sixteen",
+            "exif",
+            "tiff",
+            "bmp",
+            "webp",
+        ]
+    )
     image = Image.fromarray(rgb)
     if kind == "webp" and width > 16_383:  # more than the format takes
         kind = "png"
@@ -54,7 +68,9 @@ def image_file(chance: Random) -> tuple[bytes, np.ndarray | None]:
     if kind == "grey":
         return encoded(Image.fromarray(rgb[..., 0]), "PNG"), np.repeat(rgb[..., :1], 3, 2)
     if kind == "sixteen":
-        return encoded(Image.fromarray(rgb[..., 0].astype(np.uint16) * 257), "PNG"), np.repeat(rgb[..., :1], 3, 2)
+        return encoded(Image.fromarray(rgb[..., 0].astype(np.uint16) * 257), "PNG"), np.repeat(
+            rgb[..., :1], 3, 2
+        )
     if kind == "exif":
         exif = Image.Exif()
         exif[0x0112] = 6
@@ -109,7 +125,11 @@ def an_image(chance: Random, folder: Path) -> None:
 
 def a_label_map(chance: Random, folder: Path) -> None:
     """What is not refused is what was saved: a label map is never read with other labels."""
-    labels = pixels(chance, *chance.choice([(1, 1), (9, 4), (50, 60), (30_000, 1)]), below=chance.choice([5, 256]))
+    labels = pixels(
+        chance,
+        *chance.choice([(1, 1), (9, 4), (50, 60), (30_000, 1)]),
+        below=chance.choice([5, 256]),
+    )
     image = Image.fromarray(labels)
     if chance.random() < 0.5:
         image.putpalette([chance.randrange(256) for _ in range(768)])
@@ -127,7 +147,9 @@ def a_pair(chance: Random, folder: Path) -> None:
     for kind in ("images", "labels"):
         (folder / kind).mkdir(exist_ok=True)
     size = chance.choice([(8, 6), (1, 1)])
-    (folder / "images" / "1.png").write_bytes(encoded(Image.fromarray(pixels(chance, *size, 3)), "PNG"))
+    (folder / "images" / "1.png").write_bytes(
+        encoded(Image.fromarray(pixels(chance, *size, 3)), "PNG")
+    )
     mode = chance.choice(["L", "RGB", "I;16", "F", "LA", "1"])
     values = pixels(chance, *size, below=chance.choice([2, 5, 7, 256]))
     image = Image.fromarray(values.astype(np.uint16) if mode == "I;16" else values)

@@ -31,7 +31,9 @@ def saved(path: Path, image: Image.Image | np.ndarray, **options: object) -> Pat
 
 @pytest.mark.parametrize("bits", [9, 10, 12, 14, 15])
 @pytest.mark.parametrize("kind", ["grey.png", "grey.tif", "rgb.png"])
-def test_16_bit_files_of_fewer_bits_are_refused_by_name(kind: str, bits: int, tmp_path: Path) -> None:
+def test_16_bit_files_of_fewer_bits_are_refused_by_name(
+    kind: str, bits: int, tmp_path: Path
+) -> None:
     values = np.random.default_rng(0).integers(0, 1 << bits, (8, 8), np.uint16)
     values[0, 0] = (1 << bits) - 1
     path = tmp_path / kind
@@ -61,7 +63,9 @@ def test_a_maximum_in_the_header_is_the_scale(tmp_path: Path) -> None:
     values = np.array([[0, 1000, 4095]])
     (tmp_path / "1.pgm").write_bytes(b"P5\n3 1\n4095\n" + values.astype(">u2").tobytes())
     assert np.abs(read_image(tmp_path / "1.pgm")[0].numpy() - values * (255 / 4095)).max() < 1
-    with pytest.raises(ValueError, match=r"signed.tif' has mode I, whose scale of values is unknown"):
+    with pytest.raises(
+        ValueError, match=r"signed.tif' has mode I, whose scale of values is unknown"
+    ):
         read_image(saved(tmp_path / "signed.tif", np.array([[-5, 7]], np.int32)))
 
 
@@ -69,14 +73,18 @@ def test_a_maximum_in_the_header_is_the_scale(tmp_path: Path) -> None:
 def test_files_of_several_images_are_refused_by_name(suffix: str, tmp_path: Path) -> None:
     pages = [Image.fromarray(PIXELS), Image.fromarray(255 - PIXELS), Image.fromarray(PIXELS // 2)]
     path = saved(tmp_path / f"pages{suffix}", pages[0], save_all=True, append_images=pages[1:])
-    with pytest.raises(ValueError, match=rf"pages{suffix}' holds 3 images .* save each to a file of its own"):
+    with pytest.raises(
+        ValueError, match=rf"pages{suffix}' holds 3 images .* save each to a file of its own"
+    ):
         read_image(path)
 
 
 def test_overviews_of_a_tiff_are_no_pages(tmp_path: Path) -> None:
     overview = Image.fromarray(PIXELS[::2, ::2].copy())
     overview.encoderinfo = {"tiffinfo": {254: 1}}
-    path = saved(tmp_path / "map.tif", Image.fromarray(PIXELS), save_all=True, append_images=[overview])
+    path = saved(
+        tmp_path / "map.tif", Image.fromarray(PIXELS), save_all=True, append_images=[overview]
+    )
     assert np.array_equal(read_image(path).permute(1, 2, 0).numpy(), PIXELS)
 
 
@@ -94,7 +102,9 @@ def test_a_kind_that_is_not_read_is_named_and_not_skipped(name: str, tmp_path: P
     for folder in ("i", "l"):
         saved(tmp_path / folder / "1.png", PIXELS)
     (tmp_path / "i" / name).write_bytes(b"\0\0\0\x18ftypheic")
-    with pytest.raises(ValueError, match=rf"cannot read image .*{name}.* files are not read: save it as PNG"):
+    with pytest.raises(
+        ValueError, match=rf"cannot read image .*{name}.* files are not read: save it as PNG"
+    ):
         read_image(find_images(tmp_path / "i")[1])
     with pytest.raises(DataError, match=rf"no label map for .*{name}"):
         FolderDataset(tmp_path / "i", tmp_path / "l", Classes(["a"]))
@@ -120,7 +130,9 @@ def test_links_to_folders_are_followed_and_circles_are_not(tmp_path: Path) -> No
     (tmp_path / "data" / "linked").symlink_to(tmp_path / "disk")
     (tmp_path / "disk" / "part" / "up").symlink_to(tmp_path / "disk")
     (tmp_path / "disk" / "back").symlink_to(tmp_path / "data")
-    assert [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path / "data")] == ["data/linked/part/1.png"]
+    assert [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path / "data")] == [
+        "data/linked/part/1.png"
+    ]
 
 
 @pytest.mark.parametrize("listed", [None, "NFC", "NFD"])
@@ -131,7 +143,9 @@ def test_both_spellings_of_an_accent_are_one_name(listed: str | None, tmp_path: 
     names = None
     if listed:
         names = tmp_path / "names.txt"
-        names.write_bytes(b"\xef\xbb\xbf" + unicodedata.normalize(listed, name).encode() + b"\r\n\r\n")
+        names.write_bytes(
+            b"\xef\xbb\xbf" + unicodedata.normalize(listed, name).encode() + b"\r\n\r\n"
+        )
     assert len(FolderDataset(tmp_path / "i", tmp_path / "l", Classes(["a", "b"]), names=names)) == 1
 
 
@@ -154,11 +168,17 @@ def test_a_list_of_names_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_one_folder_may_hold_both(image: str, label: str, suffixes: tuple[str, str], tmp_path: Path) -> None:
+def test_one_folder_may_hold_both(
+    image: str, label: str, suffixes: tuple[str, str], tmp_path: Path
+) -> None:
     saved(tmp_path / image, PIXELS)
     saved(tmp_path / label, PIXELS[..., 0] % 2)
-    dataset = FolderDataset(tmp_path, tmp_path, Classes(["a", "b"]), image_suffix=suffixes[0], label_suffix=suffixes[1])
-    assert [[path.relative_to(tmp_path).as_posix() for path in pair] for pair in dataset.pairs] == [[image, label]]
+    dataset = FolderDataset(
+        tmp_path, tmp_path, Classes(["a", "b"]), image_suffix=suffixes[0], label_suffix=suffixes[1]
+    )
+    assert [[path.relative_to(tmp_path).as_posix() for path in pair] for pair in dataset.pairs] == [
+        [image, label]
+    ]
 
 
 def test_one_folder_without_suffixes_is_refused_and_one_inside_another_is_told_apart(
@@ -166,7 +186,9 @@ def test_one_folder_without_suffixes_is_refused_and_one_inside_another_is_told_a
 ) -> None:
     saved(tmp_path / "1.png", PIXELS)
     saved(tmp_path / "masks" / "1.png", PIXELS[..., 0] % 2)
-    with pytest.raises(ValueError, match="with the same suffix ''; set image_suffix or label_suffix"):
+    with pytest.raises(
+        ValueError, match="with the same suffix ''; set image_suffix or label_suffix"
+    ):
         FolderDataset(tmp_path, tmp_path, Classes(["a", "b"]))
     assert len(FolderDataset(tmp_path, tmp_path / "masks", Classes(["a", "b"]))) == 1
     assert len(FolderDataset(tmp_path / "masks", tmp_path, Classes(["a", "b"]))) == 1
@@ -175,7 +197,9 @@ def test_one_folder_without_suffixes_is_refused_and_one_inside_another_is_told_a
 def test_names_that_differ_in_case_are_told(tmp_path: Path) -> None:
     saved(tmp_path / "i" / "IMG_1.png", PIXELS)
     saved(tmp_path / "l" / "img_1.png", PIXELS[..., 0] % 2)
-    with pytest.raises(DataError, match=r"no label map for .*IMG_1.png.*img_1.png' differs in case"):
+    with pytest.raises(
+        DataError, match=r"no label map for .*IMG_1.png.*img_1.png' differs in case"
+    ):
         FolderDataset(tmp_path / "i", tmp_path / "l", Classes(["a", "b"]))
 
 

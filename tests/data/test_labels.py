@@ -44,16 +44,26 @@ def test_grey_pngs_of_any_depth_hold_their_own_values(bits: int, tmp_path: Path)
 
 @pytest.mark.parametrize("greatest", [3, 20, 255, 300, 65535])
 @pytest.mark.parametrize("kind", ["P2", "P5"])
-def test_pgms_hold_their_own_values_whatever_their_maximum(kind: str, greatest: int, tmp_path: Path) -> None:
+def test_pgms_hold_their_own_values_whatever_their_maximum(
+    kind: str, greatest: int, tmp_path: Path
+) -> None:
     values = np.arange(24).reshape(4, 6) % (greatest + 1)
     dtype = np.uint8 if greatest < 256 else ">u2"
-    pixels = " ".join(map(str, values.ravel())).encode() if kind == "P2" else values.astype(dtype).tobytes()
+    pixels = (
+        " ".join(map(str, values.ravel())).encode()
+        if kind == "P2"
+        else values.astype(dtype).tobytes()
+    )
     (tmp_path / "label.pgm").write_bytes(f"{kind}\n6 4\n{greatest}\n".encode() + pixels)
     assert read_label_map(tmp_path / "label.pgm").tolist() == values.tolist()
 
 
-@pytest.mark.parametrize(("bits", "order"), [*[(bits, order) for bits in (2, 4, 8, 16) for order in "<>"], (32, "<")])
-def test_grey_tiffs_of_any_depth_and_byte_order_hold_their_own_values(bits: int, order: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("bits", "order"), [*[(bits, order) for bits in (2, 4, 8, 16) for order in "<>"], (32, "<")]
+)
+def test_grey_tiffs_of_any_depth_and_byte_order_hold_their_own_values(
+    bits: int, order: str, tmp_path: Path
+) -> None:
     values = np.arange(16).reshape(2, 8) % (1 << min(bits, 4))
     if bits < 8:
         shifts = np.arange(bits - 1, -1, -1)
@@ -72,9 +82,16 @@ def test_grey_tiffs_of_any_depth_and_byte_order_hold_their_own_values(bits: int,
         (279, len(pixels)),
     )
     start = 8 + len(pixels) + len(pixels) % 2
-    file = {"<": b"II", ">": b"MM"}[order] + struct.pack(f"{order}HI", 42, start) + pixels + b"\0" * (len(pixels) % 2)
+    file = (
+        {"<": b"II", ">": b"MM"}[order]
+        + struct.pack(f"{order}HI", 42, start)
+        + pixels
+        + b"\0" * (len(pixels) % 2)
+    )
     file += struct.pack(f"{order}H", len(tags))
-    file += b"".join(struct.pack(f"{order}HHIHH", tag, 3, 1, value, 0) for tag, value in tags) + bytes(4)
+    file += b"".join(
+        struct.pack(f"{order}HHIHH", tag, 3, 1, value, 0) for tag, value in tags
+    ) + bytes(4)
     (tmp_path / "label.tif").write_bytes(file)
     assert read_label_map(tmp_path / "label.tif").tolist() == values.tolist()
 
@@ -92,7 +109,9 @@ def test_values_in_other_channels_and_types_are_read(mode: str, tmp_path: Path) 
 def test_alpha_that_hides_labels_and_fractions_are_refused(tmp_path: Path) -> None:
     image = Image.fromarray(VALUES).convert("LA")
     image.putpixel((1, 0), (1, 0))
-    with pytest.raises(ValueError, match=r"1.png' is transparent on 1 of 8 pixels; save it without"):
+    with pytest.raises(
+        ValueError, match=r"1.png' is transparent on 1 of 8 pixels; save it without"
+    ):
         read_label_map(saved(tmp_path / "1.png", image))
     with pytest.raises(ValueError, match=r"2.tif' holds 0.5, which is no class index"):
         read_label_map(saved(tmp_path / "2.tif", np.array([[0, 0.5]], np.float32)))
@@ -122,24 +141,38 @@ LOSSY = {
 
 @pytest.mark.parametrize("name", LOSSY)
 @pytest.mark.parametrize("palette", [None, "index"])
-def test_compression_that_changes_values_is_refused(name: str, palette: Any, tmp_path: Path) -> None:
+def test_compression_that_changes_values_is_refused(
+    name: str, palette: Any, tmp_path: Path
+) -> None:
     mode, options = LOSSY[name]
-    path = saved(tmp_path / name, Image.fromarray(VALUES.repeat(8, 0).repeat(8, 1)).convert(mode), **options)
-    with pytest.raises(ValueError, match=rf"{name}' is a .* file, whose compression may change values"):
+    path = saved(
+        tmp_path / name, Image.fromarray(VALUES.repeat(8, 0).repeat(8, 1)).convert(mode), **options
+    )
+    with pytest.raises(
+        ValueError, match=rf"{name}' is a .* file, whose compression may change values"
+    ):
         read_label_map(path, CLASSES, palette)
 
 
 @pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate", "packbits"])
 def test_lossless_files_are_read(compression: str, tmp_path: Path) -> None:
-    assert read_label_map(saved(tmp_path / "1.tif", VALUES, compression=compression)).tolist() == VALUES.tolist()
+    assert (
+        read_label_map(saved(tmp_path / "1.tif", VALUES, compression=compression)).tolist()
+        == VALUES.tolist()
+    )
     webp = Image.fromarray(VALUES).convert("RGB")
-    assert read_label_map(saved(tmp_path / "1.webp", webp, lossless=True), CLASSES).tolist() == VALUES.tolist()
+    assert (
+        read_label_map(saved(tmp_path / "1.webp", webp, lossless=True), CLASSES).tolist()
+        == VALUES.tolist()
+    )
     assert read_label_map(saved(tmp_path / "1.bmp", VALUES), CLASSES).tolist() == VALUES.tolist()
     assert read_label_map(saved(tmp_path / "1.gif", VALUES), CLASSES).tolist() == VALUES.tolist()
 
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".gif", ".tif"])
-def test_a_palette_in_the_order_of_the_classes_is_read_by_index(suffix: str, tmp_path: Path) -> None:
+def test_a_palette_in_the_order_of_the_classes_is_read_by_index(
+    suffix: str, tmp_path: Path
+) -> None:
     voc = Classes(list("abcd"))
     for classes, palette in (
         (CLASSES, COLORS),
@@ -163,7 +196,9 @@ def test_a_palette_in_another_order_is_read_by_colour(suffix: str, tmp_path: Pat
 
 def test_an_optimised_palette_of_few_colours_with_black_for_none(tmp_path: Path) -> None:
     quantized = Image.fromarray(np.array([*COLORS, (0, 0, 0)], np.uint8)[[[3, 4, 1, 1]]])
-    path = saved(tmp_path / "label.png", quantized.convert("P", palette=Image.Palette.ADAPTIVE, colors=3))
+    path = saved(
+        tmp_path / "label.png", quantized.convert("P", palette=Image.Palette.ADAPTIVE, colors=3)
+    )
     assert read_label_map(path, CLASSES).tolist() == [[3, 255, 1, 1]]
 
 
@@ -204,7 +239,9 @@ def test_any_other_palette_is_refused_until_it_is_declared(name: str, tmp_path: 
 def test_colours_that_may_be_values_are_refused(tmp_path: Path) -> None:
     """All black: class 0 by value, no class by colour."""
     path = saved(tmp_path / "label.png", np.zeros((2, 2, 3), np.uint8))
-    with pytest.raises(ValueError, match="its value 0 may be class 0 or the colour of no class: set `palette"):
+    with pytest.raises(
+        ValueError, match="its value 0 may be class 0 or the colour of no class: set `palette"
+    ):
         read_label_map(path, CLASSES)
     assert read_label_map(path, CLASSES, "index").eq(0).all()
     assert read_label_map(path, CLASSES, "color").eq(255).all()
@@ -239,7 +276,9 @@ def turned(tag: int | None) -> dict[str, Any]:
     return {"exif": exif}
 
 
-def pair(root: Path, image_tag: int | None, label_tag: int | None, label_size: tuple[int, int]) -> FolderDataset:
+def pair(
+    root: Path, image_tag: int | None, label_tag: int | None, label_size: tuple[int, int]
+) -> FolderDataset:
     image = np.zeros((4, 6, 3), np.uint8)
     image[0, 0] = 255  # told from the other corners
     saved(root / "i" / "1.png", image, **turned(image_tag))
@@ -257,7 +296,9 @@ def test_a_pair_that_is_turned_together_stays_together(tag: int, tmp_path: Path)
 
 
 @pytest.mark.parametrize("tag", [5, 6, 7, 8])
-def test_a_label_map_of_the_shown_size_was_drawn_on_the_shown_image(tag: int, tmp_path: Path) -> None:
+def test_a_label_map_of_the_shown_size_was_drawn_on_the_shown_image(
+    tag: int, tmp_path: Path
+) -> None:
     _, label = pair(tmp_path, tag, None, (6, 4))[0]
     assert label[0, 0] == 1
     with pytest.raises(
@@ -268,10 +309,14 @@ def test_a_label_map_of_the_shown_size_was_drawn_on_the_shown_image(tag: int, tm
 
 
 @pytest.mark.parametrize("tag", [2, 3, 4])
-def test_a_turn_that_no_size_tells_is_refused_in_reading_and_before(tag: int, tmp_path: Path) -> None:
+def test_a_turn_that_no_size_tells_is_refused_in_reading_and_before(
+    tag: int, tmp_path: Path
+) -> None:
     dataset = pair(tmp_path, tag, None, (4, 6))
     for look in (lambda: dataset[0], dataset.prove):
-        with pytest.raises(ValueError, match="sizes do not tell whether it was drawn on the turned image; save"):
+        with pytest.raises(
+            ValueError, match="sizes do not tell whether it was drawn on the turned image; save"
+        ):
             look()
     assert pair(tmp_path, tag, 1, (4, 6))[0][1][0, 0] == 1  # it says itself that it is upright
 
@@ -314,12 +359,16 @@ def test_255_is_a_class_among_256_in_colours_and_mapped_values_too(tmp_path: Pat
     )
     assert FolderDataset(tmp_path / "i", tmp_path / "l", classes)[0][1].tolist() == [[299, 255, 0]]
     saved(tmp_path / "l" / "1.png", np.array([[0, 1000, 65535]], np.uint16))
-    mapped = FolderDataset(tmp_path / "i", tmp_path / "l", classes, label_map={0: 255, 1000: 299, 65535: 65535})
+    mapped = FolderDataset(
+        tmp_path / "i", tmp_path / "l", classes, label_map={0: 255, 1000: 299, 65535: 65535}
+    )
     assert mapped[0][1].tolist() == [[255, 299, 65535]]
 
 
 @pytest.mark.parametrize("ignored", [255, 11])
-def test_masks_whose_second_value_is_ignored_are_refused_before_a_run(ignored: int, tmp_path: Path) -> None:
+def test_masks_whose_second_value_is_ignored_are_refused_before_a_run(
+    ignored: int, tmp_path: Path
+) -> None:
     for k in range(3):
         saved(tmp_path / "i" / f"{k}.png", np.zeros((2, 4, 3), np.uint8))
         saved(tmp_path / "l" / f"{k}.png", np.where(k < VALUES, ignored, 0).astype(np.uint8))
@@ -329,8 +378,13 @@ def test_masks_whose_second_value_is_ignored_are_refused_before_a_run(ignored: i
         match=rf"hold 0 and {ignored} alone, .* set `label_map: \{{0: 0, {ignored}: 1\}}`",
     ):
         FolderDataset(tmp_path / "i", tmp_path / "l", classes, ignored).prove()
-    assert FolderDataset(tmp_path / "i", tmp_path / "l", classes, label_map={0: 0, ignored: 1}).prove() == ()
-    declared = FolderDataset(tmp_path / "i", tmp_path / "l", classes, label_map={0: 0, 1: 1, ignored: 255})
+    assert (
+        FolderDataset(tmp_path / "i", tmp_path / "l", classes, label_map={0: 0, ignored: 1}).prove()
+        == ()
+    )
+    declared = FolderDataset(
+        tmp_path / "i", tmp_path / "l", classes, label_map={0: 0, 1: 1, ignored: 255}
+    )
     assert declared.prove() == ("yes",)
 
 
@@ -347,5 +401,7 @@ def test_a_look_before_a_run_reads_every_header_and_names_all_faults(tmp_path: P
     with pytest.raises(DataError) as caught:
         dataset.prove(samples=1)
     assert len(caught.value.faults) == 3
-    for fault, words in zip(caught.value.faults, ("1.png' has a palette", "4×2", "4.png"), strict=True):
+    for fault, words in zip(
+        caught.value.faults, ("1.png' has a palette", "4×2", "4.png"), strict=True
+    ):
         assert words in fault

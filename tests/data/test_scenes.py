@@ -52,7 +52,11 @@ def test_the_length_changes_no_scene():
 
 
 def test_every_index_and_every_seed_is_another_scene():
-    drawn = {scenes[i][1].numpy().tobytes() for scenes in (Scenes(20, (32, 48), seed) for seed in (0, 1)) for i in range(20)}
+    drawn = {
+        scenes[i][1].numpy().tobytes()
+        for scenes in (Scenes(20, (32, 48), seed) for seed in (0, 1))
+        for i in range(20)
+    }
     assert len(drawn) == 40
 
 
@@ -75,7 +79,9 @@ def test_a_dataset_knows_its_length_and_classes():
 
 def test_every_class_is_seen_in_more_than_half_of_the_scenes(pixels):
     present = np.stack([(pixels[1] == k).sum(1) >= 8 for k in range(K)])
-    assert dict(zip(CLASSES.names, present.mean(1) > 0.5, strict=True)) == dict.fromkeys(CLASSES.names, True)
+    assert dict(zip(CLASSES.names, present.mean(1) > 0.5, strict=True)) == dict.fromkeys(
+        CLASSES.names, True
+    )
 
 
 def test_every_index_of_the_label_map_is_a_class(pixels):
@@ -85,7 +91,9 @@ def test_every_index_of_the_label_map_is_a_class(pixels):
 def test_the_colour_of_a_pixel_does_not_tell_its_class(pixels):
     colors, true = pixels
     code = (colors // 16).astype(int) @ np.array([256, 16, 1])
-    counts = np.bincount(K * code[:32].ravel() + true[:32].ravel(), minlength=K * 4096).reshape(4096, K)
+    counts = np.bincount(K * code[:32].ravel() + true[:32].ravel(), minlength=K * 4096).reshape(
+        4096, K
+    )
     likeliest = counts.argmax(1)
     # The best guess from 4096 colours reaches 0.2; had classes colours of their own, it would be close to 1.
     assert mean_iou(likeliest[code[32:].ravel()], true[32:].ravel()) < 0.3
@@ -100,7 +108,13 @@ def test_the_position_of_a_pixel_does_not_tell_its_class(pixels):
 
 @pytest.mark.parametrize(
     ("arguments", "value"),
-    [((0,), "0"), ((-3,), "-3"), ((5, (31, 64)), "31"), ((5, (64, 8)), "8"), ((5, (64, 64), -1), "-1")],
+    [
+        ((0,), "0"),
+        ((-3,), "-3"),
+        ((5, (31, 64)), "31"),
+        ((5, (64, 8)), "8"),
+        ((5, (64, 64), -1), "-1"),
+    ],
 )
 def test_what_makes_no_dataset_is_refused_by_its_value(arguments, value):
     with pytest.raises(ValueError, match=rf"{value}\b.*;"):

@@ -7,7 +7,13 @@ import torch
 from torchvision import tv_tensors
 
 from segformer.data.normalization import IMAGENET
-from segformer.data.transforms import Normalize, PadTo, PhotometricDistortion, RandomScaledCrop, TrainTransform
+from segformer.data.transforms import (
+    Normalize,
+    PadTo,
+    PhotometricDistortion,
+    RandomScaledCrop,
+    TrainTransform,
+)
 
 
 def sample(height: int, width: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
@@ -26,8 +32,13 @@ def test_scale_is_within_bounds_and_keeps_the_aspect() -> None:
     assert (heights < 100).float().mean().item() == pytest.approx(1 / 3, abs=0.12)
 
 
-@pytest.mark.parametrize(("size", "fitted"), [((300, 400), (512, 683)), ((400, 300), (683, 512)), ((100, 1000), (205, 2048))])
-def test_base_fits_the_image_into_2048_by_512(size: tuple[int, int], fitted: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("size", "fitted"),
+    [((300, 400), (512, 683)), ((400, 300), (683, 512)), ((100, 1000), (205, 2048))],
+)
+def test_base_fits_the_image_into_2048_by_512(
+    size: tuple[int, int], fitted: tuple[int, int]
+) -> None:
     image, label = RandomScaledCrop((9999, 9999), (1.0, 1.0), base=(2048, 512))(*sample(*size))
     assert tuple(image.shape[-2:]) == tuple(label.shape) == fitted
 
@@ -59,7 +70,9 @@ def test_a_window_of_the_scaled_image_is_what_scaling_all_of_it_gives(factor: fl
         assert window.shape[-2:] == labels.shape == (64, 96)
         step = (window[0, -4].float() - window[0, 4].float()) / (64 - 8)
         assert (step - 1 / factor).abs().max() < 0.05
-        assert (window[0].float() - labels.float()).abs().max() <= 1 / factor + 1  # the two show the same place
+        assert (
+            window[0].float() - labels.float()
+        ).abs().max() <= 1 / factor + 1  # the two show the same place
         tops.append(window[0, 0, 0].item())
     last = 200 - 64 / factor
     assert min(tops) < 0.05 * last + 2
@@ -75,7 +88,13 @@ def test_crop_avoids_windows_of_one_class() -> None:
 
     def share_varied(crop: RandomScaledCrop) -> float:
         crops = [crop(image, label)[1] for _ in range(300)]
-        return sum(float(c.bincount().max() < 0.75 * c.numel()) for c in (crop.flatten() for crop in crops)) / 300
+        return (
+            sum(
+                float(c.bincount().max() < 0.75 * c.numel())
+                for c in (crop.flatten() for crop in crops)
+            )
+            / 300
+        )
 
     p = 10 / 161  # of 161 windows, ten hold more than ten columns of the other class
     once = share_varied(RandomScaledCrop((20, 40), (1.0, 1.0), cat_max_ratio=1.0))
@@ -94,7 +113,11 @@ def test_crop_ignores_unlabelled_pixels() -> None:
 
 def distorted(color: tuple[int, int, int], **changes: float) -> torch.Tensor:
     """One pixel after the given changes and no others."""
-    params = dict.fromkeys(("brightness", "contrast", "saturation", "hue")) | {"contrast_first": True} | changes
+    params = (
+        dict.fromkeys(("brightness", "contrast", "saturation", "hue"))
+        | {"contrast_first": True}
+        | changes
+    )
     image = tv_tensors.Image(torch.tensor(color, dtype=torch.uint8)[:, None, None])
     return PhotometricDistortion().transform(image, params).flatten()
 
@@ -109,7 +132,9 @@ def test_brightness_is_added_and_contrast_multiplies() -> None:
 def test_contrast_comes_before_or_after_saturation() -> None:
     """Contrast first clips red at 255; saturation moves the others half the way to the greatest."""
     assert distorted((200, 100, 50), contrast=1.5, saturation=0.5).tolist() == [255, 202, 165]
-    assert distorted((200, 100, 50), contrast=1.5, saturation=0.5, contrast_first=False).tolist() == [255, 225, 188]
+    assert distorted(
+        (200, 100, 50), contrast=1.5, saturation=0.5, contrast_first=False
+    ).tolist() == [255, 225, 188]
 
 
 @pytest.mark.parametrize("color", [(200, 100, 50), (20, 180, 90), (90, 91, 250), (77, 77, 77)])
@@ -120,7 +145,9 @@ def test_saturation_and_hue_are_those_of_hsv(color: tuple[int, int, int]) -> Non
         expected = torch.tensor(colorsys.hsv_to_rgb(h, min(1.0, s * factor), v)) * 255
         assert (distorted(color, saturation=factor) - expected).abs().max() <= 0.51
     grey = torch.tensor([max(color)] * 3)
-    assert torch.equal(distorted(color, saturation=0.0, hue=30.0), grey.to(torch.uint8))  # no colour is left to turn
+    assert torch.equal(
+        distorted(color, saturation=0.0, hue=30.0), grey.to(torch.uint8)
+    )  # no colour is left to turn
     for degrees in (-30.0, 36.0):
         expected = torch.tensor(colorsys.hsv_to_rgb((h + degrees / 360) % 1, s, v)) * 255
         assert (distorted(color, hue=degrees) - expected).abs().max() <= 0.51
@@ -130,13 +157,21 @@ def test_large_images_are_distorted_piece_by_piece_as_small_ones_are() -> None:
     image = tv_tensors.Image(torch.randint(256, (3, 300, 500), dtype=torch.uint8))
     params = dict.fromkeys(PhotometricDistortion.CHANGES, 1.2) | {"contrast_first": False}
     whole = PhotometricDistortion().transform(image, params)
-    columns = [PhotometricDistortion().transform(tv_tensors.Image(column), params) for column in image.split(3, -1)]
+    columns = [
+        PhotometricDistortion().transform(tv_tensors.Image(column), params)
+        for column in image.split(3, -1)
+    ]
     assert torch.equal(whole, torch.cat(columns, -1))
 
 
 def test_each_distortion_comes_half_the_time_within_its_bounds() -> None:
     draws = [PhotometricDistortion().make_params([]) for _ in range(400)]
-    for name, low, high in (("brightness", -32, 32), ("contrast", 0.5, 1.5), ("saturation", 0.5, 1.5), ("hue", -36, 36)):
+    for name, low, high in (
+        ("brightness", -32, 32),
+        ("contrast", 0.5, 1.5),
+        ("saturation", 0.5, 1.5),
+        ("hue", -36, 36),
+    ):
         values = [draw[name] for draw in draws if draw[name] is not None]
         assert 150 <= len(values) <= 250
         assert low <= min(values) < low + 0.1 * (high - low)
@@ -148,7 +183,9 @@ def test_samples_stay_on_their_device(device: torch.device) -> None:
     image, label = sample(40, 50)
     image, label = tv_tensors.Image(image.to(device)), tv_tensors.Mask(label.to(device))
     for _ in range(5):
-        assert {tensor.device.type for tensor in TrainTransform((32, 32))(image, label)} == {device.type}
+        assert {tensor.device.type for tensor in TrainTransform((32, 32))(image, label)} == {
+            device.type
+        }
 
 
 def test_distortion_leaves_labels_alone() -> None:
@@ -158,7 +195,10 @@ def test_distortion_leaves_labels_alone() -> None:
 
 
 def test_padding_is_0_for_images_and_255_for_labels() -> None:
-    image, label = PadTo((40, 50))(tv_tensors.Image(torch.ones(3, 30, 60)), tv_tensors.Mask(torch.ones(30, 60, dtype=torch.uint8)))
+    image, label = PadTo((40, 50))(
+        tv_tensors.Image(torch.ones(3, 30, 60)),
+        tv_tensors.Mask(torch.ones(30, 60, dtype=torch.uint8)),
+    )
     assert image.shape == (3, 40, 60)
     assert image[:, :30].eq(1).all()
     assert image[:, 30:].eq(0).all()

@@ -19,7 +19,9 @@ from segformer.train.auxiliary import Auxiliary
 from segformer.train.optim import Poly, param_groups
 from segformer.train.task import SegmentationTask
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*number of training batches")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers", "ignore:.*number of training batches"
+)
 
 
 def mla() -> SETR:
@@ -28,7 +30,13 @@ def mla() -> SETR:
 
 def test_the_loss_is_the_weighted_sum_of_all_heads() -> None:
     network = mla().double().eval()
-    auxiliary = partial(Auxiliary, head=FCNHead, levels=(0, 1, 3), weights=(0.2, 0.3, 0.4), reads="decode_head.aggregation")
+    auxiliary = partial(
+        Auxiliary,
+        head=FCNHead,
+        levels=(0, 1, 3),
+        weights=(0.2, 0.3, 0.4),
+        reads="decode_head.aggregation",
+    )
     task = SegmentationTask(network, auxiliary=auxiliary).double().eval()
     task.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
     images, target = torch.randn(2, 3, 32, 48, dtype=torch.double), torch.randint(2, (2, 32, 48))
@@ -42,7 +50,9 @@ def test_the_loss_is_the_weighted_sum_of_all_heads() -> None:
     assert task.auxiliary is not None
     for weight, head, level in zip((0.2, 0.3, 0.4), task.auxiliary.heads, (0, 1, 3), strict=True):
         expected = expected + weight * at_full_size(head([maps[level]]))
-    torch.testing.assert_close(task.training_step((images, target), 0), expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(
+        task.training_step((images, target), 0), expected, rtol=0, atol=1e-10
+    )
     assert not network.decode_head.aggregation._forward_hooks  # nobody watches between steps
 
 
@@ -57,13 +67,20 @@ def test_the_heads_learn_at_the_heads_rate_and_are_not_saved(tmp_path: Path) -> 
     before = [parameter.clone() for parameter in task.auxiliary.parameters()]
     trainer = quiet_trainer(tmp_path, max_epochs=1)
     trainer.fit(task, halves())
-    assert not any(torch.equal(a, b) for a, b in zip(before, task.auxiliary.parameters(), strict=True))
-    assert [group["initial_lr"] for group in trainer.optimizers[0].param_groups] == pytest.approx([0.01, 0.01, 0.1])
+    assert not any(
+        torch.equal(a, b) for a, b in zip(before, task.auxiliary.parameters(), strict=True)
+    )
+    assert [group["initial_lr"] for group in trainer.optimizers[0].param_groups] == pytest.approx(
+        [0.01, 0.01, 0.1]
+    )
     task.network.save(tmp_path / "model.safetensors")
     again = SegFormer.from_pretrained(tmp_path / "model.safetensors")
     assert again.state_dict().keys() == task.network.state_dict().keys()
     trainer.save_checkpoint(tmp_path / "last.ckpt")
-    assert SegFormer.from_pretrained(tmp_path / "last.ckpt").state_dict().keys() == task.network.state_dict().keys()
+    assert (
+        SegFormer.from_pretrained(tmp_path / "last.ckpt").state_dict().keys()
+        == task.network.state_dict().keys()
+    )
 
 
 def test_setrs_schedule_is_the_published_one() -> None:
@@ -78,7 +95,9 @@ def test_setrs_schedule_is_the_published_one() -> None:
         optimizer.step()
         scheduler.step()
         expected = [(base - 1e-4) * (1 - step / 80_000) ** 0.9 + 1e-4 for base in (0.01, 0.01, 0.1)]
-        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(expected, rel=1e-12)
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(
+            expected, rel=1e-12
+        )
 
 
 @pytest.mark.parametrize(
@@ -88,7 +107,10 @@ def test_setrs_schedule_is_the_published_one() -> None:
         ({"levels": (0, 4)}, r"levels \[0, 4\] of 'backbone', which has 4: 0 to 3"),
         ({"levels": ()}, r"levels \[\]"),
         ({"reads": "neck"}, "no module 'neck' with feature maps"),
-        ({"reads": "decode_head.classifier"}, "no module 'decode_head.classifier' with feature maps"),
+        (
+            {"reads": "decode_head.classifier"},
+            "no module 'decode_head.classifier' with feature maps",
+        ),
     ],
 )
 def test_errors(options: dict[str, Any], message: str) -> None:
@@ -97,5 +119,7 @@ def test_errors(options: dict[str, Any], message: str) -> None:
 
 
 def test_a_head_is_a_module_of_its_own() -> None:
-    assert isinstance(FCNHead([4, 8], 3)([torch.zeros(1, 4, 2, 2), torch.zeros(1, 8, 2, 2)]), Tensor)
+    assert isinstance(
+        FCNHead([4, 8], 3)([torch.zeros(1, 4, 2, 2), torch.zeros(1, 8, 2, 2)]), Tensor
+    )
     assert isinstance(Auxiliary(mla(), FCNHead).heads[0], nn.Module)

@@ -38,7 +38,9 @@ def test_the_average_is_its_formula() -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_a_short_run_does_not_end_near_its_start(tmp_path: Path) -> None:
     """Thirty steps of camvid.yaml's recipe."""
-    task = SegmentationTask(SegFormer(TINY, num_classes=2), None, partial(Muon, lr=2e-3), OneCycle, head_lr_mult=1.0)
+    task = SegmentationTask(
+        SegFormer(TINY, num_classes=2), None, partial(Muon, lr=2e-3), OneCycle, head_lr_mult=1.0
+    )
     start = copy.deepcopy(dict(task.network.named_parameters()))
     trained: dict[str, torch.Tensor] = {}
 

@@ -67,7 +67,9 @@ def test_counts_sizes_and_shares(root: Path, workers: int) -> None:
     assert "no problems" in findings.text(data(root).classes)
 
 
-def test_all_planted_faults_are_named_in_one_run(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_planted_faults_are_named_in_one_run(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """An image without its label map, a truncated file, a value 77, a label map without its image,
     a foreign palette; one pair has two faults."""
     Image.effect_noise((30, 20), 90).convert("RGB").save(root / "images/train/alone.jpg")
@@ -82,7 +84,9 @@ def test_all_planted_faults_are_named_in_one_run(root: Path, tmp_path: Path, cap
     with pytest.raises(SystemExit) as stopped:
         main(["--config", str(config), "--out", str(tmp_path / "sheet.png"), "--num_workers", "0"])
     assert stopped.value.code == 1
-    problems = [line for line in capsys.readouterr().out.splitlines() if line.startswith("problem: ")]
+    problems = [
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("problem: ")
+    ]
     assert len(problems) == 5
     for words in (
         r"no label map for .*alone.jpg.*add it, or remove",
@@ -97,7 +101,9 @@ def test_all_planted_faults_are_named_in_one_run(root: Path, tmp_path: Path, cap
 def test_more_faults_than_a_screen_holds_are_all_listed(root: Path) -> None:
     for k in range(30):
         Image.new("RGB", (3, 3)).save(root / f"images/val/alone{k}.png")
-    with pytest.raises(DataError, match="and 27 faults more: `segformer check` lists all") as raised:
+    with pytest.raises(
+        DataError, match="and 27 faults more: `segformer check` lists all"
+    ) as raised:
         data(root)
     findings = check(raised.value.found, 0)
     findings.problems += raised.value.faults
@@ -105,7 +111,9 @@ def test_more_faults_than_a_screen_holds_are_all_listed(root: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["images/train", "labels/val", "."])
-def test_a_missing_folder_is_one_sentence(missing: str, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_folder_is_one_sentence(
+    missing: str, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.rmtree(root / missing)
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG.format(root=root))
@@ -125,7 +133,9 @@ def test_what_the_command_reads_travels_to_processes_that_are_not_forked(root: P
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_the_command_where_processes_are_not_forked(method: str, root: Path, tmp_path: Path) -> None:
+def test_the_command_where_processes_are_not_forked(
+    method: str, root: Path, tmp_path: Path
+) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG.format(root=root))
     code = f"import multiprocessing as m; m.set_start_method({method!r}); "
@@ -163,7 +173,10 @@ def test_planted_faults_are_found_by_name(root: Path) -> None:
     assert "train/1.png' holds the value 7 on 600 of 600 pixels" in problems
     assert "cannot read image" in problems
     assert "is 20×30 but its label map" in problems
-    assert f"one image is in two splits: {root}/images/train/0.png (train), {root}/images/val/0.png (val)" in problems
+    assert (
+        f"one image is in two splits: {root}/images/train/0.png (train), {root}/images/val/0.png (val)"
+        in problems
+    )
     assert any("val/1.png has no labelled pixel" in warning for warning in findings.warnings)
 
 

@@ -20,7 +20,9 @@ from segformer.evaluation import Protocol, evaluate, find_protocol
 from segformer.train.data import FolderData, SegmentationData, by_size
 from segformer.train.task import SegmentationTask
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*GPU available")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers", "ignore:.*GPU available"
+)
 CLASSES = Classes(["a", "b"])
 
 
@@ -40,8 +42,12 @@ def folder(root: Path, **options: Any) -> FolderData:
     return FolderData(root, CLASSES, TrainTransform((8, 8)), **options)
 
 
-@pytest.mark.parametrize(("train", "val"), [("train", "val"), ("train", "valid"), ("training", "validation")])
-def test_splits_by_their_usual_names(train: str, val: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("train", "val"), [("train", "val"), ("train", "valid"), ("training", "validation")]
+)
+def test_splits_by_their_usual_names(
+    train: str, val: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name, count in ((train, 3), (val, 2)):
         write(tmp_path, f"images/{name}/{{}}.png", f"labels/{name}/{{}}.png", count)
     data = folder(tmp_path)
@@ -79,7 +85,9 @@ def test_one_folder_a_split_holds_images_and_masks(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pattern", ["images", "images/train", "images/{spilt}", "{}"])
 def test_a_pattern_without_the_split_is_refused(pattern: str, tmp_path: Path) -> None:
     for option in ("images", "labels"):
-        with pytest.raises(ValueError, match=r"holds no \{split\}: all splits would be the same files"):
+        with pytest.raises(
+            ValueError, match=r"holds no \{split\}: all splits would be the same files"
+        ):
             folder(tmp_path, **{option: pattern})
 
 
@@ -94,20 +102,26 @@ class Sizes(Halves):
 
 @pytest.mark.parametrize("batch", [1, 3, 8])
 @pytest.mark.parametrize("protocol", [None, "whole"])
-def test_sizes_may_differ_in_a_batch_and_change_no_score(batch: int, protocol: str | None, tmp_path: Path) -> None:
+def test_sizes_may_differ_in_a_batch_and_change_no_score(
+    batch: int, protocol: str | None, tmp_path: Path
+) -> None:
     """The judge measures each image alone, padded by hand to what the network takes."""
     samples = Sizes(8)
     model = SegFormer(TINY, num_classes=2)
     expected = torch.zeros(2, 2)
     for image, label in (samples[k] for k in range(8)):
-        pixels = (image / 255 - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+        pixels = (image / 255 - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor(
+            [0.229, 0.224, 0.225]
+        )[:, None, None]
         height, width = label.shape
         padded = torch.nn.functional.pad(pixels, (0, max(0, 32 - width), 0, max(0, 32 - height)))
         found = model.eval()(padded[None]).argmax(1)[0, :height, :width]
         for truth in (0, 1):
             expected[truth] += torch.bincount(found[label == truth], minlength=2)
     task = SegmentationTask(model, protocol=None if protocol is None else find_protocol(protocol))
-    data = SegmentationData(Halves(), samples, TrainTransform((32, 32)), val_batch_size=batch, num_workers=0)
+    data = SegmentationData(
+        Halves(), samples, TrainTransform((32, 32)), val_batch_size=batch, num_workers=0
+    )
     quiet_trainer(tmp_path).validate(task, data, verbose=False)
     assert (task.scores.confusion - expected).abs().sum() <= 2  # a tie of float32
     assert (evaluate(model, samples, Protocol()).confusion - expected).abs().sum() <= 2
@@ -122,7 +136,12 @@ def test_a_loader_of_plain_batches_is_measured_too(tmp_path: Path) -> None:
 
 
 def test_batches_by_size_keep_each_image_beside_its_label() -> None:
-    groups = by_size([(torch.full((3, side, 5), float(k)), torch.full((side, 5), k)) for k, side in enumerate((4, 6, 4))])
+    groups = by_size(
+        [
+            (torch.full((3, side, 5), float(k)), torch.full((side, 5), k))
+            for k, side in enumerate((4, 6, 4))
+        ]
+    )
     assert [tuple(images.shape) for images, _ in groups] == [(2, 3, 4, 5), (1, 3, 6, 5)]
     assert all(torch.equal(images[:, 0].long(), labels) for images, labels in groups)
 
@@ -147,7 +166,9 @@ def test_training_and_measuring_of_300_classes_ignores_65535_alone(tmp_path: Pat
     task = SegmentationTask(SegFormer(TINY, num_classes=300, dropout=0.0, drop_path=0.0))
     task.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
     loss = task.training_step((images, target), 0)
-    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(task(images), target.long(), ignore_index=65535))
+    torch.testing.assert_close(
+        loss, torch.nn.functional.cross_entropy(task(images), target.long(), ignore_index=65535)
+    )
     quiet_trainer(tmp_path).validate(SegmentationTask(task.network), data, verbose=False)
     confusion = evaluate(task.network, data.val).confusion
     assert confusion.sum() == 2 * 38 * 48

@@ -64,9 +64,18 @@ def run(folder: Path, processes: int) -> tuple[torch.Tensor, dict[str, Any]]:
     script = folder / "script.py"
     script.write_text(SCRIPT)
     here = Path(__file__).parents[1]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), os.environ.get("PYTHONPATH", "")])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(here), os.environ.get("PYTHONPATH", "")]),
+    }
     out = str(folder / str(processes))
-    subprocess.run([sys.executable, str(script), str(processes), out], env=environment, check=True, capture_output=True, timeout=300)
+    subprocess.run(
+        [sys.executable, str(script), str(processes), out],
+        env=environment,
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
     return torch.load(out + "_confusion.pt"), torch.load(out + "_gradients.pt")
 
 

@@ -20,7 +20,9 @@ from segformer import SegFormer
 from segformer.cli import main
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*does not have many workers", "ignore:.*number of training batches", "ignore:.*GPU available"
+    "ignore:.*does not have many workers",
+    "ignore:.*number of training batches",
+    "ignore:.*GPU available",
 )
 CSV = "lightning.pytorch.loggers.CSVLogger"
 
@@ -93,7 +95,10 @@ def loggers(folder: Path) -> dict[str, tuple[Any, str]]:
         "a tracker first": ([tracker, csv], "runs/project/version_0"),
         "none": (False, "lightning_logs/version_0"),
         "the default": (True, "lightning_logs/version_0"),
-        "a named version": ({"class_path": CSV, "init_args": {**csv["init_args"], "version": "mine"}}, "runs/small/mine"),
+        "a named version": (
+            {"class_path": CSV, "init_args": {**csv["init_args"], "version": "mine"}},
+            "runs/small/mine",
+        ),
     }
 
 
@@ -107,7 +112,9 @@ def test_a_run_is_resumed_in_its_folder(
         run(monkeypatch, "fit", "--config", config, STOP)
     run(monkeypatch, "fit", "--config", config, "--ckpt_path=last")
     assert [path.name for path in (tmp_path / folder).parent.iterdir()] == [Path(folder).name]
-    assert {"config.yaml", "model.safetensors", "results.json", "checkpoints"} < {p.name for p in (tmp_path / folder).iterdir()}
+    assert {"config.yaml", "model.safetensors", "results.json", "checkpoints"} < {
+        p.name for p in (tmp_path / folder).iterdir()
+    }
     resumed = torch.load(tmp_path / folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert resumed["global_step"] == 8
 
@@ -115,14 +122,18 @@ def test_a_run_is_resumed_in_its_folder(
 
 
 @pytest.mark.parametrize("name", ["a tracker", "none", "the default", "a named version"])
-def test_no_run_overwrites_another(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_run_overwrites_another(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     logger, folder = loggers(tmp_path)[name]
     config = str(small_config(tmp_path, logger=logger, default_root_dir=str(tmp_path)))
     run(monkeypatch, "fit", "--config", config, "--trainer.max_epochs=1")
     kept = (tmp_path / folder / "model.safetensors").read_bytes()
     again = ("fit", "--config", config, "--trainer.max_epochs=1", "--seed_everything=1")
     if name == "a named version":
-        with pytest.raises(SystemExit, match="mine' holds a run already; go on with it by --ckpt_path last") as refused:
+        with pytest.raises(
+            SystemExit, match="mine' holds a run already; go on with it by --ckpt_path last"
+        ) as refused:
             run(monkeypatch, *again)
         assert refused.value.code == 2
     else:
@@ -134,8 +145,18 @@ def test_no_run_overwrites_another(name: str, tmp_path: Path, monkeypatch: pytes
 def test_a_named_version_is_no_other_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = str(small_config(tmp_path, max_epochs=1))
     run(monkeypatch, "fit", "--config", config)
-    run(monkeypatch, "fit", "--config", config, "--trainer.logger.version=mine", "--ckpt_path=last", "--seed_everything=1")
-    first, mine = (weights(tmp_path / "runs" / "small" / folder) for folder in ("version_0", "mine"))
+    run(
+        monkeypatch,
+        "fit",
+        "--config",
+        config,
+        "--trainer.logger.version=mine",
+        "--ckpt_path=last",
+        "--seed_everything=1",
+    )
+    first, mine = (
+        weights(tmp_path / "runs" / "small" / folder) for folder in ("version_0", "mine")
+    )
     assert not torch.equal(first["decode_head.fuse.weight"], mine["decode_head.fuse.weight"])
 
 
@@ -144,12 +165,22 @@ def test_a_fast_dev_run_writes_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     small_config(tmp_path)
     SegFormer(TINY, num_classes=2).save("two.safetensors")
     run(monkeypatch, "fit", "--config=small.yaml", "--trainer.fast_dev_run=true")
-    run(monkeypatch, "validate", "--config=small.yaml", "--trainer.fast_dev_run=true", "--weights=two.safetensors")
+    run(
+        monkeypatch,
+        "validate",
+        "--config=small.yaml",
+        "--trainer.fast_dev_run=true",
+        "--weights=two.safetensors",
+    )
     assert {path.name for path in tmp_path.iterdir()} == {"small.yaml", "two.safetensors"}
 
 
-def test_a_run_without_validation_leaves_its_last_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(monkeypatch, "fit", "--config", str(small_config(tmp_path)), "--trainer.limit_val_batches=0")
+def test_a_run_without_validation_leaves_its_last_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(
+        monkeypatch, "fit", "--config", str(small_config(tmp_path)), "--trainer.limit_val_batches=0"
+    )
     folder = tmp_path / "runs" / "small" / "version_0"
     last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 8
@@ -158,7 +189,9 @@ def test_a_run_without_validation_leaves_its_last_weights(tmp_path: Path, monkey
     assert not (folder / "results.json").exists()
 
 
-def test_a_saved_config_is_a_new_run_of_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_saved_config_is_a_new_run_of_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With the default optimizer and schedule, of a run that was resumed."""
     config = str(small_config(tmp_path))
     with pytest.raises(SystemExit, match="143"):
@@ -168,35 +201,58 @@ def test_a_saved_config_is_a_new_run_of_the_same(tmp_path: Path, monkeypatch: py
     settings = yaml.safe_load((first / "config.yaml").read_text(encoding="utf-8"))
     assert settings["model"]["optimizer"]["class_path"] == "segformer.train.optim.OfficialAdamW"
     run(monkeypatch, "fit", "--config", str(first / "config.yaml"))
-    torch.testing.assert_close(weights(first.with_name("version_1")), weights(first), rtol=0, atol=0)
+    torch.testing.assert_close(
+        weights(first.with_name("version_1")), weights(first), rtol=0, atol=0
+    )
 
 
 @pytest.mark.parametrize("which", ["last", "best"])
-def test_validate_measures_the_checkpoint(which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = str(small_config(tmp_path, max_epochs=3, callbacks=[{"class_path": "segformer.train.averaging.EMA"}]))
+def test_validate_measures_the_checkpoint(
+    which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = str(
+        small_config(
+            tmp_path, max_epochs=3, callbacks=[{"class_path": "segformer.train.averaging.EMA"}]
+        )
+    )
     run(monkeypatch, "fit", "--config", config)
     first = tmp_path / "runs" / "small" / "version_0"
     found = next(first.glob("checkpoints/" + {"last": "last.ckpt", "best": "epoch*.ckpt"}[which]))
     run(monkeypatch, "validate", "--config", config, "--weights", str(found))
     run(monkeypatch, "validate", "--config", config, "--ckpt_path", which)
-    by_weights, by_name = (json.loads((first.with_name(f"version_{n}") / "results.json").read_text()) for n in (1, 2))
+    by_weights, by_name = (
+        json.loads((first.with_name(f"version_{n}") / "results.json").read_text()) for n in (1, 2)
+    )
     assert by_name == by_weights
     if which == "best":
         assert by_name == json.loads((first / "results.json").read_text())
 
 
 @pytest.mark.parametrize("verb", ["validate", "test"])
-def test_without_a_checkpoint_nothing_is_measured(verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SystemExit, match=r"--ckpt_path last: no run in .*small' has a checkpoint yet") as refused:
+def test_without_a_checkpoint_nothing_is_measured(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(
+        SystemExit, match=r"--ckpt_path last: no run in .*small' has a checkpoint yet"
+    ) as refused:
         run(monkeypatch, verb, "--config", str(small_config(tmp_path)), "--ckpt_path=last")
     assert refused.value.code == 2
 
 
-def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_of_another_network_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = str(small_config(tmp_path, max_epochs=1))
     run(monkeypatch, "fit", "--config", config)
     with pytest.raises(SystemExit, match="is of another network than the config's"):
-        run(monkeypatch, "validate", "--config", config, "--ckpt_path=last", "--model.network.decoder_channels=8")
+        run(
+            monkeypatch,
+            "validate",
+            "--config",
+            config,
+            "--ckpt_path=last",
+            "--model.network.decoder_channels=8",
+        )
 
 
 def test_a_moved_run_still_has_its_best_score(
@@ -207,10 +263,14 @@ def test_a_moved_run_still_has_its_best_score(
         run(monkeypatch, "fit", "--config", str(small_config(tmp_path / "old")), STOP)
     shutil.move(tmp_path / "old", tmp_path / "new")
     run(monkeypatch, "fit", "--config", str(small_config(tmp_path / "new")), "--ckpt_path=last")
-    torch.testing.assert_close(weights(tmp_path / "new" / "runs" / "small" / "version_0"), undisturbed, rtol=0, atol=0)
+    torch.testing.assert_close(
+        weights(tmp_path / "new" / "runs" / "small" / "version_0"), undisturbed, rtol=0, atol=0
+    )
 
 
-def test_csv_loggers_keep_both_parts_of_their_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_csv_loggers_keep_both_parts_of_their_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = str(small_config(tmp_path))
     with pytest.raises(SystemExit, match="143"):
         run(monkeypatch, "fit", "--config", config, STOP)

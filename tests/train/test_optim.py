@@ -33,7 +33,9 @@ def test_groups_are_the_published_ones() -> None:
     model = SegFormer(TINY, num_classes=3)
     adamw = apply_lr_mult(torch.optim.AdamW(param_groups(model), lr=6e-5, weight_decay=0.01))
     names = {id(p): name for name, p in model.named_parameters()}
-    settings = {names[id(p)]: (g["lr"], g["weight_decay"]) for g in adamw.param_groups for p in g["params"]}
+    settings = {
+        names[id(p)]: (g["lr"], g["weight_decay"]) for g in adamw.param_groups for p in g["params"]
+    }
     assert settings.keys() == set(names.values())
     for name, (lr, decay) in settings.items():
         if name.startswith("decode_head"):
@@ -65,14 +67,22 @@ def test_poly_ends_at_zero_and_shortens_its_warm_up_in_short_runs() -> None:
 def test_one_cycle_equals_torchs() -> None:
     """PyTorch counts its total to one past the last step, and its peak from one before."""
     torchs = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer(), max_lr=1e-3, total_steps=101, pct_start=11 / 101, div_factor=25, final_div_factor=40, cycle_momentum=False
+        optimizer(),
+        max_lr=1e-3,
+        total_steps=101,
+        pct_start=11 / 101,
+        div_factor=25,
+        final_div_factor=40,
+        cycle_momentum=False,
     )
     steps = set(range(101))
     ours = OneCycle(optimizer(1e-3), 100, warmup=0.1, start=1 / 25, end=1e-3)
     assert rates(ours, steps) == pytest.approx(rates(torchs, steps), rel=1e-9)
 
 
-def trained(make: Callable[[nn.Module], torch.optim.Optimizer], net: nn.Module) -> dict[str, torch.Tensor]:
+def trained(
+    make: Callable[[nn.Module], torch.optim.Optimizer], net: nn.Module
+) -> dict[str, torch.Tensor]:
     """The state of a copy of the network after five steps."""
     net = copy.deepcopy(net)
     optimizer = make(net)
@@ -87,17 +97,31 @@ def test_muon_moves_matrices_as_timms(monkeypatch: pytest.MonkeyPatch) -> None:
     """timm's own Muon, made to work in float64."""
     import timm.optim.muon as timms
 
-    monkeypatch.setattr(timms, "zeropower_via_newtonschulz", functools.partial(timms.zeropower_via_newtonschulz, dtype=torch.float64))
-    net = nn.Sequential(nn.Linear(6, 10, bias=False), nn.GELU(), nn.Linear(10, 4, bias=False)).double()
+    monkeypatch.setattr(
+        timms,
+        "zeropower_via_newtonschulz",
+        functools.partial(timms.zeropower_via_newtonschulz, dtype=torch.float64),
+    )
+    net = nn.Sequential(
+        nn.Linear(6, 10, bias=False), nn.GELU(), nn.Linear(10, 4, bias=False)
+    ).double()
     ours = trained(lambda n: Muon(n.parameters(), lr=0.01, weight_decay=0.05), net)
-    theirs = trained(lambda n: timms.Muon(n.parameters(), lr=0.01, weight_decay=0.05, nesterov=True, ns_coefficients="original"), net)
+    theirs = trained(
+        lambda n: timms.Muon(
+            n.parameters(), lr=0.01, weight_decay=0.05, nesterov=True, ns_coefficients="original"
+        ),
+        net,
+    )
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
 
 
 def test_muon_moves_vectors_as_adamw() -> None:
     net = nn.LayerNorm(6).double()
     ours = trained(lambda n: Muon(n.parameters(), lr=0.01, weight_decay=0.05), net)
-    adamw = trained(lambda n: torch.optim.AdamW(n.parameters(), lr=0.01, betas=(0.9, 0.95), weight_decay=0.05), net)
+    adamw = trained(
+        lambda n: torch.optim.AdamW(n.parameters(), lr=0.01, betas=(0.9, 0.95), weight_decay=0.05),
+        net,
+    )
     torch.testing.assert_close(ours, adamw, rtol=1e-9, atol=1e-12)
 
 
@@ -113,7 +137,10 @@ def test_orthogonalising_is_the_published_iteration(shape: tuple[int, ...]) -> N
     """X ← a X + b X Xᵀ X + c (X Xᵀ)² X, five times, one matrix at a time, also where singular values span eight decades."""
     a, b, c = Muon.QUINTIC
     u, values, v = torch.linalg.svd(torch.randn(shape, dtype=torch.float64), full_matrices=False)
-    for matrices in (torch.randn(shape, dtype=torch.float64), (u * torch.logspace(0, -8, values.shape[-1])) @ v):
+    for matrices in (
+        torch.randn(shape, dtype=torch.float64),
+        (u * torch.logspace(0, -8, values.shape[-1])) @ v,
+    ):
         expected = []
         for x in matrices:
             x = x / x.norm()
@@ -121,7 +148,12 @@ def test_orthogonalising_is_the_published_iteration(shape: tuple[int, ...]) -> N
                 gram = x @ x.T
                 x = a * x + b * gram @ x + c * gram @ gram @ x
             expected.append(x)
-        torch.testing.assert_close(orthogonalize(matrices, Muon.QUINTIC, Muon.STEPS), torch.stack(expected), rtol=0, atol=1e-10)
+        torch.testing.assert_close(
+            orthogonalize(matrices, Muon.QUINTIC, Muon.STEPS),
+            torch.stack(expected),
+            rtol=0,
+            atol=1e-10,
+        )
         single = orthogonalize(matrices.float(), Muon.QUINTIC, Muon.STEPS)
         torch.testing.assert_close(single.double(), torch.stack(expected), rtol=0, atol=1e-3)
 
@@ -130,6 +162,8 @@ def test_muon_moves_every_parameter_of_a_segformer() -> None:
     model = SegFormer(TINY, num_classes=3)
     before = [p.clone() for p in model.parameters()]
     muon = Muon(param_groups(model), lr=0.01)
-    model(torch.randn(2, 3, 64, 64)).square().mean().backward()  # at 32 the last stage has one key, whose softmax has no gradient
+    model(
+        torch.randn(2, 3, 64, 64)
+    ).square().mean().backward()  # at 32 the last stage has one key, whose softmax has no gradient
     muon.step()
     assert all(not torch.equal(b, p) for b, p in zip(before, model.parameters(), strict=True))

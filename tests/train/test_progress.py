@@ -19,7 +19,12 @@ from segformer.train.task import SegmentationTask
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-def lines(folder: Path, minutes: float, capsys: pytest.CaptureFixture[str], task: type[SegmentationTask] = SegmentationTask) -> list[str]:
+def lines(
+    folder: Path,
+    minutes: float,
+    capsys: pytest.CaptureFixture[str],
+    task: type[SegmentationTask] = SegmentationTask,
+) -> list[str]:
     trainer = Trainer(
         accelerator="cpu",
         default_root_dir=folder,
@@ -36,7 +41,10 @@ def lines(folder: Path, minutes: float, capsys: pytest.CaptureFixture[str], task
 
 def test_a_line_a_validation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     printed = lines(tmp_path, 60, capsys)
-    assert [re.sub(r"[\d.]+ min.*", "…", re.sub(r"(loss|mIoU) [\d.]+", r"\1 …", line)) for line in printed] == [
+    assert [
+        re.sub(r"[\d.]+ min.*", "…", re.sub(r"(loss|mIoU) [\d.]+", r"\1 …", line))
+        for line in printed
+    ] == [
         "step 2 of 4, loss …, mIoU … %, …",
         "step 4 of 4, loss …, mIoU … %, …",
     ]
@@ -63,4 +71,9 @@ def test_the_loss_is_the_batchs(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_durations() -> None:
-    assert [_duration(seconds) for seconds in (59.6, 3599, 3600, 90061)] == ["1 min 0 s", "59 min 59 s", "1 h 0 min", "25 h 1 min"]
+    assert [_duration(seconds) for seconds in (59.6, 3599, 3600, 90061)] == [
+        "1 min 0 s",
+        "59 min 59 s",
+        "1 h 0 min",
+        "25 h 1 min",
+    ]

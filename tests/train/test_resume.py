@@ -31,22 +31,38 @@ from segformer.train.order import Batches, Seeded
 from segformer.train.resume import AtomicCheckpointIO, Resumable, find_checkpoint, newest_checkpoint
 from segformer.train.task import SegmentationTask
 
-quiet = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*number of training batches")
+quiet = pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers", "ignore:.*number of training batches"
+)
 
 
 def short_fit(folder: Path, steps: int = 24) -> Path:
     """A config of a fit of seconds on generated scenes, with everything that has a state: dropout, averages, a scheduler, workers."""
-    settings: dict[str, Any] = yaml.safe_load((Path(__file__).parents[2] / "configs" / "scenes.yaml").read_text())
+    settings: dict[str, Any] = yaml.safe_load(
+        (Path(__file__).parents[2] / "configs" / "scenes.yaml").read_text()
+    )
     settings["data"]["init_args"].update(batch_size=2, num_workers=1)
     for split, length in (("train", 9), ("val", 2)):
         settings["data"]["init_args"][split]["init_args"].update(length=length, size=[64, 96])
     settings["data"]["init_args"]["train_transform"]["init_args"]["crop_size"] = [32, 32]
-    variant = {name: list(values) if isinstance(values, tuple) else values for name, values in vars(TINY).items()}
-    settings["model"]["network"]["init_args"]["backbone"] = {"class_path": "segformer.Variant", "init_args": variant}
+    variant = {
+        name: list(values) if isinstance(values, tuple) else values
+        for name, values in vars(TINY).items()
+    }
+    settings["model"]["network"]["init_args"]["backbone"] = {
+        "class_path": "segformer.Variant",
+        "init_args": variant,
+    }
     settings["trainer"].update(
-        max_steps=steps, val_check_interval=6, check_val_every_n_epoch=None, accelerator="cpu", num_sanity_val_steps=0
+        max_steps=steps,
+        val_check_interval=6,
+        check_val_every_n_epoch=None,
+        accelerator="cpu",
+        num_sanity_val_steps=0,
     )
-    settings["trainer"]["callbacks"] = [{"class_path": "segformer.train.averaging.EMA", "init_args": {"decay": 0.9}}]
+    settings["trainer"]["callbacks"] = [
+        {"class_path": "segformer.train.averaging.EMA", "init_args": {"decay": 0.9}}
+    ]
     settings["trainer"]["logger"] = {
         "class_path": "lightning.pytorch.loggers.CSVLogger",
         "init_args": {"save_dir": str(folder / "runs"), "name": "short"},
@@ -60,7 +76,11 @@ def short_fit(folder: Path, steps: int = 24) -> Path:
 def start(config: Path, *more: str) -> subprocess.Popen[bytes]:
     code = "import torch; torch.set_num_threads(1); from segformer.cli import main; main()"
     with (config.parent / "log.txt").open("ab") as log:
-        return subprocess.Popen([sys.executable, "-c", code, "fit", "--config", str(config), *more], stdout=log, stderr=log)
+        return subprocess.Popen(
+            [sys.executable, "-c", code, "fit", "--config", str(config), *more],
+            stdout=log,
+            stderr=log,
+        )
 
 
 def digest(folder: Path) -> str:
@@ -68,20 +88,26 @@ def digest(folder: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def killed_and_resumed(folder: Path, what: signal.Signals, after: float | None = None, *more: str) -> str:
+def killed_and_resumed(
+    folder: Path, what: signal.Signals, after: float | None = None, *more: str
+) -> str:
     """The final weights of a run that is stopped after so many seconds, or soon after its first checkpoint, and then resumed."""
     folder.mkdir()
     config = short_fit(folder)
     more = tuple(option.format(folder=folder) for option in more)
     process = start(config, *more)
     if after is None:
-        while process.poll() is None and not list(folder.glob("runs/*/*/checkpoints/resume-*.ckpt")):
+        while process.poll() is None and not list(
+            folder.glob("runs/*/*/checkpoints/resume-*.ckpt")
+        ):
             time.sleep(0.01)
         after = 0.2
     time.sleep(after)
     process.send_signal(what)
     process.wait()
-    assert start(config, *more, "--ckpt_path", "last").wait() == 0, (folder / "log.txt").read_text()[-3000:]
+    assert start(config, *more, "--ckpt_path", "last").wait() == 0, (
+        folder / "log.txt"
+    ).read_text()[-3000:]
     return digest(folder)
 
 
@@ -104,7 +130,12 @@ TWO_LOGGERS = (
     "--trainer.logger+=lightning.pytorch.loggers.CSVLogger",
     "--trainer.logger.save_dir={folder}/other",
 )
-EPOCHS = ("--trainer.max_steps=-1", "--trainer.max_epochs=6", "--trainer.val_check_interval=1.0", "--trainer.check_val_every_n_epoch=1")
+EPOCHS = (
+    "--trainer.max_steps=-1",
+    "--trainer.max_epochs=6",
+    "--trainer.val_check_interval=1.0",
+    "--trainer.check_val_every_n_epoch=1",
+)
 
 
 @pytest.mark.slow
@@ -118,7 +149,9 @@ def test_twenty_kills_leave_twenty_identical_files(more: tuple[str, ...], tmp_pa
     moments = random.Random(0)
     for place in range(20):
         moment = moments.uniform(0.2, 1.0) * seconds
-        assert killed_and_resumed(tmp_path / str(place), signal.SIGKILL, moment, *more) == expected, place
+        assert (
+            killed_and_resumed(tmp_path / str(place), signal.SIGKILL, moment, *more) == expected
+        ), place
 
 
 class Seen(Callback):
@@ -128,7 +161,9 @@ class Seen(Callback):
         self.batches: list[float] = []
         self.scores: list[tuple[int, float]] = []
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
         self.batches.append(batch[0].sum().item())
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
@@ -142,7 +177,9 @@ class Signal(Callback):
     def __init__(self, batch: int, number: signal.Signals, validating: bool = False) -> None:
         self.batch, self.number, self.validating = batch, number, validating
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.fit_loop.total_batch_idx + 1 == self.batch and not self.validating:
             signal.raise_signal(self.number)
 
@@ -159,22 +196,35 @@ class Die(Callback):
     def __init__(self, batch: int) -> None:
         self.batch = batch
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.fit_loop.total_batch_idx + 1 == self.batch:
             raise RuntimeError("killed")
 
 
-def fit(folder: Path, *interruption: Callback, workers: int = 0, schedule: Any = None, **options: Any) -> tuple[Any, ...]:
+def fit(
+    folder: Path, *interruption: Callback, workers: int = 0, schedule: Any = None, **options: Any
+) -> tuple[Any, ...]:
     """A run, or the rest of one, with everything that has a state; weights, what was seen, and the best score."""
     seed_everything(0)
     seen, best = Seen(), ModelCheckpoint(folder, monitor="val/miou", mode="max", save_last=True)
     resume = Resumable(3)
     resume.dirpath = str(folder)
     task = SegmentationTask(SegFormer(TINY, num_classes=2, dropout=0.1, drop_path=0.1))
-    data = SegmentationData(Halves(18), Halves(2, seed=1), TrainTransform((32, 32)), batch_size=4, num_workers=workers)
+    data = SegmentationData(
+        Halves(18), Halves(2, seed=1), TrainTransform((32, 32)), batch_size=4, num_workers=workers
+    )
     trainer = Trainer(
         accelerator="cpu",
-        callbacks=[seen, EMA(0.9), *([GradientAccumulationScheduler(schedule)] if schedule else []), best, resume, *interruption],
+        callbacks=[
+            seen,
+            EMA(0.9),
+            *([GradientAccumulationScheduler(schedule)] if schedule else []),
+            best,
+            resume,
+            *interruption,
+        ],
         enable_progress_bar=False,
         enable_model_summary=False,
         logger=False,
@@ -192,14 +242,28 @@ STOPS: dict[str, tuple[dict[str, Any], list[Callback]]] = {
     "the end of an epoch": ({"max_epochs": 3}, [Signal(8, signal.SIGTERM)]),
     "workers": ({"max_epochs": 3, "workers": 2}, [Signal(5, signal.SIGTERM)]),
     "Ctrl-C": ({"max_epochs": 3}, [Signal(6, signal.SIGINT)]),
-    "an accumulation window": ({"max_epochs": 3, "accumulate_grad_batches": 3}, [Signal(6, signal.SIGTERM)]),
-    "a changing accumulation": ({"max_steps": 5, "schedule": {0: 2, 1: 3}}, [Signal(6, signal.SIGTERM)]),
+    "an accumulation window": (
+        {"max_epochs": 3, "accumulate_grad_batches": 3},
+        [Signal(6, signal.SIGTERM)],
+    ),
+    "a changing accumulation": (
+        {"max_steps": 5, "schedule": {0: 2, 1: 3}},
+        [Signal(6, signal.SIGTERM)],
+    ),
     "gradients half accumulated": (
-        {"max_steps": 5, "accumulate_grad_batches": 3, "val_check_interval": 5, "check_val_every_n_epoch": None},
+        {
+            "max_steps": 5,
+            "accumulate_grad_batches": 3,
+            "val_check_interval": 5,
+            "check_val_every_n_epoch": None,
+        },
         [Die(6)],
     ),
     "a validation": ({"max_epochs": 3}, [Signal(8, signal.SIGTERM, validating=True)]),
-    "before a validation": ({"max_steps": 11, "val_check_interval": 3, "check_val_every_n_epoch": None}, [Signal(6, signal.SIGTERM)]),
+    "before a validation": (
+        {"max_steps": 11, "val_check_interval": 3, "check_val_every_n_epoch": None},
+        [Signal(6, signal.SIGTERM)],
+    ),
     "part of an epoch": ({"max_epochs": 3, "limit_train_batches": 3}, [Signal(5, signal.SIGTERM)]),
     "overfit_batches": ({"max_epochs": 3, "overfit_batches": 2}, [Signal(3, signal.SIGTERM)]),
 }
@@ -248,9 +312,17 @@ def test_a_run_is_not_resumed_with_other_batches(tmp_path: Path) -> None:
         (18, 2, "images a step of all devices was 4 and is 2"),
         (20, 4, "training images was 18 and is 20"),
     ):
-        data = SegmentationData(Halves(length), Halves(2), TrainTransform((32, 32)), batch_size=batch_size, num_workers=0)
+        data = SegmentationData(
+            Halves(length),
+            Halves(2),
+            TrainTransform((32, 32)),
+            batch_size=batch_size,
+            num_workers=0,
+        )
         with pytest.raises(ValueError, match=message):
-            quiet_trainer(tmp_path, max_epochs=2).fit(SegmentationTask(SegFormer(TINY, num_classes=2)), data, ckpt_path=checkpoint)
+            quiet_trainer(tmp_path, max_epochs=2).fit(
+                SegmentationTask(SegFormer(TINY, num_classes=2)), data, ckpt_path=checkpoint
+            )
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -271,7 +343,9 @@ def test_the_order_is_the_seeds_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PL_GLOBAL_SEED", "3")
 
     def data(workers: int) -> SegmentationData:
-        return SegmentationData(Halves(), Halves(2), TrainTransform((32, 32)), batch_size=4, num_workers=workers)
+        return SegmentationData(
+            Halves(), Halves(2), TrainTransform((32, 32)), batch_size=4, num_workers=workers
+        )
 
     torch.manual_seed(1)
     one = [batch for batch, _ in zip(data(0).train_dataloader(), range(4), strict=False)]
@@ -286,10 +360,22 @@ def test_the_order_is_the_seeds_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_each_process_draws_its_own_share() -> None:
     shares = [Batches(23, 2, seed=0, rank=rank, world_size=3) for rank in range(3)]
-    drawn = [draw.index for share in shares for number in range(len(share)) for draw in share.batch(1, number)]
+    drawn = [
+        draw.index
+        for share in shares
+        for number in range(len(share))
+        for draw in share.batch(1, number)
+    ]
     assert len(drawn) == len(set(drawn)) == 18
-    assert drawn != [draw.index for share in shares for number in range(len(share)) for draw in share.batch(2, number)]
-    assert list(Batches(23, 2, 0, start=lambda: (1, 9))) == [Batches(23, 2, 0).batch(1, number) for number in (9, 10)]
+    assert drawn != [
+        draw.index
+        for share in shares
+        for number in range(len(share))
+        for draw in share.batch(2, number)
+    ]
+    assert list(Batches(23, 2, 0, start=lambda: (1, 9))) == [
+        Batches(23, 2, 0).batch(1, number) for number in (9, 10)
+    ]
 
 
 def test_a_samples_random_numbers_do_not_touch_the_others() -> None:
@@ -315,7 +401,9 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> 
         os.utime(folder / f"resume-step={step}.ckpt", (step, step))
     newest = folder / "resume-step=2.ckpt"
     newest.write_bytes(newest.read_bytes()[:100])
-    with pytest.warns(UserWarning, match=r"resume-step=2.ckpt' is broken .*falling back to the one before"):
+    with pytest.warns(
+        UserWarning, match=r"resume-step=2.ckpt' is broken .*falling back to the one before"
+    ):
         assert newest_checkpoint(folder) == folder / "resume-step=1.ckpt"
     with pytest.warns(UserWarning, match="broken"):
         assert find_checkpoint("last", tmp_path) == folder / "resume-step=1.ckpt"
@@ -323,7 +411,9 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> 
     (tmp_path / "version_best").mkdir()
     with pytest.warns(UserWarning, match="broken"):
         assert find_checkpoint("last", tmp_path) is not None
-    assert (folder / "resume-step=1.ckpt").stat().st_mode & 0o044 == 0o044 & ~_umask()  # others may read what the umask lets them
+    assert (
+        folder / "resume-step=1.ckpt"
+    ).stat().st_mode & 0o044 == 0o044 & ~_umask()  # others may read what the umask lets them
     with pytest.raises(FileNotFoundError, match="no checkpoint 'gone.ckpt'"):
         find_checkpoint("gone.ckpt", tmp_path)
 
@@ -334,7 +424,9 @@ def _umask() -> int:
     return mask
 
 
-def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_loses_no_earlier_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"global_step": 1}, path)
 
@@ -343,7 +435,9 @@ def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path: Path, monkeypatch: py
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match=r"cannot write .*last.ckpt.*No space left on device.*make room and resume"):
+    with pytest.raises(
+        OSError, match=r"cannot write .*last.ckpt.*No space left on device.*make room and resume"
+    ):
         AtomicCheckpointIO().save_checkpoint({"global_step": 2}, path)
     assert torch.load(path, weights_only=True) == {"global_step": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
@@ -355,6 +449,7 @@ def test_a_loss_that_is_no_number_names_the_batchs_images(tmp_path: Path) -> Non
     with torch.no_grad():
         task.network.decode_head.classifier.bias.fill_(torch.nan)
     with pytest.raises(
-        FloatingPointError, match=r"the loss is nan at step 0, batch 0 of epoch 0; its images: sample \d+, sample .*learning rate"
+        FloatingPointError,
+        match=r"the loss is nan at step 0, batch 0 of epoch 0; its images: sample \d+, sample .*learning rate",
     ):
         quiet_trainer(tmp_path, max_epochs=1).fit(task, halves())

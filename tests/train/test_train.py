@@ -26,12 +26,18 @@ from segformer.train.data import FolderData, SegmentationData
 from segformer.train.task import SegmentationTask
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*does not have many workers", "ignore:.*number of training batches", "ignore:.*GPU available"
+    "ignore:.*does not have many workers",
+    "ignore:.*number of training batches",
+    "ignore:.*GPU available",
 )
 
 
 def test_a_few_steps_learn_an_easy_task(tmp_path: Path) -> None:
-    task = SegmentationTask(SegFormer(TINY, num_classes=2), optimizer=lambda groups: torch.optim.AdamW(groups, lr=3e-3), head_lr_mult=1.0)
+    task = SegmentationTask(
+        SegFormer(TINY, num_classes=2),
+        optimizer=lambda groups: torch.optim.AdamW(groups, lr=3e-3),
+        head_lr_mult=1.0,
+    )
     data = halves()
     trainer = quiet_trainer(tmp_path, max_epochs=15)
     before = trainer.validate(task, data, verbose=False)[0]["val/miou"]
@@ -50,7 +56,13 @@ def test_plain_tensors_are_cropped_with_their_labels() -> None:
 
     samples = Plain([(label.expand(3, -1, -1), label)] * 4)
     transform = TrainTransform((64, 64), (1.5, 1.5), distortion=v2.Identity())
-    batch = next(iter(SegmentationData(samples, samples, transform, batch_size=4, num_workers=0).train_dataloader()))
+    batch = next(
+        iter(
+            SegmentationData(
+                samples, samples, transform, batch_size=4, num_workers=0
+            ).train_dataloader()
+        )
+    )
     images, target = batch
     pixels = 255 * (images[:, 0] * IMAGENET.std[0] + IMAGENET.mean[0])
     assert target.shape == (4, 64, 64)
@@ -64,7 +76,9 @@ def test_the_loss_is_taken_at_full_size_and_255_is_ignored(tmp_path: Path) -> No
     target[:, :5] = 255
     task.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
     loss = task.training_step((images, target.to(torch.uint8)), 0)
-    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(task(images), target, ignore_index=255))
+    torch.testing.assert_close(
+        loss, torch.nn.functional.cross_entropy(task(images), target, ignore_index=255)
+    )
 
 
 def test_gradient_accumulation_counts_optimizer_steps(tmp_path: Path) -> None:
@@ -87,7 +101,10 @@ def camvid_like(tmp_path: Path) -> Path:
     for split, seed, count in (("train", 0, 8), ("val", 1, 3), ("test", 2, 3)):
         for k in range(count):
             image, label = Halves(count, seed)[k]
-            for kind, array in (("images", image.permute(1, 2, 0).numpy()), ("labels", np.where(label == 255, 11, label).astype(np.uint8))):
+            for kind, array in (
+                ("images", image.permute(1, 2, 0).numpy()),
+                ("labels", np.where(label == 255, 11, label).astype(np.uint8)),
+            ):
                 path = tmp_path / "data" / kind / split / f"{k}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(array).save(path)
@@ -98,9 +115,14 @@ def camvid_like(tmp_path: Path) -> Path:
 def config(camvid_like: Path, tmp_path: Path) -> Path:
     settings = yaml.safe_load((Path(__file__).parents[2] / "configs" / "camvid.yaml").read_text())
     data = settings["data"]["init_args"]
-    data.update(root=str(camvid_like), classes={"names": ["dark", "bright"]}, batch_size=2, num_workers=0)
+    data.update(
+        root=str(camvid_like), classes={"names": ["dark", "bright"]}, batch_size=2, num_workers=0
+    )
     data["train_transform"]["init_args"]["crop_size"] = [32, 32]
-    settings["model"]["network"]["init_args"]["backbone"] = {"class_path": "segformer.Variant", "init_args": {**vars(TINY)}}
+    settings["model"]["network"]["init_args"]["backbone"] = {
+        "class_path": "segformer.Variant",
+        "init_args": {**vars(TINY)},
+    }
     settings["model"]["loss"] = None
     settings["trainer"].update(max_steps=6, val_check_interval=3, accelerator="cpu")
     settings["trainer"]["logger"]["init_args"]["save_dir"] = str(tmp_path / "runs")
@@ -113,7 +135,10 @@ def config(camvid_like: Path, tmp_path: Path) -> Path:
 
 
 def test_fit_leaves_checkpoints_weights_tables_and_pictures(
-    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run(monkeypatch, "fit", "--config", str(config))
     out = tmp_path / "runs" / "camvid" / "version_0"
@@ -134,8 +159,13 @@ def test_fit_leaves_checkpoints_weights_tables_and_pictures(
     checkpoint = torch.load(next(out.glob("checkpoints/epoch*.ckpt")), weights_only=True)
     for key, tensor in model.state_dict().items():
         assert torch.equal(tensor, checkpoint["state_dict"][f"network.{key}"]), key
-    assert not torch.equal(model.decode_head.fuse.weight, checkpoint["current_model_state"]["network.decode_head.fuse.weight"])
-    again = SegFormer.from_pretrained(next(out.glob("checkpoints/epoch*.ckpt")))  # the checkpoint itself reads as the model, names and all
+    assert not torch.equal(
+        model.decode_head.fuse.weight,
+        checkpoint["current_model_state"]["network.decode_head.fuse.weight"],
+    )
+    again = SegFormer.from_pretrained(
+        next(out.glob("checkpoints/epoch*.ckpt"))
+    )  # the checkpoint itself reads as the model, names and all
     torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
     assert again.classes == model.classes
     trainer, folder = quiet_trainer(tmp_path), folder_data(config)
@@ -147,33 +177,55 @@ def test_fit_leaves_checkpoints_weights_tables_and_pictures(
 
 def folder_data(config: Path) -> FolderData:
     root = yaml.safe_load(config.read_text())["data"]["init_args"]["root"]
-    return FolderData(root, Classes(["dark", "bright"]), TrainTransform((32, 32)), ignore_index=11, num_workers=0)
+    return FolderData(
+        root, Classes(["dark", "bright"]), TrainTransform((32, 32)), ignore_index=11, num_workers=0
+    )
 
 
-def test_fit_resumes_in_its_own_folder(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fit_resumes_in_its_own_folder(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(monkeypatch, "fit", "--config", str(config), "--report.every_n_batches=1")
     out = tmp_path / "runs" / "camvid" / "version_0"
-    run(monkeypatch, "fit", "--config", str(config), "--report.every_n_batches=1", "--trainer.max_steps=9", "--ckpt_path=last")
+    run(
+        monkeypatch,
+        "fit",
+        "--config",
+        str(config),
+        "--report.every_n_batches=1",
+        "--trainer.max_steps=9",
+        "--ckpt_path=last",
+    )
     assert [path.name for path in out.parent.iterdir()] == ["version_0"]
     resumed = torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)
     assert resumed["global_step"] == 9
-    history = next(state["history"] for name, state in resumed["callbacks"].items() if name.startswith("Report"))
+    history = next(
+        state["history"]
+        for name, state in resumed["callbacks"].items()
+        if name.startswith("Report")
+    )
     assert [step for step, _ in history["train/loss"]] == list(range(1, 10))
     assert [step for step, _ in history["val/miou"]] == [3, 6, 9]
     assert (out / "metrics_1.csv").is_file()  # the first part's
 
 
-def test_a_run_without_a_validation_leaves_its_weights_all_the_same(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_without_a_validation_leaves_its_weights_all_the_same(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(monkeypatch, "fit", "--config", str(config), "--trainer.max_steps=2")
     out = tmp_path / "runs" / "camvid" / "version_0"
     assert SegFormer.from_pretrained(out).num_classes == 2
     assert set(json.loads((out / "results.json").read_text())) == {"val", "test"}
 
 
-@pytest.mark.filterwarnings("ignore:SWA is currently only supported every epoch")  # it is: its own schedule takes the place of ours
+@pytest.mark.filterwarnings(
+    "ignore:SWA is currently only supported every epoch"
+)  # it is: its own schedule takes the place of ours
 @pytest.mark.filterwarnings("ignore:Swapping scheduler")
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
-def test_stochastic_weight_averages_are_what_is_saved(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stochastic_weight_averages_are_what_is_saved(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = yaml.safe_load(config.read_text())
     swa = {
         "class_path": "lightning.pytorch.callbacks.StochasticWeightAveraging",
@@ -183,9 +235,13 @@ def test_stochastic_weight_averages_are_what_is_saved(config: Path, tmp_path: Pa
     config.write_text(yaml.safe_dump(settings))
     run(monkeypatch, "fit", "--config", str(config), "--resume.every_n_train_steps=4")
     out = tmp_path / "runs" / "camvid" / "version_0"
-    saved = SegFormer.from_pretrained(out / "model.safetensors").state_dict()["decode_head.fuse.weight"]
+    saved = SegFormer.from_pretrained(out / "model.safetensors").state_dict()[
+        "decode_head.fuse.weight"
+    ]
     ends = [  # of each epoch that is averaged
-        torch.load(out / "checkpoints" / f"resume-step={step}.ckpt", weights_only=True)["state_dict"]["network.decode_head.fuse.weight"]
+        torch.load(out / "checkpoints" / f"resume-step={step}.ckpt", weights_only=True)[
+            "state_dict"
+        ]["network.decode_head.fuse.weight"]
         for step in (8, 12)
     ]
     assert not any(torch.equal(saved, end) for end in ends)
@@ -198,16 +254,28 @@ def test_fit_starts_from_given_weights_with_a_new_classifier(
 ) -> None:
     tiny.save(tmp_path / "five.safetensors")
     settings = yaml.safe_load(config.read_text())
-    settings["model"]["network"] = {"class_path": "segformer.Pretrained", "init_args": {"source": str(tmp_path / "five.safetensors")}}
+    settings["model"]["network"] = {
+        "class_path": "segformer.Pretrained",
+        "init_args": {"source": str(tmp_path / "five.safetensors")},
+    }
     settings["trainer"]["callbacks"] = []
     config.write_text(yaml.safe_dump(settings))
-    run(monkeypatch, "fit", "--config", str(config), "--trainer.max_steps=1", "--model.optimizer.init_args.lr=1e-9")
+    run(
+        monkeypatch,
+        "fit",
+        "--config",
+        str(config),
+        "--trainer.max_steps=1",
+        "--model.optimizer.init_args.lr=1e-9",
+    )
     model = SegFormer.from_pretrained(tmp_path / "runs" / "camvid" / "version_0")
     assert model.num_classes == 2
     torch.testing.assert_close(model.decode_head.fuse.weight, tiny.decode_head.fuse.weight)
 
 
-def test_two_classes_by_one_logit(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_classes_by_one_logit(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(monkeypatch, "fit", "--config", str(config), "--one_logit=true", "--trainer.max_steps=3")
     out = tmp_path / "runs" / "camvid" / "version_0"
     model = SegFormer.from_pretrained(out)
@@ -215,12 +283,29 @@ def test_two_classes_by_one_logit(config: Path, tmp_path: Path, monkeypatch: pyt
     assert model.classes.names == ("dark", "bright")
     assert set(json.loads((out / "results.json").read_text())["val"]["iou"]) == {"dark", "bright"}
     assert set(model.predict(torch.randn(2, 3, 64, 64)).unique().tolist()) <= {0, 1}
-    run(monkeypatch, "validate", "--config", str(config), "--one_logit=true", "--weights", str(out / "model.safetensors"))
+    run(
+        monkeypatch,
+        "validate",
+        "--config",
+        str(config),
+        "--one_logit=true",
+        "--weights",
+        str(out / "model.safetensors"),
+    )
 
 
-def test_one_logit_tells_no_three_classes_apart(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_logit_tells_no_three_classes_apart(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(SystemExit, match="one_logit tells two classes apart; the data have 3"):
-        run(monkeypatch, "fit", "--config", str(config), "--one_logit=true", "--data.classes.names=[dark, bright, third]")
+        run(
+            monkeypatch,
+            "fit",
+            "--config",
+            str(config),
+            "--one_logit=true",
+            "--data.classes.names=[dark, bright, third]",
+        )
 
 
 def test_an_unreadable_test_split_costs_neither_weights_nor_val_scores(
@@ -235,11 +320,26 @@ def test_an_unreadable_test_split_costs_neither_weights_nor_val_scores(
 
 
 def test_validate_measures_given_weights_by_a_protocol(
-    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setitem(TTA_RATIOS, "whole", (1.0, 1.25))  # of pictures of 40×48, which half as large are too small
+    monkeypatch.setitem(
+        TTA_RATIOS, "whole", (1.0, 1.25)
+    )  # of pictures of 40×48, which half as large are too small
     SegFormer(TINY, num_classes=2).save(tmp_path / "two.safetensors")
-    run(monkeypatch, "validate", "--config", str(config), "--weights", str(tmp_path / "two.safetensors"), "--protocol", "whole", "--tta")
+    run(
+        monkeypatch,
+        "validate",
+        "--config",
+        str(config),
+        "--weights",
+        str(tmp_path / "two.safetensors"),
+        "--protocol",
+        "whole",
+        "--tta",
+    )
     printed = capsys.readouterr().out
     assert "dark" in printed
     assert "mIoU" in printed
@@ -252,13 +352,20 @@ def test_validate_measures_given_weights_by_a_protocol(
         (["validate"], "random weights; say what to measure with --weights or --ckpt_path"),
         (["validate", "--weights", "a", "--ckpt_path", "b"], "both name what to measure"),
         (["validate", "--weights", "{three}"], "tells 3 classes apart, the data have 2"),
-        (["validate", "--weights", "{three}", "--tta"], "tells 3 classes apart|--tta needs a --protocol"),
+        (
+            ["validate", "--weights", "{three}", "--tta"],
+            "tells 3 classes apart|--tta needs a --protocol",
+        ),
         (["fit", "--weights", "a"], "--weights is for measuring; to start from weights"),
         (["fit", "--ckpt_path", "gone.ckpt"], "no checkpoint 'gone.ckpt'"),
     ],
 )
 def test_arguments_that_would_be_ignored_are_refused(
-    arguments: list[str], message: str, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    message: str,
+    config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     SegFormer(TINY, num_classes=3).save(tmp_path / "three.safetensors")
     verb, *more = (word.format(three=tmp_path / "three.safetensors") for word in arguments)
@@ -274,16 +381,24 @@ def test_part_of_an_epoch_is_an_epoch(tmp_path: Path) -> None:
 
     seen: list[tuple[int, int, float]] = []
     data = halves()
-    quiet_trainer(tmp_path, max_epochs=3, limit_train_batches=2).fit(Seen(SegFormer(TINY, num_classes=2)), data)
-    assert [(epoch, number) for epoch, number, _ in seen] == [(epoch, number) for epoch in range(3) for number in range(2)]
+    quiet_trainer(tmp_path, max_epochs=3, limit_train_batches=2).fit(
+        Seen(SegFormer(TINY, num_classes=2)), data
+    )
+    assert [(epoch, number) for epoch, number, _ in seen] == [
+        (epoch, number) for epoch in range(3) for number in range(2)
+    ]
     dataset = data.train_dataloader().dataset
     for epoch, number, total in seen:
         batch = torch.stack([dataset[draw][0] for draw in data.batches.batch(epoch, number)])
         assert batch.sum().item() == pytest.approx(total, abs=1e-2)
 
 
-def test_fewer_images_than_a_batch_are_refused(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SystemExit, match="8 training images make no batch of 9; set data.batch_size to 8 or less"):
+def test_fewer_images_than_a_batch_are_refused(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(
+        SystemExit, match="8 training images make no batch of 9; set data.batch_size to 8 or less"
+    ):
         run(monkeypatch, "fit", "--config", str(config), "--data.batch_size=9")
 
 
@@ -292,7 +407,9 @@ def test_weights_of_the_loss_must_match_the_classes() -> None:
         SegmentationTask(SegFormer(TINY, num_classes=2), loss=CrossEntropy([1, 2, 3]))
 
 
-def test_a_wrong_label_stops_the_fit_by_name(config: Path, camvid_like: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_label_stops_the_fit_by_name(
+    config: Path, camvid_like: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Image.fromarray(np.full((40, 48), 9, np.uint8)).save(camvid_like / "labels" / "train" / "5.png")
     with pytest.raises(SystemExit, match=r"train/5.png' holds the value 9 on 1920 of 1920 pixels"):
         run(monkeypatch, "fit", "--config", str(config))
@@ -305,6 +422,8 @@ def test_masks_of_0_and_255_stop_the_fit_before_it_begins(
         with Image.open(path) as label:
             mask = np.where(np.array(label) == 1, 255, 0).astype(np.uint8)
         Image.fromarray(mask).save(path)
-    with pytest.raises(SystemExit, match=r"hold 0 and 255 alone.*set `label_map: \{0: 0, 255: 1\}`"):
+    with pytest.raises(
+        SystemExit, match=r"hold 0 and 255 alone.*set `label_map: \{0: 0, 255: 1\}`"
+    ):
         run(monkeypatch, "fit", "--config", str(config), "--data.ignore_index=255")
     assert not list((tmp_path / "runs").rglob("*.ckpt"))

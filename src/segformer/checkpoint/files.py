@@ -23,9 +23,25 @@ State = dict[str, Tensor]
 METADATA_KEY = "segformer"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 # What transformers and this package write, in transformers' own order of preference.
-STANDARD_NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+STANDARD_NAMES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 # Where training loops keep a state dict; the averaged one comes first, as it is what they measure.
-CONTAINERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model_state_dict", "model", "network", "net", "module", "weights")
+CONTAINERS = (
+    "state_dict_ema",
+    "model_ema",
+    "ema",
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "network",
+    "net",
+    "module",
+    "weights",
+)
 DOWNLOAD_AGAIN = "copy or download it again"
 PART = 64 << 20  # bytes that are mapped and copied at a time
 
@@ -79,7 +95,9 @@ def open_weights(
     path = Path(source).expanduser()
     if path.exists():
         if revision is not None:
-            raise ValueError(f"revision={revision!r} given for {str(source)!r}, which is here on disk; a revision is a hub repository's")
+            raise ValueError(
+                f"revision={revision!r} given for {str(source)!r}, which is here on disk; a revision is a hub repository's"
+            )
     else:
         path = _download(source, revision, subfolder, {"token": token, "cache_dir": cache_dir})
     if subfolder is not None:
@@ -113,7 +131,9 @@ def _download(
     """The folder of a hub repository's files, downloaded."""
     is_id = isinstance(source, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", source)
     if not is_id or Path(source).suffix in SUFFIXES:
-        raise FileNotFoundError(f"no file or folder {str(source)!r}; a Hugging Face id would read 'organisation/name'")
+        raise FileNotFoundError(
+            f"no file or folder {str(source)!r}; a Hugging Face id would read 'organisation/name'"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -128,10 +148,14 @@ def _download(
 
     try:
         folder = folder_of("*.json", "*.safetensors")
-        if not any((folder / inside).glob("*.safetensors")):  # older repositories have a pickle only
+        if not any(
+            (folder / inside).glob("*.safetensors")
+        ):  # older repositories have a pickle only
             folder = folder_of("*.json", *(f"*{suffix}" for suffix in SUFFIXES))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise FileNotFoundError(f"no file or folder {source!r}, and as a Hugging Face id: {error}") from error
+        raise FileNotFoundError(
+            f"no file or folder {source!r}, and as a Hugging Face id: {error}"
+        ) from error
     return folder
 
 
@@ -143,9 +167,13 @@ def _weights_of(folder: Path) -> Path:
         raise ValueError(f"{str(folder)!r} is {kind}")
     candidates = sorted(path.name for path in folder.iterdir() if path.suffix in SUFFIXES)
     if not candidates:
-        raise FileNotFoundError(f"no weights ({', '.join(STANDARD_NAMES)}) in {str(folder)!r}; found {some(os.listdir(folder))}")
+        raise FileNotFoundError(
+            f"no weights ({', '.join(STANDARD_NAMES)}) in {str(folder)!r}; found {some(os.listdir(folder))}"
+        )
     if len(candidates) > 1:
-        raise ValueError(f"{str(folder)!r} holds {len(candidates)} candidates: {some(candidates)}; name one of these files")
+        raise ValueError(
+            f"{str(folder)!r} holds {len(candidates)} candidates: {some(candidates)}; name one of these files"
+        )
     return folder / candidates[0]
 
 
@@ -156,24 +184,32 @@ def read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{str(path)!r} is no JSON: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{str(path)!r} holds a {type(content).__name__}, not an object of names and values")
+        raise ValueError(
+            f"{str(path)!r} holds a {type(content).__name__}, not an object of names and values"
+        )
     return content
 
 
 def _read_shards(index: Path) -> WeightFile:
     weight_map = read_json(index).get("weight_map")
     if not weight_map:
-        raise ValueError(f"{str(index)!r} has no weight_map, which tells the file of each tensor; {DOWNLOAD_AGAIN}")
+        raise ValueError(
+            f"{str(index)!r} has no weight_map, which tells the file of each tensor; {DOWNLOAD_AGAIN}"
+        )
     names = sorted(set(weight_map.values()))
     absent = [name for name in names if not (index.parent / name).is_file()]
     if absent:
-        raise FileNotFoundError(f"{str(index)!r} names {len(names)} files, and these are not beside it: {some(absent)}")
+        raise FileNotFoundError(
+            f"{str(index)!r} names {len(names)} files, and these are not beside it: {some(absent)}"
+        )
     tensors: State = {}
     for name in names:
         tensors |= _read(index.parent / name).tensors
     absent = [key for key in weight_map if key not in tensors]
     if absent:
-        raise ValueError(f"{str(index)!r} places {some(absent)} in files that do not hold it; {DOWNLOAD_AGAIN}")
+        raise ValueError(
+            f"{str(index)!r} places {some(absent)} in files that do not hold it; {DOWNLOAD_AGAIN}"
+        )
     return WeightFile(index, tensors)
 
 
@@ -186,10 +222,16 @@ def _read(path: Path) -> WeightFile:
     if path.name.endswith(".index.json"):
         return _read_shards(path)
     if head.startswith((b"version h", b"<!doctype", b"<!DOCTYPE", b"<html")):
-        raise ValueError(f"{str(path)!r} is a page or a pointer in the place of the weights; {DOWNLOAD_AGAIN} (with git: git lfs pull)")
+        raise ValueError(
+            f"{str(path)!r} is a page or a pointer in the place of the weights; {DOWNLOAD_AGAIN} (with git: git lfs pull)"
+        )
     if kind := kind_of_file(path, head):
         raise ValueError(f"{str(path)!r} is {kind}")
-    return _read_safetensors(path) if head[8:] == b"{" or path.suffix == ".safetensors" else _read_pickle(path)
+    return (
+        _read_safetensors(path)
+        if head[8:] == b"{" or path.suffix == ".safetensors"
+        else _read_pickle(path)
+    )
 
 
 def _read_safetensors(path: Path) -> WeightFile:
@@ -208,7 +250,9 @@ def _read_safetensors(path: Path) -> WeightFile:
                     tensors[left.pop(0)] = tensor.clone()
                     part += tensor.nbytes
     except SafetensorError as error:
-        raise ValueError(f"cannot read {str(path)!r}: {error}; it is truncated or no safetensors file: {DOWNLOAD_AGAIN}") from error
+        raise ValueError(
+            f"cannot read {str(path)!r}: {error}; it is truncated or no safetensors file: {DOWNLOAD_AGAIN}"
+        ) from error
     return WeightFile(path, tensors, _description(description, path))
 
 
@@ -251,22 +295,39 @@ def _unpickled(path: Path) -> Any:
 
 
 def _read_pickle(path: Path) -> WeightFile:
-    save_alone = "where it came from, save its state dict alone: torch.save(model.state_dict(), path)"
+    save_alone = (
+        "where it came from, save its state dict alone: torch.save(model.state_dict(), path)"
+    )
     try:
         content = _unpickled(path)
     except Exception as error:  # garbage raises whatever the unpickler trips over: KeyError, EOFError, RuntimeError, …
         if isinstance(error, pickle.UnpicklingError) and "Unsupported global" in str(error):
-            raise ValueError(f"{str(path)!r} holds more than tensors, and unpickling it could run foreign code; {save_alone}") from error
-        reason = (str(error).rpartition("WeightsUnpickler error:")[2].strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"cannot read {str(path)!r}: {reason}; it is truncated or no checkpoint: {DOWNLOAD_AGAIN}") from error
+            raise ValueError(
+                f"{str(path)!r} holds more than tensors, and unpickling it could run foreign code; {save_alone}"
+            ) from error
+        reason = (
+            str(error).rpartition("WeightsUnpickler error:")[2].strip().splitlines()
+            or [type(error).__name__]
+        )[0]
+        raise ValueError(
+            f"cannot read {str(path)!r}: {reason}; it is truncated or no checkpoint: {DOWNLOAD_AGAIN}"
+        ) from error
     tensors, unwrapped = _unwrapped(content, path)
     if not _holds_tensors(tensors):
-        what = "an object of foreign code" if isinstance(tensors, Ignored) else f"a {type(tensors).__name__}"
+        what = (
+            "an object of foreign code"
+            if isinstance(tensors, Ignored)
+            else f"a {type(tensors).__name__}"
+        )
         if isinstance(tensors, dict) and tensors:
             what = some(f"{key!r} ({type(value).__name__})" for key, value in tensors.items())
-        raise ValueError(f"{str(path)!r} is not a state dict: names of tensors are expected, it holds {what}; {save_alone}")
+        raise ValueError(
+            f"{str(path)!r} is not a state dict: names of tensors are expected, it holds {what}; {save_alone}"
+        )
     others = [str(key) for key, value in tensors.items() if not isinstance(value, Tensor)]
-    state = _owned({key: value for key, value in tensors.items() if isinstance(value, Tensor)}, path)
+    state = _owned(
+        {key: value for key, value in tensors.items() if isinstance(value, Tensor)}, path
+    )
     description = _description(content.get(METADATA_KEY), path)
     classes = _classes_of(content.get("meta"))
     return WeightFile(path, state, description, classes, unwrapped=unwrapped, others=others)
@@ -329,18 +390,26 @@ def _holds_tensors(content: Any) -> bool:
     """Whether this is a state dict, or a dict around one."""
     if not isinstance(content, dict):
         return False
-    return any((isinstance(key, str) and isinstance(value, Tensor)) or _holds_tensors(value) for key, value in content.items())
+    return any(
+        (isinstance(key, str) and isinstance(value, Tensor)) or _holds_tensors(value)
+        for key, value in content.items()
+    )
 
 
 def _classes_of(meta: Any) -> Classes | None:
     """The class names in the ``meta`` that mmsegmentation, and NVIDIA's code after it, keeps in a checkpoint."""
     if not isinstance(meta, dict):
         return None
-    meta = {key.lower(): value for key, value in {**meta, **(meta.get("dataset_meta") or {})}.items()}
+    meta = {
+        key.lower(): value for key, value in {**meta, **(meta.get("dataset_meta") or {})}.items()
+    }
     names, palette = meta.get("classes"), meta.get("palette")
     if not isinstance(names, list | tuple):
         return None
-    return named(list(names), [tuple(color) for color in palette] if isinstance(palette, list | tuple) else [])
+    return named(
+        list(names),
+        [tuple(color) for color in palette] if isinstance(palette, list | tuple) else [],
+    )
 
 
 def named(names: list[str], colors: list[Any]) -> Classes | None:

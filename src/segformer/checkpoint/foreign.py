@@ -29,7 +29,8 @@ SUFFIXES = {
     "torch.distributed.checkpoint.format_utils.dcp_to_torch_save, and its result here",
 }
 MEMBERS = {  # of a zip archive, in the order in which they are looked for
-    r"(^|/)constants\.pkl$": "a TorchScript archive; " + SAVED.format("torch.jit.load(path).state_dict()"),
+    r"(^|/)constants\.pkl$": "a TorchScript archive; "
+    + SAVED.format("torch.jit.load(path).state_dict()"),
     r"(^|/)(archive_format|serialized_exported_program\.json)$": "a program of torch.export; "
     + SAVED.format("torch.export.load(path).state_dict"),
     r"\.weights\.h5$": "a Keras model; save the weights from PyTorch",

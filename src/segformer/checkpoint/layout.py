@@ -54,7 +54,9 @@ class Layout:
     holds: str = "a MiT under an all-MLP head"
     fold: Callable[[State], dict[str, str]] = lambda state: {}
 
-    def infer(self, state: State, file: WeightFile, num_classes: int | None, report: Report) -> dict[str, Any]:
+    def infer(
+        self, state: State, file: WeightFile, num_classes: int | None, report: Report
+    ) -> dict[str, Any]:
         """The description of the model that a state dict holds.
 
         Raises:
@@ -67,9 +69,15 @@ class Layout:
     def _rows(self) -> dict[str, tuple[Keys, Keys]]:
         """Each module of ours, and its row: all of ours and all of theirs, with the parts' prefixes."""
         rows: dict[str, tuple[Keys, Keys]] = {}
-        for ours_prefix, theirs_prefix, table in (("backbone.", self.prefix, self.backbone), ("decode_head.", "", self.decode_head)):
+        for ours_prefix, theirs_prefix, table in (
+            ("backbone.", self.prefix, self.backbone),
+            ("decode_head.", "", self.decode_head),
+        ):
             for ours, theirs in table.items():
-                row = tuple(ours_prefix + name for name in _several(ours)), tuple(theirs_prefix + name for name in _several(theirs))
+                row = (
+                    tuple(ours_prefix + name for name in _several(ours)),
+                    tuple(theirs_prefix + name for name in _several(theirs)),
+                )
                 rows |= dict.fromkeys(row[0], row)
         return rows
 
@@ -86,7 +94,9 @@ class Layout:
             module, _, tensor = key.rpartition(".")
             template, places = _generalized(module)
             if template not in self._rows:
-                raise ValueError(f"the {self.name} layout has no place for {key!r}; it holds {self.holds}")
+                raise ValueError(
+                    f"the {self.name} layout has no place for {key!r}; it holds {self.holds}"
+                )
             ours, theirs = self._rows[template]
             if template == ours[0]:
                 joined = (name if name.endswith(("_", ".")) else f"{name}." for name in theirs)
@@ -101,7 +111,11 @@ class Layout:
 
     def has_head(self, state: State) -> bool:
         """Whether a state dict of theirs holds anything of a decode head."""
-        starts = [name.partition("{")[0] for names in self.decode_head.values() for name in _several(names)] or ["decode_head."]
+        starts = [
+            name.partition("{")[0]
+            for names in self.decode_head.values()
+            for name in _several(names)
+        ] or ["decode_head."]
         return any(key.startswith(tuple(starts)) for key in state)
 
     def shape(self, key: str, ndim: int, state: State, file: WeightFile) -> tuple[int, ...]:
@@ -112,14 +126,20 @@ class Layout:
         """
         name = self.theirs(key)
         if name not in state:
-            raise ValueError(f"{str(file.path)!r} looks like the {self.name} layout but has no {name}")
+            raise ValueError(
+                f"{str(file.path)!r} looks like the {self.name} layout but has no {name}"
+            )
         if state[name].ndim != ndim:
-            raise ValueError(f"{str(file.path)!r}: {name} is {tuple(state[name].shape)}, where {ndim} dimensions are expected")
+            raise ValueError(
+                f"{str(file.path)!r}: {name} is {tuple(state[name].shape)}, where {ndim} dimensions are expected"
+            )
         return tuple(state[name].shape)
 
     def count(self, template: str, state: State) -> int:
         """One more than the last index of which there is a key; ``template`` is a key of ours with ``{}`` in the index's place."""
-        return max((n + 1 for n in range(100) if self.theirs(template.format(n)) in state), default=0)
+        return max(
+            (n + 1 for n in range(100) if self.theirs(template.format(n)) in state), default=0
+        )
 
 
 def _several(names: Modules) -> Keys:

@@ -18,7 +18,9 @@ HEADS = (1, 2, 5, 8)
 class LucidrainsLayout(Layout):
     """Everything but the number of attention heads can be read off the shapes."""
 
-    def infer(self, state: State, file: WeightFile, num_classes: int | None, report: Report) -> dict[str, Any]:
+    def infer(
+        self, state: State, file: WeightFile, num_classes: int | None, report: Report
+    ) -> dict[str, Any]:
         def shape(key: str) -> tuple[int, ...]:
             return self.shape(key, 4, state, file)
 
@@ -29,7 +31,11 @@ class LucidrainsLayout(Layout):
                 f"{str(file.path)!r} has dims {dims} and does not tell its attention heads, which cannot be the usual {HEADS}; "
                 "build the model with the arguments it was made with, and call its load_weights with this file"
             )
-        report.add("note", "heads", f"are not told by the file; taken to be {HEADS}: else build the Segformer and call its load_weights")
+        report.add(
+            "note",
+            "heads",
+            f"are not told by the file; taken to be {HEADS}: else build the Segformer and call its load_weights",
+        )
         known_classes, channels = shape("decode_head.classifier.weight")[:2]
         return {
             "backbone": {
@@ -37,9 +43,16 @@ class LucidrainsLayout(Layout):
                 "config": {
                     "dims": dims,
                     "heads": HEADS,
-                    "ff_expansion": [shape(stage + "blocks.0.ffn.fc1.weight")[0] // dim for stage, dim in zip(stages, dims, strict=True)],
-                    "reduction_ratio": [shape(stage + "blocks.0.attn.kv.conv.weight")[2] for stage in stages],
-                    "num_layers": [self.count(stage + "blocks.{}.norm1.weight", state) for stage in stages],
+                    "ff_expansion": [
+                        shape(stage + "blocks.0.ffn.fc1.weight")[0] // dim
+                        for stage, dim in zip(stages, dims, strict=True)
+                    ],
+                    "reduction_ratio": [
+                        shape(stage + "blocks.0.attn.kv.conv.weight")[2] for stage in stages
+                    ],
+                    "num_layers": [
+                        self.count(stage + "blocks.{}.norm1.weight", state) for stage in stages
+                    ],
                     "in_channels": shape(stages[0] + "embed.proj.weight")[1],
                 },
             },

@@ -43,7 +43,9 @@ PARTS: dict[str, Callable[..., nn.Module]] = {
     )
 }
 # Modules that put themselves between others, and compute nothing of their own.
-TRANSPARENT = re.compile(r"(?:(?<=^)|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+TRANSPARENT = re.compile(
+    r"(?:(?<=^)|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
 CLASSIFIER = "decode_head.classifier.weight"  # what every head of ours calls its last layer
 # Keys, by their beginnings, that belong to no model of ours, in files of any layout.
 UNUSED = {
@@ -119,39 +121,60 @@ def read(
     config = description["decode_head"]["config"]
     if num_classes is not None and num_classes != config["num_classes"]:
         for key in [key for key in ours if key.startswith(CLASSIFIER.removesuffix("weight"))]:
-            reasons[key] = f"{num_classes} classes were asked for, the file has {config['num_classes']}"
+            reasons[key] = (
+                f"{num_classes} classes were asked for, the file has {config['num_classes']}"
+            )
             del ours[key]
         config["num_classes"] = num_classes
         description["classes"] = asdict(Classes.of_logits(num_classes))
     if not any(key.startswith("decode_head.") for key in ours):
-        reasons = {key: why for key, why in reasons.items() if not key.startswith("decode_head.")} | {"decode_head.": "the file has none"}
+        reasons = {
+            key: why for key, why in reasons.items() if not key.startswith("decode_head.")
+        } | {"decode_head.": "the file has none"}
     config = description["backbone"]["config"]
     if in_channels is not None and in_channels != config["in_channels"]:
         stem = _stem(description)
         ours[stem] = _adapted_stem(ours[stem], in_channels, file.path)
-        report.add("adapted", stem, f"to {in_channels} channels, the file has {config['in_channels']}")
+        report.add(
+            "adapted", stem, f"to {in_channels} channels, the file has {config['in_channels']}"
+        )
         config["in_channels"] = in_channels
     normalization = _normalization(description, report)
     with torch.device("meta"):
         model = build(description)
     if reasons:
         for reason in dict.fromkeys(reasons.values()):
-            modules = sorted({key.rpartition(".")[0] for key, why in reasons.items() if why == reason})
+            modules = sorted(
+                {key.rpartition(".")[0] for key, why in reasons.items() if why == reason}
+            )
             report.add("new", modules, f"random weights: {reason}")
         with torch.device("cpu"):
             fresh = unwrapped(build(description).state_dict())
         precision = next(tensor.dtype for tensor in ours.values() if tensor.is_floating_point())
-        ours |= {key: value.to(precision) if value.is_floating_point() else value for key, value in fresh.items() if key not in ours}
+        ours |= {
+            key: value.to(precision) if value.is_floating_point() else value
+            for key, value in fresh.items()
+            if key not in ours
+        }
     named = {key: ours[TRANSPARENT.sub("", key)] for key in model.state_dict()}
     model.load_state_dict(named, assign=True)
     _fill_buffers(model, description)
     if report.rows:
         logger.log(logging.INFO if report.is_harmless else logging.WARNING, "%s", report)
     classes = _built(Classes, description["classes"])
-    return Reading(model.backbone, model.decode_head, classes, description["align_corners"], normalization, report)
+    return Reading(
+        model.backbone,
+        model.decode_head,
+        classes,
+        description["align_corners"],
+        normalization,
+        report,
+    )
 
 
-def load(model: nn.Module, source: str | os.PathLike[str], *, layout: str | None = None, **hub: Any) -> Report:
+def load(
+    model: nn.Module, source: str | os.PathLike[str], *, layout: str | None = None, **hub: Any
+) -> Report:
     """Read a file in any layout into a model that is there; :meth:`segformer.SegmentationModel.load_weights` says how."""
     file = open_weights(source, **hub)
     found, state, report = recognize(file, layout)
@@ -218,7 +241,9 @@ def _with_heads(config: dict[str, Any]) -> dict[str, Any]:
     if "variant" not in config:
         return config
     variant = find_variant(config["variant"])
-    return {key: value for key, value in config.items() if key != "variant"} | {"heads": variant.heads}
+    return {key: value for key, value in config.items() if key != "variant"} | {
+        "heads": variant.heads
+    }
 
 
 def describe_file(
@@ -281,7 +306,9 @@ def _built(kind: Callable[..., T], arguments: Any) -> T:
     try:
         return kind(**arguments)
     except (TypeError, AttributeError, KeyError) as error:
-        raise ValueError(f"the description builds no {getattr(kind, '__name__', kind)}: {error}") from error
+        raise ValueError(
+            f"the description builds no {getattr(kind, '__name__', kind)}: {error}"
+        ) from error
 
 
 def _in_one_precision(state: State, dtype: torch.dtype | None, report: Report) -> State:
@@ -297,7 +324,9 @@ def _in_one_precision(state: State, dtype: torch.dtype | None, report: Report) -
     changed = [key for key, kind in found.items() if kind != wanted]
     if changed and dtype is None:
         counts = ", ".join(f"{list(found.values()).count(kind)} of {_name(kind)}" for kind in kinds)
-        reason = f"the file's tensors ({counts}) are read as {_name(wanted)}; dtype=… chooses another"
+        reason = (
+            f"the file's tensors ({counts}) are read as {_name(wanted)}; dtype=… chooses another"
+        )
         report.add("note", "precision", reason)
     return state | {key: state[key].to(wanted) for key in changed}
 
@@ -317,7 +346,9 @@ def translate_encoder(tensors: State) -> tuple[State, dict[str, Any]]:
     """
     file = WeightFile(Path("the weights"), tensors)
     layout, state, report = recognize(file)
-    classifier = {f"head.{name}": state.get(f"{layout.classifier}.{name}") for name in ("weight", "bias")}
+    classifier = {
+        f"head.{name}": state.get(f"{layout.classifier}.{name}") for name in ("weight", "bias")
+    }
     state = {key: tensor for key, tensor in state.items() if key.startswith(layout.prefix)}
     description = layout.infer(state, file, 1, report)
     with torch.device("meta"):
@@ -344,7 +375,9 @@ def build(description: dict[str, Any]) -> Any:
 def _kind(name: str) -> Callable[..., nn.Module]:
     if name not in PARTS:
         known = ", ".join(PARTS)
-        raise ValueError(f"the file holds a {name}, and this version knows only {known}; install a newer one")
+        raise ValueError(
+            f"the file holds a {name}, and this version knows only {known}; install a newer one"
+        )
     return PARTS[name]
 
 
@@ -364,36 +397,66 @@ def recognize(file: WeightFile, name: str | None = None) -> tuple[Layout, State,
         raise ValueError(f"{str(file.path)!r} is {changed}")
     tensors = unwrapped(file.tensors)
     if len(tensors) < len(file.tensors):
-        raise ValueError(f"{str(file.path)!r} holds the same tensor twice, with and without 'module.' in its name; save one of them alone")
-    layers = sorted({layer.rstrip(".") for key in file.tensors for layer in TRANSPARENT.findall(key)})
+        raise ValueError(
+            f"{str(file.path)!r} holds the same tensor twice, with and without 'module.' in its name; save one of them alone"
+        )
+    layers = sorted(
+        {layer.rstrip(".") for key in file.tensors for layer in TRANSPARENT.findall(key)}
+    )
     file = replace(file, tensors=tensors, unwrapped=[*file.unwrapped, *layers])
     for layout in LAYOUTS.values() if name is None else [LAYOUTS[name]]:
         if file.description is not None:
-            wrapper, is_whole = next((key for key in file.tensors if "backbone." in key), "").partition("backbone.")[0], True
+            wrapper, is_whole = (
+                next((key for key in file.tensors if "backbone." in key), "").partition(
+                    "backbone."
+                )[0],
+                True,
+            )
         elif (model := _model_in(file, layout)) is not None:
             wrapper, is_whole = model
         else:
             continue
         report = Report(str(file.path), layout.name)
-        state = {key.removeprefix(wrapper): tensor for key, tensor in file.tensors.items() if key.startswith(wrapper)}
+        state = {
+            key.removeprefix(wrapper): tensor
+            for key, tensor in file.tensors.items()
+            if key.startswith(wrapper)
+        }
         if not is_whole:  # a backbone alone, where its prefix is left out
-            state = {key if key.startswith(f"{layout.classifier}.") else layout.prefix + key: tensor for key, tensor in state.items()}
+            state = {
+                key if key.startswith(f"{layout.classifier}.") else layout.prefix + key: tensor
+                for key, tensor in state.items()
+            }
         if containers := [*file.unwrapped, *([wrapper] if wrapper else [])]:
             report.add("unwrapped", containers, "where the model lay in the file")
         if outside := [key for key in file.tensors if not key.startswith(wrapper)]:
             report.add("dropped", outside, f"outside the model, which is {wrapper!r}")
         if file.others:
             report.add("dropped", file.others, "no tensors")
-        unsure = name is None and layout is NVIDIA and not any(key.startswith("decode_head.conv_seg") for key in state)
+        unsure = (
+            name is None
+            and layout is NVIDIA
+            and not any(key.startswith("decode_head.conv_seg") for key in state)
+        )
         if unsure and layout.theirs(CLASSIFIER) in state and file.classes is None:
-            report.add("note", "sithu, bubbliiiing", "have these names too, with other numerics: if it is theirs, say so with layout=…")
+            report.add(
+                "note",
+                "sithu, bubbliiiing",
+                "have these names too, with other numerics: if it is theirs, say so with layout=…",
+            )
         if layout is NATIVE and file.description is None and name is None:
-            report.add("note", "numerics", "are told by model.save's files alone; these are taken to be NVIDIA's")
+            report.add(
+                "note",
+                "numerics",
+                "are told by model.save's files alone; these are taken to be NVIDIA's",
+            )
         for key, place in layout.fold(state).items():
             report.add("folded", key, place)
         return layout, state, report
     other = kind_of_model(file.tensors)
-    expected = " or ".join(dict.fromkeys(layout.marker for layout in LAYOUTS.values() if name in (None, layout.name)))
+    expected = " or ".join(
+        dict.fromkeys(layout.marker for layout in LAYOUTS.values() if name in (None, layout.name))
+    )
     raise ValueError(
         f"{str(file.path)!r} is in {'none of the known layouts' if name is None else f'no {name} layout'}: its first keys are "
         f"{some(file.tensors)}; {f'it looks like {other}; ' if other else ''}"
@@ -403,18 +466,34 @@ def recognize(file: WeightFile, name: str | None = None) -> tuple[Layout, State,
 
 def _model_in(file: WeightFile, layout: Layout) -> tuple[str, bool] | None:
     """The prefix under which a model of this layout lies in a file, and whether it is more than its backbone."""
-    starts = [key.removesuffix(layout.marker) for key in file.tensors if re.search(rf"(^|\.){re.escape(layout.marker)}$", key)]
+    starts = [
+        key.removesuffix(layout.marker)
+        for key in file.tensors
+        if re.search(rf"(^|\.){re.escape(layout.marker)}$", key)
+    ]
     models = {start.removesuffix(layout.prefix): start.endswith(layout.prefix) for start in starts}
-    models = {wrapper: whole for wrapper, whole in models.items() if layout.sign is None or wrapper + layout.sign in file.tensors}
+    models = {
+        wrapper: whole
+        for wrapper, whole in models.items()
+        if layout.sign is None or wrapper + layout.sign in file.tensors
+    }
     if len(models) > 1:
-        averaged = {wrapper: whole for wrapper, whole in models.items() if re.search(r"(^|[._])ema([._]|$)", wrapper)}
+        averaged = {
+            wrapper: whole
+            for wrapper, whole in models.items()
+            if re.search(r"(^|[._])ema([._]|$)", wrapper)
+        }
         if len(averaged) != 1:
-            raise ValueError(f"{str(file.path)!r} holds {len(models)} models, under {some(map(repr, models))}; save one of them alone")
+            raise ValueError(
+                f"{str(file.path)!r} holds {len(models)} models, under {some(map(repr, models))}; save one of them alone"
+            )
         models = averaged
     return next(iter(models.items()), None)
 
 
-def _translate(layout: Layout, state: State, wanted: State, path: Path, report: Report, strict: bool) -> State:
+def _translate(
+    layout: Layout, state: State, wanted: State, path: Path, report: Report, strict: bool
+) -> State:
     """A state dict in our names, every key accounted for."""
     ours: State = {}
     left = dict(state)
@@ -422,14 +501,18 @@ def _translate(layout: Layout, state: State, wanted: State, path: Path, report: 
     for our_keys, their_keys in layout.pairs(wanted):
         found = [left.pop(key) for key in their_keys if key in left]
         if len(found) < len(their_keys):
-            if our_keys[0].endswith("num_batches_tracked"):  # only an average without momentum would need it
+            if our_keys[0].endswith(
+                "num_batches_tracked"
+            ):  # only an average without momentum would need it
                 ours[our_keys[0]] = torch.zeros((), dtype=torch.int64)
             else:
                 missing += [key for key in their_keys if key not in state]
             continue
         try:
             found = _of_type(found, wanted[our_keys[0]])
-            ours |= zip(our_keys, _fitted(found, [wanted[key].shape for key in our_keys]), strict=True)
+            ours |= zip(
+                our_keys, _fitted(found, [wanted[key].shape for key in our_keys]), strict=True
+            )
         except ValueError as error:
             misshapen.append(f"{' + '.join(their_keys)} is {error}")
     reasons = {key: _reason(layout, key) for key in left}
@@ -437,9 +520,15 @@ def _translate(layout: Layout, state: State, wanted: State, path: Path, report: 
         report.add("dropped", [key for key in left if reasons[key] == reason], reason)
     left_over = [key for key in left if reasons[key] is None]
     problems = [(missing, "missing"), (left_over, "left over")] if strict else []
-    told = [f"{len(keys)} {what}: {some(keys)}" for keys, what in (*problems, (misshapen, "of another shape or type")) if keys]
+    told = [
+        f"{len(keys)} {what}: {some(keys)}"
+        for keys, what in (*problems, (misshapen, "of another shape or type"))
+        if keys
+    ]
     if told:
-        raise ValueError(f"{str(path)!r} does not fit its layout ({layout.name}): {'; '.join(told)}")
+        raise ValueError(
+            f"{str(path)!r} does not fit its layout ({layout.name}): {'; '.join(told)}"
+        )
     if left_over:
         report.add("ignored", left_over, "left over, as strict=False allows")
     return ours
@@ -508,5 +597,9 @@ def _adapted_stem(weight: Tensor, in_channels: int, path: Path) -> Tensor:
     if in_channels < 1:
         raise ValueError(f"in_channels must be at least 1, got {in_channels}")
     if weight.shape[1] != 3 and in_channels != 1:
-        raise ValueError(f"{str(path)!r} takes {weight.shape[1]} channels; only weights of 3 can be adapted to {in_channels}")
-    return weight.sum(1, keepdim=True) if in_channels == 1 else adapt_input_conv(in_channels, weight)
+        raise ValueError(
+            f"{str(path)!r} takes {weight.shape[1]} channels; only weights of 3 can be adapted to {in_channels}"
+        )
+    return (
+        weight.sum(1, keepdim=True) if in_channels == 1 else adapt_input_conv(in_channels, weight)
+    )

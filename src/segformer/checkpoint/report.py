@@ -36,5 +36,8 @@ class Report:
 
     def __str__(self) -> str:
         widths = [max((len(row[column]) for row in self.rows), default=0) for column in (0, 1)]
-        rows = [f"  {event:{widths[0]}}  {subject:{widths[1]}}  {reason}".rstrip() for event, subject, reason in self.rows]
+        rows = [
+            f"  {event:{widths[0]}}  {subject:{widths[1]}}  {reason}".rstrip()
+            for event, subject, reason in self.rows
+        ]
         return "\n".join([f"{self.source}: {self.layout} layout", *rows])

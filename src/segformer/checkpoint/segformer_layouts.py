@@ -19,7 +19,11 @@ from segformer.networks.mit import VARIANTS, Variant, variant_name
 STEM = "backbone.stages.0.embed.proj.weight"
 FUSE = "decode_head.fuse.weight"
 CLASSIFIER = "decode_head.classifier.weight"
-HUGGINGFACE_ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
+HUGGINGFACE_ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+}
 
 
 @dataclass(frozen=True)
@@ -44,12 +48,22 @@ class Numerics:
     def of(cls, description: dict[str, Any]) -> Numerics:
         """The numerics of a model's description."""
         backbone, head = description["backbone"]["config"], description["decode_head"]["config"]
-        return cls(backbone["norm_eps"], backbone["embed_norm_eps"], backbone["act"], head["norm_eps"], description["align_corners"])
+        return cls(
+            backbone["norm_eps"],
+            backbone["embed_norm_eps"],
+            backbone["act"],
+            head["norm_eps"],
+            description["align_corners"],
+        )
 
     def applied_to(self, description: dict[str, Any]) -> dict[str, Any]:
         """The description of the same model with these numerics."""
         backbone, head = description["backbone"], description["decode_head"]
-        encoder = {"norm_eps": self.norm_eps, "embed_norm_eps": self.embed_norm_eps, "act": self.act}
+        encoder = {
+            "norm_eps": self.norm_eps,
+            "embed_norm_eps": self.embed_norm_eps,
+            "act": self.act,
+        }
         return {
             **description,
             "backbone": {**backbone, "config": {**backbone["config"], **encoder}},
@@ -81,7 +95,9 @@ class SegFormerLayout(Layout):
     expresses: tuple[str, ...] = ()
     has_config: bool = False
 
-    def infer(self, state: State, file: WeightFile, num_classes: int | None, report: Report) -> dict[str, Any]:
+    def infer(
+        self, state: State, file: WeightFile, num_classes: int | None, report: Report
+    ) -> dict[str, Any]:
         """Sizes from the shapes, the rest from a Hugging Face config where there is one."""
         config = file.config if self.has_config else None
         rates: dict[str, dict[str, float]] = {"backbone": {}, "decode_head": {}}
@@ -94,22 +110,39 @@ class SegFormerLayout(Layout):
         if self.has_head(state):
             head_class, channels = self.head, self.shape(FUSE, 4, state, file)[0]
             is_headless = num_classes and self.theirs(CLASSIFIER) not in state
-            known_classes = num_classes if is_headless else self.shape(CLASSIFIER, 4, state, file)[0]
+            known_classes = (
+                num_classes if is_headless else self.shape(CLASSIFIER, 4, state, file)[0]
+            )
             classes = _classes(config, file, known_classes, report)  # type: ignore[arg-type]
         elif num_classes is not None:
-            head_class, known_classes, channels = "AllMLPHead", num_classes, variant.decoder_channels
+            head_class, known_classes, channels = (
+                "AllMLPHead",
+                num_classes,
+                variant.decoder_channels,
+            )
             classes = Classes.of_logits(num_classes)
         else:
-            raise BackboneOnlyError(f"{str(file.path)!r} holds a backbone without a decode head; ask for a new one with num_classes=…")
+            raise BackboneOnlyError(
+                f"{str(file.path)!r} holds a backbone without a decode head; ask for a new one with num_classes=…"
+            )
         in_channels = self.shape(STEM, 4, state, file)[1]
         description = {
             "backbone": {
                 "class": "MiT",
-                "config": {"variant": variant_name(variant) or asdict(variant), "in_channels": in_channels, **rates["backbone"]},
+                "config": {
+                    "variant": variant_name(variant) or asdict(variant),
+                    "in_channels": in_channels,
+                    **rates["backbone"],
+                },
             },
             "decode_head": {
                 "class": head_class,
-                "config": {"in_channels": variant.dims, "num_classes": known_classes, "channels": channels, **rates["decode_head"]},
+                "config": {
+                    "in_channels": variant.dims,
+                    "num_classes": known_classes,
+                    "channels": channels,
+                    **rates["decode_head"],
+                },
             },
             "classes": asdict(classes),
         }
@@ -119,8 +152,12 @@ class SegFormerLayout(Layout):
 
     def _variant(self, state: State, file: WeightFile) -> Variant:
         stages = range(self.count("backbone.stages.{}.embed.norm.weight", state))
-        dims = tuple(self.shape(f"backbone.stages.{s}.embed.proj.weight", 4, state, file)[0] for s in stages)
-        depths = tuple(self.count(f"backbone.stages.{s}.blocks.{{}}.norm1.weight", state) for s in stages)
+        dims = tuple(
+            self.shape(f"backbone.stages.{s}.embed.proj.weight", 4, state, file)[0] for s in stages
+        )
+        depths = tuple(
+            self.count(f"backbone.stages.{s}.blocks.{{}}.norm1.weight", state) for s in stages
+        )
         standard = [v for v in VARIANTS.values() if (v.dims, v.depths) == (dims, depths)]
         if not standard:
             raise ValueError(
@@ -134,14 +171,28 @@ def huggingface_embeddings(stages: int) -> dict[str, list[int]]:
     return {"patch_sizes": [7] + [3] * (stages - 1), "strides": [4] + [2] * (stages - 1)}
 
 
-def _read_config(config: dict[str, Any], path: Path) -> tuple[Variant, str, dict[str, dict[str, float]]]:
+def _read_config(
+    config: dict[str, Any], path: Path
+) -> tuple[Variant, str, dict[str, dict[str, float]]]:
     """The sizes in a Hugging Face config, the activation, and each part's rate of drop_path or dropout where it is told."""
-    needed = ("hidden_sizes", "depths", "decoder_hidden_size", "num_attention_heads", "sr_ratios", "mlp_ratios", "hidden_act")
+    needed = (
+        "hidden_sizes",
+        "depths",
+        "decoder_hidden_size",
+        "num_attention_heads",
+        "sr_ratios",
+        "mlp_ratios",
+        "hidden_act",
+    )
     absent = [name for name in needed if name not in config]
     if absent:
-        raise ValueError(f"the config.json of {str(path)!r} lacks {', '.join(absent)}; is it a SegFormer's?")
+        raise ValueError(
+            f"the config.json of {str(path)!r} lacks {', '.join(absent)}; is it a SegFormer's?"
+        )
     if len(set(config["mlp_ratios"])) > 1:
-        raise ValueError(f"{str(path)!r}: mlp_ratios {config['mlp_ratios']} differ from stage to stage; MiT has one for all")
+        raise ValueError(
+            f"{str(path)!r}: mlp_ratios {config['mlp_ratios']} differ from stage to stage; MiT has one for all"
+        )
     for name, fixed in huggingface_embeddings(len(config["depths"])).items():
         if list(config.get(name, fixed)) != fixed:
             raise ValueError(f"{str(path)!r}: {name} {config[name]}; MiT's are {fixed}")
@@ -150,8 +201,13 @@ def _read_config(config: dict[str, Any], path: Path) -> tuple[Variant, str, dict
         raise ValueError(f"{str(path)!r}: hidden_act {config['hidden_act']!r} is none of {known}")
     dims, depths, decoder_channels, heads, sr_ratios = (config[name] for name in needed[:5])
     variant = Variant(dims, depths, decoder_channels, heads, sr_ratios, config["mlp_ratios"][0])
-    told = (("backbone", "drop_path", "drop_path_rate"), ("decode_head", "dropout", "classifier_dropout_prob"))
-    rates = {part: {name: config[key]} if config.get(key) is not None else {} for part, name, key in told}
+    told = (
+        ("backbone", "drop_path", "drop_path_rate"),
+        ("decode_head", "dropout", "classifier_dropout_prob"),
+    )
+    rates = {
+        part: {name: config[key]} if config.get(key) is not None else {} for part, name, key in told
+    }
     return variant, HUGGINGFACE_ACTIVATIONS[config["hidden_act"]], rates
 
 
@@ -173,10 +229,14 @@ def _normalization(preprocessor: dict[str, Any], path: Path) -> Normalization:
     try:
         return Normalization(mean, std, scale)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"the preprocessor's configuration beside {str(path)!r} is wrong: {error}") from error
+        raise ValueError(
+            f"the preprocessor's configuration beside {str(path)!r} is wrong: {error}"
+        ) from error
 
 
-def _classes(config: dict[str, Any] | None, file: WeightFile, num_classes: int, report: Report) -> Classes:
+def _classes(
+    config: dict[str, Any] | None, file: WeightFile, num_classes: int, report: Report
+) -> Classes:
     names = (config or {}).get("id2label")
     classes = file.classes
     if isinstance(names, dict) and all(str(key).isdigit() for key in names):
@@ -234,7 +294,11 @@ NVIDIA = SegFormerLayout(
 
 # The same names; the file cannot tell, so that these two must be asked for.
 SITHU = replace(NVIDIA, name="sithu", numerics=Numerics(norm_eps=1e-5))
-BUBBLIIIING = replace(NVIDIA, name="bubbliiiing", numerics=Numerics(act="gelu_tanh", batch_norm_eps=1e-3, align_corners=True))
+BUBBLIIIING = replace(
+    NVIDIA,
+    name="bubbliiiing",
+    numerics=Numerics(act="gelu_tanh", batch_norm_eps=1e-3, align_corners=True),
+)
 
 TAO = SegFormerLayout(
     "tao",
@@ -273,7 +337,10 @@ HUGGINGFACE = SegFormerLayout(
         _STAGES + "embed.norm": "encoder.patch_embeddings.{s}.layer_norm",
         _BLOCKS + "norm1": "encoder.block.{s}.{j}.layer_norm_1",
         _BLOCKS + "attn.q": "encoder.block.{s}.{j}.attention.self.query",
-        _BLOCKS + "attn.kv": ("encoder.block.{s}.{j}.attention.self.key", "encoder.block.{s}.{j}.attention.self.value"),
+        _BLOCKS + "attn.kv": (
+            "encoder.block.{s}.{j}.attention.self.key",
+            "encoder.block.{s}.{j}.attention.self.value",
+        ),
         _BLOCKS + "attn.reduce.conv": "encoder.block.{s}.{j}.attention.self.sr",
         _BLOCKS + "attn.reduce.norm": "encoder.block.{s}.{j}.attention.self.layer_norm",
         _BLOCKS + "attn.proj": "encoder.block.{s}.{j}.attention.output.dense",
@@ -292,7 +359,9 @@ HUGGINGFACE = SegFormerLayout(
     prefix="segformer.",
     classifier="classifier",
     has_config=True,
-    numerics=Numerics(norm_eps=1e-5),  # all its LayerNorms have PyTorch's default, whatever layer_norm_eps its config states
+    numerics=Numerics(
+        norm_eps=1e-5
+    ),  # all its LayerNorms have PyTorch's default, whatever layer_norm_eps its config states
     expresses=("act",),
 )
 
@@ -305,9 +374,14 @@ HUGGINGFACE_IN_MEMORY = replace(  # what transformers 5 calls the modules while 
         _STAGES + "embed.norm": "stages.{s}.patch_embeddings.layer_norm",
         _BLOCKS + "norm1": "stages.{s}.blocks.{j}.layernorm_before",
         _BLOCKS + "attn.q": "stages.{s}.blocks.{j}.attention.q_proj",
-        _BLOCKS + "attn.kv": ("stages.{s}.blocks.{j}.attention.k_proj", "stages.{s}.blocks.{j}.attention.v_proj"),
-        _BLOCKS + "attn.reduce.conv": "stages.{s}.blocks.{j}.attention.sequence_reduction.sequence_reduction",
-        _BLOCKS + "attn.reduce.norm": "stages.{s}.blocks.{j}.attention.sequence_reduction.layer_norm",
+        _BLOCKS + "attn.kv": (
+            "stages.{s}.blocks.{j}.attention.k_proj",
+            "stages.{s}.blocks.{j}.attention.v_proj",
+        ),
+        _BLOCKS
+        + "attn.reduce.conv": "stages.{s}.blocks.{j}.attention.sequence_reduction.sequence_reduction",
+        _BLOCKS
+        + "attn.reduce.norm": "stages.{s}.blocks.{j}.attention.sequence_reduction.layer_norm",
         _BLOCKS + "attn.proj": "stages.{s}.blocks.{j}.attention.o_proj",
         _BLOCKS + "norm2": "stages.{s}.blocks.{j}.layernorm_after",
         _BLOCKS + "ffn.fc1": "stages.{s}.blocks.{j}.mlp.fc1",
@@ -315,7 +389,10 @@ HUGGINGFACE_IN_MEMORY = replace(  # what transformers 5 calls the modules while 
         _BLOCKS + "ffn.fc2": "stages.{s}.blocks.{j}.mlp.fc2",
         _STAGES + "norm": "stages.{s}.layer_norm",
     },
-    decode_head={**HUGGINGFACE.decode_head, "projections.{s}": "decode_head.linear_projections.{s}.proj"},
+    decode_head={
+        **HUGGINGFACE.decode_head,
+        "projections.{s}": "decode_head.linear_projections.{s}.proj",
+    },
 )
 
 MMSEGMENTATION = SegFormerLayout(

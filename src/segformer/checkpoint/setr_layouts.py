@@ -40,7 +40,9 @@ class SETRLayout(Layout):
         (192, 12): "vit_tiny_patch16_384",
     }
 
-    def infer(self, state: State, file: WeightFile, num_classes: int | None, report: Report) -> dict[str, Any]:
+    def infer(
+        self, state: State, file: WeightFile, num_classes: int | None, report: Report
+    ) -> dict[str, Any]:
         """Sizes and the kind of head from the shapes."""
         if self.theirs("decode_head.classifier.weight") not in state:
             raise BackboneOnlyError(
@@ -50,23 +52,34 @@ class SETRLayout(Layout):
         depth = self.count("backbone.model.model.blocks.{}.norm1.weight", state)
         if (width, depth) not in self.BACKBONES:
             known = ", ".join(f"{width} and {depth}" for width, depth in self.BACKBONES)
-            raise ValueError(f"{str(file.path)!r} has a transformer of width {width} and {depth} blocks; SETR's have {known}")
+            raise ValueError(
+                f"{str(file.path)!r} has a transformer of width {width} and {depth} blocks; SETR's have {known}"
+            )
         is_mla = self.theirs("decode_head.aggregation.norms.0.weight") in state
         side = isqrt(tokens - (not is_mla))
         if side**2 != tokens - (not is_mla):
-            raise ValueError(f"{str(file.path)!r} has a position embedding of {tokens} tokens, which is no square of patches")
+            raise ValueError(
+                f"{str(file.path)!r} has a position embedding of {tokens} tokens, which is no square of patches"
+            )
         known_classes, channels = self.shape("decode_head.classifier.weight", 4, state, file)[:2]
         if is_mla:
             blocks, head = (6, 12, 18, 24), "MLAHead"
-            channels, level = self.shape("decode_head.aggregation.projections.0.conv.weight", 4, state, file)[0], channels // 4
+            channels, level = (
+                self.shape("decode_head.aggregation.projections.0.conv.weight", 4, state, file)[0],
+                channels // 4,
+            )
             config = {"channels": channels, "level_channels": level, **dict(self.mla)}
         else:
             blocks = (10, 15, 20, 24)
             is_naive = self.shape("decode_head.layers.0.conv.weight", 4, state, file)[-1] == 1
-            head, scales = ("NaiveHead", self.naive_scales) if is_naive else ("PUPHead", self.pup_scales)
+            head, scales = (
+                ("NaiveHead", self.naive_scales) if is_naive else ("PUPHead", self.pup_scales)
+            )
             layers = self.count("decode_head.layers.{}.conv.weight", state)
             if layers != len(scales):
-                raise ValueError(f"{str(file.path)!r}: the {head} has {layers} layers where {len(scales)} are expected")
+                raise ValueError(
+                    f"{str(file.path)!r}: the {head} has {layers} layers where {len(scales)} are expected"
+                )
             config = {"channels": channels, "scales": scales}
         named = file.classes is not None and file.classes.fit(known_classes)
         classes = file.classes if named else Classes.of_logits(known_classes)
@@ -75,14 +88,19 @@ class SETRLayout(Layout):
                 "class": "TimmBackbone",
                 "config": {
                     "name": self.BACKBONES[width, depth],
-                    "in_channels": self.shape("backbone.model.model.patch_embed.proj.weight", 4, state, file)[1],
+                    "in_channels": self.shape(
+                        "backbone.model.model.patch_embed.proj.weight", 4, state, file
+                    )[1],
                     "out_indices": [block * depth // 24 - 1 for block in blocks],
                     "class_token": not is_mla,
                     "img_size": PATCH * side,
                     **dict(self.backbone_numerics),
                 },
             },
-            "decode_head": {"class": head, "config": {"in_channels": [width] * 4, "num_classes": known_classes, **config}},
+            "decode_head": {
+                "class": head,
+                "config": {"in_channels": [width] * 4, "num_classes": known_classes, **config},
+            },
             "classes": asdict(classes),  # type: ignore[arg-type]
             "align_corners": False,
         }
@@ -115,7 +133,10 @@ def _fold_fudan(state: State) -> dict[str, str]:
         if key in state:
             state[f"decode_head.classifier.{key.rpartition('.')[2]}"] = state.pop(key)
     for key in convs[:-1]:
-        bias, mean = key.replace("weight", "bias"), key.replace("conv_", "syncbn_fc_").replace("weight", "running_mean")
+        bias, mean = (
+            key.replace("weight", "bias"),
+            key.replace("conv_", "syncbn_fc_").replace("weight", "running_mean"),
+        )
         if bias in state and mean in state:
             state[mean] = state[mean] - state.pop(bias)
             folded[bias] = "into the running mean of the BatchNorm behind it"
@@ -141,7 +162,10 @@ _BLOCKS = "model.model.blocks.{s}."
 _TIMM_BACKBONE: Table = {
     _VIT: "",
     _VIT + ".patch_embed.proj": "patch_embed.proj",
-    **{_BLOCKS + name: "blocks.{s}." + name for name in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")},
+    **{
+        _BLOCKS + name: "blocks.{s}." + name
+        for name in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+    },
 }
 
 MMSEGMENTATION_SETR = SETRLayout(

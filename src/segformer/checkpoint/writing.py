@@ -109,7 +109,16 @@ def _other_tensors(ours: dict[str, Any], theirs: State) -> Iterator[str]:
 
 # What a layer computes by, beside its tensors; how it trains (rates, momentum) is not looked at.
 SETTINGS = (
-    *("eps", "approximate", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"),
+    *(
+        "eps",
+        "approximate",
+        "kernel_size",
+        "stride",
+        "padding",
+        "dilation",
+        "groups",
+        "padding_mode",
+    ),
     *("heads", "num_heads", "scale", "scales", "align_corners", "negative_slope"),
 )
 
@@ -150,11 +159,17 @@ def save(model: Any, path: str | os.PathLike[str], layout: str = "native") -> No
     path, target, description = Path(path).expanduser(), LAYOUTS[layout], describe(model)
     is_folder = target is HUGGINGFACE
     if not is_folder and path.suffix not in (".safetensors", ".pth", ".pt", ".bin"):
-        raise ValueError(f"{str(path)!r} has no suffix that tells how to write tensors; call it {path.stem}.safetensors or {path.stem}.pth")
+        raise ValueError(
+            f"{str(path)!r} has no suffix that tells how to write tensors; call it {path.stem}.safetensors or {path.stem}.pth"
+        )
     if target is NATIVE and path.suffix != ".safetensors":
-        raise ValueError(f"a file that describes itself is a safetensors file; call it {path.stem}.safetensors instead of {path.name}")
+        raise ValueError(
+            f"a file that describes itself is a safetensors file; call it {path.stem}.safetensors instead of {path.name}"
+        )
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"no folder {str(path.parent)!r} to write {path.name!r} into; make it first")
+        raise FileNotFoundError(
+            f"no folder {str(path.parent)!r} to write {path.name!r} into; make it first"
+        )
     if is_folder and path.exists() and not path.is_dir():
         raise FileExistsError(f"{str(path)!r} is a file; the {layout} layout is a folder")
 
@@ -177,8 +192,16 @@ def save(model: Any, path: str | os.PathLike[str], layout: str = "native") -> No
         _write(path, lambda file: save_file(state, file, metadata))
     else:
         classes = model.classes
-        meta = {"CLASSES": list(classes.names), "PALETTE": [list(color) for color in classes.colors]}
-        _write(path, lambda file: torch.save({"meta": meta, "state_dict": state} if target is NVIDIA else state, file))
+        meta = {
+            "CLASSES": list(classes.names),
+            "PALETTE": [list(color) for color in classes.colors],
+        }
+        _write(
+            path,
+            lambda file: torch.save(
+                {"meta": meta, "state_dict": state} if target is NVIDIA else state, file
+            ),
+        )
 
 
 def _is_first_process(model: nn.Module) -> bool:
@@ -190,7 +213,9 @@ def _is_first_process(model: nn.Module) -> bool:
 def _warn_of_what_is_lost(model: Any, layout: Layout) -> None:
     """Say which of a model's properties a layout has no place for."""
     normalization, names = model.normalization, model.classes.names
-    if layout is not HUGGINGFACE and normalization != IMAGENET.for_channels(len(normalization.mean)):
+    if layout is not HUGGINGFACE and normalization != IMAGENET.for_channels(
+        len(normalization.mean)
+    ):
         logger.warning(
             "the %s layout cannot say how images are normalised; its readers take ImageNet's mean and std, this model %s",
             layout.name,
@@ -210,7 +235,9 @@ def _refuse_untold_sizes(description: dict[str, Any], layout: Layout) -> None:
     """A state dict tells heads and ratios to those alone who know the variant."""
     variant = find_variant(description["backbone"]["config"]["variant"])
     if variant_name(variant) is None:
-        raise ValueError(f"the {layout.name} layout cannot say the sizes of {variant}, which is none of {', '.join(VARIANTS)}")
+        raise ValueError(
+            f"the {layout.name} layout cannot say the sizes of {variant}, which is none of {', '.join(VARIANTS)}"
+        )
 
 
 def state_dict_as(model: nn.Module, layout: Layout) -> State:
@@ -221,11 +248,19 @@ def state_dict_as(model: nn.Module, layout: Layout) -> State:
     Raises:
         ValueError: when the layout has no place for one of them, or one is no plain tensor.
     """
-    ours = _untied({key: _plain(key, tensor) for key, tensor in unwrapped(model.state_dict()).items()})
+    ours = _untied(
+        {key: _plain(key, tensor) for key, tensor in unwrapped(model.state_dict()).items()}
+    )
     state: State = {}
     for our_keys, their_keys in layout.pairs(ours):
-        joined = torch.cat([ours[key] for key in our_keys]) if len(our_keys) > 1 else ours[our_keys[0]]
-        state |= zip(their_keys, joined.chunk(len(their_keys)) if len(their_keys) > 1 else [joined], strict=True)
+        joined = (
+            torch.cat([ours[key] for key in our_keys]) if len(our_keys) > 1 else ours[our_keys[0]]
+        )
+        state |= zip(
+            their_keys,
+            joined.chunk(len(their_keys)) if len(their_keys) > 1 else [joined],
+            strict=True,
+        )
     return state
 
 
@@ -259,7 +294,12 @@ def _warn_of_numerics(model: Any, layout: SegFormerLayout, description: dict[str
     if not differing:
         return
     images = torch.randn(
-        1, description["backbone"]["config"]["in_channels"], 128, 128, generator=torch.Generator("cpu").manual_seed(0), device="cpu"
+        1,
+        description["backbone"]["config"]["in_channels"],
+        128,
+        128,
+        generator=torch.Generator("cpu").manual_seed(0),
+        device="cpu",
     )
     state = {key: tensor.cpu().float() for key, tensor in state_dict_as(model, NATIVE).items()}
     outputs = []
@@ -269,10 +309,14 @@ def _warn_of_numerics(model: Any, layout: SegFormerLayout, description: dict[str
         named = {key: state[TRANSPARENT.sub("", key)] for key in twin.state_dict()}
         twin.load_state_dict(named, assign=True)
         with torch.no_grad():
-            outputs.append(upsample(twin.decode_head(twin.backbone(images)), (128, 128), wanted.align_corners))
+            outputs.append(
+                upsample(twin.decode_head(twin.backbone(images)), (128, 128), wanted.align_corners)
+            )
     difference = (outputs[0] - outputs[1]).abs().max().item()
     moved = (outputs[0].argmax(1) != outputs[1].argmax(1)).float().mean().item()
-    changes = ", ".join(f"{name}={getattr(numerics, name)} (there {getattr(theirs, name)})" for name in differing)
+    changes = ", ".join(
+        f"{name}={getattr(numerics, name)} (there {getattr(theirs, name)})" for name in differing
+    )
     logger.warning(
         "the %s layout cannot say %s: on noise, logits there differ by up to %.1e (of %.1e), and %.2f %% of the labels",
         layout.name,
@@ -302,7 +346,11 @@ def _write(path: Path, write: Callable[[Path], Any]) -> None:
             write(Path(folder) / path.name)
             os.chmod(Path(folder) / path.name, stat.S_IMODE(like.stat().st_mode))
             os.replace(Path(folder) / path.name, path)
-    except (OSError, SafetensorError, RuntimeError) as error:  # the last is PyTorch's, of a full disk
+    except (
+        OSError,
+        SafetensorError,
+        RuntimeError,
+    ) as error:  # the last is PyTorch's, of a full disk
         before = " (what was there before is kept)" if path.exists() else ""
         raise OSError(f"cannot write {str(path)!r}: {error}{before}") from error
 
@@ -345,7 +393,9 @@ def _huggingface_config(description: dict[str, Any], dtype: str) -> dict[str, An
         "mlp_ratios": [variant.mlp_ratio] * len(variant.dims),
         **huggingface_embeddings(len(variant.dims)),
         "decoder_hidden_size": head["channels"],
-        "hidden_act": next(theirs for theirs, ours in HUGGINGFACE_ACTIVATIONS.items() if ours == backbone["act"]),
+        "hidden_act": next(
+            theirs for theirs, ours in HUGGINGFACE_ACTIVATIONS.items() if ours == backbone["act"]
+        ),
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
         "classifier_dropout_prob": head["dropout"],

@@ -16,7 +16,10 @@ def voc_palette(num_classes: int) -> tuple[Color, ...]:
 
     Used wherever a data set brings no colours of its own. No two of the first 2²⁴ are equal.
     """
-    channels = ([sum((k >> 3 * bit + c & 1) << 7 - bit for bit in range(8)) for c in range(3)] for k in range(num_classes))
+    channels = (
+        [sum((k >> 3 * bit + c & 1) << 7 - bit for bit in range(8)) for c in range(3)]
+        for k in range(num_classes)
+    )
     return tuple((r, g, b) for r, g, b in channels)
 
 
@@ -27,7 +30,9 @@ def ignore_index(num_classes: int) -> int:
         ValueError: If there are more classes than 16-bit label maps hold.
     """
     if num_classes > 65535:
-        raise ValueError(f"{num_classes} classes; 16-bit label maps hold 65535 and the ignored value")
+        raise ValueError(
+            f"{num_classes} classes; 16-bit label maps hold 65535 and the ignored value"
+        )
     return IGNORE_INDEX if num_classes <= IGNORE_INDEX else 65535
 
 
@@ -51,13 +56,21 @@ class Classes:
             raise ValueError("no class names; give at least one")
         colors = [tuple(color) for color in self.colors] or voc_palette(len(self.names))
         if len(colors) != len(self.names):
-            raise ValueError(f"{len(self.names)} class names but {len(colors)} colours; give one RGB colour a class or none at all")
+            raise ValueError(
+                f"{len(self.names)} class names but {len(colors)} colours; give one RGB colour a class or none at all"
+            )
         repeated = [name for k, name in enumerate(self.names) if name in self.names[:k]]
         if repeated:
-            raise ValueError(f"the class name {repeated[0]!r} occurs more than once; give each class its own")
+            raise ValueError(
+                f"the class name {repeated[0]!r} occurs more than once; give each class its own"
+            )
         for name, color in zip(self.names, colors, strict=True):
-            if len(color) != 3 or not all(isinstance(channel, int) and 0 <= channel <= 255 for channel in color):
-                raise ValueError(f"the colour of {name!r} is {color}; give three whole numbers (red, green, blue) from 0 to 255")
+            if len(color) != 3 or not all(
+                isinstance(channel, int) and 0 <= channel <= 255 for channel in color
+            ):
+                raise ValueError(
+                    f"the colour of {name!r} is {color}; give three whole numbers (red, green, blue) from 0 to 255"
+                )
         object.__setattr__(self, "names", tuple(map(str, self.names)))
         object.__setattr__(self, "colors", tuple(colors))
 
@@ -74,7 +87,11 @@ class Classes:
         """The classes of a table in this package: a name a row, and where they are known its red, green and blue."""
         table = resources.files("segformer.data") / "tables" / f"{name}.csv"
         rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
-        colors = [(int(row["red"]), int(row["green"]), int(row["blue"])) for row in rows] if "red" in rows[0] else ()
+        colors = (
+            [(int(row["red"]), int(row["green"]), int(row["blue"])) for row in rows]
+            if "red" in rows[0]
+            else ()
+        )
         return cls([row["name"] for row in rows], colors)
 
     @classmethod

@@ -59,7 +59,11 @@ class DataError(ValueError):
     """
 
     def __init__(self, faults: Sequence[str], found: Any) -> None:
-        more = f"; and {len(faults) - 3} faults more: `segformer check` lists all" if len(faults) > 3 else ""
+        more = (
+            f"; and {len(faults) - 3} faults more: `segformer check` lists all"
+            if len(faults) > 3
+            else ""
+        )
         super().__init__("; ".join(faults[:3]) + more)
         self.faults = list(faults)
         self.found = found
@@ -112,7 +116,9 @@ class FolderDataset(Dataset):
         own = classes.ignore_index
         ignore_index = own if ignore_index is None else ignore_index
         if label_map is not None and ignore_index != own:
-            raise ValueError(f"ignore_index={ignore_index} beside a label_map; say there that {ignore_index} is {own}")
+            raise ValueError(
+                f"ignore_index={ignore_index} beside a label_map; say there that {ignore_index} is {own}"
+            )
         if not len(classes) <= ignore_index < VALUES:
             raise ValueError(
                 f"ignore_index={ignore_index} must be a value that is no class, from "
@@ -121,7 +127,9 @@ class FolderDataset(Dataset):
                 f"{len(classes) - 1}"
             )
         if palette not in (None, "index", "color"):
-            raise ValueError(f"palette={palette!r}; choose index, color, or none, so that files must prove which")
+            raise ValueError(
+                f"palette={palette!r}; choose index, color, or none, so that files must prove which"
+            )
         if label_map is not None and palette == "color":
             raise ValueError("palette='color' beside a label_map, which maps values; remove one")
         self.classes = classes
@@ -178,7 +186,11 @@ class FolderDataset(Dataset):
                 ignored value takes the place of a class.
         """
         with ThreadPoolExecutor(8) as readers:  # of a server's files one waits for the other
-            faults = [fault for found in readers.map(self._header_faults, range(len(self))) for fault in found]
+            faults = [
+                fault
+                for found in readers.map(self._header_faults, range(len(self)))
+                for fault in found
+            ]
         if faults:
             raise DataError(faults, self)
         histogram = np.zeros(len(self.classes) + 1, np.int64)
@@ -191,7 +203,9 @@ class FolderDataset(Dataset):
         faults += [] if faults else self.lone_class(histogram)
         if faults:
             raise DataError(faults, self)
-        return tuple(name for name, count in zip(self.classes.names, histogram, strict=False) if not count)
+        return tuple(
+            name for name, count in zip(self.classes.names, histogram, strict=False) if not count
+        )
 
     def _header_faults(self, index: int) -> list[str]:
         image, label = self.pairs[index]
@@ -272,7 +286,9 @@ def _table(label_map: Mapping[int, int], classes: Classes) -> Tensor:
     table = torch.full((VALUES,), -1, dtype=torch.int32)
     for value, k in label_map.items():
         if not 0 <= int(value) < VALUES:
-            raise ValueError(f"label_map lists the value {value}; label maps hold 0 to {VALUES - 1}")
+            raise ValueError(
+                f"label_map lists the value {value}; label maps hold 0 to {VALUES - 1}"
+            )
         if not (0 <= k < len(classes) or k == classes.ignore_index):
             raise ValueError(
                 f"label_map gives {value} the class {k}; there are 0 to {len(classes) - 1}, and {classes.ignore_index} for none"
@@ -298,7 +314,9 @@ def _pairs(
             for name in listed
             if name not in image_of and name not in label_of
         ]
-        image_of, label_of = ({name: of[name] for name in listed if name in of} for of in (image_of, label_of))
+        image_of, label_of = (
+            {name: of[name] for name in listed if name in of} for of in (image_of, label_of)
+        )
     for have, lack, what, where in (
         (image_of, label_of, "label map", labels),
         (label_of, image_of, "image", images),
@@ -320,7 +338,9 @@ def _names(path: str | os.PathLike[str]) -> list[str]:
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{str(path)!r} is not text in UTF-8 ({error.reason}); save it so") from error
+        raise ValueError(
+            f"{str(path)!r} is not text in UTF-8 ({error.reason}); save it so"
+        ) from error
     listed = [_composed(name) for line in text.splitlines() if (name := line.strip())]
     if not listed:
         raise ValueError(f"{str(path)!r} lists no name")
@@ -349,16 +369,22 @@ def _by_name(
         for path in paths:
             name = _without(suffix, path.relative_to(folder))
             if name in of:
-                faults.append(f"{str(of[name])!r} and {str(path)!r} have one name; which of them makes the pair? Remove one")
+                faults.append(
+                    f"{str(of[name])!r} and {str(path)!r} have one name; which of them makes the pair? Remove one"
+                )
             elif name is not None:
                 of[name] = path
         if not of:
-            raise FileNotFoundError(f"no image in {str(folder)!r} has a name that ends in {suffix!r}")
+            raise FileNotFoundError(
+                f"no image in {str(folder)!r} has a name that ends in {suffix!r}"
+            )
         found.append(of)
     return found[0], found[1]
 
 
-def _told_apart(paths: list[Path], image_suffix: str, label_suffix: str) -> tuple[list[Path], list[Path]]:
+def _told_apart(
+    paths: list[Path], image_suffix: str, label_suffix: str
+) -> tuple[list[Path], list[Path]]:
     """Images and label maps of one folder: a file that both suffixes fit is of the longer one."""
     if image_suffix == label_suffix:
         raise ValueError(
@@ -369,10 +395,14 @@ def _told_apart(paths: list[Path], image_suffix: str, label_suffix: str) -> tupl
     is_longer = len(label_suffix) > len(image_suffix)
 
     def is_label(path: Path) -> bool:
-        fits_image, fits_label = (_without(suffix, path) is not None for suffix in (image_suffix, label_suffix))
+        fits_image, fits_label = (
+            _without(suffix, path) is not None for suffix in (image_suffix, label_suffix)
+        )
         return fits_label and (is_longer or not fits_image)
 
-    return [path for path in paths if not is_label(path)], [path for path in paths if is_label(path)]
+    return [path for path in paths if not is_label(path)], [
+        path for path in paths if is_label(path)
+    ]
 
 
 def _without(suffix: str, path: Path) -> str | None:

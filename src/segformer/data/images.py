@@ -132,7 +132,9 @@ def decode(path: str | os.PathLike[str]) -> Decoded:
             image.load()
         if image.format == "PNG" and header.orientation is None:  # EXIF may follow the pixels
             header = replace(header, orientation=_orientation(image.getexif()))
-        turned = ImageOps.exif_transpose(image) if image.getexif().get(ORIENTATION, 1) != 1 else image
+        turned = (
+            ImageOps.exif_transpose(image) if image.getexif().get(ORIENTATION, 1) != 1 else image
+        )
     _refuse_unread(header)
     return Decoded(header, turned)
 
@@ -164,9 +166,13 @@ def _is_misread(header: Header) -> bool:
 def _refuse_unread(header: Header) -> None:
     """Refuse what Pillow reads in part, or wrongly."""
     if _is_misread(header):
-        raise ValueError(f"{str(header.path)!r} is a BMP with a grey palette of few colours, which Pillow misreads; save it as PNG")
+        raise ValueError(
+            f"{str(header.path)!r} is a BMP with a grey palette of few colours, which Pillow misreads; save it as PNG"
+        )
     if header.pages > 1:
-        raise ValueError(f"{str(header.path)!r} holds {header.pages} images (pages or frames); save each to a file of its own")
+        raise ValueError(
+            f"{str(header.path)!r} holds {header.pages} images (pages or frames); save each to a file of its own"
+        )
 
 
 def _header(path: Path, image: Any) -> Header:
@@ -198,7 +204,9 @@ def _orientation(exif: Any) -> int | None:
 def _raw_mode(image: Any) -> str:
     """The layout of the file's samples in Pillow's words, such as L;4 for grey of 4 bits."""
     arguments = image.tile[0][3] if image.tile else image.mode
-    return arguments if isinstance(arguments, str) else str(arguments[0] if arguments else image.mode)
+    return (
+        arguments if isinstance(arguments, str) else str(arguments[0] if arguments else image.mode)
+    )
 
 
 def _greatest(path: Path, image: Any) -> int:
@@ -219,7 +227,9 @@ def _greatest(path: Path, image: Any) -> int:
 
 
 def _pages(image: Any) -> int:
-    if image.format == "MPO":  # a camera's: the first is the photograph, the others are made from it
+    if (
+        image.format == "MPO"
+    ):  # a camera's: the first is the photograph, the others are made from it
         return 1
     frames = int(getattr(image, "n_frames", 1))
     if image.format != "TIFF" or frames == 1:
@@ -281,7 +291,9 @@ def rgb(file: Decoded) -> tv_tensors.Image:
     header, image = file
     what = f"image {str(header.path)!r}"
     if image.mode == "F" or (image.mode == "I" and header.format not in ("PNG", "PPM")):
-        raise ValueError(f"{what} has mode {image.mode}, whose scale of values is unknown; save it with 8 or 16 bits a channel")
+        raise ValueError(
+            f"{what} has mode {image.mode}, whose scale of values is unknown; save it with 8 or 16 bits a channel"
+        )
     if image.mode.startswith("I"):  # Pillow's own conversion would clip all above 255
         image = Image.fromarray(_eight_bits(np.array(image), header, what))
         pixels = np.array(image.convert("RGB"))

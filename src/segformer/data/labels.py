@@ -22,7 +22,9 @@ LOSSLESS_TIFFS = (
 BLACK = (0, 0, 0)
 
 
-def read_label_map(path: str | os.PathLike[str], classes: Classes | None = None, palette: Coding | None = None) -> tv_tensors.Mask:
+def read_label_map(
+    path: str | os.PathLike[str], classes: Classes | None = None, palette: Coding | None = None
+) -> tv_tensors.Mask:
     """Reads a label map as class indices (H, W): uint8, or int32 where a value exceeds 255.
 
     A file of one channel holds indices, in up to 32 bits; so does one of three equal channels. A
@@ -65,7 +67,9 @@ def to_indices(file: Decoded, classes: Classes | None, palette: Coding | None) -
     return torch.from_numpy(_whole_numbers(np.array(image), header, what))
 
 
-def coding_of(header: Header, classes: Classes | None = None, palette: Coding | None = None) -> Coding | None:
+def coding_of(
+    header: Header, classes: Classes | None = None, palette: Coding | None = None
+) -> Coding | None:
     """Returns how a label map's values become classes; None where only its pixels tell.
 
     Raises:
@@ -77,7 +81,9 @@ def coding_of(header: Header, classes: Classes | None = None, palette: Coding | 
         raise ValueError(f"{what} stores 0 as white; save it with 0 as black, or as PNG")
     channels = {"LA": "L", "RGBA": "RGB", "RGBX": "RGB"}.get(header.mode, header.mode)
     if channels not in ("1", "L", "I", "F", "P", "RGB") and not channels.startswith("I;16"):
-        raise ValueError(f"{what} has mode {header.mode}; class indices need one channel (mode L, P or I), colours three (RGB): convert it")
+        raise ValueError(
+            f"{what} has mode {header.mode}; class indices need one channel (mode L, P or I), colours three (RGB): convert it"
+        )
     if header.mode in ("LA", "RGB", "RGBA", "RGBX") and header.greatest != 255:
         raise ValueError(
             f"{what} has mode {header.mode} with values up to {header.greatest}, which Pillow "
@@ -116,14 +122,18 @@ def _refuse_lossy(header: Header) -> None:
     compressions = {"TIFF": LOSSLESS_TIFFS, "WEBP": ("lossless",)}.get(header.format)
     if header.compression not in (compressions or ("",)) or header.format not in LOSSLESS_FORMATS:
         kind = " ".join(filter(None, (header.format, header.compression)))
-        raise ValueError(f"{_what(header)} is a {kind} file, whose compression may change values; make it again from its source, as PNG")
+        raise ValueError(
+            f"{_what(header)} is a {kind} file, whose compression may change values; make it again from its source, as PNG"
+        )
 
 
 def _what(header: Header) -> str:
     return f"label map {str(header.path)!r}"
 
 
-def _of_channels(pixels: np.ndarray, classes: Classes | None, coding: Coding | None, what: str) -> np.ndarray:
+def _of_channels(
+    pixels: np.ndarray, classes: Classes | None, coding: Coding | None, what: str
+) -> np.ndarray:
     """Indices of RGB pixels (H, W, 3): of their colours, or the value of three equal channels."""
     equal = bool((pixels == pixels[..., :1]).all())
     if coding == "index":
@@ -167,7 +177,9 @@ def _by_color(pixels: np.ndarray, classes: Classes, what: str) -> np.ndarray:
     index_of = _index_of_color(classes)
     repeated = [color for color in classes.colors if classes.colors.count(color) > 1]
     if repeated:
-        raise ValueError(f"{what} is coded by colour, and {repeated[0]} is the colour of more than one class")
+        raise ValueError(
+            f"{what} is coded by colour, and {repeated[0]} is the colour of more than one class"
+        )
     packed = pixels.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
     codes, inverse, counts = np.unique(packed, return_inverse=True, return_counts=True)
     colors = [(int(code) >> 16, int(code) >> 8 & 255, int(code) & 255) for code in codes]
@@ -224,7 +236,9 @@ def check_turn(image: Header, label: Header) -> None:
             f"it was drawn on the turned image; {cure}"
         )
     if label.size == image.size:
-        raise ValueError(f"{how}, and its label map {str(label.path)!r} fits the image as it is stored alone; {cure}")
+        raise ValueError(
+            f"{how}, and its label map {str(label.path)!r} fits the image as it is stored alone; {cure}"
+        )
 
 
 def check_labels(label: Tensor, num_classes: int, what: str) -> None:
@@ -248,7 +262,11 @@ def check_labels(label: Tensor, num_classes: int, what: str) -> None:
     if len(wrong):
         value, count = int(wrong[counts.argmax()]), int(counts.max())
         others = sorted(set(wrong.tolist()) - {value})
-        more = f" (as wrong: {', '.join(map(str, others[:5]))}{', …' if others[5:] else ''})" if others else ""
+        more = (
+            f" (as wrong: {', '.join(map(str, others[:5]))}{', …' if others[5:] else ''})"
+            if others
+            else ""
+        )
         raise ValueError(
             f"{what} holds the value {value} on {count} of {label.numel()} pixels; valid are 0 to "
             f"{num_classes - 1}, and the ignore index{more}. Name more classes, set "

@@ -37,7 +37,9 @@ class Normalization:
         if len(self.mean) != len(self.std) or not self.mean:
             raise ValueError(f"mean={self.mean} and std={self.std} must have one value a channel")
         if not all(map(math.isfinite, (*self.mean, *self.std, self.scale))):
-            raise ValueError(f"mean={self.mean}, std={self.std} and scale={self.scale} must be finite")
+            raise ValueError(
+                f"mean={self.mean}, std={self.std} and scale={self.scale} must be finite"
+            )
         if min(*self.std, self.scale) <= 0:
             raise ValueError(f"std={self.std} and scale={self.scale} must be greater than 0")
 

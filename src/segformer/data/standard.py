@@ -28,7 +28,12 @@ class ADE20K(FolderDataset):
 
     def __init__(self, root: Root, split: str) -> None:
         label_map = {0: IGNORE_INDEX} | {k + 1: k for k in range(len(self.CLASSES))}
-        super().__init__(Path(root, "images", split), Path(root, "annotations", split), self.CLASSES, label_map=label_map)
+        super().__init__(
+            Path(root, "images", split),
+            Path(root, "annotations", split),
+            self.CLASSES,
+            label_map=label_map,
+        )
 
 
 class Cityscapes(FolderDataset):
@@ -39,7 +44,10 @@ class Cityscapes(FolderDataset):
         split: ``"train"`` or ``"val"``.
     """
 
-    EVALUATED = sorted((c for c in datasets.Cityscapes.classes if 0 <= c.train_id < IGNORE_INDEX), key=lambda c: c.train_id)
+    EVALUATED = sorted(
+        (c for c in datasets.Cityscapes.classes if 0 <= c.train_id < IGNORE_INDEX),
+        key=lambda c: c.train_id,
+    )
     CLASSES = Classes([c.name for c in EVALUATED], [c.color for c in EVALUATED])
     LABEL_IDS = {c.id: c.train_id for c in datasets.Cityscapes.classes if c.id >= 0}  # noqa: RUF012
 
@@ -91,7 +99,12 @@ class COCOStuff(FolderDataset):
     def __init__(self, root: Root, split: str) -> None:
         values = [value for value in range(182) if value not in self.UNUSED]
         label_map = {value: k for k, value in enumerate(values)} | {IGNORE_INDEX: IGNORE_INDEX}
-        super().__init__(Path(root, "images", split), Path(root, "annotations", split), self.CLASSES, label_map=label_map)
+        super().__init__(
+            Path(root, "images", split),
+            Path(root, "annotations", split),
+            self.CLASSES,
+            label_map=label_map,
+        )
 
 
 class CamVid(FolderDataset):
@@ -105,7 +118,9 @@ class CamVid(FolderDataset):
     CLASSES = Classes.of_table("camvid11")
 
     def __init__(self, root: Root, split: str) -> None:
-        super().__init__(Path(root, "images", split), Path(root, "labels", split), self.CLASSES, ignore_index=11)
+        super().__init__(
+            Path(root, "images", split), Path(root, "labels", split), self.CLASSES, ignore_index=11
+        )
 
 
 class CamVid32(FolderDataset):
@@ -119,7 +134,15 @@ class CamVid32(FolderDataset):
     CLASSES = Classes.of_table("camvid32")  # 31
 
     def __init__(self, root: Root, split: str) -> None:
-        super().__init__(Path(root, "images", split), Path(root, "labels", split), self.CLASSES, label_suffix="_L")
+        super().__init__(
+            Path(root, "images", split),
+            Path(root, "labels", split),
+            self.CLASSES,
+            label_suffix="_L",
+        )
 
 
-STANDARD: dict[str, Any] = {kind.__name__: kind for kind in (ADE20K, Cityscapes, VOC2012, VOC2012Aug, COCOStuff, CamVid, CamVid32)}
+STANDARD: dict[str, Any] = {
+    kind.__name__: kind
+    for kind in (ADE20K, Cityscapes, VOC2012, VOC2012Aug, COCOStuff, CamVid, CamVid32)
+}

@@ -50,13 +50,21 @@ class RandomScaledCrop(v2.Transform):
         factor = float(torch.empty(()).uniform_(*self.scale))
         if self.base is not None:
             factor *= min(max(self.base) / max(whole), min(self.base) / min(whole))
-        size = [min(most, max(1, round(side * factor))) for most, side in zip(self.size, whole, strict=True)]
-        height, width = (max(1, min(side, round(new / factor))) for new, side in zip(size, whole, strict=True))
+        size = [
+            min(most, max(1, round(side * factor)))
+            for most, side in zip(self.size, whole, strict=True)
+        ]
+        height, width = (
+            max(1, min(side, round(new / factor))) for new, side in zip(size, whole, strict=True)
+        )
         labels = [inpt for inpt in flat_inputs if isinstance(inpt, tv_tensors.Mask)]
         for _ in range(self.TRIES):
             top = int(torch.randint(whole[0] - height + 1, ()))
             left = int(torch.randint(whole[1] - width + 1, ()))
-            if all(self._is_varied(label[..., top : top + height, left : left + width]) for label in labels):
+            if all(
+                self._is_varied(label[..., top : top + height, left : left + width])
+                for label in labels
+            ):
                 break
         return {"top": top, "left": left, "height": height, "width": width, "size": size}
 
@@ -69,7 +77,13 @@ class RandomScaledCrop(v2.Transform):
         return bool(counts.max() < self.cat_max_ratio * counts.sum())
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        return self._call_kernel(F.resized_crop, inpt, **params, interpolation=F.InterpolationMode.BILINEAR, antialias=True)
+        return self._call_kernel(
+            F.resized_crop,
+            inpt,
+            **params,
+            interpolation=F.InterpolationMode.BILINEAR,
+            antialias=True,
+        )
 
 
 class PadTo(v2.Transform):
@@ -118,15 +132,32 @@ class PhotometricDistortion(v2.Transform):
         hue: float = 36.0,
     ) -> None:
         super().__init__()
-        self.brightness, self.contrast, self.saturation, self.hue = brightness, tuple(contrast), tuple(saturation), hue
+        self.brightness, self.contrast, self.saturation, self.hue = (
+            brightness,
+            tuple(contrast),
+            tuple(saturation),
+            hue,
+        )
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        ranges = ((-self.brightness, self.brightness), self.contrast, self.saturation, (-self.hue, self.hue))
-        changes = [float(torch.empty(()).uniform_(*bounds)) if torch.rand(()) < 0.5 else None for bounds in ranges]
-        return dict(zip(self.CHANGES, changes, strict=True), contrast_first=bool(torch.rand(()) < 0.5))
+        ranges = (
+            (-self.brightness, self.brightness),
+            self.contrast,
+            self.saturation,
+            (-self.hue, self.hue),
+        )
+        changes = [
+            float(torch.empty(()).uniform_(*bounds)) if torch.rand(()) < 0.5 else None
+            for bounds in ranges
+        ]
+        return dict(
+            zip(self.CHANGES, changes, strict=True), contrast_first=bool(torch.rand(()) < 0.5)
+        )
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        if isinstance(inpt, tv_tensors.Mask) or not any(params[name] is not None for name in self.CHANGES):
+        if isinstance(inpt, tv_tensors.Mask) or not any(
+            params[name] is not None for name in self.CHANGES
+        ):
             return inpt
         image = inpt.as_subclass(Tensor)
         changed = torch.empty(image.shape, dtype=torch.uint8, device=image.device)
@@ -143,7 +174,9 @@ class PhotometricDistortion(v2.Transform):
         if params["contrast"] is not None and params["contrast_first"]:
             image.mul_(params["contrast"]).clamp_(0, 255)
         if params["hue"] is not None:
-            _turn(image, params["hue"], 1.0 if params["saturation"] is None else params["saturation"])
+            _turn(
+                image, params["hue"], 1.0 if params["saturation"] is None else params["saturation"]
+            )
         elif params["saturation"] is not None:
             _saturate(image, params["saturation"])
         if params["contrast"] is not None and not params["contrast_first"]:
@@ -185,7 +218,9 @@ def _turn(image: Tensor, degrees: float, saturation: float) -> None:
     hue = from_blue.lerp_(from_green, is_green).lerp_(from_red, is_red).add_(degrees / 60)
     hue -= torch.div(hue, 6, out=blue).floor_().mul_(6)
     torch.minimum(chroma.mul_(saturation), value, out=chroma)
-    for channel, (centre, slope, offset) in zip(image, ((3, -1, 2), (2, 1, -1), (4, 1, -1)), strict=True):
+    for channel, (centre, slope, offset) in zip(
+        image, ((3, -1, 2), (2, 1, -1), (4, 1, -1)), strict=True
+    ):
         share = torch.sub(hue, centre, out=channel).abs_().mul_(slope).add_(offset).clamp_(0, 1)
         torch.addcmul(value, chroma, share, value=-1, out=channel)
 

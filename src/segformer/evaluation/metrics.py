@@ -38,15 +38,24 @@ class Scores:
         right = confusion.diagonal()
         iou = right / (confusion.sum(0) + confusion.sum(1) - right)
         accuracy = right / confusion.sum(1)
-        means = float(iou.nanmean()), float(right.sum() / confusion.sum()), float(accuracy.nanmean())
-        return cls(means[0], means[1], tuple(iou.tolist()), means[2], tuple(accuracy.tolist()), confusion)
+        means = (
+            float(iou.nanmean()),
+            float(right.sum() / confusion.sum()),
+            float(accuracy.nanmean()),
+        )
+        return cls(
+            means[0], means[1], tuple(iou.tolist()), means[2], tuple(accuracy.tolist()), confusion
+        )
 
     def table(self, classes: Classes) -> str:
         """Per-class IoU and accuracy, their means, and the pixel accuracy, in per cent."""
         names = self.names(classes)
         width = max(14, *map(len, names))
         columns = zip(names, self.iou, self.accuracy, strict=True)
-        rows = [f"{name:{width}}  {100 * iou:6.2f}  {100 * accuracy:6.2f}" for name, iou, accuracy in columns]
+        rows = [
+            f"{name:{width}}  {100 * iou:6.2f}  {100 * accuracy:6.2f}"
+            for name, iou, accuracy in columns
+        ]
         line = "-" * (width + 16)
         means = [
             f"{'mIoU, mAcc':{width}}  {100 * self.miou:6.2f}  {100 * self.mean_accuracy:6.2f}",
@@ -56,12 +65,19 @@ class Scores:
 
     def to_dict(self, classes: Classes) -> dict[str, Any]:
         """The scores by name, as strict JSON has them: ``None`` in place of NaN."""
-        means = {"miou": self.miou, "mean_accuracy": self.mean_accuracy, "pixel_accuracy": self.pixel_accuracy}
+        means = {
+            "miou": self.miou,
+            "mean_accuracy": self.mean_accuracy,
+            "pixel_accuracy": self.pixel_accuracy,
+        }
         per_class = {"iou": self.iou, "accuracy": self.accuracy}
         names = self.names(classes)
         return {
             **_without_nan(means),
-            **{key: _without_nan(dict(zip(names, values, strict=True))) for key, values in per_class.items()},
+            **{
+                key: _without_nan(dict(zip(names, values, strict=True)))
+                for key, values in per_class.items()
+            },
         }
 
     def names(self, classes: Classes) -> tuple[str, ...]:

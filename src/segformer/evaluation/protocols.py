@@ -30,12 +30,6 @@ def own_size_logits(model: ToLogits, images: Tensor) -> Tensor:
     return upsample(model(padded), padded.shape[-2:])[..., : images.shape[-2], : images.shape[-1]]
 
 
-def own_size_labels(model: Any, images: Tensor) -> Tensor:
-    """Images (B, C, H, W) of any size to labels (B, H, W), by the model's own ``predict``."""
-    labels = model.predict(pad_to_least(model, images))
-    return labels[..., : images.shape[-2], : images.shape[-1]]
-
-
 @dataclass(frozen=True)
 class Whole:
     """Images as they are."""
@@ -61,8 +55,12 @@ class Slide:
     stride: Size
 
     def __post_init__(self) -> None:
-        if not all(0 < stride <= crop for stride, crop in zip(self.stride, self.crop_size, strict=True)):
-            raise ValueError(f"stride={self.stride} must be from 1 to crop_size={self.crop_size}, or pixels between windows get no label")
+        if not all(
+            0 < stride <= crop for stride, crop in zip(self.stride, self.crop_size, strict=True)
+        ):
+            raise ValueError(
+                f"stride={self.stride} must be from 1 to crop_size={self.crop_size}, or pixels between windows get no label"
+            )
 
     def starts(self, height: int, width: int) -> tuple[list[int], list[int]]:
         """Where windows start, down and across."""
@@ -71,7 +69,9 @@ class Slide:
             count = max(0, -(-(side - crop) // stride)) + 1
             return [max(0, min(place * stride, side - crop)) for place in range(count)]
 
-        return along(height, self.crop_size[0], self.stride[0]), along(width, self.crop_size[1], self.stride[1])
+        return along(height, self.crop_size[0], self.stride[0]), along(
+            width, self.crop_size[1], self.stride[1]
+        )
 
     def logits(self, model: ToLogits, images: Tensor) -> Tensor:
         """Images (B, C, H, W) to logits (B, K, H, W)."""
@@ -80,7 +80,10 @@ class Slide:
         count = images.new_zeros(images.shape[-2:])
         for top in tops:
             for left in lefts:
-                rows, columns = slice(top, top + self.crop_size[0]), slice(left, left + self.crop_size[1])
+                rows, columns = (
+                    slice(top, top + self.crop_size[0]),
+                    slice(left, left + self.crop_size[1]),
+                )
                 crop = images[:, :, rows, columns]
                 logits = own_size_logits(model, crop)
                 if total is None:
@@ -117,9 +120,13 @@ class Protocol:
         def rounded(side: float) -> int:
             return max(1, -(-int(side + 0.5) // self.multiple)) * self.multiple
 
-        return [(rounded(height * fit * ratio), rounded(width * fit * ratio)) for ratio in self.ratios]
+        return [
+            (rounded(height * fit * ratio), rounded(width * fit * ratio)) for ratio in self.ratios
+        ]
 
-    def probabilities(self, model: ToLogits, images: Tensor, size: Sequence[int] | None = None) -> Tensor:
+    def probabilities(
+        self, model: ToLogits, images: Tensor, size: Sequence[int] | None = None
+    ) -> Tensor:
         """Images (B, C, H, W), normalised, to the mean of all passes' class probabilities (B, K, *size*); by default at their own size."""
         wanted = tuple(images.shape[-2:] if size is None else size)
         total: Any = 0
@@ -168,7 +175,13 @@ def find_protocol(name: str, tta: bool = False) -> Protocol:
     return replace(PROTOCOLS[name], ratios=TTA_RATIOS[name], flip=True) if tta else PROTOCOLS[name]
 
 
-def evaluate(model: Any, dataset: Any, protocol: Protocol | None = None, *, device: str | torch.device = "cpu") -> Scores:
+def evaluate(
+    model: Any,
+    dataset: Any,
+    protocol: Protocol | None = None,
+    *,
+    device: str | torch.device = "cpu",
+) -> Scores:
     """The scores of any module that maps normalised images (B, 3, H, W) to logits, of any size, on a data set.
 
     Args:
@@ -183,11 +196,15 @@ def evaluate(model: Any, dataset: Any, protocol: Protocol | None = None, *, devi
 
     protocol = protocol or Protocol()
     classes = len(dataset.classes)
-    confusion = MulticlassConfusionMatrix(max(2, classes), ignore_index=ignore_index(classes)).to(device)
+    confusion = MulticlassConfusionMatrix(max(2, classes), ignore_index=ignore_index(classes)).to(
+        device
+    )
     prepare = normalize_for(model)
     for index in tqdm(range(len(dataset)), "evaluate", unit="image"):
         image, label = dataset[index]
         check_labels(label, max(2, classes), f"label map {index}")
         images = prepare(image)[None].to(device)
-        confusion.update(protocol.predict(model, images, label.shape), label[None].long().to(device))
+        confusion.update(
+            protocol.predict(model, images, label.shape), label[None].long().to(device)
+        )
     return Scores.of(confusion.compute())

@@ -34,7 +34,9 @@ def colored(labels: np.ndarray, classes: Classes) -> Image.Image:
     return Image.fromarray(colors[labels])
 
 
-def overlay(image: Image.Image, labels: np.ndarray, classes: Classes, alpha: float = 0.55) -> Image.Image:
+def overlay(
+    image: Image.Image, labels: np.ndarray, classes: Classes, alpha: float = 0.55
+) -> Image.Image:
     """The colours of the labels (H, W), at opacity ``alpha``, over an image of the same size; ignored pixels show the image alone."""
     is_ignored = labels == classes.ignore_index
     opacity = Image.fromarray(np.where(is_ignored, 0, round(255 * alpha)).astype(np.uint8))
@@ -56,7 +58,9 @@ def with_legend(picture: Image.Image, labels: np.ndarray, classes: Classes) -> I
     return image
 
 
-def legend(classes: Classes, width: int, shown: Sequence[int] | None = None, text: int = TEXT) -> Image.Image:
+def legend(
+    classes: Classes, width: int, shown: Sequence[int] | None = None, text: int = TEXT
+) -> Image.Image:
     """A box of colour and a name for each class, in as many rows as ``width`` pixels need.
 
     Args:
@@ -85,7 +89,9 @@ def sheet(columns: Mapping[str, Sequence[Image.Image]], classes: Classes) -> Ima
     """Pictures side by side under their column's title, a row a sample, the legend below."""
     font = ImageFont.load_default(18)
     widths = [max(picture.width for picture in pictures) for pictures in columns.values()]
-    heights = [max(picture.height for picture in row) for row in zip(*columns.values(), strict=True)]
+    heights = [
+        max(picture.height for picture in row) for row in zip(*columns.values(), strict=True)
+    ]
     key = legend(classes, sum(widths) + GAP * (len(widths) + 1))
     width = key.width
     image = Image.new("RGB", (width, 30 + sum(heights) + GAP * len(heights) + key.height), "white")

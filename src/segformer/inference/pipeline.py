@@ -23,7 +23,9 @@ from segformer.models import SegFormer, SegmentationModel
 ARRAY = ".npy"  # an image of any size, mapped into memory
 
 
-def label_file(model: SegmentationModel, path: str | os.PathLike[str], slide: Slide | None = None) -> tuple[Image.Image, np.ndarray]:
+def label_file(
+    model: SegmentationModel, path: str | os.PathLike[str], slide: Slide | None = None
+) -> tuple[Image.Image, np.ndarray]:
     """An image file, turned upright, and its labels (H, W) at its own size.
 
     Labels are uint8, or uint16 for more than 255 classes.
@@ -37,7 +39,9 @@ def label_file(model: SegmentationModel, path: str | os.PathLike[str], slide: Sl
         ValueError: naming the file, when it cannot be decoded.
     """
     image, device = read_image(path), next(model.parameters()).device
-    if slide is not None and (image.shape[1] > slide.crop_size[0] or image.shape[2] > slide.crop_size[1]):
+    if slide is not None and (
+        image.shape[1] > slide.crop_size[0] or image.shape[2] > slide.crop_size[1]
+    ):
         pixels = image.permute(1, 2, 0).numpy()
         labels = np.zeros(pixels.shape[:2], file_type(model.num_classes))
         label_large(model, pixels, labels, slide, device=device)
@@ -75,7 +79,9 @@ def label_array(model: SegmentationModel, path: Path, target: Path, slide: Slide
     return labels
 
 
-def plan(sources: Iterable[str], out: Path, overwrite: bool = False, share: slice = slice(None)) -> dict[Path, tuple[Path, ...]]:
+def plan(
+    sources: Iterable[str], out: Path, overwrite: bool = False, share: slice = slice(None)
+) -> dict[Path, tuple[Path, ...]]:
     """The files to write for each image of the given files and folders: label map ``out/NAME.png`` and ``out/NAME_overlay.png``.
 
     Of ``NAME.npy``, given by itself, it is ``out/NAME.npy`` alone. Subfolders are kept. Of several processes each takes its ``share``.
@@ -89,24 +95,34 @@ def plan(sources: Iterable[str], out: Path, overwrite: bool = False, share: slic
     for source in map(Path, sources):
         if not source.exists():
             raise FileNotFoundError(f"no image or folder {str(source)!r}")
-        folder, paths = (source, find_images(source)) if source.is_dir() else (source.parent, [source])
+        folder, paths = (
+            (source, find_images(source)) if source.is_dir() else (source.parent, [source])
+        )
         for path in paths:
             target = out / path.relative_to(folder)
             label_map = target.with_suffix(".png")
-            targets_of[path] = (target,) if path.suffix == ARRAY else (label_map, label_map.with_name(f"{target.stem}_overlay.png"))
+            targets_of[path] = (
+                (target,)
+                if path.suffix == ARRAY
+                else (label_map, label_map.with_name(f"{target.stem}_overlay.png"))
+            )
     images = {path.resolve() for path in targets_of}
     taken: dict[Path, Path] = {}
     for path, targets in targets_of.items():
         for target in targets:
             if target in taken:
                 both = f"{str(taken[target])!r} and {str(path)!r}"
-                raise ValueError(f"{both} would both be written to {str(target)!r}; label them one by one")
+                raise ValueError(
+                    f"{both} would both be written to {str(target)!r}; label them one by one"
+                )
             taken[target] = path
     mine = dict(list(targets_of.items())[share])
     for targets in mine.values():
         for target in targets:
             if target.resolve() in images or (target.exists() and not overwrite):
-                raise FileExistsError(f"{str(target)!r} is there already; choose another folder with --out, or add --overwrite")
+                raise FileExistsError(
+                    f"{str(target)!r} is there already; choose another folder with --out, or add --overwrite"
+                )
     return mine
 
 
@@ -115,11 +131,27 @@ def main(args: list[str]) -> None:
 
     They are class indices with their palette, and colours over the image with their legend.
     """
-    parser = argparse.ArgumentParser("segformer predict", description="Label images with a trained network.")
-    parser.add_argument("weights", help="file, folder or Hugging Face id, in any layout that SegFormer.from_pretrained reads")
-    parser.add_argument("images", nargs="+", help="image files, or folders of them; NAME.npy, uint8 (H, W, 3), need not fit into memory")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the label maps and overlays; made where it is missing")
-    parser.add_argument("--overwrite", action="store_true", help="replace label maps and overlays of an earlier run")
+    parser = argparse.ArgumentParser(
+        "segformer predict", description="Label images with a trained network."
+    )
+    parser.add_argument(
+        "weights",
+        help="file, folder or Hugging Face id, in any layout that SegFormer.from_pretrained reads",
+    )
+    parser.add_argument(
+        "images",
+        nargs="+",
+        help="image files, or folders of them; NAME.npy, uint8 (H, W, 3), need not fit into memory",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder for the label maps and overlays; made where it is missing",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace label maps and overlays of an earlier run"
+    )
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=device, help="such as cpu or cuda:0")
     what = "label through square windows, such as 1024 768; in memory are the logits of a band, classes × CROP × the width × 4 bytes"
@@ -132,13 +164,17 @@ def main(args: list[str]) -> None:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    share = slice(int(os.environ.get("RANK", 0)), None, int(os.environ.get("WORLD_SIZE", 1)))  # torchrun's
+    share = slice(
+        int(os.environ.get("RANK", 0)), None, int(os.environ.get("WORLD_SIZE", 1))
+    )  # torchrun's
     targets_of = plan(options.images, options.out, options.overwrite, share)
     try:
         options.out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=options.out).close()
     except OSError as error:
-        raise OSError(f"the folder {str(options.out)!r} cannot be written ({error.strerror}); choose another with --out") from error
+        raise OSError(
+            f"the folder {str(options.out)!r} cannot be written ({error.strerror}); choose another with --out"
+        ) from error
     model = SegFormer.from_pretrained(options.weights).to(options.device)
     slide = Slide((options.slide[0],) * 2, (options.slide[1],) * 2) if options.slide else None
     counts = np.zeros(max(2, len(model.classes)), dtype=np.int64)  # one logit tells two apart

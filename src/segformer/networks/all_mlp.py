@@ -75,7 +75,9 @@ class AllMLPHead(nn.Module):
         super().__init__()
         self.config = AllMLPConfig(tuple(in_channels), num_classes, channels, dropout, norm_eps)
         self.num_classes = num_classes
-        self.projections = nn.ModuleList(self.projection(c, channels, norm_eps) for c in in_channels)
+        self.projections = nn.ModuleList(
+            self.projection(c, channels, norm_eps) for c in in_channels
+        )
         self.fuse = nn.Conv2d(len(in_channels) * channels, channels, 1, bias=False)
         self.norm = nn.BatchNorm2d(channels, eps=norm_eps)
         self.dropout = nn.Dropout2d(dropout)
@@ -89,7 +91,9 @@ class AllMLPHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Maps (B, C_i, H_i, W_i), finest first, to logits (B, num_classes, H_0, W_0)."""
-        return all_mlp(features, self.projections, self.fuse, self.norm, self.dropout, self.classifier)
+        return all_mlp(
+            features, self.projections, self.fuse, self.norm, self.dropout, self.classifier
+        )
 
 
 class MMSegHead(AllMLPHead):

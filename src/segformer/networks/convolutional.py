@@ -16,7 +16,15 @@ from torch import Tensor, nn
 
 from segformer.networks.images import smallest_side
 from segformer.networks.initialization import init_weights
-from segformer.networks.mit import Block, EfficientSelfAttention, MixFFN, OverlapPatchEmbed, Pyramid, Stage, patch
+from segformer.networks.mit import (
+    Block,
+    EfficientSelfAttention,
+    MixFFN,
+    OverlapPatchEmbed,
+    Pyramid,
+    Stage,
+    patch,
+)
 from segformer.ops import linear_head
 
 PerStage = int | Sequence[int]
@@ -64,7 +72,9 @@ class SeparableConv(nn.Sequential):
 
     def __init__(self, channels: int) -> None:
         depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
-        super().__init__(OrderedDict(depthwise=depthwise, pointwise=nn.Conv2d(channels, channels, 1)))
+        super().__init__(
+            OrderedDict(depthwise=depthwise, pointwise=nn.Conv2d(channels, channels, 1))
+        )
         self.out_channels = channels
 
 
@@ -92,22 +102,37 @@ class ConvolutionalMiT(Pyramid):
         num_layers: PerStage = 2,
         in_channels: int = 3,
     ) -> None:
-        given = {"dims": dims, "heads": heads, "ff_expansion": ff_expansion, "reduction_ratio": reduction_ratio, "num_layers": num_layers}
+        given = {
+            "dims": dims,
+            "heads": heads,
+            "ff_expansion": ff_expansion,
+            "reduction_ratio": reduction_ratio,
+            "num_layers": num_layers,
+        }
         sizes = {name: one_a_stage(name, values) for name, values in given.items()}
         if in_channels < 1:
             raise ValueError(f"in_channels must be at least 1, got {in_channels}")
         stages, before = [], in_channels
         for s, (dim, head, expansion, ratio, depth) in enumerate(zip(*sizes.values(), strict=True)):
             if dim % head:
-                raise ValueError(f"a stage of {dim} channels cannot be split into {head} heads; choose a divisor of {dim}")
+                raise ValueError(
+                    f"a stage of {dim} channels cannot be split into {head} heads; choose a divisor of {dim}"
+                )
             embed = OverlapPatchEmbed(before, dim, *patch(s), lambda dim: nn.Identity())
             blocks: list[nn.Module] = [
-                Block(dim, ConvolutionalAttention(dim, head, ratio), ConvolutionalFFN(dim, expansion * dim), ChannelNorm)
+                Block(
+                    dim,
+                    ConvolutionalAttention(dim, head, ratio),
+                    ConvolutionalFFN(dim, expansion * dim),
+                    ChannelNorm,
+                )
                 for _ in range(depth)
             ]
             stages.append(Stage(embed, blocks, nn.Identity()))
             before = dim
-        super().__init__(stages, in_channels, sizes["dims"], smallest_side(sizes["reduction_ratio"]))
+        super().__init__(
+            stages, in_channels, sizes["dims"], smallest_side(sizes["reduction_ratio"])
+        )
         self.config: dict[str, Any] = {**sizes, "in_channels": in_channels}
 
 
@@ -144,11 +169,19 @@ class LinearHead(nn.Module):
     def __init__(self, in_channels: Sequence[int], num_classes: int, channels: int = 256) -> None:
         super().__init__()
         if num_classes < 1 or channels < 1:
-            raise ValueError(f"num_classes and the decoder's width must be at least 1, got {num_classes} and {channels}")
-        self.config: dict[str, Any] = {"in_channels": list(in_channels), "num_classes": num_classes, "channels": channels}
+            raise ValueError(
+                f"num_classes and the decoder's width must be at least 1, got {num_classes} and {channels}"
+            )
+        self.config: dict[str, Any] = {
+            "in_channels": list(in_channels),
+            "num_classes": num_classes,
+            "channels": channels,
+        }
         self.num_classes = num_classes
         self.projections: Any = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in in_channels)
-        self.fuse: Any = nn.Conv2d(len(in_channels) * channels, channels, 1)  # the concatenation is finest first
+        self.fuse: Any = nn.Conv2d(
+            len(in_channels) * channels, channels, 1
+        )  # the concatenation is finest first
         self.classifier: Any = nn.Conv2d(channels, num_classes, 1)
         self.apply(init_weights)
 

@@ -25,7 +25,9 @@ def check_images(images: Tensor, in_channels: int, min_size: int) -> None:
         ValueError: naming the shape or type that was given, and the cure.
     """
     if images.ndim != 4:
-        raise ValueError(f"images must be (B, C, H, W), got shape {tuple(images.shape)}; add the batch dimension with images[None]")
+        raise ValueError(
+            f"images must be (B, C, H, W), got shape {tuple(images.shape)}; add the batch dimension with images[None]"
+        )
     channels, height, width = images.shape[1:]
     if channels != in_channels:
         raise ValueError(
@@ -34,9 +36,13 @@ def check_images(images: Tensor, in_channels: int, min_size: int) -> None:
             "(B, C, H, W)"
         )
     if height < min_size or width < min_size:
-        raise ValueError(f"images of {height}×{width} are too small; at least {min_size}×{min_size}: resize or pad them")
+        raise ValueError(
+            f"images of {height}×{width} are too small; at least {min_size}×{min_size}: resize or pad them"
+        )
     if not images.is_floating_point():
-        raise ValueError(f"images are {images.dtype}; convert them to float and normalise with the ImageNet mean and std")
+        raise ValueError(
+            f"images are {images.dtype}; convert them to float and normalise with the ImageNet mean and std"
+        )
 
 
 def refuse_scripting(self: nn.Module) -> None:

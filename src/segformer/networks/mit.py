@@ -53,10 +53,14 @@ class Variant(Config):
             values = tuple(getattr(self, name))
             object.__setattr__(self, name, values)
             if len(values) != len(self.dims):
-                raise ValueError(f"{name}={values} does not have one value a stage; dims={self.dims} has {len(self.dims)}")
+                raise ValueError(
+                    f"{name}={values} does not have one value a stage; dims={self.dims} has {len(self.dims)}"
+                )
         for dim, heads in zip(self.dims, self.heads, strict=True):
             if dim % heads:
-                raise ValueError(f"a stage of {dim} channels cannot be split into {heads} heads; choose a divisor of {dim}")
+                raise ValueError(
+                    f"a stage of {dim} channels cannot be split into {heads} heads; choose a divisor of {dim}"
+                )
 
 
 VARIANTS = {
@@ -98,7 +102,9 @@ class OverlapPatchEmbed(nn.Module):
     (B, C_in, H, W) → (B, ⌈H/stride⌉, ⌈W/stride⌉, C_out)
     """
 
-    def __init__(self, in_channels: int, dim: int, kernel_size: int, stride: int, norm: Norm) -> None:
+    def __init__(
+        self, in_channels: int, dim: int, kernel_size: int, stride: int, norm: Norm
+    ) -> None:
         super().__init__()
         self.proj = nn.Conv2d(in_channels, dim, kernel_size, stride, padding=kernel_size // 2)
         self.norm = norm(dim)
@@ -176,7 +182,9 @@ class Block(nn.Module):
     (B, H, W, C) → (B, H, W, C)
     """
 
-    def __init__(self, dim: int, attn: nn.Module, ffn: nn.Module, norm: Norm, drop_path: float = 0.0) -> None:
+    def __init__(
+        self, dim: int, attn: nn.Module, ffn: nn.Module, norm: Norm, drop_path: float = 0.0
+    ) -> None:
         super().__init__()
         self.norm1 = norm(dim)
         self.attn = attn

@@ -63,10 +63,19 @@ class UpsamplingHead(nn.Module):
     KERNEL_SIZE: ClassVar[int]
     SCALES: ClassVar[tuple[int, ...]]
 
-    def __init__(self, in_channels: Sequence[int], num_classes: int, channels: int = 256, *, scales: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        num_classes: int,
+        channels: int = 256,
+        *,
+        scales: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
         scales = self.SCALES if scales is None else scales
-        check_sizes(in_channels, num_classes=num_classes, channels=channels, scales=min(scales, default=0))
+        check_sizes(
+            in_channels, num_classes=num_classes, channels=channels, scales=min(scales, default=0)
+        )
         self.config: dict[str, Any] = {
             "in_channels": list(in_channels),
             "num_classes": num_classes,
@@ -77,7 +86,9 @@ class UpsamplingHead(nn.Module):
         self.scales = tuple(scales)
         self.norm = ChannelLayerNorm(in_channels[-1], eps=1e-6)
         widths = [in_channels[-1], *[channels] * len(scales)]
-        self.layers = nn.ModuleList(conv_norm_act(before, after, self.KERNEL_SIZE) for before, after in pairwise(widths))
+        self.layers = nn.ModuleList(
+            conv_norm_act(before, after, self.KERNEL_SIZE) for before, after in pairwise(widths)
+        )
         self.classifier = nn.Conv2d(channels, num_classes, 1)
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)  # type: ignore[arg-type]
@@ -145,7 +156,13 @@ class MLAHead(nn.Module):
         align_corners: bool = False,
     ) -> None:
         super().__init__()
-        check_sizes(in_channels, num_classes=num_classes, channels=channels, level_channels=level_channels, kernel_size=kernel_size)
+        check_sizes(
+            in_channels,
+            num_classes=num_classes,
+            channels=channels,
+            level_channels=level_channels,
+            kernel_size=kernel_size,
+        )
         self.config: dict[str, Any] = {
             "in_channels": list(in_channels),
             "num_classes": num_classes,
@@ -158,16 +175,25 @@ class MLAHead(nn.Module):
         self.align_corners = align_corners
         self.aggregation = Aggregation(in_channels, channels)
         self.levels = nn.ModuleList(
-            nn.Sequential(conv_norm_act(channels, level_channels, 3), conv_norm_act(level_channels, level_channels, 3)) for _ in in_channels
+            nn.Sequential(
+                conv_norm_act(channels, level_channels, 3),
+                conv_norm_act(level_channels, level_channels, 3),
+            )
+            for _ in in_channels
         )
-        self.classifier = nn.Conv2d(len(in_channels) * level_channels, num_classes, kernel_size, padding=kernel_size // 2)
+        self.classifier = nn.Conv2d(
+            len(in_channels) * level_channels, num_classes, kernel_size, padding=kernel_size // 2
+        )
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)  # type: ignore[arg-type]
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Feature maps (B, C_i, h, w), shallowest block first, to logits (B, num_classes, 4h, 4w)."""
         size = [4 * side for side in features[0].shape[-2:]]
-        maps = [upsample(level(x), size, self.align_corners) for level, x in zip(self.levels, self.aggregation(features), strict=True)]
+        maps = [
+            upsample(level(x), size, self.align_corners)
+            for level, x in zip(self.levels, self.aggregation(features), strict=True)
+        ]
         return self.classifier(torch.cat(maps[::-1], 1))
 
 
@@ -182,7 +208,10 @@ class Aggregation(nn.Module):
         self.layers = nn.ModuleList(conv_norm_act(channels, channels, 3) for _ in in_channels)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        maps = [project(norm(x)) for x, norm, project in zip(features, self.norms, self.projections, strict=True)]
+        maps = [
+            project(norm(x))
+            for x, norm, project in zip(features, self.norms, self.projections, strict=True)
+        ]
         for level in reversed(range(len(maps) - 1)):
             maps[level] = maps[level] + maps[level + 1]
         return [layer(x) for layer, x in zip(self.layers, maps, strict=True)]

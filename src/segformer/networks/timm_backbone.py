@@ -82,13 +82,22 @@ class TimmBackbone(nn.Module):
         super().__init__()
         if in_channels < 1:
             raise ValueError(f"in_channels must be at least 1, got {in_channels}")
-        for argument, value, known in (("positions", positions, self.POSITIONS), ("fit", fit, self.FITS)):
+        for argument, value, known in (
+            ("positions", positions, self.POSITIONS),
+            ("fit", fit, self.FITS),
+        ):
             if value not in known:
                 raise ValueError(f"{argument}={value!r}; choose one of {', '.join(known)}")
         strides = _strides(name, options)
-        indices = _spread(strides) if out_indices is None else [index if index >= 0 else len(strides) + index for index in out_indices]
+        indices = (
+            _spread(strides)
+            if out_indices is None
+            else [index if index >= 0 else len(strides) + index for index in out_indices]
+        )
         if any(after <= before for before, after in pairwise(indices)):
-            raise ValueError(f"out_indices {out_indices} of {name!r} must rise: the maps come finest first, each once")
+            raise ValueError(
+                f"out_indices {out_indices} of {name!r} must rise: the maps come finest first, each once"
+            )
         outside = [index for index in indices if not 0 <= index < len(strides)]
         if outside or not indices:
             raise ValueError(
@@ -103,11 +112,18 @@ class TimmBackbone(nn.Module):
             "fit": fit,
             **{option: value for option, value in options.items() if option not in SOURCES},
         }
-        wanted = {"features_only": True, "in_chans": in_channels, "out_indices": tuple(indices), **options}
+        wanted = {
+            "features_only": True,
+            "in_chans": in_channels,
+            "out_indices": tuple(indices),
+            **options,
+        }
         try:
             model: Any = _create(name, pretrained=pretrained, **wanted)
         except (RuntimeError, AttributeError) as error:
-            raise ValueError(f"{name!r} has no feature maps to read: {error}; choose another of timm.list_models()") from error
+            raise ValueError(
+                f"{name!r} has no feature maps to read: {error}; choose another of timm.list_models()"
+            ) from error
         if not class_token:
             _leave_out_class_token(getattr(model, "model", model), name)
         if positions == "bilinear":
@@ -135,7 +151,9 @@ class TimmBackbone(nn.Module):
         """
         config = {name: value for name, value in config.items() if name not in SOURCES}
         if not isinstance(config.get("name"), str) or not timm.is_model(config["name"]):
-            raise ValueError(f"the file names {config.get('name')!r}, which is none of timm's models")
+            raise ValueError(
+                f"the file names {config.get('name')!r}, which is none of timm's models"
+            )
         own = set(inspect.signature(cls).parameters) - {"options"}
         arguments = own | _arguments(config["name"])
         given = f"the file gives {config['name']!r}"
@@ -148,7 +166,9 @@ class TimmBackbone(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute parts in the backward pass instead of keeping their activations, as the timm model has it."""
-        model: Any = self.model if hasattr(self.model, "set_grad_checkpointing") else self.model.model
+        model: Any = (
+            self.model if hasattr(self.model, "set_grad_checkpointing") else self.model.model
+        )
         model.set_grad_checkpointing(enable)
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -163,7 +183,9 @@ class TimmBackbone(nn.Module):
             images = self._fitted(images, size)
         maps = [to_channels_first(self.model, x) for x in self.model(images)]
         if any(x.ndim != 4 for x in maps):
-            raise ValueError(f"{self.config['name']!r} gives {[tuple(x.shape) for x in maps]}, which are no maps (B, C, H, W)")
+            raise ValueError(
+                f"{self.config['name']!r} gives {[tuple(x.shape) for x in maps]}, which are no maps (B, C, H, W)"
+            )
         return maps
 
     def _fitted(self, images: Tensor, size: Sequence[int]) -> Tensor:
@@ -173,7 +195,9 @@ class TimmBackbone(nn.Module):
 
     def _checked(self, images: Tensor) -> tuple[int, int]:
         if images.ndim != 4 or images.shape[1] != self.in_channels:
-            raise ValueError(f"images must be (B, {self.in_channels}, H, W), got shape {tuple(images.shape)}")
+            raise ValueError(
+                f"images must be (B, {self.in_channels}, H, W), got shape {tuple(images.shape)}"
+            )
         height, width = images.shape[-2:]
         if min(height, width) < self.min_size:
             raise ValueError(
@@ -221,18 +245,27 @@ def _strides(name: str, options: dict[str, Any]) -> list[int]:
     """The stride of each of the model's feature maps."""
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), 5, 0.5)
-        raise ValueError(f"unknown timm model {name!r}; " + (f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"))
+        raise ValueError(
+            f"unknown timm model {name!r}; "
+            + (f"did you mean {', '.join(near)}?" if near else "see timm.list_models()")
+        )
     with torch.device("meta"):
         infos = getattr(_create(name, **options), "feature_info", None)
     if not infos:
-        raise ValueError(f"{name!r} has no feature maps; choose one of timm.list_models() that supports features_only")
+        raise ValueError(
+            f"{name!r} has no feature maps; choose one of timm.list_models() that supports features_only"
+        )
     return [info["reduction"] for info in infos]
 
 
 def _spread(strides: list[int]) -> list[int]:
     """The last map of each stride from 4 on, or four maps spread over the depth where all have one stride."""
     if len(set(strides)) == 1:
-        return [len(strides) * quarter // 4 - 1 for quarter in range(1, 5)] if len(strides) >= 4 else list(range(len(strides)))
+        return (
+            [len(strides) * quarter // 4 - 1 for quarter in range(1, 5)]
+            if len(strides) >= 4
+            else list(range(len(strides)))
+        )
     last = {stride: index for index, stride in enumerate(strides) if stride >= 4}
     return sorted(last.values())
 
@@ -242,22 +275,35 @@ def _multiple(model: Any, in_channels: int, strides: Sequence[int]) -> int:
     """What an image's sides must divide by for maps of ⌈side/stride⌉, tried with a size that does not divide."""
     side = 2 * max(strides) + 1
     try:
-        maps = [to_channels_first(model, x) for x in model.eval()(torch.empty(1, in_channels, side, side, device="meta"))]
+        maps = [
+            to_channels_first(model, x)
+            for x in model.eval()(torch.empty(1, in_channels, side, side, device="meta"))
+        ]
     except Exception:  # each model refuses such a size in its own way
         return max(strides)
-    fits = all(x.shape[2:] == (-(-side // stride),) * 2 for x, stride in zip(maps, strides, strict=True))
+    fits = all(
+        x.shape[2:] == (-(-side // stride),) * 2 for x, stride in zip(maps, strides, strict=True)
+    )
     return 1 if fits else max(strides)
 
 
 def to_channels_first(model: Any, x: Tensor) -> Tensor:
     """A feature map (B, C, H, W), as the head reads it, whatever the model's own format."""
-    return x.permute(0, 3, 1, 2) if Format(getattr(model, "output_fmt", "NCHW")) == Format.NHWC else x
+    return (
+        x.permute(0, 3, 1, 2) if Format(getattr(model, "output_fmt", "NCHW")) == Format.NHWC else x
+    )
 
 
 def _leave_out_class_token(vit: Any, name: str) -> None:
     """Cut the class token off a Vision Transformer, and its place off the position embedding."""
-    if getattr(vit, "cls_token", None) is None or getattr(vit, "num_prefix_tokens", 0) != 1 or vit.no_embed_class:
-        raise ValueError(f"{name!r} has no class token, or more tokens beside the patches, so that class_token=False cannot leave it out")
+    if (
+        getattr(vit, "cls_token", None) is None
+        or getattr(vit, "num_prefix_tokens", 0) != 1
+        or vit.no_embed_class
+    ):
+        raise ValueError(
+            f"{name!r} has no class token, or more tokens beside the patches, so that class_token=False cannot leave it out"
+        )
     vit.cls_token = None
     vit.num_prefix_tokens = 0
     vit.pos_embed = nn.Parameter(vit.pos_embed.detach()[:, 1:].clone())
@@ -284,8 +330,14 @@ class BilinearVisionTransformer(VisionTransformer):
 
 def _resample_bilinear(vit: Any, name: str) -> None:
     """Have a Vision Transformer's position embedding resampled as mmsegmentation does."""
-    is_simple = type(vit) is VisionTransformer and vit.reg_token is None and vit.pos_embed is not None
-    if not is_simple or not vit.dynamic_img_size or (vit.cls_token is not None and vit.no_embed_class):
+    is_simple = (
+        type(vit) is VisionTransformer and vit.reg_token is None and vit.pos_embed is not None
+    )
+    if (
+        not is_simple
+        or not vit.dynamic_img_size
+        or (vit.cls_token is not None and vit.no_embed_class)
+    ):
         raise ValueError(
             f"{name!r} is no plain Vision Transformer with a position embedding of patches and class "
             "token, so that positions='bilinear' cannot be had; leave it 'bicubic'"

@@ -190,7 +190,9 @@ def fused_at_each_level(
     return classifier(dropout(F.relu(x)))
 
 
-def _composed(features: Sequence[Tensor], projections: Iterable[Any], fuse: Any, norm: Any) -> tuple[list[Tensor], list[Tensor], Tensor]:
+def _composed(
+    features: Sequence[Tensor], projections: Iterable[Any], fuse: Any, norm: Any
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """BN(Σ up(F_i (W_i x_i + b_i))) as Σ up(A_i y_i) + c.
 
     Returns the y_i (B, h, w, C), the A_i (D, C), finest level first, and c (D,).
@@ -203,7 +205,9 @@ def _composed(features: Sequence[Tensor], projections: Iterable[Any], fuse: Any,
         levels = list(zip(maps, blocks, projections, strict=True))
         bias = norm.bias - scale * norm.running_mean
         bias = bias + sum(block @ project.bias for _, block, project in levels)
-        weights = [block @ project.weight if _composes(x) else block for x, block, project in levels]
+        weights = [
+            block @ project.weight if _composes(x) else block for x, block, project in levels
+        ]
     maps = [x if _composes(x) else affine(x, project.weight) for x, _, project in levels]
     return maps, weights, bias
 
@@ -252,7 +256,9 @@ def fused_before_upsampling(levels: Sequence[Tensor], fuse: Any) -> Tensor:
 
 
 @operator
-def linear_head(features: Sequence[Tensor], projections: Iterable[Any], fuse: Any, classifier: Any) -> Tensor:
+def linear_head(
+    features: Sequence[Tensor], projections: Iterable[Any], fuse: Any, classifier: Any
+) -> Tensor:
     """C · F · concat(up(W_i x_i)), where up copies the nearest cell; logits (B, K, H_0, W_0).
 
     Args:
@@ -266,14 +272,18 @@ def linear_head(features: Sequence[Tensor], projections: Iterable[Any], fuse: An
     return classifier(fuse(torch.cat([F.interpolate(x, size, mode="nearest") for x in levels], 1)))
 
 
-def is_linear_throughout(features: Sequence[Tensor], projections: Iterable[Any], fuse: Any, classifier: Any) -> bool:
+def is_linear_throughout(
+    features: Sequence[Tensor], projections: Iterable[Any], fuse: Any, classifier: Any
+) -> bool:
     """for plain convolutions"""
     layers = (*projections, fuse, classifier)
     return all(is_plain_convolution(layer, 1, bias=True) for layer in layers)
 
 
 @linear_head.implementation(when=is_linear_throughout)
-def classified_before_upsampling(features: Sequence[Tensor], projections: Iterable[Any], fuse: Any, classifier: Any) -> Tensor:
+def classified_before_upsampling(
+    features: Sequence[Tensor], projections: Iterable[Any], fuse: Any, classifier: Any
+) -> Tensor:
     """Σ up(C F_i W_i x_i) + const: each level goes to its classes at its own resolution.
 
     Copying a cell commutes with what is done to its channels, in training too.

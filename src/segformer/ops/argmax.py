@@ -78,7 +78,9 @@ def argmax_in_strips(logits: Tensor, size: Sequence[int], align_corners: bool = 
 
 
 @upsample_argmax.implementation(when=interpolates)
-def argmax_between_cells(logits: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
+def argmax_between_cells(
+    logits: Tensor, size: Sequence[int], align_corners: bool = False
+) -> Tensor:
     """Classes are interpolated only between cells that disagree, or are not finite.
 
     An interpolated pixel is a convex mix of four cells. Where all four agree on the greatest class,
@@ -102,7 +104,9 @@ class _Gaps:
 
     def __init__(self, source: int, target: int, align_corners: bool, like: Tensor) -> None:
         low, share = positions(source, target, align_corners, like)
-        clamped = (share == 0) & (low == 0)  # pixels before the first cell's centre, and on it, have a gap of their own
+        clamped = (share == 0) & (
+            low == 0
+        )  # pixels before the first cell's centre, and on it, have a gap of their own
         self.of_pixel = torch.where(clamped, 0, low + 1)
         cells = torch.arange(source, device=like.device)
         following = (cells + int(source != target)).clamp_max(source - 1)
@@ -120,15 +124,24 @@ class _Gaps:
 def _argmax_between_cells(logits: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
     """Only between cells that disagree are classes interpolated. Logits (B, h, w, K), contiguous."""
     _, h, w, classes = logits.shape
-    rows, columns = (_Gaps(source, target, align_corners, logits) for source, target in zip((h, w), size, strict=True))
+    rows, columns = (
+        _Gaps(source, target, align_corners, logits)
+        for source, target in zip((h, w), size, strict=True)
+    )
     cells = logits.argmax(3)
     # 0 · ∞ is not a number, which counts as the greatest: beside cells that are not finite all
     # classes are interpolated.
     finite = logits.sum(3, dtype=rows.shares.dtype).isfinite()
-    marks = cells.where(finite, -1 - torch.arange(cells.numel(), device=cells.device).view_as(cells))  # agree with none but themselves
+    marks = cells.where(
+        finite, -1 - torch.arange(cells.numel(), device=cells.device).view_as(cells)
+    )  # agree with none but themselves
     above, below = marks[:, rows.first], marks[:, rows.second]
     corner = above[:, :, columns.first]
-    disagree = (corner != above[:, :, columns.second]) | (corner != below[:, :, columns.first]) | (corner != below[:, :, columns.second])
+    disagree = (
+        (corner != above[:, :, columns.second])
+        | (corner != below[:, :, columns.first])
+        | (corner != below[:, :, columns.second])
+    )
     disagree |= corner < 0
     labels = cells[:, rows.first[rows.of_pixel]][:, :, columns.first[columns.of_pixel]]
 
@@ -138,10 +151,18 @@ def _argmax_between_cells(logits: Tensor, size: tuple[int, int], align_corners: 
         ys, xs = (rows.first[i], rows.second[i]), (columns.first[j], columns.second[j])
         corners = torch.stack([(b * h + y) * w + x for y in ys for x in xs], 1)
         values = flat[corners].to(rows.shares.dtype)  # (n, 4, K)
-        vertical, horizontal = (torch.stack([1 - shares, shares], 2) for shares in (rows.shares[i], columns.shares[j]))
-        shares = torch.einsum("nyp,nxq->nyxpq", vertical, horizontal).flatten(3).flatten(1, 2)  # (n, pixels a quad, 4)
+        vertical, horizontal = (
+            torch.stack([1 - shares, shares], 2) for shares in (rows.shares[i], columns.shares[j])
+        )
+        shares = (
+            torch.einsum("nyp,nxq->nyxpq", vertical, horizontal).flatten(3).flatten(1, 2)
+        )  # (n, pixels a quad, 4)
         y, x = rows.pixels[i][:, :, None], columns.pixels[j][:, None, :]
-        places = ((b[:, None, None] * size[0] + y) * size[1] + x).where((y >= 0) & (x >= 0), -1).flatten(1)
+        places = (
+            ((b[:, None, None] * size[0] + y) * size[1] + x)
+            .where((y >= 0) & (x >= 0), -1)
+            .flatten(1)
+        )
         best = _best_class(shares, values, flat_cells[corners])
         exist = places >= 0
         labels.view(-1)[places[exist]] = best[exist]

@@ -81,10 +81,15 @@ def positions(source: int, target: int, align_corners: bool, like: Tensor) -> tu
 
 def places(x: Tensor, size: Sequence[int], align_corners: bool) -> list[tuple[Tensor, Tensor]]:
     """:func:`positions` of the rows and of the columns of *size* in maps (B, h, w, C)."""
-    return [positions(source, target, align_corners, x) for source, target in zip(x.shape[1:3], size, strict=True)]
+    return [
+        positions(source, target, align_corners, x)
+        for source, target in zip(x.shape[1:3], size, strict=True)
+    ]
 
 
-def strips(logits: Tensor, size: Sequence[int], align_corners: bool) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+def strips(
+    logits: Tensor, size: Sequence[int], align_corners: bool
+) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
     """Full-size logits of logits (B, h, w, K) in strips of rows.
 
     Yields the strip's rows, the rows of cells they are made of, their shares (n, cells), and the
@@ -93,7 +98,9 @@ def strips(logits: Tensor, size: Sequence[int], align_corners: bool) -> Iterator
     batch, h, _, classes = logits.shape
     height, width = size
     low, share = positions(h, height, align_corners, logits)
-    on_cpu = torch.empty(0, dtype=share.dtype, device="cpu")  # slices need numbers, and nothing waits for a GPU
+    on_cpu = torch.empty(
+        0, dtype=share.dtype, device="cpu"
+    )  # slices need numbers, and nothing waits for a GPU
     bounds = positions(h, height, align_corners, on_cpu)[0].tolist()
     piece = memory.GPU_PIECE if logits.is_cuda else memory.PIECE
     n = max(1, piece // max(1, batch * width * classes * share.element_size()))
@@ -101,7 +108,9 @@ def strips(logits: Tensor, size: Sequence[int], align_corners: bool) -> Iterator
         rows = slice(start, min(start + n, height))
         cells = slice(bounds[rows.start], min(bounds[rows.stop - 1] + 2, h))
         crop = logits[:, cells].permute(0, 3, 1, 2).to(share.dtype)  # (B, K, cells, w)
-        wide = upsample(crop, (crop.shape[2], width), align_corners).permute(0, 2, 3, 1)  # (B, cells, W, K)
+        wide = upsample(crop, (crop.shape[2], width), align_corners).permute(
+            0, 2, 3, 1
+        )  # (B, cells, W, K)
         offset = low[rows] - cells.start
         mix = torch.zeros(len(offset), crop.shape[2], dtype=share.dtype, device=share.device)
         mix.scatter_(1, offset[:, None], 1 - share[rows, None])
@@ -113,5 +122,7 @@ def narrowed(wide: Tensor, w: int, align_corners: bool) -> Tensor:
     """The transpose of interpolation along the width: (B, cells, W, K) to (B, cells, w, K)."""
     batch, cells, width, classes = wide.shape
     x = wide.permute(0, 3, 1, 2)
-    narrow = torch.ops.aten.upsample_bilinear2d_backward(x, [cells, width], [batch, classes, cells, w], align_corners)
+    narrow = torch.ops.aten.upsample_bilinear2d_backward(
+        x, [cells, width], [batch, classes, cells, w], align_corners
+    )
     return narrow.permute(0, 2, 3, 1)

@@ -64,7 +64,9 @@ def is_plain(module: Any, *kinds: type[nn.Module]) -> bool:
     )
 
 
-def is_plain_convolution(module: Any, kernel_size: int, *, groups: int = 1, bias: bool | None = None) -> bool:
+def is_plain_convolution(
+    module: Any, kernel_size: int, *, groups: int = 1, bias: bool | None = None
+) -> bool:
     """Whether a module is a plain convolution that keeps the size of its map, padded with zeros.
 
     Args:

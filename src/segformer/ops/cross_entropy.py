@@ -78,9 +78,13 @@ def _denominator(
 ) -> Tensor:
     """What the summed loss is divided by, after its arguments are checked."""
     if target.ndim != 3 or len(target) != len(logits):
-        raise ValueError(f"the target's shape {tuple(target.shape)} is not (B, H, W) with the batch of the logits, {tuple(logits.shape)}")
+        raise ValueError(
+            f"the target's shape {tuple(target.shape)} is not (B, H, W) with the batch of the logits, {tuple(logits.shape)}"
+        )
     if weight is not None and weight.shape != logits.shape[1:2]:
-        raise ValueError(f"{tuple(weight.shape)} class weights for {logits.shape[1]} classes; give one a class")
+        raise ValueError(
+            f"{tuple(weight.shape)} class weights for {logits.shape[1]} classes; give one a class"
+        )
     if over_all_pixels:
         return torch.full((), target.numel(), device=target.device)
     valid = target != ignore_index
@@ -161,9 +165,13 @@ class _CrossEntropy(torch.autograd.Function):
         equal = torch.ones(classes, dtype=dtype, device=logits.device)
         class_weight = equal if weight is None else weight.to(dtype)
         share = (1 - smoothing) * class_weight  # of -log p of the truth, in the loss
-        spread = smoothing / classes * class_weight if smoothing else None  # of -log p of each class
+        spread = (
+            smoothing / classes * class_weight if smoothing else None
+        )  # of -log p of each class
         maps, with_gradient = logits.detach().permute(0, 2, 3, 1), ctx.needs_input_grad[1]
-        loss, gradient = summed(maps, target, share, spread, ignore_index, align_corners, with_gradient)
+        loss, gradient = summed(
+            maps, target, share, spread, ignore_index, align_corners, with_gradient
+        )
         ctx.save_for_backward(gradient, logits, target, weight)
         ctx.options = ignore_index, align_corners, smoothing
         return loss
@@ -198,7 +206,11 @@ def summed_in_strips(
     batch, _, w, classes = logits.shape
     size = (target.shape[-2], target.shape[-1])
     loss = torch.zeros((), dtype=share.dtype, device=logits.device)
-    gradient = torch.zeros(logits.shape, dtype=share.dtype, device=logits.device) if with_gradient else None
+    gradient = (
+        torch.zeros(logits.shape, dtype=share.dtype, device=logits.device)
+        if with_gradient
+        else None
+    )
     for rows, cells, mix, strip in strips(logits, size, align_corners):
         log_p = _log_softmax(strip)
         truth = target[:, rows]
@@ -211,12 +223,18 @@ def summed_in_strips(
         if gradient is None:
             continue
         p = log_p.exp_()
-        d = p.mul_(of_truth) if spread is None else p.mul_(of_truth + spread.sum() * valid[..., None])
+        d = (
+            p.mul_(of_truth)
+            if spread is None
+            else p.mul_(of_truth + spread.sum() * valid[..., None])
+        )
         d.scatter_add_(3, truth, -of_truth)
         if spread is not None:
             d -= spread * valid[..., None]
         wide = mix.T @ d.flatten(2)
-        gradient[:, cells] += narrowed(wide.view(batch, mix.shape[1], size[1], classes), w, align_corners)
+        gradient[:, cells] += narrowed(
+            wide.view(batch, mix.shape[1], size[1], classes), w, align_corners
+        )
     return loss, gradient
 
 

@@ -18,18 +18,25 @@ Function = Callable[[Tensor], Tensor]
 
 def record(function: Function, x: Tensor) -> Function:
     """The function of tensors like ``x``, replayed as a CUDA graph; its memory is held as long as the function returned."""
-    with torch.inference_mode(False), torch.no_grad():  # else nothing could be copied there outside of that mode
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+    ):  # else nothing could be copied there outside of that mode
         given = torch.empty_like(x).copy_(x)
     with torch.cuda.device(x.device):
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # libraries choose their kernels and take their workspaces before anything is recorded
+        with torch.cuda.stream(
+            stream
+        ):  # libraries choose their kernels and take their workspaces before anything is recorded
             for _ in range(3):
                 function(given)
         torch.cuda.current_stream().wait_stream(stream)
         graph, done = torch.cuda.CUDAGraph(), torch.cuda.Event()
         _forget_workspaces()
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):  # other threads may load images meanwhile
+        with torch.cuda.graph(
+            graph, stream=stream, capture_error_mode="thread_local"
+        ):  # other threads may load images meanwhile
             result = function(given)
         _forget_workspaces()
 
@@ -61,14 +68,18 @@ class Graphs:
         most: records held; each holds the memory that one call takes.
     """
 
-    def __init__(self, record: Callable[[Function, Tensor], Function] = record, most: int = 4) -> None:
+    def __init__(
+        self, record: Callable[[Function, Tensor], Function] = record, most: int = 4
+    ) -> None:
         self.record, self.most = record, most
         self.records: OrderedDict[Hashable, Function] = OrderedDict()
         self.seen: list[tuple[dict[str, Any], int, str, Any, int]] = []
         self.settings: list[tuple[dict[str, Any], str, Any]] = []
         self.lock = threading.Lock()  # threads that serve the same model share a record's memory
 
-    def __call__(self, module: nn.Module, function: Function, x: Tensor, key: Hashable = ()) -> Tensor:
+    def __call__(
+        self, module: nn.Module, function: Function, x: Tensor, key: Hashable = ()
+    ) -> Tensor:
         """``function(x)``, which depends on the module's weights, on ``key``, and on nothing else."""
         with self.lock:
             if not self.seen or not self._still_hold():
@@ -98,13 +109,21 @@ class Graphs:
 
 def _contents(module: nn.Module) -> list[tuple[dict[str, Any], int, str, Any, int]]:
     places: tuple[dict[str, Any], ...] = (module._modules, module._parameters, module._buffers)
-    return [(place, len(place), name, value, _address(value)) for place in places for name, value in place.items()]
+    return [
+        (place, len(place), name, value, _address(value))
+        for place in places
+        for name, value in place.items()
+    ]
 
 
 def _settings(module: nn.Module) -> list[tuple[dict[str, Any], str, Any]]:
     """The numbers and names that a module computes with; its mode is the function's matter."""
     kinds = (bool, int, float, str, tuple)
-    return [(module.__dict__, name, value) for name, value in module.__dict__.items() if isinstance(value, kinds) and name != "training"]
+    return [
+        (module.__dict__, name, value)
+        for name, value in module.__dict__.items()
+        if isinstance(value, kinds) and name != "training"
+    ]
 
 
 def _address(value: Any) -> int:

@@ -39,7 +39,9 @@ def _compare(device: torch.device) -> None:
         return x.to(device, torch.float32 if x.is_floating_point() else x.dtype)
 
     def check(ours: Any, theirs: Any) -> None:
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4, check_device=False, check_dtype=False)
+        torch.testing.assert_close(
+            ours, theirs, rtol=1e-4, atol=1e-4, check_device=False, check_dtype=False
+        )
 
     with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
         logits = torch.arange(2 * 40 * 3 * 5, dtype=torch.double).mul(0.7).sin().view(2, 40, 3, 5)

@@ -26,7 +26,9 @@ PIXELS, CLASSES = (
     # of one block: it leaves a program about 64 registers a thread, so that a multiprocessor can be
     # full
 )
-FUSION = {"enable_fp_fusion": True}  # multiply-adds in one rounding; said here because Triton's default is changing
+FUSION = {
+    "enable_fp_fusion": True
+}  # multiply-adds in one rounding; said here because Triton's default is changing
 SIZES = [
     "h",
     "w",
@@ -58,7 +60,9 @@ def argmax(logits: Tensor, places: Places) -> Tensor:
     what is not a number counts as the greatest.
     """
     batch, (rows, columns) = len(logits), places
-    labels = torch.empty(batch, len(rows[0]), len(columns[0]), dtype=torch.int64, device=logits.device)
+    labels = torch.empty(
+        batch, len(rows[0]), len(columns[0]), dtype=torch.int64, device=logits.device
+    )
     if labels.numel():
         _argmax[_row_by_row(labels)](
             labels,
@@ -88,7 +92,9 @@ def cross_entropy(
     ``ignore_index``.
     """
     rows, columns = places
-    loss, log_sum = (torch.empty(target.shape, dtype=share.dtype, device=logits.device) for _ in range(2))
+    loss, log_sum = (
+        torch.empty(target.shape, dtype=share.dtype, device=logits.device) for _ in range(2)
+    )
     if target.numel():
         inputs = (
             logits,
@@ -100,7 +106,9 @@ def cross_entropy(
             ignore_index,
         )
         sizes = _sizes(logits, target)
-        _cross_entropy[_row_by_row(target)](loss, log_sum, *inputs, *sizes, spread is not None, PIXELS, _classes(logits), **FUSION)
+        _cross_entropy[_row_by_row(target)](
+            loss, log_sum, *inputs, *sizes, spread is not None, PIXELS, _classes(logits), **FUSION
+        )
     return loss, log_sum
 
 
@@ -156,7 +164,9 @@ def add_upsampled(out: Tensor, x: Tensor, coarse: Tensor, places: Places) -> Non
     rows, columns = places
     if x.numel():
         grid = (*_row_by_row(x[..., 0]), triton.cdiv(x.shape[3], CLASSES))
-        _add_upsampled[grid](out, x, coarse, *rows, *columns, *_sizes(coarse, x[..., 0]), PIXELS, CLASSES, **FUSION)
+        _add_upsampled[grid](
+            out, x, coarse, *rows, *columns, *_sizes(coarse, x[..., 0]), PIXELS, CLASSES, **FUSION
+        )
 
 
 def _row_by_row(pixels: Tensor) -> tuple[int, int]:
@@ -204,8 +214,12 @@ def _mix(maps, image, top, bottom, share_y, left, right, share_x, k, exist, w, c
         (right * classes)[:, None] + k[None, :],
         share_x[:, None],
     )
-    above = (1 - share_x) * tl.load(upper + left, exist, 0.0) + share_x * tl.load(upper + right, exist, 0.0)
-    below = (1 - share_x) * tl.load(lower + left, exist, 0.0) + share_x * tl.load(lower + right, exist, 0.0)
+    above = (1 - share_x) * tl.load(upper + left, exist, 0.0) + share_x * tl.load(
+        upper + right, exist, 0.0
+    )
+    below = (1 - share_x) * tl.load(lower + left, exist, 0.0) + share_x * tl.load(
+        lower + right, exist, 0.0
+    )
     return (1 - share_y) * above + share_y * below
 
 
@@ -213,7 +227,9 @@ def _mix(maps, image, top, bottom, share_y, left, right, share_x, k, exist, w, c
 def _argmax(  # type: ignore[no-untyped-def]
     labels, logits, low_y, shares_y, low_x, shares_x, h, w, classes, height, width, pixels: tl.constexpr, at_once: tl.constexpr
 ):  # fmt: skip
-    row, x, inside, top, bottom, share_y, left, right, share_x = _own_pixels(low_y, shares_y, low_x, shares_x, h, w, height, width, pixels)
+    row, x, inside, top, bottom, share_y, left, right, share_x = _own_pixels(
+        low_y, shares_y, low_x, shares_x, h, w, height, width, pixels
+    )
 
     greatest = tl.full([pixels], float("-inf"), share_x.dtype)
     label = tl.zeros([pixels], tl.int32)
@@ -251,7 +267,9 @@ def _cross_entropy(  # type: ignore[no-untyped-def]
     loss, log_sum, logits, low_y, shares_y, low_x, shares_x, target, share, spread, ignore_index,
     h, w, classes, height, width, smooth: tl.constexpr, pixels: tl.constexpr, at_once: tl.constexpr,
 ):  # fmt: skip
-    row, x, inside, top, bottom, share_y, left, right, share_x = _own_pixels(low_y, shares_y, low_x, shares_x, h, w, height, width, pixels)
+    row, x, inside, top, bottom, share_y, left, right, share_x = _own_pixels(
+        low_y, shares_y, low_x, shares_x, h, w, height, width, pixels
+    )
     truth = tl.load(target + row * width + x, inside, ignore_index)
     valid = inside & (truth != ignore_index)
 
@@ -286,7 +304,9 @@ def _cross_entropy(  # type: ignore[no-untyped-def]
             weights += tl.sum(weight, 0)
         value = tl.where((k < classes)[None, :], value, float("-inf"))
         now = tl.maximum(greatest, tl.max(value, 1))
-        base = tl.where(now == float("-inf"), 0.0, now)  # so that a block of classes that are all -∞ adds nothing
+        base = tl.where(
+            now == float("-inf"), 0.0, now
+        )  # so that a block of classes that are all -∞ adds nothing
         total = total * tl.exp(greatest - base) + tl.sum(tl.exp(value - base[:, None]), 1)
         greatest = now
     log_total = greatest + tl.log(total)
@@ -315,15 +335,23 @@ def _gradient(  # type: ignore[no-untyped-def]
             x = start + tl.arange(0, pixels)
             inside = x < last_x
             left, right, share_x = _place(low_x, shares_x, x, inside, w)
-            part = part_y * (tl.where(left == j, 1 - share_x, 0.0) + tl.where(right == j, share_x, 0.0))
+            part = part_y * (
+                tl.where(left == j, 1 - share_x, 0.0) + tl.where(right == j, share_x, 0.0)
+            )
             pixel = (image * height + y) * width + x
             truth = tl.load(target + pixel, inside, ignore_index)
             valid = inside & (truth != ignore_index)
             of_truth = tl.load(share + truth, valid, 0.0)[:, None]
             exist = inside[:, None] & (k < classes)[None, :]
-            value = _mix(logits, image * h, top, bottom, share_y, left, right, share_x, k, exist, w, classes)
+            value = _mix(
+                logits, image * h, top, bottom, share_y, left, right, share_x, k, exist, w, classes
+            )
             p = tl.exp(value - tl.load(log_sum + pixel, inside, 0.0)[:, None])
-            d = p * (of_truth + of_all) - tl.where(k[None, :] == truth[:, None], of_truth, 0.0) - of_k
+            d = (
+                p * (of_truth + of_all)
+                - tl.where(k[None, :] == truth[:, None], of_truth, 0.0)
+                - of_k
+            )
             gathered += tl.sum(tl.where(valid[:, None], d * part[:, None], 0.0), 0)
     tl.store(gradient + cell * classes + k, gathered, k < classes)
 
@@ -337,6 +365,8 @@ def _add_upsampled(  # type: ignore[no-untyped-def]
     )
     k = tl.program_id(2) * at_once + tl.arange(0, at_once)
     exist = inside[:, None] & (k < channels)[None, :]
-    value = _mix(coarse, row // height * h, top, bottom, share_y, left, right, share_x, k, exist, w, channels)
+    value = _mix(
+        coarse, row // height * h, top, bottom, share_y, left, right, share_x, k, exist, w, channels
+    )
     at = (row * width + column)[:, None] * channels + k[None, :]
     tl.store(out + at, (tl.load(x + at, exist, 0.0) + value).to(out.dtype.element_ty), exist)

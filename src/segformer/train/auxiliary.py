@@ -37,17 +37,23 @@ class Auxiliary(nn.Module):
         reads: str = "backbone",
     ) -> None:
         super().__init__()
-        self.weights = [weights] * len(levels) if isinstance(weights, int | float) else list(weights)
+        self.weights = (
+            [weights] * len(levels) if isinstance(weights, int | float) else list(weights)
+        )
         if len(self.weights) != len(levels):
             raise ValueError(
                 f"{len(self.weights)} auxiliary weights {self.weights} for {len(levels)} heads; give one a head, or one for all"
             )
         modules = dict(network.named_modules())
         if not hasattr(modules.get(reads), "channels"):
-            raise ValueError(f"the network has no module {reads!r} with feature maps for auxiliary heads to read")
+            raise ValueError(
+                f"the network has no module {reads!r} with feature maps for auxiliary heads to read"
+            )
         channels: Any = modules[reads].channels
         if not levels or not all(0 <= level < len(channels) for level in levels):
-            raise ValueError(f"auxiliary heads on levels {list(levels)} of {reads!r}, which has {len(channels)}: 0 to {len(channels) - 1}")
+            raise ValueError(
+                f"auxiliary heads on levels {list(levels)} of {reads!r}, which has {len(channels)}: 0 to {len(channels) - 1}"
+            )
         self.levels = tuple(levels)
         self.reads = reads
         self.heads = nn.ModuleList(head([channels[level]], network.num_classes) for level in levels)
@@ -56,7 +62,9 @@ class Auxiliary(nn.Module):
     def watching(self, network: nn.Module) -> Iterator[list[Tensor]]:
         """Inside, the list fills with the maps of the watched module, once it is called."""
         maps: list[Tensor] = []
-        handle = network.get_submodule(self.reads).register_forward_hook(lambda module, inputs, output: maps.extend(output))
+        handle = network.get_submodule(self.reads).register_forward_hook(
+            lambda module, inputs, output: maps.extend(output)
+        )
         try:
             yield maps
         finally:
@@ -64,5 +72,8 @@ class Auxiliary(nn.Module):
 
     def forward(self, maps: Sequence[Tensor], loss: Callable[[Tensor], Tensor]) -> Tensor:
         """The weighted sum of the heads' losses; ``loss`` takes logits (B, K, h, w) of any size."""
-        losses = [weight * loss(head([maps[level]])) for weight, head, level in zip(self.weights, self.heads, self.levels, strict=True)]
+        losses = [
+            weight * loss(head([maps[level]]))
+            for weight, head, level in zip(self.weights, self.heads, self.levels, strict=True)
+        ]
         return torch.stack(losses).sum()

@@ -27,13 +27,20 @@ class EMA(WeightAveraging):
         ValueError: If ``decay`` is not between 0 and 1.
     """
 
-    def __init__(self, decay: float = 0.999, device: torch.device | str | int | None = None, use_buffers: bool = True) -> None:
+    def __init__(
+        self,
+        decay: float = 0.999,
+        device: torch.device | str | int | None = None,
+        use_buffers: bool = True,
+    ) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"decay={decay}; give a number from 0 to below 1, such as 0.999")
         super().__init__(device, use_buffers, multi_avg_fn=partial(update, decay=decay))
 
 
-def update(averages: Sequence[Tensor], weights: Sequence[Tensor], updates: Any, decay: float) -> None:
+def update(
+    averages: Sequence[Tensor], weights: Sequence[Tensor], updates: Any, decay: float
+) -> None:
     """Move averages towards weights, after so many updates."""
     count = int(updates)
     get_ema_multi_avg_fn(min(decay, (1 + count) / (10 + count)))(averages, weights, updates)

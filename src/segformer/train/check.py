@@ -71,7 +71,9 @@ class Samples(Dataset):
         return Sample(
             (label.shape[0], label.shape[1]),
             count_labels(label, len(self.dataset.classes)),
-            hashlib.blake2b(pixels.tobytes() + str(pixels.shape).encode(), digest_size=16).hexdigest(),
+            hashlib.blake2b(
+                pixels.tobytes() + str(pixels.shape).encode(), digest_size=16
+            ).hexdigest(),
             is_folder and is_transparent(read_header(self.dataset.pairs[index][0])),
         )
 
@@ -103,12 +105,23 @@ class Findings:
         lines = []
         for split, count in self.counts.items():
             sizes = sorted(self.sizes[split].items(), key=lambda item: -item[1])
-            shown = ", ".join(f"{number} of {height}×{width}" for (height, width), number in sizes[:4])
-            lines.append(f"{split}: {count} pairs; {shown}" + (f" and {len(sizes) - 4} sizes more" if len(sizes) > 4 else ""))
+            shown = ", ".join(
+                f"{number} of {height}×{width}" for (height, width), number in sizes[:4]
+            )
+            lines.append(
+                f"{split}: {count} pairs; {shown}"
+                + (f" and {len(sizes) - 4} sizes more" if len(sizes) > 4 else "")
+            )
         width = max(map(len, [*classes.names, "ignored"]))
-        lines += ["", f"{'share of pixels, %':{width + 4}}" + "".join(f"{split:>9}" for split in self.counts)]
+        lines += [
+            "",
+            f"{'share of pixels, %':{width + 4}}" + "".join(f"{split:>9}" for split in self.counts),
+        ]
         for k, name in enumerate([*classes.names, "ignored"]):
-            shares = [100 * self.histograms[split][k] / max(1, self.histograms[split].sum()) for split in self.counts]
+            shares = [
+                100 * self.histograms[split][k] / max(1, self.histograms[split].sum())
+                for split in self.counts
+            ]
             lines.append(f"{name:{width + 4}}" + "".join(f"{share:9.3f}" for share in shares))
         warnings = [f"warning: {sentence}" for sentence in self.warnings[:NAMED]]
         if len(self.warnings) > NAMED:
@@ -116,7 +129,9 @@ class Findings:
         problems = [f"problem: {sentence}" for sentence in self.problems]
         for sentences in filter(None, (warnings, problems)):
             lines += ["", *sentences]
-        return "\n".join([*lines, "", f"{len(self.problems)} problems" if self.problems else "no problems"])
+        return "\n".join(
+            [*lines, "", f"{len(self.problems)} problems" if self.problems else "no problems"]
+        )
 
 
 def check(data: SegmentationData, num_workers: int = 2) -> Findings:
@@ -149,21 +164,31 @@ def check(data: SegmentationData, num_workers: int = 2) -> Findings:
             more = f" and {len(absent) - NAMED} classes more" if len(absent) > NAMED else ""
             findings.warnings.append(f"{split} has no pixel of {', '.join(absent[:NAMED])}{more}")
         if transparent:
-            findings.warnings.append(f"{len(transparent)} images of {split} have transparency, which is dropped: {transparent[0]}, …")
+            findings.warnings.append(
+                f"{len(transparent)} images of {split} have transparency, which is dropped: {transparent[0]}, …"
+            )
         if isinstance(dataset, FolderDataset) and findings.sizes[split]:
             findings.problems += dataset.lone_class(histogram)
     for places in seen.values():
         if len({split for split, _ in places}) > 1:
-            findings.problems.append("one image is in two splits: " + ", ".join(f"{name} ({split})" for split, name in places))
+            findings.problems.append(
+                "one image is in two splits: "
+                + ", ".join(f"{name} ({split})" for split, name in places)
+            )
         elif len(places) > 1:
-            findings.warnings.append(f"one image is in {places[0][0]} more than once: " + ", ".join(name for _, name in places))
+            findings.warnings.append(
+                f"one image is in {places[0][0]} more than once: "
+                + ", ".join(name for _, name in places)
+            )
     return findings
 
 
 def picture(data: SegmentationData) -> Image.Image | None:
     """Samples of the first split with their labels beside and over them; none where none could be read."""
     columns: dict[str, list[Image.Image]] = {"image": [], "labels": [], "both": []}
-    for index in np.linspace(0, len(data.train) - 1, min(SHOWN, len(data.train))).astype(int).tolist():
+    for index in (
+        np.linspace(0, len(data.train) - 1, min(SHOWN, len(data.train))).astype(int).tolist()
+    ):
         try:
             image, label = data.train[index]
         except (ValueError, OSError):
@@ -182,10 +207,15 @@ def load(args: list[str]) -> tuple[Namespace, SegmentationData, list[str]]:
         ValueError: If there are no data to read.
         FileNotFoundError: If a folder is missing or empty.
     """
-    parser = ArgumentParser("segformer check", description="Read every image and label map of a config's data, before a run does.")
+    parser = ArgumentParser(
+        "segformer check",
+        description="Read every image and label map of a config's data, before a run does.",
+    )
     parser.add_argument("--config", action="config")
     parser.add_subclass_arguments(SegmentationData, "data", required=True)
-    parser.add_argument("--out", type=str, default="check.png", help="a picture of samples with their labels")
+    parser.add_argument(
+        "--out", type=str, default="check.png", help="a picture of samples with their labels"
+    )
     parser.add_argument("--num_workers", type=int, default=2)
     for other in RUN:
         parser.add_argument(f"--{other}", type=Any, default=None)

@@ -57,25 +57,60 @@ class SegmentationCLI(LightningCLI):
             SegmentationData,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
-            trainer_defaults={"use_distributed_sampler": False},  # the data share themselves out, no sample twice
+            trainer_defaults={
+                "use_distributed_sampler": False
+            },  # the data share themselves out, no sample twice
             seed_everything_default=0,
             load_from_checkpoint_support=False,
             save_config_callback=RunFolder,
-            parser_kwargs={"exit_on_error": False, **{verb: {"exit_on_error": False} for verb in self.subcommands()}},
+            parser_kwargs={
+                "exit_on_error": False,
+                **{verb: {"exit_on_error": False} for verb in self.subcommands()},
+            },
             args=args,
             run=run,
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--one_logit", type=bool, default=False, help="tell two classes apart by one logit, in place of two")
-        parser.link_arguments("data.num_classes", "model.network.init_args.num_classes", compute_fn=self._logits, apply_on="instantiate")
+        parser.add_argument(
+            "--one_logit",
+            type=bool,
+            default=False,
+            help="tell two classes apart by one logit, in place of two",
+        )
+        parser.link_arguments(
+            "data.num_classes",
+            "model.network.init_args.num_classes",
+            compute_fn=self._logits,
+            apply_on="instantiate",
+        )
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.set_defaults({"checkpoint.monitor": "val/miou", "checkpoint.mode": "max", "checkpoint.save_last": True})
+        parser.set_defaults(
+            {
+                "checkpoint.monitor": "val/miou",
+                "checkpoint.mode": "max",
+                "checkpoint.save_last": True,
+            }
+        )
         parser.add_lightning_class_args(Resumable, "resume")
         parser.add_lightning_class_args(Report, "report")
-        parser.add_argument("--weights", type=str | None, default=None, help="to measure: in any layout that from_pretrained reads")
-        parser.add_argument("--protocol", type=str | None, default=None, help=f"to measure by: {', '.join(PROTOCOLS)}")
-        parser.add_argument("--tta", action="store_true", help="measure at several sizes, each mirrored too, as the papers' ms column")
+        parser.add_argument(
+            "--weights",
+            type=str | None,
+            default=None,
+            help="to measure: in any layout that from_pretrained reads",
+        )
+        parser.add_argument(
+            "--protocol",
+            type=str | None,
+            default=None,
+            help=f"to measure by: {', '.join(PROTOCOLS)}",
+        )
+        parser.add_argument(
+            "--tta",
+            action="store_true",
+            help="measure at several sizes, each mirrored too, as the papers' ms column",
+        )
 
     @property
     def _settings(self) -> Any:
@@ -90,9 +125,13 @@ class SegmentationCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         super().parse_arguments(parser, args)
-        path = (self.config[self.config.subcommand] if self.config.get("subcommand") else self.config).get("ckpt_path")
+        path = (
+            self.config[self.config.subcommand] if self.config.get("subcommand") else self.config
+        ).get("ckpt_path")
         if path and Path(path).is_file() and "state_dict" not in read_checkpoint(Path(path)):
-            raise ValueError(f"{path!r} is no checkpoint of a run; weights of other layouts are given with --weights")
+            raise ValueError(
+                f"{path!r} is no checkpoint of a run; weights of other layouts are given with --weights"
+            )
 
     def before_instantiate_classes(self) -> None:
         """Choose the run's folder; a run that is resumed goes on in its own."""
@@ -105,8 +144,12 @@ class SegmentationCLI(LightningCLI):
         folder = self._folder(runs)
         follow(config.trainer, runs, folder)
         if "ckpt_path" in config:  # a measurement reads the weights by itself
-            config.ckpt_path = str(self._checkpoint) if self._checkpoint and self.subcommand == "fit" else None
-        if config.trainer.limit_val_batches == 0 and str(config.checkpoint.monitor).startswith("val/"):
+            config.ckpt_path = (
+                str(self._checkpoint) if self._checkpoint and self.subcommand == "fit" else None
+            )
+        if config.trainer.limit_val_batches == 0 and str(config.checkpoint.monitor).startswith(
+            "val/"
+        ):
             config.checkpoint.monitor = None  # nothing will be measured
         self.save_config_kwargs = {"folder": folder, "given": given}
 
@@ -116,9 +159,13 @@ class SegmentationCLI(LightningCLI):
             return None
         found = find_checkpoint(str(named), runs.folder, runs.folders())
         if found is None and self.subcommand != "fit":
-            raise FileNotFoundError(f"--ckpt_path {named}: no run in {str(runs.folder)!r} has a checkpoint yet")
+            raise FileNotFoundError(
+                f"--ckpt_path {named}: no run in {str(runs.folder)!r} has a checkpoint yet"
+            )
         if found is None:
-            rank_zero_info(f"no checkpoint in {str(runs.folder)!r} yet: the run starts from the beginning")
+            rank_zero_info(
+                f"no checkpoint in {str(runs.folder)!r} yet: the run starts from the beginning"
+            )
         return found
 
     def _folder(self, runs: Runs) -> Path:
@@ -126,8 +173,13 @@ class SegmentationCLI(LightningCLI):
         if self.subcommand not in ("fit", None):
             return runs.next()
         for folder in runs.folders():
-            if self._checkpoint and self._checkpoint.resolve().parent == (folder / "checkpoints").resolve():
-                warnings.filterwarnings("ignore", "(Experiment logs|Checkpoint) directory .* exists")  # it shall
+            if (
+                self._checkpoint
+                and self._checkpoint.resolve().parent == (folder / "checkpoints").resolve()
+            ):
+                warnings.filterwarnings(
+                    "ignore", "(Experiment logs|Checkpoint) directory .* exists"
+                )  # it shall
                 keep_metrics(folder)
                 return folder
         if runs.version is None:
@@ -138,33 +190,49 @@ class SegmentationCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Without a terminal, lines take the place of the progress bar."""
         settings = self._get(self.config_init, "trainer")
-        callbacks = settings.callbacks if isinstance(settings.callbacks, list) else [settings.callbacks]
+        callbacks = (
+            settings.callbacks if isinstance(settings.callbacks, list) else [settings.callbacks]
+        )
         wanted = settings.enable_progress_bar is not False and not settings.barebones
-        if wanted and not sys.stdout.isatty() and not any(isinstance(callback, ProgressBar) for callback in callbacks):
+        if (
+            wanted
+            and not sys.stdout.isatty()
+            and not any(isinstance(callback, ProgressBar) for callback in callbacks)
+        ):
             self.trainer_defaults = {**self.trainer_defaults, "callbacks": [ProgressLines()]}
         return super().instantiate_trainer(**kwargs)
 
     def _callback(self, kind: type) -> Any:
         trainer: Any = self.trainer
-        return next((callback for callback in trainer.callbacks if isinstance(callback, kind)), None)
+        return next(
+            (callback for callback in trainer.callbacks if isinstance(callback, kind)), None
+        )
 
     def _refuse_what_would_be_ignored(self, config: Any) -> None:
         if self.subcommand == "fit":
             for name in ("weights", "protocol", "tta"):
                 if config.get(name):
-                    raise ValueError(f"--{name} is for measuring; to start from weights: --model.network segformer.Pretrained")
+                    raise ValueError(
+                        f"--{name} is for measuring; to start from weights: --model.network segformer.Pretrained"
+                    )
         elif self.subcommand in ("validate", "test"):
             if config.weights and config.ckpt_path:
                 raise ValueError("--weights and --ckpt_path both name what to measure; give one")
             given = config.weights or config.ckpt_path
             if not given and not str(config.model.network.class_path).endswith("Pretrained"):
-                raise ValueError("the network has random weights; say what to measure with --weights or --ckpt_path")
+                raise ValueError(
+                    "the network has random weights; say what to measure with --weights or --ckpt_path"
+                )
 
     def before_fit(self) -> None:
         trainer: Any = self.trainer
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if trainer.fast_dev_run:  # Lightning would write the last checkpoint all the same
-            trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, ModelCheckpoint)]
+            trainer.callbacks = [
+                callback
+                for callback in trainer.callbacks
+                if not isinstance(callback, ModelCheckpoint)
+            ]
         network = self.model.network
         network.classes = self.datamodule.classes
         describe(network)  # refuses now, not after the run, what could not be saved
@@ -207,14 +275,18 @@ class SegmentationCLI(LightningCLI):
     def _drop_averages(self) -> None:
         """After the fit the network itself holds the average; the callback would go on swapping it out and in."""
         trainer: Any = self.trainer
-        trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, WeightAveraging)]
+        trainer.callbacks = [
+            callback for callback in trainer.callbacks if not isinstance(callback, WeightAveraging)
+        ]
 
     def _load(self, checkpoint: Path) -> None:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
         try:
             self.model.load_state_dict(state)
         except RuntimeError as error:
-            raise ValueError(f"the checkpoint {str(checkpoint)!r} is of another network than the config's: {error}") from error
+            raise ValueError(
+                f"the checkpoint {str(checkpoint)!r} is of another network than the config's: {error}"
+            ) from error
 
     def before_validate(self) -> None:
         self._take_what_to_measure()
@@ -231,7 +303,9 @@ class SegmentationCLI(LightningCLI):
             self.model.network = SegmentationModel.from_pretrained(config.weights)
             labels = max(2, self.model.network.num_classes)  # one logit tells two apart
             if labels != self.datamodule.num_classes:
-                raise ValueError(f"{config.weights!r} tells {labels} classes apart, the data have {self.datamodule.num_classes}")
+                raise ValueError(
+                    f"{config.weights!r} tells {labels} classes apart, the data have {self.datamodule.num_classes}"
+                )
         if config.tta and config.protocol is None:
             raise ValueError("--tta needs a --protocol, which has its ratios")
         if config.protocol is not None:
@@ -246,4 +320,6 @@ class SegmentationCLI(LightningCLI):
     def _write_scores(self, split: str) -> None:
         if self._callback(RunFolder):  # not in a fast_dev_run
             folder = self._callback(RunFolder).folder
-            self._callback(Report).write_scores({split: self.model.scores}, self.datamodule.classes, folder)
+            self._callback(Report).write_scores(
+                {split: self.model.scores}, self.datamodule.classes, folder
+            )

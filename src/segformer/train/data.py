@@ -37,9 +37,13 @@ class Transformed(Dataset):
 
     def __getitem__(self, index: int) -> Any:
         image, label = self.dataset[index]
-        check_labels(label, len(self.dataset.classes), f"label map {index} of {type(self.dataset).__name__}")
+        check_labels(
+            label, len(self.dataset.classes), f"label map {index} of {type(self.dataset).__name__}"
+        )
         label = label.to(label_type(len(self.dataset.classes)))
-        return self.transform(tv_tensors.Image(image), tv_tensors.Mask(label))  # a plain label would not be cropped with its image
+        return self.transform(
+            tv_tensors.Image(image), tv_tensors.Mask(label)
+        )  # a plain label would not be cropped with its image
 
 
 def by_size(samples: Sequence[tuple[Tensor, Tensor]]) -> list[Any]:
@@ -80,7 +84,11 @@ class SegmentationData(LightningDataModule):
         self.test: Any = test
         self.train_transform = train_transform
         self.normalization = IMAGENET
-        self.batch_size, self.val_batch_size, self.num_workers = batch_size, val_batch_size, num_workers
+        self.batch_size, self.val_batch_size, self.num_workers = (
+            batch_size,
+            val_batch_size,
+            num_workers,
+        )
 
     @property
     def classes(self) -> Classes:
@@ -141,7 +149,9 @@ class SegmentationData(LightningDataModule):
                 + (f" on each of {world_size} devices" if world_size > 1 else "")
                 + f"; set data.batch_size to {len(self.train) // world_size} or less"
             )
-        self.batches = Batches(len(self.train), self.batch_size, run_seed(), rank, world_size, self._start)
+        self.batches = Batches(
+            len(self.train), self.batch_size, run_seed(), rank, world_size, self._start
+        )
         return ResumableLoader(
             Seeded(Transformed(self.train, self.train_transform)),
             batch_sampler=self.batches,
@@ -157,7 +167,11 @@ class SegmentationData(LightningDataModule):
 
     def _start(self) -> tuple[int, int]:
         """The epoch and batch that come next."""
-        return self._epoch_and_batch(self.trainer.fit_loop.total_batch_idx + 1) if self.trainer else (0, 0)
+        return (
+            self._epoch_and_batch(self.trainer.fit_loop.total_batch_idx + 1)
+            if self.trainer
+            else (0, 0)
+        )
 
     def _epoch_and_batch(self, taken: int) -> tuple[int, int]:
         """Where the batch is that training takes after so many others; ``overfit_batches`` repeats the same few."""
@@ -206,7 +220,9 @@ class SegmentationData(LightningDataModule):
 
     def test_dataloader(self) -> DataLoader:
         if self.test is None:
-            raise ValueError("these data have no test split; run `segformer validate` in place of `segformer test`")
+            raise ValueError(
+                "these data have no test split; run `segformer validate` in place of `segformer test`"
+            )
         return self._whole_images(self.test)
 
     def _whole_images(self, dataset: Dataset) -> DataLoader:
@@ -303,7 +319,9 @@ class FolderData(SegmentationData):
     ) -> None:
         for name, pattern in (("images", images), ("labels", labels)):
             if SPLIT not in pattern:
-                raise ValueError(f"{name}={pattern!r} holds no {SPLIT}: all splits would be the same files; write it where they differ")
+                raise ValueError(
+                    f"{name}={pattern!r} holds no {SPLIT}: all splits would be the same files; write it where they differ"
+                )
 
         def split(name: str) -> FolderDataset:
             return FolderDataset(
@@ -326,7 +344,9 @@ class FolderData(SegmentationData):
             raise DataError(faults, self)
 
 
-def _collecting(faults: list[str], make: Callable[..., FolderDataset], *arguments: Any) -> FolderDataset:
+def _collecting(
+    faults: list[str], make: Callable[..., FolderDataset], *arguments: Any
+) -> FolderDataset:
     """A data set of what is whole; what is not joins the faults."""
     try:
         return make(*arguments)
@@ -351,7 +371,9 @@ def _split_name(root: Path, images: str, kind: str) -> str | None:
     return found[0] if found else None
 
 
-def _test_split(faults: list[str], make: Callable[[str], FolderDataset], name: str) -> FolderDataset | None:
+def _test_split(
+    faults: list[str], make: Callable[[str], FolderDataset], name: str
+) -> FolderDataset | None:
     """The test split, which may go without label maps: then there is nothing to measure on it."""
     try:
         return _collecting(faults, make, name)

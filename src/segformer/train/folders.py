@@ -49,17 +49,24 @@ class Runs:
 
     def next(self) -> Path:
         """The folder of a new run."""
-        return self.folder / f"version_{1 + max((number for number, _ in self._numbered()), default=-1)}"
+        return (
+            self.folder
+            / f"version_{1 + max((number for number, _ in self._numbered()), default=-1)}"
+        )
 
     def _numbered(self) -> list[tuple[int, Path]]:
-        numbers = ((path.name.removeprefix("version_"), path) for path in self.folder.glob("version_*"))
+        numbers = (
+            (path.name.removeprefix("version_"), path) for path in self.folder.glob("version_*")
+        )
         return [(int(number), path) for number, path in numbers if number.isdigit()]
 
 
 def loggers_of(trainer: Namespace) -> list[Namespace]:
     """The settings of a trainer's loggers; the default one is written out first."""
     if trainer.get("logger") in (None, True):
-        options = Namespace(save_dir=trainer.get("default_root_dir") or ".", name=UNNAMED, version=None)
+        options = Namespace(
+            save_dir=trainer.get("default_root_dir") or ".", name=UNNAMED, version=None
+        )
         trainer.logger = Namespace(class_path=CSV, init_args=options)
     if trainer.logger is False:
         return []
@@ -77,7 +84,9 @@ def follow(trainer: Namespace, runs: Runs, folder: Path) -> None:
 def refuse_to_overwrite(folder: Path) -> None:
     """Raise FileExistsError if a folder holds a run already."""
     if (folder / "model.safetensors").exists() or any(folder.glob("checkpoints/*.ckpt")):
-        raise FileExistsError(f"{str(folder)!r} holds a run already; go on with it by --ckpt_path last, or give another logger version")
+        raise FileExistsError(
+            f"{str(folder)!r} holds a run already; go on with it by --ckpt_path last, or give another logger version"
+        )
 
 
 @rank_zero_only
@@ -102,7 +111,9 @@ class RunFolder(SaveConfigCallback):
         self.folder = folder
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.folder = Path(trainer.strategy.broadcast(str(self.folder)))  # other processes may have counted later
+        self.folder = Path(
+            trainer.strategy.broadcast(str(self.folder))
+        )  # other processes may have counted later
         for callback in trainer.checkpoint_callbacks:
             if getattr(callback, "dirpath", "") is None:
                 callback.dirpath = str(self.folder / "checkpoints")  # type: ignore[attr-defined]
@@ -112,9 +123,13 @@ class RunFolder(SaveConfigCallback):
         self.folder.mkdir(parents=True, exist_ok=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # jsonargparse renames skip_none
-            self.parser.save(self.config, self.folder / self.config_filename, skip_none=False, overwrite=True)
+            self.parser.save(
+                self.config, self.folder / self.config_filename, skip_none=False, overwrite=True
+            )
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Tell the other callbacks where the run's checkpoints lie now, if its folder was moved."""
         here = self.folder / "checkpoints"
         path = Path(str(trainer.ckpt_path))

@@ -16,7 +16,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from segformer.models import SegmentationModel
 
 
-def param_groups(network: SegmentationModel, head_lr_mult: float = 10.0, auxiliary: nn.Module | None = None) -> list[dict[str, Any]]:
+def param_groups(
+    network: SegmentationModel, head_lr_mult: float = 10.0, auxiliary: nn.Module | None = None
+) -> list[dict[str, Any]]:
     """The published groups: the backbone's norms without weight decay; the heads, their norms included, at ``head_lr_mult`` × the rate.
 
     Biases decay, as they did in the published runs. A group's ``lr_mult`` is for :func:`apply_lr_mult`.
@@ -24,14 +26,23 @@ def param_groups(network: SegmentationModel, head_lr_mult: float = 10.0, auxilia
     norms = {
         id(parameter)
         for module in network.backbone.modules()
-        if "norm" in type(module).__name__.lower()  # LayerNorm, BatchNorm2d, and those of timm and of this package
+        if "norm"
+        in type(
+            module
+        ).__name__.lower()  # LayerNorm, BatchNorm2d, and those of timm and of this package
         for parameter in module.parameters(recurse=False)
     }
     backbone = list(network.backbone.parameters())
     return [
         {"params": [p for p in backbone if id(p) not in norms], "lr_mult": 1.0},
         {"params": [p for p in backbone if id(p) in norms], "lr_mult": 1.0, "weight_decay": 0.0},
-        {"params": [*network.decode_head.parameters(), *(auxiliary.parameters() if auxiliary else ())], "lr_mult": head_lr_mult},
+        {
+            "params": [
+                *network.decode_head.parameters(),
+                *(auxiliary.parameters() if auxiliary else ()),
+            ],
+            "lr_mult": head_lr_mult,
+        },
     ]
 
 
@@ -85,7 +96,14 @@ class Poly(LambdaLR):
 class OneCycle(LambdaLR):
     """Cosine warm-up from ``start`` × the learning rate over the first ``warmup`` of the run, cosine decay to ``end`` × after it."""
 
-    def __init__(self, optimizer: Optimizer, total_steps: int, warmup: float = 0.1, start: float = 0.04, end: float = 1e-3) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_steps: int,
+        warmup: float = 0.1,
+        start: float = 0.04,
+        end: float = 1e-3,
+    ) -> None:
         def factor(step: int) -> float:
             done = min(1.0, step / total_steps)
             if done < warmup:
@@ -115,7 +133,11 @@ class Muon(Optimizer):
         eps: AdamW's epsilon.
     """
 
-    QUINTIC = (3.4445, -4.7750, 2.0315)  # pushes every singular value towards 1, fastest from near 0
+    QUINTIC = (
+        3.4445,
+        -4.7750,
+        2.0315,
+    )  # pushes every singular value towards 1, fastest from near 0
     STEPS = 5
     ADAMW_RMS = 0.2  # root mean square of a typical AdamW update
 
@@ -128,7 +150,16 @@ class Muon(Optimizer):
         weight_decay: float = 0.05,
         eps: float = 1e-8,
     ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "betas": betas, "weight_decay": weight_decay, "eps": eps})
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "momentum": momentum,
+                "betas": betas,
+                "weight_decay": weight_decay,
+                "eps": eps,
+            },
+        )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -156,8 +187,12 @@ class Muon(Optimizer):
         if not state:
             state.update(step=0, mean=torch.zeros_like(p), square=torch.zeros_like(p))
         state["step"] += 1
-        mean = state["mean"].lerp_(p.grad, 1 - group["betas"][0]) / (1 - group["betas"][0] ** state["step"])
-        square = state["square"].lerp_(p.grad.square(), 1 - group["betas"][1]) / (1 - group["betas"][1] ** state["step"])
+        mean = state["mean"].lerp_(p.grad, 1 - group["betas"][0]) / (
+            1 - group["betas"][0] ** state["step"]
+        )
+        square = state["square"].lerp_(p.grad.square(), 1 - group["betas"][1]) / (
+            1 - group["betas"][1] ** state["step"]
+        )
         p.addcdiv_(mean, square.sqrt_().add_(group["eps"]), value=-group["lr"])
 
     def _orthogonal(self, same_shape: list[Any], group: dict[str, Any]) -> None:

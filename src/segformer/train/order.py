@@ -50,7 +50,10 @@ class Seeded(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, draw: Draw) -> Any:
-        others = random.getstate(), np.random.get_state()  # a transform of the user's may draw from these
+        others = (
+            random.getstate(),
+            np.random.get_state(),
+        )  # a transform of the user's may draw from these
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(draw.seed)
             random.seed(draw.seed)
@@ -93,11 +96,19 @@ class Batches(Sampler[list[Draw]]):
     def batch(self, epoch: int, number: int) -> list[Draw]:
         """The batch of a number, without those before it."""
         place = (number * self.world_size + self.rank) * self.batch_size
-        return [Draw(index, mixed(self.seed, epoch, index)) for index in self._order(epoch)[place : place + self.batch_size].tolist()]
+        return [
+            Draw(index, mixed(self.seed, epoch, index))
+            for index in self._order(epoch)[place : place + self.batch_size].tolist()
+        ]
 
     def _order(self, epoch: int) -> torch.Tensor:
         if epoch != self._known[0]:
-            self._known = epoch, torch.randperm(self.length, generator=torch.Generator().manual_seed(mixed(self.seed, epoch)))
+            self._known = (
+                epoch,
+                torch.randperm(
+                    self.length, generator=torch.Generator().manual_seed(mixed(self.seed, epoch))
+                ),
+            )
         return self._known[1]
 
     def __iter__(self) -> Iterator[list[Draw]]:

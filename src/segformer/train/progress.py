@@ -37,7 +37,9 @@ class ProgressLines(ProgressBar):
         self._begun = self._printed = time.monotonic()
         self._first_step = trainer.global_step
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self._loss = outputs["loss"].detach()  # read with a line only: reading waits for the device
         if self._is_due():
             self._print(self._of_training(trainer))
@@ -47,24 +49,41 @@ class ProgressLines(ProgressBar):
             self._print(self._of_training(trainer))
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         if self._is_due():
             self._print(f"validation, batch {batch_idx + 1} of {sum(trainer.num_val_batches)}")
 
     def on_test_batch_end(
-        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         if self._is_due():
             self._print(f"test, batch {batch_idx + 1} of {sum(trainer.num_test_batches)}")
 
     def _of_training(self, trainer: Trainer) -> str:
         steps = int(optimizer_steps(trainer))
-        words = [f"step {trainer.global_step} of {steps}", f"loss {float(self._loss) * trainer.accumulate_grad_batches:.4f}"]
+        words = [
+            f"step {trainer.global_step} of {steps}",
+            f"loss {float(self._loss) * trainer.accumulate_grad_batches:.4f}",
+        ]
         if (miou := trainer.callback_metrics.get("val/miou")) is not None:
             words.append(f"mIoU {100 * float(miou):.2f} %")
         if done := trainer.global_step - self._first_step:
-            words.append(f"{_duration((time.monotonic() - self._begun) / done * (steps - trainer.global_step))} left")
+            words.append(
+                f"{_duration((time.monotonic() - self._begun) / done * (steps - trainer.global_step))} left"
+            )
         return ", ".join(words)
 
     def _is_due(self) -> bool:

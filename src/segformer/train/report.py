@@ -43,8 +43,12 @@ class Report(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.history = state_dict["history"]
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self._losses.append(outputs["loss"].detach())  # read only now and then: reading waits for the device
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._losses.append(
+            outputs["loss"].detach()
+        )  # read only now and then: reading waits for the device
         if len(self._losses) == self.every_n_batches:
             loss = torch.stack(self._losses).mean().item() * trainer.accumulate_grad_batches
             self.history["train/loss"].append((trainer.global_step, loss))
@@ -52,13 +56,17 @@ class Report(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self.history["val/miou"].append((trainer.global_step, float(trainer.callback_metrics["val/miou"])))
+            self.history["val/miou"].append(
+                (trainer.global_step, float(trainer.callback_metrics["val/miou"]))
+            )
 
     @rank_zero_only
     def write_scores(self, scores: dict[str, Scores], classes: Classes, folder: Path) -> None:
         """Write ``results.json`` and ``confusion.png``, and print the table of the split measured last."""
         results = {split: score.to_dict(classes) for split, score in scores.items()}
-        (folder / "results.json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        (folder / "results.json").write_text(
+            json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8"
+        )
         split = list(scores)[-1]
         confusion_picture(scores[split], classes).savefig(folder / "confusion.png", dpi=110)
         print(f"\n{split}\n{scores[split].table(classes)}")
@@ -87,7 +95,9 @@ class Report(Callback):
         """Image, label and prediction of evenly spread validation samples, side by side."""
         columns: dict[str, list[Image.Image]] = {"image": [], "label": [], "prediction": []}
         count = len(data.val)
-        for index in np.linspace(0, count - 1, min(self.samples, count)).round().astype(int).tolist():
+        for index in (
+            np.linspace(0, count - 1, min(self.samples, count)).round().astype(int).tolist()
+        ):
             image, label = data.val[index]
             images = normalize_for(task.network)(image)[None].to(next(task.network.parameters()))
             prediction = own_size_labels(task.network, images)[0].cpu()
@@ -115,6 +125,14 @@ def confusion_picture(scores: Scores, classes: Classes) -> Figure:
             for column in places:
                 share = float(shares[row, column])
                 if share >= 0.01:
-                    axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color="w" if share < 0.6 else "k")
+                    axes.text(
+                        column,
+                        row,
+                        f"{100 * share:.0f}",
+                        ha="center",
+                        va="center",
+                        fontsize=7,
+                        color="w" if share < 0.6 else "k",
+                    )
     figure.colorbar(image, shrink=0.8, label="share of the labelled pixels")
     return figure

@@ -21,7 +21,9 @@ from segformer.train.folders import Runs
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place, to the disk, and only then into it: what was there before is there until then."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
         """Write it.
 
         Raises:
@@ -40,7 +42,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             os.replace(partial, path)
         except BaseException as error:
             partial.unlink(missing_ok=True)
-            if isinstance(error, OSError | RuntimeError):  # PyTorch's own writer tells a full disk as a RuntimeError
+            if isinstance(
+                error, OSError | RuntimeError
+            ):  # PyTorch's own writer tells a full disk as a RuntimeError
                 raise OSError(
                     f"cannot write the checkpoint {str(path)!r} ({error}); earlier ones are whole: make room and resume"
                 ) from error
@@ -73,16 +77,25 @@ class Resumable(ModelCheckpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, GradientAccumulationScheduler):  # Lightning asks it at the start of an epoch only
-                trainer.accumulate_grad_batches = callback.get_accumulate_grad_batches(trainer.current_epoch)
+            if isinstance(
+                callback, GradientAccumulationScheduler
+            ):  # Lightning asks it at the start of an epoch only
+                trainer.accumulate_grad_batches = callback.get_accumulate_grad_batches(
+                    trainer.current_epoch
+                )
         if threading.current_thread() is threading.main_thread():
             self.signal = 0
-            self._handlers = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+            self._handlers = {
+                number: signal.signal(number, self._note)
+                for number in (signal.SIGTERM, signal.SIGINT)
+            }
 
     def _note(self, number: int, frame: Any) -> None:
         self.signal = number
         self._give_handlers_back()
-        rank_zero_info("stopping after this step; a second signal stops at once, without a checkpoint")
+        rank_zero_info(
+            "stopping after this step; a second signal stops at once, without a checkpoint"
+        )
 
     def _give_handlers_back(self) -> None:
         for number, handler in self._handlers.items():
@@ -92,17 +105,27 @@ class Resumable(ModelCheckpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._give_handlers_back()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
         """Save nothing: after an error, or in the middle of a step, there is no state to go on from."""
         self._give_handlers_back()
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         loop: Any = trainer.fit_loop
-        if not loop._should_accumulate() and not loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
+        if not loop._should_accumulate() and not loop.epoch_loop._should_check_val_fx(
+            loop._data_fetcher
+        ):
             self._save_between_steps(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.fit_loop._should_accumulate():
+        if (
+            trainer.state.fn == "fit"
+            and not trainer.sanity_checking
+            and not trainer.fit_loop._should_accumulate()
+        ):
             self._save_between_steps(trainer)
 
     def _save_between_steps(self, trainer: Trainer) -> None:
@@ -117,7 +140,9 @@ class Resumable(ModelCheckpoint):
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint in a folder that can be read; those that cannot are named aloud."""
-    for path in sorted(folder.glob("*.ckpt"), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True):
+    for path in sorted(
+        folder.glob("*.ckpt"), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True
+    ):
         try:
             read_checkpoint(path)
         except ValueError as error:
@@ -136,18 +161,26 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a truncated file raises whatever the unpickler trips over
-        raise ValueError(f"the checkpoint {str(path)!r} is broken ({type(error).__name__})") from error
+        raise ValueError(
+            f"the checkpoint {str(path)!r} is broken ({type(error).__name__})"
+        ) from error
 
 
 def best_checkpoint(newest: Path) -> Path | None:
     """The best checkpoint of a run, as its newest one names it; a run that was not validated yet has none."""
     states = read_checkpoint(newest)["callbacks"]
-    named = [state["best_model_path"] for key, state in states.items() if key.startswith("ModelCheckpoint")]
+    named = [
+        state["best_model_path"]
+        for key, state in states.items()
+        if key.startswith("ModelCheckpoint")
+    ]
     paths = [newest.with_name(Path(path).name) for path in named if path]
     return next((path for path in paths if path.is_file()), None)
 
 
-def find_checkpoint(ckpt_path: str, runs: Path, folders: Sequence[Path] | None = None) -> Path | None:
+def find_checkpoint(
+    ckpt_path: str, runs: Path, folders: Sequence[Path] | None = None
+) -> Path | None:
     """What ``--ckpt_path`` means: a file, or the ``last`` or ``best`` checkpoint of the newest run that has one.
 
     Args:
@@ -165,5 +198,7 @@ def find_checkpoint(ckpt_path: str, runs: Path, folders: Sequence[Path] | None =
             )
         return Path(ckpt_path)
     folders = Runs(runs, None).folders() if folders is None else folders
-    newest = next((path for folder in folders if (path := newest_checkpoint(folder / "checkpoints"))), None)
+    newest = next(
+        (path for folder in folders if (path := newest_checkpoint(folder / "checkpoints"))), None
+    )
     return best_checkpoint(newest) if newest and ckpt_path == "best" else newest

@@ -59,15 +59,23 @@ class SegmentationTask(LightningModule):
         self.network = network
         self.loss = loss or CrossEntropy()
         labels = max(2, network.num_classes)  # one logit tells two classes apart
-        for weight in (weight for module in self.loss.modules() if (weight := getattr(module, "weight", None)) is not None):
+        for weight in (
+            weight
+            for module in self.loss.modules()
+            if (weight := getattr(module, "weight", None)) is not None
+        ):
             if len(weight) != labels:
-                raise ValueError(f"the loss weighs {len(weight)} classes, the network tells {labels} apart; give one weight a class")
+                raise ValueError(
+                    f"the loss weighs {len(weight)} classes, the network tells {labels} apart; give one weight a class"
+                )
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
         self.head_lr_mult = head_lr_mult
         self.protocol = protocol
         self.auxiliary = auxiliary and auxiliary(network)
-        self._accumulated: dict[str, Tensor] = {}  # gradients of a run that is resumed between two batches of a step
+        self._accumulated: dict[
+            str, Tensor
+        ] = {}  # gradients of a run that is resumed between two batches of a step
         self.confusion = MulticlassConfusionMatrix(labels, ignore_index=ignore_index(labels))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -81,7 +89,9 @@ class SegmentationTask(LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Dropout's random numbers depend on the seed, the batch's number in the run and the process."""
-        torch.manual_seed(mixed(run_seed(), self.trainer.fit_loop.total_batch_idx, self.global_rank))
+        torch.manual_seed(
+            mixed(run_seed(), self.trainer.fit_loop.total_batch_idx, self.global_rank)
+        )
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, target = batch
@@ -104,7 +114,9 @@ class SegmentationTask(LightningModule):
     def _diverged(self, loss: Tensor, batch_idx: int) -> str:
         data: Any = getattr(self.trainer, "datamodule", None)
         taken = self.trainer.fit_loop.total_batch_idx
-        files = f"; its images: {', '.join(data.names_of(taken))}" if hasattr(data, "names_of") else ""
+        files = (
+            f"; its images: {', '.join(data.names_of(taken))}" if hasattr(data, "names_of") else ""
+        )
         return (
             f"the loss is {loss.item()} at step {self.global_step}, batch {batch_idx} of epoch {self.current_epoch}{files}. Look at them; "
             "lower the learning rate, clip gradients (trainer.gradient_clip_val), or train in bf16-mixed or 32 in place of 16-mixed"
@@ -138,7 +150,9 @@ class SegmentationTask(LightningModule):
         if self.trainer.fit_loop._should_accumulate():
             reduce = self.trainer.strategy.reduce
             gradients = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
-            checkpoint[GRADIENTS_KEY] = {name: reduce(grad, reduce_op="mean") for name, grad in gradients.items()}
+            checkpoint[GRADIENTS_KEY] = {
+                name: reduce(grad, reduce_op="mean") for name, grad in gradients.items()
+            }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._accumulated = checkpoint.get(GRADIENTS_KEY, {})
@@ -166,12 +180,19 @@ class SegmentationTask(LightningModule):
         self.log(f"{split}/pixel_accuracy", self.scores.pixel_accuracy)
 
     def configure_optimizers(self) -> Any:
-        optimizer = apply_lr_mult(self.make_optimizer(param_groups(self.network, self.head_lr_mult, self.auxiliary)))
+        optimizer = apply_lr_mult(
+            self.make_optimizer(param_groups(self.network, self.head_lr_mult, self.auxiliary))
+        )
         steps = optimizer_steps(self.trainer)
         if steps == float("inf"):
-            raise ValueError("the schedule needs the run's length; set trainer.max_steps or trainer.max_epochs")
+            raise ValueError(
+                "the schedule needs the run's length; set trainer.max_steps or trainer.max_epochs"
+            )
         scheduler = self.make_scheduler(optimizer, int(steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
 
 
 def optimizer_steps(trainer: Trainer) -> float:
@@ -181,8 +202,13 @@ def optimizer_steps(trainer: Trainer) -> float:
     """
     estimate = trainer.estimated_stepping_batches
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, GradientAccumulationScheduler) and trainer.max_epochs not in (None, -1):
-            factors = [callback.get_accumulate_grad_batches(epoch) for epoch in range(trainer.max_epochs)]
+        if isinstance(callback, GradientAccumulationScheduler) and trainer.max_epochs not in (
+            None,
+            -1,
+        ):
+            factors = [
+                callback.get_accumulate_grad_batches(epoch) for epoch in range(trainer.max_epochs)
+            ]
             steps = sum(math.ceil(trainer.num_training_batches / factor) for factor in factors)
             return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
     return estimate

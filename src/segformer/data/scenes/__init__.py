@@ -23,7 +23,9 @@ __all__ = ["CLASSES", "Scenes"]
 
 def speckle(rng: np.random.Generator, size: tuple[int, int]) -> Floats:
     """White noise with mean 0 and standard deviation 1; uniform, as it costs a fraction of normal noise."""
-    return (np.frombuffer(rng.bytes(size[0] * size[1]), np.uint8).reshape(size) - np.float32(127.5)) / np.float32(73.9)
+    return (
+        np.frombuffer(rng.bytes(size[0] * size[1]), np.uint8).reshape(size) - np.float32(127.5)
+    ) / np.float32(73.9)
 
 
 def photograph(canvas: Canvas) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -35,13 +37,25 @@ def photograph(canvas: Canvas) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     rough = GRAIN.take(label) * speckle(rng, size) + BLOTCH.take(label) * cells(rng, size, 70, 50)
     # Shadows and haze on the ground come last, since only now is it known where the ground is in sight.
     ground = GROUND.take(label)
-    below = (y[:, None] + 1) * size[0] - camera.horizon - camera.roll * ((x + 1) * size[1] - camera.centre)
-    clear = np.where(ground, np.exp(-air.haze * camera.focal * camera.height / np.maximum(below, 1)), 1)
+    below = (
+        (y[:, None] + 1) * size[0]
+        - camera.horizon
+        - camera.roll * ((x + 1) * size[1] - camera.centre)
+    )
+    clear = np.where(
+        ground, np.exp(-air.haze * camera.focal * camera.height / np.maximum(below, 1)), 1
+    )
     lit = np.where(ground, np.asarray(canvas.shadows) / np.float32(255), 1) * clear
     lens = rng.uniform(0.85, 1.25) * (1 - rng.uniform(0, 0.15) * (y[:, None] ** 2 + x**2))
-    image, balance, grain = np.empty(flat.shape, np.float32), rng.normal(1, 0.025, 3).tolist(), rng.uniform(0.5, 4)
+    image, balance, grain = (
+        np.empty(flat.shape, np.float32),
+        rng.normal(1, 0.025, 3).tolist(),
+        rng.uniform(0.5, 4),
+    )
     for k in range(3):
-        image[k] = ((flat[k] + rough) * lit + (1 - clear) * air.skyline[k]) * (lens * balance[k]) + grain * speckle(rng, size)
+        image[k] = ((flat[k] + rough) * lit + (1 - clear) * air.skyline[k]) * (
+            lens * balance[k]
+        ) + grain * speckle(rng, size)
     return image.clip(0, 255).astype(np.uint8), label
 
 
@@ -66,7 +80,9 @@ class Scenes(Dataset[tuple[tv_tensors.Image, tv_tensors.Mask]]):
         if length < 1:
             raise ValueError(f"length is {length}; ask for at least 1 scene")
         if len(size) != 2 or min(size) < 32:
-            raise ValueError(f"size is {size}; give a height and a width of at least 32 pixels each")
+            raise ValueError(
+                f"size is {size}; give a height and a width of at least 32 pixels each"
+            )
         if seed < 0:
             raise ValueError(f"seed is {seed}; give zero or a positive number")
         self.length, self.size, self.seed = length, (size[0], size[1]), seed
@@ -81,7 +97,9 @@ class Scenes(Dataset[tuple[tv_tensors.Image, tv_tensors.Mask]]):
             IndexError: unless ``0 <= index < len(self)``.
         """
         if not 0 <= index < self.length:
-            raise IndexError(f"scene {index} of {self.length}; indices run from 0 to {self.length - 1}")
+            raise IndexError(
+                f"scene {index} of {self.length}; indices run from 0 to {self.length - 1}"
+            )
         canvas = Canvas(self.size, np.random.default_rng((self.seed, index)))
         sky(canvas)
         lay_out(canvas)

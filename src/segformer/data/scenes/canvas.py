@@ -19,7 +19,12 @@ Ink = tuple[int, int, int, int]  # red, green, blue and class
 FAR = 230.0  # where the ground ends and the skyline stands
 SLICES = [FAR ** (k / 14) for k in range(15)]
 UP, BACK = (0.0, 1.0, 0.0), (0.0, 0.0, -1.0)
-WHITE, BLACK, GLASS, RED = (235.0, 235.0, 232.0), (28.0, 28.0, 30.0), (60.0, 70.0, 82.0), (190.0, 30.0, 34.0)
+WHITE, BLACK, GLASS, RED = (
+    (235.0, 235.0, 232.0),
+    (28.0, 28.0, 30.0),
+    (60.0, 70.0, 82.0),
+    (190.0, 30.0, 34.0),
+)
 
 
 @dataclass(frozen=True)
@@ -60,23 +65,53 @@ class Weather:
         (nx, ny, nz), (sx, sy, sz) = normal, self.sun
         facing, clear = max(0.0, 0.3 + 0.7 * (nx * sx + ny * sy + nz * sz)), exp(-self.haze * z)
         channels = zip(color, self.daylight, self.sunlight, self.skyline, strict=True)
-        r, g, b = [min(255, int(clear * c * (day + sun * facing) + (1 - clear) * far)) for c, day, sun, far in channels]
+        r, g, b = [
+            min(255, int(clear * c * (day + sun * facing) + (1 - clear) * far))
+            for c, day, sun, far in channels
+        ]
         return r, g, b, label
 
 
 def weather(rng: np.random.Generator) -> Weather:
     """A clear, an overcast or a dusky sky."""
-    turn, rise, haze, grey = rng.uniform(0, 2 * pi), rng.uniform(0.5, 1.1), rng.uniform(0.001, 0.007), rng.uniform(165, 225)
+    turn, rise, haze, grey = (
+        rng.uniform(0, 2 * pi),
+        rng.uniform(0.5, 1.1),
+        rng.uniform(0.001, 0.007),
+        rng.uniform(165, 225),
+    )
     sun = (cos(rise) * sin(turn), sin(rise), cos(rise) * cos(turn))
     kind = rng.random()
     if kind < 0.5:
         zenith = (rng.uniform(50, 120), rng.uniform(115, 160), rng.uniform(185, 220))
-        return Weather(zenith, (200, 215, 228), (246, 246, 244), (0.72, 0.68, 0.6), (0.5, 0.52, 0.56), 0.52, 0.0, haze, sun)
+        return Weather(
+            zenith,
+            (200, 215, 228),
+            (246, 246, 244),
+            (0.72, 0.68, 0.6),
+            (0.5, 0.52, 0.56),
+            0.52,
+            0.0,
+            haze,
+            sun,
+        )
     if kind < 0.8:
         pale, dark = (grey, grey + 2, grey + 4), (grey - 25, grey - 20, grey - 14)
-        return Weather(dark, pale, (grey - 10,) * 3, (0.12,) * 3, (0.86, 0.87, 0.89), 0.88, 0.06, 2 * haze, sun)
+        return Weather(
+            dark, pale, (grey - 10,) * 3, (0.12,) * 3, (0.86, 0.87, 0.89), 0.88, 0.06, 2 * haze, sun
+        )
     glow = (rng.uniform(205, 245), rng.uniform(140, 185), rng.uniform(110, 150))
-    return Weather((82, 90, 138), glow, (155, 116, 126), (0.4, 0.28, 0.18), (0.5, 0.49, 0.56), 0.75, 0.3, haze, sun)
+    return Weather(
+        (82, 90, 138),
+        glow,
+        (155, 116, 126),
+        (0.4, 0.28, 0.18),
+        (0.5, 0.49, 0.56),
+        0.75,
+        0.3,
+        haze,
+        sun,
+    )
 
 
 class Canvas:
@@ -104,7 +139,10 @@ class Canvas:
 
     def place(self, draw: Callable[..., None], x: float, z: float, *shape: Any) -> None:
         """Have a thing drawn at ``x`` and ``z``, over all that is farther away; unless it is well out of sight."""
-        if abs(self.camera.project(x, 0, z)[0] - self.size[1]) < self.size[1] + 8 * self.camera.focal / z:
+        if (
+            abs(self.camera.project(x, 0, z)[0] - self.size[1])
+            < self.size[1] + 8 * self.camera.focal / z
+        ):
             self.things.append((z, x, draw, shape))
 
     def draw_things(self) -> None:
@@ -118,32 +156,48 @@ class Canvas:
         r, g, b = tone(palette[int(which * len(palette))], 0.8 + 0.4 * bright)
         return r + 16 * warm - 8, g, b - 16 * warm + 8
 
-    def polygon(self, label: int, color: Triple, points: Sequence[Triple], normal: Triple = BACK) -> None:
+    def polygon(
+        self, label: int, color: Triple, points: Sequence[Triple], normal: Triple = BACK
+    ) -> None:
         """Fill a polygon with these corners."""
         project = self.camera.project
-        self.pen.polygon([project(x, y, z) for x, y, z in points], self.weather.ink(label, color, points[0][2], normal))
+        self.pen.polygon(
+            [project(x, y, z) for x, y, z in points],
+            self.weather.ink(label, color, points[0][2], normal),
+        )
 
     def stroke(self, label: int, color: Triple, points: Sequence[Triple], width: float) -> None:
         """Draw a line, at least a pixel of the scene wide so that none goes missing from the label map."""
         z = points[0][2]
         path = [self.camera.project(*point) for point in points]
-        self.pen.line(path, self.weather.ink(label, color, z, BACK), max(2, round(self.camera.focal * width / z)))
+        self.pen.line(
+            path,
+            self.weather.ink(label, color, z, BACK),
+            max(2, round(self.camera.focal * width / z)),
+        )
 
     def disc(self, centre: Triple, radius: float, ink: Ink) -> None:
         """Fill a disc that faces the camera."""
         (u, v), r = self.camera.project(*centre), self.camera.focal * radius / centre[2]
         self.pen.ellipse((u - r, v - r, u + r, v + r), ink)
 
-    def strip(self, label: int, color: Triple, x0: float, x1: float, z0: float = 1.0, z1: float = FAR) -> None:
+    def strip(
+        self, label: int, color: Triple, x0: float, x1: float, z0: float = 1.0, z1: float = FAR
+    ) -> None:
         """Fill a rectangle of ground; the haze over it comes with the shadows, when the picture is complete."""
         depths = [z0, *(z for z in SLICES if z0 < z < z1), z1]
-        edge = [self.camera.project(x0, 0, z) for z in depths] + [self.camera.project(x1, 0, z) for z in reversed(depths)]
+        edge = [self.camera.project(x0, 0, z) for z in depths] + [
+            self.camera.project(x1, 0, z) for z in reversed(depths)
+        ]
         self.pen.polygon(edge, self.weather.ink(label, color, 0, UP))
 
     def cast(self, a: Spot, b: Spot, low: float, high: float) -> None:
         """Cast the shadow of a wall between two places on the ground, ``low`` to ``high`` above it."""
         x, y, z = self.weather.sun
-        outline = [(p[0] - h * x / y, p[1] - h * z / y) for p, h in ((a, low), (b, low), (b, high), (a, high))]
+        outline = [
+            (p[0] - h * x / y, p[1] - h * z / y)
+            for p, h in ((a, low), (b, low), (b, high), (a, high))
+        ]
         self.darken(outline, self.weather.shade)
 
     def darken(self, outline: Sequence[Spot], brightness: float) -> None:

@@ -8,12 +8,56 @@ from math import cos, hypot, pi, sin
 from segformer.data.scenes.canvas import BACK, BLACK, GLASS, RED, WHITE, Canvas, Spot, between, tone
 from segformer.data.scenes.classes import CAR
 
-PAINTS = ((104, 105, 108), (44, 46, 50), (220, 220, 218), (166, 169, 172), (156, 34, 34), (44, 72, 128), (56, 90, 68))
+PAINTS = (
+    (104, 105, 108),
+    (44, 46, 50),
+    (220, 220, 218),
+    (166, 169, 172),
+    (156, 34, 34),
+    (44, 72, 128),
+    (56, 90, 68),
+)
 # Side views: along (metres ahead of the middle) and height, from the rear bumper over the roof to the front one.
-SALOON = ((-2.25, 0.3), (-2.25, 0.95), (-1.65, 1.0), (-1.0, 1.42), (0.3, 1.44), (1.05, 1.0), (2.15, 0.8), (2.2, 0.3))
-HATCHBACK = ((-1.9, 0.3), (-1.95, 0.85), (-1.9, 1.0), (-1.5, 1.47), (0.2, 1.52), (0.95, 1.03), (1.85, 0.82), (1.95, 0.3))
-OFFROADER = ((-2.2, 0.4), (-2.25, 0.95), (-2.22, 1.1), (-2.0, 1.75), (0.35, 1.78), (1.0, 1.2), (2.15, 1.0), (2.25, 0.4))
-VAN = ((-2.6, 0.4), (-2.65, 1.1), (-2.65, 1.3), (-2.55, 2.15), (1.2, 2.15), (1.95, 1.3), (2.6, 1.05), (2.65, 0.4))
+SALOON = (
+    (-2.25, 0.3),
+    (-2.25, 0.95),
+    (-1.65, 1.0),
+    (-1.0, 1.42),
+    (0.3, 1.44),
+    (1.05, 1.0),
+    (2.15, 0.8),
+    (2.2, 0.3),
+)
+HATCHBACK = (
+    (-1.9, 0.3),
+    (-1.95, 0.85),
+    (-1.9, 1.0),
+    (-1.5, 1.47),
+    (0.2, 1.52),
+    (0.95, 1.03),
+    (1.85, 0.82),
+    (1.95, 0.3),
+)
+OFFROADER = (
+    (-2.2, 0.4),
+    (-2.25, 0.95),
+    (-2.22, 1.1),
+    (-2.0, 1.75),
+    (0.35, 1.78),
+    (1.0, 1.2),
+    (2.15, 1.0),
+    (2.25, 0.4),
+)
+VAN = (
+    (-2.6, 0.4),
+    (-2.65, 1.1),
+    (-2.65, 1.3),
+    (-2.55, 2.15),
+    (1.2, 2.15),
+    (1.95, 1.3),
+    (2.6, 1.05),
+    (2.65, 0.4),
+)
 BODIES = (SALOON, SALOON, HATCHBACK, HATCHBACK, OFFROADER, VAN)
 HALF = 0.88  # of a vehicle's width
 CIRCLE = [(cos(pi * k / 6), sin(pi * k / 6)) for k in range(12)]
@@ -21,9 +65,16 @@ CIRCLE = [(cos(pi * k / 6), sin(pi * k / 6)) for k in range(12)]
 
 def car(canvas: Canvas, x: float, z: float, heading: float) -> None:
     """A vehicle, turned ``heading`` radians from straight ahead: a side view drawn out to a width."""
-    body, color, sine, cosine = BODIES[canvas.rng.integers(len(BODIES))], canvas.pick(PAINTS), sin(heading), cos(heading)
+    body, color, sine, cosine = (
+        BODIES[canvas.rng.integers(len(BODIES))],
+        canvas.pick(PAINTS),
+        sin(heading),
+        cos(heading),
+    )
     tail, nose, axle, fill = body[0][0], body[7][0], 0.62 * body[7][0], canvas.pen.polygon
-    black, white, red, glass, hub = (canvas.weather.ink(CAR, c, z, BACK) for c in (BLACK, WHITE, RED, GLASS, tone(WHITE, 0.65)))
+    black, white, red, glass, hub = (
+        canvas.weather.ink(CAR, c, z, BACK) for c in (BLACK, WHITE, RED, GLASS, tone(WHITE, 0.65))
+    )
 
     def spot(along: float, across: float) -> Spot:
         return x + along * sine + across * cosine, z + along * cosine - across * sine
@@ -38,16 +89,27 @@ def car(canvas: Canvas, x: float, z: float, heading: float) -> None:
     canvas.darken(base, 0.4)
     for along in (-axle, axle):
         for across in (-HALF, HALF - 0.25):
-            fill([at(along, across + dx, y) for dx, y in ((0, 0), (0, 0.5), (0.25, 0.5), (0.25, 0))], black)
+            fill(
+                [at(along, across + dx, y) for dx, y in ((0, 0), (0, 0.5), (0.25, 0.5), (0.25, 0))],
+                black,
+            )
     # The body's left and right outline on the canvas, narrower at the roof than at the waist.
-    hull = [[at(a, s * HALF * (0.84 if k in (3, 4) else 1), y) for k, (a, y) in enumerate(body)] for s in (-1, 1)]
+    hull = [
+        [at(a, s * HALF * (0.84 if k in (3, 4) else 1), y) for k, (a, y) in enumerate(body)]
+        for s in (-1, 1)
+    ]
     for k in range(7):
         face = [hull[0][k], hull[0][k + 1], hull[1][k + 1], hull[1][k]]
         if not turns_right(face):
             continue
         along, up = body[k + 1][0] - body[k][0], body[k + 1][1] - body[k][1]
         slope = hypot(along, up)
-        fill(face, canvas.weather.ink(CAR, color, z, (-up / slope * sine, along / slope, -up / slope * cosine)))
+        fill(
+            face,
+            canvas.weather.ink(
+                CAR, color, z, (-up / slope * sine, along / slope, -up / slope * cosine)
+            ),
+        )
         if k in (2, 4):
             fill(patch(face, 0.07, 0.93, 0.1, 0.9), glass)
         elif k in (0, 6):
@@ -63,7 +125,9 @@ def car(canvas: Canvas, x: float, z: float, heading: float) -> None:
         fill(patch(outline[2:6], 0.54, 0.92, 0.12, 0.88), glass)
         for along in (-axle, axle):
             for radius, ink in ((0.34, black), (0.19, hub)):
-                fill([at(along + radius * a, side * HALF, 0.34 + radius * b) for a, b in CIRCLE], ink)
+                fill(
+                    [at(along + radius * a, side * HALF, 0.34 + radius * b) for a, b in CIRCLE], ink
+                )
 
 
 def turns_right(path: Sequence[Spot]) -> bool:
@@ -72,7 +136,9 @@ def turns_right(path: Sequence[Spot]) -> bool:
     return (c[0] - a[0]) * (d[1] - b[1]) > (c[1] - a[1]) * (d[0] - b[0])
 
 
-def patch(corners: Sequence[Spot], left: float, right: float, low: float, high: float) -> list[Spot]:
+def patch(
+    corners: Sequence[Spot], left: float, right: float, low: float, high: float
+) -> list[Spot]:
     """A part of a four-cornered face, whose corners run from bottom left over the top to bottom right."""
     (a, b, c, d), places = corners, ((left, low), (left, high), (right, high), (right, low))
     return [between(between(a, d, s), between(b, c, s), t) for s, t in places]

@@ -7,9 +7,28 @@ import numpy as np
 from segformer.data.classes import Classes
 
 CLASSES = Classes(
-    ("road", "pavement", "building", "fence", "pole", "sign", "tree", "grass", "sky", "person", "car"),
     (
-        *((128, 64, 128), (244, 35, 232), (70, 70, 70), (190, 153, 153), (153, 153, 153), (220, 220, 0)),
+        "road",
+        "pavement",
+        "building",
+        "fence",
+        "pole",
+        "sign",
+        "tree",
+        "grass",
+        "sky",
+        "person",
+        "car",
+    ),
+    (
+        *(
+            (128, 64, 128),
+            (244, 35, 232),
+            (70, 70, 70),
+            (190, 153, 153),
+            (153, 153, 153),
+            (220, 220, 0),
+        ),
         *((107, 142, 35), (152, 251, 152), (70, 130, 180), (220, 20, 60), (0, 0, 142)),
     ),
 )

@@ -23,8 +23,15 @@ LANE = 3.2  # metres wide
 def lay_out(canvas: Canvas) -> None:
     """Lay out a street: its ground is painted, what stands on it is placed."""
     rng, lanes = canvas.rng, int(canvas.rng.choice((2, 2, 3, 4)))
-    crossing = rng.uniform(14, 50) if rng.random() < 0.45 else inf  # where another street begins to cross
-    kerb, tar, slabs, paint = lanes * LANE / 2 + rng.uniform(1.2, 2), canvas.pick(ASPHALT), canvas.pick(SLABS), canvas.pick([WHITE])
+    crossing = (
+        rng.uniform(14, 50) if rng.random() < 0.45 else inf
+    )  # where another street begins to cross
+    kerb, tar, slabs, paint = (
+        lanes * LANE / 2 + rng.uniform(1.2, 2),
+        canvas.pick(ASPHALT),
+        canvas.pick(SLABS),
+        canvas.pick([WHITE]),
+    )
     canvas.strip(GRASS, canvas.pick(LAWNS), -400, 400)
     for side in (-1, 1):
         roadside(canvas, side, kerb, crossing)
@@ -36,7 +43,14 @@ def lay_out(canvas: Canvas) -> None:
     canvas.strip(ROAD, tar, -kerb, kerb)
     for _ in range(rng.integers(8)):
         x, z, worn = rng.uniform(-kerb, kerb - 1), rng.uniform(3, 40), rng.uniform(0.85, 1.1)
-        canvas.strip(ROAD, tone(tar, worn), x, min(kerb, x + rng.uniform(0.5, 2.5)), z, z + rng.uniform(0.5, 8))
+        canvas.strip(
+            ROAD,
+            tone(tar, worn),
+            x,
+            min(kerb, x + rng.uniform(0.5, 2.5)),
+            z,
+            z + rng.uniform(0.5, 8),
+        )
     for z in along(canvas, crossing, rng.uniform(1, 6), 90, 6, 6):
         for lane in range(1, lanes):
             x = (lane - lanes / 2) * LANE
@@ -53,7 +67,9 @@ def lay_out(canvas: Canvas) -> None:
             canvas.place(car, x + rng.uniform(-0.3, 0.3), z, pi * (x < 0) + rng.normal(0, 0.02))
 
 
-def along(canvas: Canvas, crossing: float, start: float, stop: float, low: float, high: float) -> Iterator[float]:
+def along(
+    canvas: Canvas, crossing: float, start: float, stop: float, low: float, high: float
+) -> Iterator[float]:
     """Distances ahead, a step of ``low`` to ``high`` metres apart, none on the crossing."""
     while start < stop:
         if not crossing - 7 < start < crossing + 12:
@@ -64,11 +80,19 @@ def along(canvas: Canvas, crossing: float, start: float, stop: float, low: float
 def roadside(canvas: Canvas, side: int, kerb: float, crossing: float) -> None:
     """Pave one side of the street, beyond ``kerb`` metres from its middle, and put houses, gardens, people and cars there."""
     rng, place, ahead = canvas.rng, canvas.place, partial(along, canvas, crossing)
-    verge, garden = rng.uniform(1, 2.5) * (rng.random() < 0.3), rng.uniform(2, 7) * (rng.random() < 0.5)
+    verge, garden = (
+        rng.uniform(1, 2.5) * (rng.random() < 0.3),
+        rng.uniform(2, 7) * (rng.random() < 0.5),
+    )
     park, inner, outer = rng.random() < 0.15, kerb + verge, kerb + verge + rng.uniform(2, 5)
     green, slabs, lawn = bool(garden) or park, canvas.pick(SLABS), canvas.pick(LAWNS)
 
-    canvas.strip(GRASS if green or rng.random() < 0.5 else PAVEMENT, lawn if green else slabs, side * outer, side * 150)
+    canvas.strip(
+        GRASS if green or rng.random() < 0.5 else PAVEMENT,
+        lawn if green else slabs,
+        side * outer,
+        side * 150,
+    )
     canvas.strip(GRASS, lawn, side * kerb, side * inner)
     canvas.strip(PAVEMENT, slabs, side * inner, side * outer)
     canvas.strip(PAVEMENT, tone(slabs, 1.2), side * kerb, side * (kerb + 0.2))
@@ -83,13 +107,27 @@ def roadside(canvas: Canvas, side: int, kerb: float, crossing: float) -> None:
             place(building, side * (outer + garden), end, min(length, end - 1))
         end += rng.uniform(1, 4) * (gap > 0.8)
     if rng.random() < (0.8 if green else 0.3):
-        height, color, boards, start = rng.uniform(0.9, 1.6), canvas.pick(TIMBERS), green and rng.random() < 0.6, rng.uniform(4, 20)
+        height, color, boards, start = (
+            rng.uniform(0.9, 1.6),
+            canvas.pick(TIMBERS),
+            green and rng.random() < 0.6,
+            rng.uniform(4, 20),
+        )
         for z in ahead(start, start + rng.uniform(10, 45), 3, 3):
             place(fence, side * (outer if green else kerb + 0.3), z, 3.0, height, color, boards)
     if green:
         for z in ahead(rng.uniform(5, 9), 60 if park else 35, 1, 8 if park else 12):
             x = side * rng.uniform(outer + 1, outer + (25 if park else max(2, garden)))
-            place(tree, x, z, *((rng.uniform(0.8, 2), 0.0) if rng.random() < 0.45 else (rng.uniform(4, 9), rng.uniform(1, 2))))
+            place(
+                tree,
+                x,
+                z,
+                *(
+                    (rng.uniform(0.8, 2), 0.0)
+                    if rng.random() < 0.45
+                    else (rng.uniform(4, 9), rng.uniform(1, 2))
+                ),
+            )
     if rng.random() < 0.45:
         size = rng.uniform(5, 9)
         for z in ahead(rng.uniform(6, 18), 70, 9, 16):
