@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segformer.networks.config import Config
+from segformer.networks.config import Config, check_at_least_1, check_features
 from segformer.networks.initialization import init_weights
 from segformer.ops import all_mlp, upsample_and_fuse
 
@@ -30,12 +30,8 @@ class AllMLPConfig(Config):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "in_channels", tuple(self.in_channels))
-        if self.num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, got {self.num_classes}")
-        if self.channels < 1:
-            raise ValueError(f"the decoder's width must be at least 1 channel, got {self.channels}")
-        if not self.in_channels:
-            raise ValueError("in_channels is empty; the head needs at least one feature map")
+        check_features(self.in_channels)
+        check_at_least_1(num_classes=self.num_classes, channels=self.channels)
 
 
 class AllMLPHead(nn.Module):
@@ -100,8 +96,8 @@ class MMSegHead(AllMLPHead):
     """The all-MLP decoder as mmsegmentation builds it.
 
     Each level goes through a 1×1 convolution, BatchNorm and ReLU before it is upsampled, and the
-    concatenation is finest first. Arguments and attributes are those of :class:`AllMLPHead`; a width
-    of 256 is what its configurations use for all variants.
+    concatenation is finest first. Arguments and attributes are those of :class:`AllMLPHead`; its
+    configurations use a width of 256 for all variants.
     """
 
     @staticmethod

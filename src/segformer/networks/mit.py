@@ -1,7 +1,7 @@
 """MiT, the hierarchical Mix Transformer encoder of SegFormer (arXiv 2105.15203, section 3.1).
 
-Inside a stage a map stays (B, H, W, C): it carries its own shape, and permuted to (B, C, H, W) it is
-channels-last memory, so that convolutions and the pyramid share it without a copy.
+Inside a stage a map stays (B, H, W, C). The tensor carries height and width, and permuted to
+(B, C, H, W) it has the channels-last memory format, so that convolutions need no copy.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from segformer.networks.config import Config
+from segformer.networks.config import Config, check_at_least_1
 from segformer.networks.images import check_images, refuse_scripting, smallest_side
 from segformer.networks.initialization import init_weights
 from segformer.ops import attention, linear, mix_ffn
@@ -54,12 +54,14 @@ class Variant(Config):
             object.__setattr__(self, name, values)
             if len(values) != len(self.dims):
                 raise ValueError(
-                    f"{name}={values} does not have one value a stage; dims={self.dims} has {len(self.dims)}"
+                    f"{name}={values} does not have one value a stage; dims={self.dims} has "
+                    f"{len(self.dims)}"
                 )
         for dim, heads in zip(self.dims, self.heads, strict=True):
             if dim % heads:
                 raise ValueError(
-                    f"a stage of {dim} channels cannot be split into {heads} heads; choose a divisor of {dim}"
+                    f"a stage of {dim} channels cannot be split into {heads} heads; "
+                    f"choose a divisor of {dim}"
                 )
 
 
@@ -89,7 +91,7 @@ def find_variant(variant: str | Variant | Mapping[str, Any]) -> Variant:
 
 
 def variant_name(variant: Variant) -> str | None:
-    """The name of the encoder with these sizes in :data:`VARIANTS`, under a decoder of any width."""
+    """The name in :data:`VARIANTS` of an encoder's sizes, whatever the decoder's width."""
     for name, known in VARIANTS.items():
         if replace(variant, decoder_channels=known.decoder_channels) == known:
             return name
@@ -117,7 +119,8 @@ class OverlapPatchEmbed(nn.Module):
 class SpatialReduction(nn.Module):
     """The sequence reduction before keys and values (section 3.1, equation 2).
 
-    The paper reshapes each R×R patch into one token and projects it: an R×R convolution of stride R.
+    The paper reshapes each R×R patch into one token and projects it, which is an R×R convolution of
+    stride R.
 
     (B, H, W, C) → (B, ⌊H/R⌋, ⌊W/R⌋, C)
     """
@@ -157,8 +160,8 @@ class EfficientSelfAttention(nn.Module):
 class MixFFN(nn.Module):
     """Mix-FFN (section 3.1, equation 3): MLP(GELU(Conv3×3(MLP(x)))).
 
-    The zero padding of the depthwise convolution tells positions, so that no position embedding is
-    needed. The residual is the block's.
+    The depthwise convolution leaks positions through its zero padding, so that no position
+    embedding is needed. :class:`Block` adds the residual.
 
     (B, H, W, C) → (B, H, W, C)
     """
@@ -291,8 +294,7 @@ class MiTConfig(Config):
         size = find_variant(self.variant)
         if not isinstance(self.variant, str):
             object.__setattr__(self, "variant", asdict(size))
-        if self.in_channels < 1:
-            raise ValueError(f"in_channels must be at least 1, got {self.in_channels}")
+        check_at_least_1(in_channels=self.in_channels)
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path is a probability below 1, got {self.drop_path}")
         if self.act not in MiT.ACTIVATIONS:
