@@ -1,4 +1,4 @@
-"""Whether the Triton kernels run on a device, and compute there what the plain definitions compute."""
+"""Checks that the Triton kernels run on a device and agree with the plain definitions."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from segformer.ops.conditions import is_recorded
 
 
 def runs_on(x: Tensor) -> bool:
-    """Whether the kernels run on the device of ``x``; not while a graph is recorded."""
+    """Whether the kernels run on the device of ``x``; false while a graph is recorded."""
     return x.is_cuda and not is_recorded(x) and agrees_on(x.device)
 
 
 @functools.cache
 def agrees_on(device: torch.device) -> bool:
-    """Whether the kernels compute on this device what the plain definitions do; once a process."""
+    """Whether the kernels agree with the plain definitions; compared once a process and device."""
     try:
         _compare(device)
-    except Exception as error:  # whatever a compiler, a driver or a processor may say
+    except Exception as error:  # of the compiler, the driver or the comparison
         warnings.warn(
-            f"Triton's kernels do not run on {device}; slower implementations are used. {type(error).__name__}: {error}",
+            f"the Triton kernels do not run on {device}, slower implementations are used: "
+            f"{type(error).__name__}: {error}",
             stacklevel=2,
         )
         return False
