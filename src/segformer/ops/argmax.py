@@ -12,7 +12,7 @@ from segformer.ops import memory
 from segformer.ops.bilinear import places, positions, strips, upsample
 from segformer.ops.conditions import is_recorded, without_autocast
 from segformer.ops.registry import operator
-from segformer.ops.triton import runs_on
+from segformer.ops.triton import assert_agrees, comparison, example, in_float32, runs_on
 
 
 def with_background(logits: Tensor) -> Tensor:
@@ -64,6 +64,12 @@ def argmax_by_triton(logits: Tensor, size: Sequence[int], align_corners: bool = 
     logits = logits.detach().permute(0, 2, 3, 1)
     with without_autocast(logits):
         return kernels.argmax(logits.contiguous(), places(logits, size, align_corners))
+
+
+@comparison
+def _compare(device: torch.device) -> None:
+    labels = argmax_by_triton(in_float32(example(), device), (13, 7))
+    assert_agrees(labels, upsample_argmax.plain(example(), (13, 7)))
 
 
 @upsample_argmax.implementation(when=labels_on_gpu)

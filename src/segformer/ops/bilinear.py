@@ -14,7 +14,7 @@ from torch import Tensor
 
 from segformer.ops import memory
 from segformer.ops.registry import operator
-from segformer.ops.triton import runs_on
+from segformer.ops.triton import assert_agrees, comparison, example, in_float32, runs_on
 
 
 def upsample(x: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
@@ -59,6 +59,12 @@ def sum_by_triton(maps: Sequence[Tensor]) -> Tensor:
         kernels.add_upsampled(out, total, x, places(x, out.shape[1:3], False))
         total = out
     return total.permute(0, 3, 1, 2)
+
+
+@comparison
+def _compare(device: torch.device) -> None:
+    maps = [torch.ones(2, 40, 13, 7, dtype=torch.double), example()]
+    assert_agrees(sum_by_triton([in_float32(x, device) for x in maps]), upsample_sum.plain(maps))
 
 
 def positions(source: int, target: int, align_corners: bool, like: Tensor) -> tuple[Tensor, Tensor]:

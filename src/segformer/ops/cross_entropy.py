@@ -12,7 +12,7 @@ from torch import Tensor
 from segformer.ops.bilinear import narrowed, places, strips, upsample
 from segformer.ops.conditions import is_recorded, without_autocast
 from segformer.ops.registry import operator
-from segformer.ops.triton import runs_on
+from segformer.ops.triton import assert_agrees, comparison, example, in_float32, runs_on
 
 
 @operator
@@ -103,7 +103,7 @@ def loss_in_strips(logits: Tensor, target: Tensor, *args: Any, **options: Any) -
 
 
 def _hold_infinities(logits: Tensor) -> bool:
-    """Whether a value on a CPU is not finite; the products of a strip would spread it to all rows."""
+    """Whether a value on a CPU is not finite; a strip's products would spread it to all rows."""
     if logits.device.type != "cpu":
         return False
     dtype = torch.promote_types(logits.dtype, torch.float32)
@@ -267,3 +267,17 @@ def summed_by_triton(
     loss, log_sum = kernels.cross_entropy(*arguments)
     gradient = kernels.cross_entropy_gradient(*arguments, log_sum) if with_gradient else None
     return loss.sum(), gradient
+
+
+@comparison
+def _compare(device: torch.device) -> None:
+    target = torch.arange(2 * 13 * 7).view(2, 13, 7) % 41
+    for smoothing in (0.0, 0.1):
+        options: Any = {"ignore_index": 40, "label_smoothing": smoothing}
+        ours, plain = in_float32(example(), device).requires_grad_(), example().requires_grad_()
+        weight = torch.arange(1.0, 41.0, device=device)
+        with torch.enable_grad():
+            loss = cross_entropy_by_triton(ours, target.to(device), weight, **options)
+            expected = upsample_cross_entropy.plain(plain, target, weight.cpu().double(), **options)
+        assert_agrees(loss, expected)
+        assert_agrees(torch.autograd.grad(loss, ours)[0], torch.autograd.grad(expected, plain)[0])
