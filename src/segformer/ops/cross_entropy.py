@@ -111,25 +111,19 @@ def _hold_infinities(logits: Tensor) -> bool:
 
 
 @upsample_cross_entropy.implementation(when=loss_by_triton)
-def cross_entropy_by_triton(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
-    ignore_index: int = 255,
-    align_corners: bool = False,
-    *,
-    label_smoothing: float = 0.0,
-    over_all_pixels: bool = False,
-) -> Tensor:
+def cross_entropy_by_triton(*args: Any, **options: Any) -> Tensor:
     """Two passes over the pixels, one for the loss and one for its gradient."""
-    total = _denominator(logits, target, weight, ignore_index, over_all_pixels)
-    options = (weight, ignore_index, align_corners, label_smoothing)
-    with without_autocast(logits):
-        return _CrossEntropy.apply(summed_by_triton, logits, target, *options) / total
+    return _with_gradient(summed_by_triton, *args, **options)
 
 
 @upsample_cross_entropy.implementation(when=loss_in_strips)
-def cross_entropy_in_strips(
+def cross_entropy_in_strips(*args: Any, **options: Any) -> Tensor:
+    """A strip of full-size logits at a time, for the loss and its gradient."""
+    return _with_gradient(summed_in_strips, *args, **options)
+
+
+def _with_gradient(
+    summed: Callable[..., tuple[Tensor, Tensor | None]],
     logits: Tensor,
     target: Tensor,
     weight: Tensor | None = None,
@@ -139,11 +133,11 @@ def cross_entropy_in_strips(
     label_smoothing: float = 0.0,
     over_all_pixels: bool = False,
 ) -> Tensor:
-    """A strip of full-size logits at a time, for the loss and its gradient."""
+    """The operator by a function that returns the summed loss and its gradient."""
     total = _denominator(logits, target, weight, ignore_index, over_all_pixels)
     options = (weight, ignore_index, align_corners, label_smoothing)
     with without_autocast(logits):
-        return _CrossEntropy.apply(summed_in_strips, logits, target, *options) / total
+        return _CrossEntropy.apply(summed, logits, target, *options) / total
 
 
 class _CrossEntropy(torch.autograd.Function):
