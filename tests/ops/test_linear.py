@@ -1,4 +1,8 @@
+"""Linear layers over maps as 1×1 convolutions, beside PyTorch's linear layers."""
+
 from __future__ import annotations
+
+from importlib import import_module
 
 import pytest
 import torch
@@ -7,11 +11,13 @@ from torch import nn
 from segformer import SegFormer
 from segformer.ops.linear import convolution_is_faster, linear
 
+MODULES = [import_module(f"segformer.ops.{name}") for name in ("linear", "attention")]
+
 
 @pytest.fixture
 def by_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("linear", "attention"):
-        monkeypatch.setattr(f"segformer.{module}.by_convolution", lambda x: x.ndim == 4)
+    for module in MODULES:
+        monkeypatch.setattr(module, "products_by_convolution", lambda x: x.ndim == 4)
 
 
 @pytest.mark.usefixtures("by_convolution")
@@ -51,5 +57,5 @@ def test_the_rule(
     capability: str, vendor: str, faster: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
-    monkeypatch.setattr("segformer.ops.linear._processor", lambda: vendor)
+    monkeypatch.setattr(MODULES[0], "_processor", lambda: vendor)
     assert convolution_is_faster.__wrapped__() == faster
