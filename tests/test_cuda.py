@@ -44,9 +44,7 @@ def test_logits_and_gradients_are_the_cpus(model: SegFormer) -> None:
     target = torch.randint(0, CLASSES, (2, 96, 128), device="cuda")
     losses = []
     for network, inputs, labels in ((model, x, target), (twin, x.cpu(), target.cpu())):
-        loss = upsample_cross_entropy(
-            network.decode_head(network.backbone(inputs)), labels
-        )
+        loss = upsample_cross_entropy(network.decode_head(network.backbone(inputs)), labels)
         loss.backward()
         losses.append(loss.cpu())
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-10, atol=1e-10)

@@ -115,7 +115,8 @@ def test_importing_the_library_brings_nothing_heavy() -> None:
     modules = [
         re.sub(r"\.__init__$", "", f"segformer.{name.removesuffix('.py').replace('/', '.')}")
         for name, module in zip(NAMES, MODULES, strict=True)
-        if FLOOR[room_of(module)] > FLOOR["train"] and module.stem != "__main__"
+        if FLOOR[room_of(module)] > FLOOR["train"]
+        and module.stem != "__main__"
         # Triton's kernels are imported where they run.
         and module.stem != "triton_kernels"
     ]

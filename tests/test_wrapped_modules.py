@@ -191,6 +191,7 @@ REPLACED: dict[str, Callable[[nn.Module], nn.Module]] = {
     "backbone.stages.2.blocks.0.ffn.dwconv": lambda old: nn.Conv2d(
         96, 96, 3, padding=1, groups=96, padding_mode="reflect"
     ),
+    "backbone.stages.3.blocks.0.ffn.dwconv": lambda old: nn.Sequential(old, nn.Tanh()),
     "backbone.stages.0.blocks.0.ffn.act": lambda old: nn.PReLU(),
     "backbone.stages.0.blocks.0.ffn.fc1": lambda old: nn.Sequential(old, nn.LayerNorm(32)),
     "decode_head.projections.1": lambda old: nn.Linear(16, 16, bias=False),

@@ -42,8 +42,10 @@ def upsample_argmax(logits: Tensor, size: Sequence[int], align_corners: bool = F
 
 def interpolates(logits: Tensor, size: Sequence[int], align_corners: bool = False) -> bool:
     """on CPUs"""
-    is_needed = logits.shape[2:] != tuple(size) and logits.numel() > 0
-    return is_needed and not is_recorded(logits)
+    # First, since a graph that is recorded does not depend on sizes.
+    if is_recorded(logits):
+        return False
+    return logits.shape[2:] != tuple(size) and logits.numel() > 0
 
 
 def labels_by_triton(logits: Tensor, size: Sequence[int], align_corners: bool = False) -> bool:
