@@ -217,7 +217,8 @@ def test_scripting_is_refused_with_the_cure_and_tracing_works(tiny: SegFormer) -
     for module in (tiny, tiny.backbone, nn.Sequential(tiny)):
         with pytest.raises(
             NotImplementedError,
-            match=r"cannot compile (SegFormer|MiT); .* use torch\.export\.export, or torch\.jit\.trace",
+            match=r"cannot compile (SegFormer|MiT); .* use torch\.export\.export, or "
+            r"torch\.jit\.trace",
         ):
             torch.jit.script(module)
     images = torch.randn(1, 3, 64, 96)

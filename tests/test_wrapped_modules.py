@@ -1,4 +1,5 @@
-"""Whoever hooks, wraps, replaces, prunes, parametrises, quantises, shards, offloads or adapts a module.
+"""Modules that are hooked, wrapped, replaced, pruned, parametrised, quantised, sharded, offloaded
+or adapted.
 
 The judge is the paper's computation, written here with each module called once and nothing else.
 """
@@ -78,7 +79,7 @@ def stride_4(model: Any, images: Tensor) -> Tensor:
 
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> SegFormer:
-    """A network whose maps are worked in several strips and groups of channels where no gradient is recorded."""
+    """A network that works in several strips and groups of channels without gradients."""
     monkeypatch.setattr("segformer.ops.memory.PIECE", 4096)
     return randomized(SegFormer(TINY, num_classes=5)).double()
 
@@ -141,9 +142,7 @@ def weight_norm(module: nn.Module) -> None:
 
 
 class Subclass(Tensor):
-    """A tensor that counts what is called with it, as DTensor and quantised tensors intercept it."""
-
-    calls: list[str]
+    """A tensor that intercepts operations, as DTensor and quantised tensors do."""
 
     @classmethod
     def __torch_function__(

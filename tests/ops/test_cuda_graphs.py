@@ -17,7 +17,10 @@ from segformer.ops.cuda_graphs import Function, Graphs
 
 
 class Records:
-    """Counts what is recorded, and computes like a graph: from the weights' memory at the time of the recording."""
+    """Counts what is recorded, and computes like a graph.
+
+    It reads the weights' memory of the time of the recording.
+    """
 
     def __init__(self) -> None:
         self.shapes: list[tuple[int, ...]] = []

@@ -18,9 +18,6 @@ from segformer.ops import OPERATORS, memory
 from segformer.ops.registry import Implementation, Operator
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-ON_A_GPU = pytest.mark.filterwarnings(
-    "ignore:(invalid value|divide by zero):RuntimeWarning"  # NumPy's, in Triton's interpreter
-)
 
 
 def maps(*shapes: tuple[int, ...]) -> list[Tensor]:
@@ -88,10 +85,10 @@ def of_upsample_cross_entropy() -> Iterator[Arguments]:
         (40, True, True, {"label_smoothing": 0.1}),
         (5, True, False, {"over_all_pixels": True}),
     ):
-        target = torch.randint(classes, (2, 19, 13))
-        target[:, :4] = 255
+        target = torch.randint(classes, (2, 11, 7))
+        target[:, :3] = 255
         weight = 0.5 + torch.rand(classes, dtype=torch.double) if weighted else None
-        yield (*maps((2, classes, 5, 4)), target, weight, 255, align_corners), options
+        yield (*maps((2, classes, 4, 3)), target, weight, 255, align_corners), options
 
 
 EXAMPLES: dict[str, Callable[[], Iterator[Arguments]]] = {
@@ -126,7 +123,9 @@ def test_every_operator_has_examples() -> None:
     assert EXAMPLES.keys() == OPERATORS.keys()
 
 
-@ON_A_GPU
+@pytest.mark.filterwarnings(
+    "ignore:(invalid value|divide by zero):RuntimeWarning"  # NumPy's, in Triton's interpreter
+)
 @pytest.mark.parametrize(("made", "implementation"), IMPLEMENTATIONS)
 def test_an_implementation_is_its_plain_definition(
     made: Operator[..., Tensor],

@@ -1,4 +1,7 @@
-"""The exact operators beside the plain ways, in float64, over sizes, ratios and values that hypothesis chooses."""
+"""The operators from cells to pixels beside PyTorch's, in float64.
+
+Hypothesis chooses sizes, ratios and values.
+"""
 
 from __future__ import annotations
 
@@ -99,7 +102,8 @@ def test_argmax_of_logits_that_are_not_finite_is_the_plain_one(
     # Half way between two cells of 1e308 in two classes these tie, and the last bit decides.
     greatest, chosen = plain.amax(1), plain.gather(1, labels[:, None])[:, 0]
     same = (labels == plain.argmax(1)) | (greatest - chosen <= 1e-12 * greatest.abs())
-    # Where a pixel lies on a cell to the last bit, rounding decides whether 0 · ∞ or ε · ∞ is added of its neighbour.
+    # Where a pixel lies on a cell to the last bit, rounding decides whether 0 · ∞ or ε · ∞ of its
+    # neighbour is added.
     assert (
         same
         | lies_on_a_cell(logits.shape[2], height)[:, None]
@@ -115,7 +119,7 @@ def lies_on_a_cell(cells: int, pixels: int) -> Tensor:
 @pytest.mark.parametrize("classes", [1, 2, 1000])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 def test_argmax_in_any_precision_is_a_greatest_class(classes: int, dtype: torch.dtype) -> None:
-    """In low precision many classes tie once rounded: the label's value is the greatest all the same."""
+    """In low precision many classes tie once rounded; the label's value is still the greatest."""
     logits = torch.randn(2, classes, 8, 12).to(dtype)
     labels = upsample_argmax(logits, (30, 50))
     full = interpolate(logits.float(), (30, 50))
@@ -228,7 +232,10 @@ def test_a_batch_without_labels_costs_nothing(batch: int) -> None:
 @pytest.mark.parametrize("ignored", [16, 12, 4], ids="rows {} to 16 ignored".format)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_logits_that_are_not_finite_count_as_in_the_plain_way(value: float, ignored: int) -> None:
-    """The loss is not finite where such a value reaches a pixel that counts, and finite where it reaches ignored pixels alone."""
+    """The loss is not finite where such a value reaches a pixel that counts.
+
+    It is finite where it reaches ignored pixels alone.
+    """
     logits = torch.randn(1, 3, 4, 4)
     logits[0, 0, 2, 2] = value
     logits.requires_grad_()
@@ -311,7 +318,7 @@ def test_the_loss_has_second_derivatives(weighted: bool, over_all_pixels: bool) 
 
 
 def test_a_gradient_penalty_is_the_plain_losss() -> None:
-    """The gradient's own gradient with respect to what is behind the logits; the loss's incoming gradient needs none."""
+    """The gradient's own gradient, with respect to the layer that made the logits."""
     layer, x = (
         torch.nn.Conv2d(4, 3, 1).double(),
         torch.randn(1, 4, 5, 6, dtype=torch.double, requires_grad=True),
