@@ -559,6 +559,7 @@ CONVOLUTION: dict[str, Any] = {"kernel_size": 3, "padding": 1, "groups": 2}
     "change",
     [
         {"kernel_size": 1, "padding": 0},
+        {"kernel_size": 2},
         {"kernel_size": (3, 1), "padding": (1, 0)},
         {"padding": 0},
         {"padding": "same"},

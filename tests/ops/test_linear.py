@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from segformer import SegFormer
 from segformer.ops.linear import convolution_is_faster, linear
@@ -43,6 +46,27 @@ def test_a_model_is_the_same_either_way(
     request.getfixturevalue("by_convolution")
     with torch.set_grad_enabled(recorded):
         torch.testing.assert_close(model(images), expected, rtol=0, atol=1e-12)
+
+
+class Functions(TorchFunctionMode):
+    """Notes which functions of PyTorch are called."""
+
+    def __init__(self) -> None:
+        self.called: set[Any] = set()
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.called.add(function)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.usefixtures("by_convolution")
+def test_every_product_over_a_map_is_a_convolution(tiny: SegFormer) -> None:
+    with torch.no_grad(), Functions() as functions:
+        tiny(torch.randn(1, 3, 64, 96))
+    assert F.conv2d in functions.called
+    assert F.linear not in functions.called
 
 
 @pytest.mark.parametrize(
