@@ -291,6 +291,8 @@ def test_only_a_plain_fusion_is_split_into_levels(
     fuse: nn.Module, is_split: bool, recorded: bool, runs: Callable[..., str]
 ) -> None:
     layers = all_mlp(fuse=fuse)
+    ran = runs("all_mlp", FEATURES, *layers, recorded=recorded)
+    assert (ran != "plain") == is_split
     layers[2].train()
     ran = runs("all_mlp", FEATURES, *layers, recorded=recorded)
     assert ran == ("fused_at_each_level" if is_split else "plain")

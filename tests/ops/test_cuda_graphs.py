@@ -54,6 +54,23 @@ def test_what_else_differs_is_recorded_apart(records: Records) -> None:
     assert len(records.shapes) == 4
 
 
+def test_a_type_of_images_is_recorded_apart(records: Records) -> None:
+    module = nn.Identity()
+    graphs, x = Graphs(records), torch.randn(3, 3)
+    for images in (x, x.bfloat16(), x):
+        assert graphs(module, module, images).dtype == images.dtype
+    assert len(records.shapes) == 2
+
+
+def test_the_mode_between_calls_makes_no_record_void(records: Records) -> None:
+    """The function sets the mode that it computes in."""
+    module = nn.Linear(3, 3)
+    graphs, x = Graphs(records), torch.randn(3, 3)
+    for training in (True, False, True):
+        graphs(module.train(training), module, x)
+    assert len(records.shapes) == 1
+
+
 def test_changes_that_a_record_would_not_see_make_it_void(records: Records) -> None:
     module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).eval()
     graphs, x = Graphs(records), torch.randn(4, 3)

@@ -15,7 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from segformer.ops import upsample, upsample_argmax, upsample_cross_entropy, upsample_sum
+from segformer.ops import (
+    cross_entropy,
+    upsample,
+    upsample_argmax,
+    upsample_cross_entropy,
+    upsample_sum,
+)
 
 sides = st.integers(1, 9)
 targets = st.integers(1, 40)
@@ -109,6 +115,27 @@ def test_argmax_of_logits_that_are_not_finite_is_the_plain_one(
         | lies_on_a_cell(logits.shape[2], height)[:, None]
         | lies_on_a_cell(logits.shape[3], width)
     ).all()
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("size", [(12, 12), (3, 12), (5, 9)], ids=str)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_nothing_times_infinity_is_not_a_number_and_the_greatest(
+    value: float, size: tuple[int, int], align_corners: bool
+) -> None:
+    """Pixels at the border of the map take nothing of the second cell, which may be infinite."""
+    for cell in ((0, 0), (1, 1), (0, 1)):
+        logits = torch.zeros(1, 3, 3, 3, dtype=torch.double)
+        logits[:, 2] = 1
+        logits[0, 1][cell] = value
+        plain = interpolate(logits, size, align_corners).argmax(1)
+        assert torch.equal(upsample_argmax(logits, size, align_corners), plain)
+
+
+def test_of_equal_classes_the_first_counts() -> None:
+    logits = torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.double).view(1, 2, 1, 2)
+    for x in (logits, logits.flip(1)):  # each class is first on the left once
+        assert upsample_argmax(x, (1, 3))[0, 0, 1] == 0
 
 
 def lies_on_a_cell(cells: int, pixels: int) -> Tensor:
@@ -220,10 +247,26 @@ def test_cross_entropy_of_half_precision_is_computed_in_float32(dtype: torch.dty
     torch.testing.assert_close(gradient, wanted)
 
 
+@pytest.mark.parametrize("recorded", [True, False], ids=["with gradients", "without"])
+def test_a_gradient_is_computed_only_where_it_is_recorded(
+    recorded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = []
+    summed = cross_entropy.summed_in_strips
+    monkeypatch.setattr(
+        cross_entropy, "summed_in_strips", lambda *args: results.append(summed(*args)) or results[0]
+    )
+    logits = torch.randn(1, 3, 4, 4, requires_grad=True)
+    with torch.set_grad_enabled(recorded):
+        upsample_cross_entropy(logits, torch.zeros(1, 8, 8, dtype=torch.int64))
+    assert (results[0][1] is not None) == recorded
+
+
 @pytest.mark.parametrize("batch", [0, 1])
-def test_a_batch_without_labels_costs_nothing(batch: int) -> None:
+@pytest.mark.parametrize("weight", [None, torch.ones(3)], ids=["", "weighted"])
+def test_a_batch_without_labels_costs_nothing(weight: Tensor | None, batch: int) -> None:
     logits = torch.randn(batch, 3, 4, 4, requires_grad=True)
-    loss = upsample_cross_entropy(logits, torch.full((batch, 16, 16), 255))
+    loss = upsample_cross_entropy(logits, torch.full((batch, 16, 16), 255), weight)
     loss.backward()
     assert loss == 0
     assert not logits.grad.any()

@@ -165,13 +165,13 @@ def _argmax_between_cells(logits: Tensor, size: tuple[int, int], align_corners: 
             .where((y >= 0) & (x >= 0), -1)
             .flatten(1)
         )
-        best = _best_class(shares, values, flat_cells[corners])
+        best = _best_class(shares, values, flat_cells[corners], finite.view(-1)[corners].all(1))
         exist = places >= 0
         labels.view(-1)[places[exist]] = best[exist]
     return labels
 
 
-def _best_class(shares: Tensor, values: Tensor, candidates: Tensor) -> Tensor:
+def _best_class(shares: Tensor, values: Tensor, candidates: Tensor, finite: Tensor) -> Tensor:
     """``(shares @ values).argmax(2)``:
 
     the greatest class (n, P) of pixels that mix four corners' values (n, 4, K) with shares (n, P,
@@ -179,14 +179,14 @@ def _best_class(shares: Tensor, values: Tensor, candidates: Tensor) -> Tensor:
 
     The candidates (n, 4) are the corners' own greatest classes. In every pixel one of them is at
     least their mean, which is at least the mean at the corner where it is least: a class that is
-    below that bound at all corners wins nowhere.
+    below that bound at all corners wins nowhere, if the corners are finite (n,).
     """
     candidates = candidates.sort(1).values  # of equal classes the first counts
     chosen = values.gather(2, candidates[:, None].expand(-1, 4, -1))  # (n, 4 corners, 4 candidates)
     bound = chosen.mean(2).amin(1)
     others = values.amax(1).scatter_(1, candidates, -torch.inf).amax(1)
     best = candidates.gather(1, torch.bmm(shares, chosen).argmax(2))
-    contested = ~(others < bound)  # also where anything is not a number
+    contested = ~(finite & (others < bound))
     if contested.any():
         step = max(1, memory.PIECE // (shares.shape[1] * values.shape[2] * values.element_size()))
         for quads in contested.nonzero()[:, 0].split(step):
