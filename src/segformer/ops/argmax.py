@@ -124,7 +124,7 @@ class _Gaps:
 
 
 def _argmax_between_cells(logits: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
-    """Only between cells that disagree are classes interpolated. Logits (B, h, w, K), contiguous."""
+    """Interpolates classes only between cells that disagree. Logits (B, h, w, K), contiguous."""
     _, h, w, classes = logits.shape
     rows, columns = (
         _Gaps(source, target, align_corners, logits)
