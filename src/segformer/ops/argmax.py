@@ -42,8 +42,10 @@ def upsample_argmax(logits: Tensor, size: Sequence[int], align_corners: bool = F
 
 def interpolates(logits: Tensor, size: Sequence[int], align_corners: bool = False) -> bool:
     """on CPUs"""
-    is_needed = logits.shape[2:] != tuple(size) and logits.numel() > 0
-    return is_needed and not is_recorded(logits)
+    # First, since a graph that is recorded does not depend on sizes.
+    if is_recorded(logits):
+        return False
+    return logits.shape[2:] != tuple(size) and logits.numel() > 0
 
 
 def labels_by_triton(logits: Tensor, size: Sequence[int], align_corners: bool = False) -> bool:
@@ -159,30 +161,31 @@ def _argmax_between_cells(logits: Tensor, size: tuple[int, int], align_corners: 
         y, x = rows.pixels[i][:, :, None], columns.pixels[j][:, None, :]
         places = (b[:, None, None] * size[0] + y) * size[1] + x
         places = places.where((y >= 0) & (x >= 0), -1).flatten(1)
-        best = _best_class(shares, values, flat_cells[corners])
+        best = _best_class(shares, values, flat_cells[corners], finite.view(-1)[corners].all(1))
         exist = places >= 0
         labels.view(-1)[places[exist]] = best[exist]
     return labels
 
 
-def _best_class(shares: Tensor, values: Tensor, candidates: Tensor) -> Tensor:
+def _best_class(shares: Tensor, values: Tensor, candidates: Tensor, finite: Tensor) -> Tensor:
     """``(shares @ values).argmax(2)``: the greatest class of each pixel (n, P).
 
-    A class that is smaller at all corners than the bound below wins in no pixel. The bound is the
-    smallest, over the corners, of the candidates' mean value: in each pixel some candidate reaches
-    it.
+    Between finite corners, a class that is smaller at all corners than the bound below wins in no
+    pixel. The bound is the smallest, over the corners, of the candidates' mean value: in each pixel
+    some candidate reaches it.
 
     Args:
         shares: of the four corners in each pixel (n, P, 4).
         values: of all classes at the corners (n, 4, K).
         candidates: the greatest class of each corner (n, 4).
+        finite: whether the values at all corners are finite (n,).
     """
     candidates = candidates.sort(1).values  # argmax returns the first of equal classes
     chosen = values.gather(2, candidates[:, None].expand(-1, 4, -1))  # (n, 4 corners, 4 candidates)
     bound = chosen.mean(2).amin(1)
     others = values.amax(1).scatter_(1, candidates, -torch.inf).amax(1)
     best = candidates.gather(1, torch.bmm(shares, chosen).argmax(2))
-    contested = ~(others < bound)  # true for NaN, too
+    contested = ~(finite & (others < bound))
     if contested.any():
         step = max(1, memory.PIECE // (shares.shape[1] * values.shape[2] * values.element_size()))
         for quads in contested.nonzero()[:, 0].split(step):
