@@ -115,4 +115,5 @@ class MMSegHead(AllMLPHead):
         """Maps (B, C_i, H_i, W_i), finest first, to logits (B, num_classes, H_0, W_0)."""
         levels = [project(x) for x, project in zip(features, self.projections, strict=True)]
         x = self.norm(upsample_and_fuse(levels, self.fuse))
-        return self.classifier(self.dropout(F.relu(x)))
+        logits: Tensor = self.classifier(self.dropout(F.relu(x)))
+        return logits

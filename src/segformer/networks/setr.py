@@ -100,7 +100,8 @@ class UpsamplingHead(nn.Module):
             x = layer(x)
             if scale > 1:
                 x = upsample(x, [scale * side for side in x.shape[-2:]])
-        return self.classifier(x)
+        logits: Tensor = self.classifier(x)
+        return logits
 
 
 class NaiveHead(UpsamplingHead):
@@ -194,7 +195,8 @@ class MLAHead(nn.Module):
             upsample(level(x), size, self.align_corners)
             for level, x in zip(self.levels, self.aggregation(features), strict=True)
         ]
-        return self.classifier(torch.cat(maps[::-1], 1))
+        logits: Tensor = self.classifier(torch.cat(maps[::-1], 1))
+        return logits
 
 
 class Aggregation(nn.Module):
@@ -228,4 +230,5 @@ class FCNHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Feature maps (B, C_i, h_i, w_i) to logits of the chosen one's size."""
-        return self.classifier(features[-1])
+        logits: Tensor = self.classifier(features[-1])
+        return logits
