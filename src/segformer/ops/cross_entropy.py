@@ -126,7 +126,8 @@ def cross_entropy_by_triton(
     total = _denominator(logits, target, weight, ignore_index, over_all_pixels)
     options = (weight, ignore_index, align_corners, label_smoothing)
     with without_autocast(logits):
-        return _CrossEntropy.apply(summed_by_triton, logits, target, *options) / total
+        loss: Tensor = _CrossEntropy.apply(summed_by_triton, logits, target, *options)
+        return loss / total
 
 
 @upsample_cross_entropy.implementation(when=loss_in_strips)
@@ -144,7 +145,8 @@ def cross_entropy_in_strips(
     total = _denominator(logits, target, weight, ignore_index, over_all_pixels)
     options = (weight, ignore_index, align_corners, label_smoothing)
     with without_autocast(logits):
-        return _CrossEntropy.apply(summed_in_strips, logits, target, *options) / total
+        loss: Tensor = _CrossEntropy.apply(summed_in_strips, logits, target, *options)
+        return loss / total
 
 
 class _CrossEntropy(torch.autograd.Function):
