@@ -11,6 +11,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
+
+import segformer
 
 ROOT = Path(__file__).parents[1]
 PROJECT = ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "src", "tests")
@@ -96,3 +99,10 @@ def test_the_wheel_works_where_it_is_installed(archives: tuple[Path, Path], tmp_
     file, usage = printed.split("\n", 1)
     assert Path(file).is_relative_to(target)
     assert "predict" in usage
+
+
+def test_the_citation_names_the_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == segformer.__version__
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"\n## {segformer.__version__} - {citation['date-released']}\n" in changelog
