@@ -70,7 +70,7 @@ class SegmentationModel(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        return self.decode_head.num_classes
+        return int(self.decode_head.num_classes)
 
     @property
     def classes(self) -> Classes:

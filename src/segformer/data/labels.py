@@ -149,7 +149,7 @@ def _of_channels(
     values = pixels[..., 0].copy()
     found = set(np.unique(values).tolist())
     index_of = _index_of_color(classes)
-    by_color = {value: index_of.get((value,) * 3) for value in found}  # type: ignore[call-overload]
+    by_color = {value: index_of.get((value,) * 3) for value in found}
     if None in by_color.values():
         return values
     if all(value == k for value, k in by_color.items()):

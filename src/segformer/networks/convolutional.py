@@ -58,7 +58,8 @@ class KeysAndValues(nn.Module):
         self.conv = nn.Conv2d(dim, 2 * dim, ratio, ratio, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        x = self.conv(x.permute(0, 3, 1, 2))
+        return x.permute(0, 2, 3, 1)
 
 
 class ConvolutionalAttention(EfficientSelfAttention):

@@ -16,7 +16,7 @@ def smallest_side(sr_ratios: Sequence[int]) -> int:
     In a smaller one, the map of some stage would be smaller than one cell of its sequence
     reduction.
     """
-    return max(32, *(4 * 2**s * ratio for s, ratio in enumerate(sr_ratios)))
+    return max(32, *((4 << s) * ratio for s, ratio in enumerate(sr_ratios)))
 
 
 def check_images(images: Tensor, in_channels: int, min_size: int) -> None:

@@ -124,7 +124,8 @@ class OverlapPatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.proj(x)  # (B, C_out, ⌈H/stride⌉, ⌈W/stride⌉)
-        return self.norm(x.permute(0, 2, 3, 1))
+        x = self.norm(x.permute(0, 2, 3, 1))
+        return x
 
 
 class SpatialReduction(nn.Module):
@@ -145,7 +146,8 @@ class SpatialReduction(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x.permute(0, 3, 1, 2))  # (B, C, ⌊H/R⌋, ⌊W/R⌋)
-        return self.norm(x.permute(0, 2, 3, 1))
+        x = self.norm(x.permute(0, 2, 3, 1))
+        return x
 
 
 class EfficientSelfAttention(nn.Module):
@@ -214,7 +216,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.ffn(self.norm2(x)))
+        x = x + self.drop_path(self.ffn(self.norm2(x)))
+        return x
 
 
 class Stage(nn.Module):
@@ -234,7 +237,8 @@ class Stage(nn.Module):
         x = self.embed(x)  # (B, ⌈H/stride⌉, ⌈W/stride⌉, C_out)
         for block in self.blocks:
             x = checkpoint(block, x, use_reentrant=False) if self.grad_checkpointing else block(x)
-        return self.norm(x).permute(0, 3, 1, 2)
+        x = self.norm(x)
+        return x.permute(0, 3, 1, 2)
 
 
 class Pyramid(nn.Module):

@@ -113,7 +113,8 @@ class UpsamplingHead(nn.Module):
         x = self.norm(features[-1])
         for layer, scale in zip(self.layers, self.scales, strict=True):
             x = enlarge(layer(x), scale)
-        return self.classifier(x)
+        x = self.classifier(x)
+        return x
 
 
 def enlarge(x: Tensor, scale: int, align_corners: bool = False) -> Tensor:
@@ -222,7 +223,8 @@ class MLAHead(nn.Module):
         maps = self.aggregation(features)
         maps = [level(x) for level, x in zip(self.levels, maps, strict=True)]
         maps = [enlarge(x, 4, self.align_corners) for x in maps]
-        return self.classifier(torch.cat(maps[::-1], 1))
+        x: Tensor = self.classifier(torch.cat(maps[::-1], 1))
+        return x
 
 
 class Aggregation(nn.Module):
@@ -256,4 +258,5 @@ class FCNHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Maps (B, C_i, h_i, w_i) to logits (B, num_classes, h, w) of the last one's size."""
-        return self.classifier(features[-1])
+        x: Tensor = self.classifier(features[-1])
+        return x

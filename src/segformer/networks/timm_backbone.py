@@ -358,10 +358,11 @@ class BilinearVisionTransformer(VisionTransformer):
             interpolation="bilinear",
             antialias=False,
         )
-        tokens = x.flatten(1, 2)
+        tokens: Tensor = x.flatten(1, 2)
         if self.cls_token is not None:
             tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), tokens], dim=1)
-        return self.pos_drop(tokens + positions)
+        tokens = self.pos_drop(tokens + positions)
+        return tokens
 
 
 def _resample_bilinear(vit: Any, name: str) -> None:

@@ -28,7 +28,7 @@ from segformer.ops.conditions import (
     is_traced,
     without_autocast,
 )
-from segformer.ops.linear import affine, linear
+from segformer.ops.linear import Layer, affine, linear
 from segformer.ops.registry import operator
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -38,11 +38,11 @@ DROPOUTS = (nn.Dropout2d, nn.Dropout, nn.Identity)
 @operator
 def all_mlp(
     features: Sequence[Tensor],
-    projections: Iterable[Any],
-    fuse: Any,
-    norm: Any,
-    dropout: Any,
-    classifier: Any,
+    projections: Iterable[Layer],
+    fuse: Layer,
+    norm: Layer,
+    dropout: Layer,
+    classifier: Layer,
 ) -> Tensor:
     """The all-MLP decoder (arXiv 2105.15203, section 3.2, equation 4).
 
@@ -105,7 +105,7 @@ def in_groups_of_channels(
     size = 2 * memory.PIECE // (pixels * bias.element_size()) // 32 * 32
     size = max(32, min(128, size))
     fine = bias.new_empty(pixels * size)
-    logits = classifier.bias.expand(batch, height, width, -1).contiguous()
+    logits: Tensor = classifier.bias.expand(batch, height, width, -1).contiguous()
     for start in range(0, len(bias), size):
         group = slice(start, start + size)
         x = affine(finest, weights[0][group], bias[group])
@@ -124,7 +124,7 @@ def composed(
     fuse: Any,
     norm: Any,
     dropout: Any,
-    classifier: Any,
+    classifier: Layer,
 ) -> Tensor:
     """Composed with BatchNorm: one product a level."""
     maps, weights, bias = _composed(features, projections, fuse, norm)
@@ -145,9 +145,9 @@ def fused_at_each_level(
     features: Sequence[Tensor],
     projections: Iterable[Any],
     fuse: Any,
-    norm: Any,
-    dropout: Any,
-    classifier: Any,
+    norm: Layer,
+    dropout: Layer,
+    classifier: Layer,
 ) -> Tensor:
     """Σ up(F_i (W_i x_i + b_i)); F_i W_i is composed where W_i is plain and that costs less."""
     fused = []
@@ -212,7 +212,7 @@ def _projected(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 @operator
-def upsample_and_fuse(levels: Sequence[Tensor], fuse: Any) -> Tensor:
+def upsample_and_fuse(levels: Sequence[Tensor], fuse: Layer) -> Tensor:
     """F · concat(up(x_i)): levels (B, D_i, H_i, W_i), finest first, to (B, D, H_0, W_0).
 
     Args:
@@ -237,7 +237,7 @@ def fused_before_upsampling(levels: Sequence[Tensor], fuse: Any) -> Tensor:
 
 @operator
 def linear_head(
-    features: Sequence[Tensor], projections: Iterable[Any], fuse: Any, classifier: Any
+    features: Sequence[Tensor], projections: Iterable[Layer], fuse: Layer, classifier: Layer
 ) -> Tensor:
     """C · F · concat(up(W_i x_i)), where up copies the nearest cell; logits (B, K, H_0, W_0).
 
@@ -271,7 +271,7 @@ def classified_before_upsampling(
     classify, size = classifier.weight.flatten(1), features[0].shape[-2:]
     widths = [project.out_channels for project in projections]
     blocks = (classify @ fuse.weight.flatten(1)).split(widths, dim=1)  # C F_i: (K, D)
-    total: Any = (classify @ fuse.bias + classifier.bias)[:, None, None]
+    total: Tensor = (classify @ fuse.bias + classifier.bias)[:, None, None]
     for x, block, project in zip(features, blocks, projections, strict=True):
         weight = block @ project.weight.flatten(1)
         x = F.conv2d(x, weight[:, :, None, None], block @ project.bias)

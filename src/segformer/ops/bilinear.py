@@ -131,7 +131,7 @@ def narrowed(wide: Tensor, w: int, align_corners: bool) -> Tensor:
     """The transpose of interpolation along the width: (B, cells, W, K) to (B, cells, w, K)."""
     batch, cells, width, classes = wide.shape
     x = wide.permute(0, 3, 1, 2)
-    narrow = torch.ops.aten.upsample_bilinear2d_backward(
+    narrow: Tensor = torch.ops.aten.upsample_bilinear2d_backward(
         x, [cells, width], [batch, classes, cells, w], align_corners
     )
     return narrow.permute(0, 2, 3, 1)

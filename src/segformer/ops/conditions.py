@@ -97,7 +97,7 @@ def _is_plain_tensor(x: Tensor | None) -> bool:
 
 def has_global_hooks() -> bool:
     """Whether hooks are registered for all modules (torch.nn.modules.module.register_module_…)."""
-    return bool(torch.nn.modules.module._has_any_global_hook())
+    return any(getattr(torch.nn.modules.module, f"_global{hooks}") for hooks in HOOKS)
 
 
 def hooked_module(model: nn.Module) -> str | None:

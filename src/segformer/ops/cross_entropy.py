@@ -137,7 +137,8 @@ def _with_gradient(
     total = _denominator(logits, target, weight, ignore_index, over_all_pixels)
     options = (weight, ignore_index, align_corners, label_smoothing)
     with without_autocast(logits):
-        return _CrossEntropy.apply(summed, logits, target, *options) / total
+        loss: Tensor = _CrossEntropy.apply(summed, logits, target, *options)
+    return loss / total
 
 
 class _CrossEntropy(torch.autograd.Function):

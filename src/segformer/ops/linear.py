@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from segformer.ops.conditions import is_plain, is_traced
 from segformer.ops.registry import operator
 
 
+Layer = Callable[[Tensor], Tensor]
+
+
 @operator
-def linear(x: Tensor, layer: Any) -> Tensor:
+def linear(x: Tensor, layer: Layer) -> Tensor:
     """A linear layer over a map: (B, H, W, C) → (B, H, W, D).
 
     Args:

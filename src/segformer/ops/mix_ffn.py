@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from segformer.ops import memory
 from segformer.ops.conditions import in_pieces, is_plain, is_plain_convolution
-from segformer.ops.linear import linear
+from segformer.ops.linear import Layer, linear
 from segformer.ops.registry import operator
 
 
 @operator
-def mix_ffn(x: Tensor, fc1: Any, dwconv: Any, act: Any, fc2: Any) -> Tensor:
+def mix_ffn(x: Tensor, fc1: Layer, dwconv: Layer, act: Layer, fc2: Layer) -> Tensor:
     """MLP(GELU(Conv3×3(MLP(x)))) (arXiv 2105.15203, section 3.1, equation 3).
 
     Args:

@@ -165,18 +165,18 @@ def _sizes(cells: Tensor, pixels: Tensor) -> tuple[int, ...]:
 
 
 def _classes(logits: Tensor) -> int:
-    return min(CLASSES, triton.next_power_of_2(logits.shape[3]))
+    return min(CLASSES, int(triton.next_power_of_2(logits.shape[3])))
 
 
 @triton.jit
-def _place(low, shares, pixel, exists, cells):  # type: ignore[no-untyped-def]
+def _place(low, shares, pixel, exists, cells):
     """The cells before and after a pixel, and its share of the second."""
     before = tl.load(low + pixel, exists, 0).to(tl.int32)
     return before, tl.minimum(before + 1, cells - 1), tl.load(shares + pixel, exists, 0.0)
 
 
 @triton.jit
-def _own_pixels(low_y, shares_y, low_x, shares_x, h, w, height, width, pixels: tl.constexpr):  # type: ignore[no-untyped-def]
+def _own_pixels(low_y, shares_y, low_x, shares_x, h, w, height, width, pixels: tl.constexpr):
     """The program's part of a row of pixels, by its first two indices, and the cells around it."""
     row = tl.program_id(0).to(tl.int64)
     x = tl.program_id(1) * pixels + tl.arange(0, pixels)
@@ -187,7 +187,7 @@ def _own_pixels(low_y, shares_y, low_x, shares_x, h, w, height, width, pixels: t
 
 
 @triton.jit
-def _mix(maps, image, top, bottom, share_y, left, right, share_x, k, exist, w, classes):  # type: ignore[no-untyped-def]
+def _mix(maps, image, top, bottom, share_y, left, right, share_x, k, exist, w, classes):
     """The interpolated values (P, K) of a row's pixels (P,) and classes (K,).
 
     The order of operations is that of :func:`torch.nn.functional.interpolate`.
@@ -208,7 +208,7 @@ def _mix(maps, image, top, bottom, share_y, left, right, share_x, k, exist, w, c
 
 
 @triton.jit(do_not_specialize=SIZES)
-def _argmax(  # type: ignore[no-untyped-def]
+def _argmax(
     labels, logits, low_y, shares_y, low_x, shares_x, h, w, classes, height, width,
     pixels: tl.constexpr, at_once: tl.constexpr,
 ):  # fmt: skip
@@ -248,7 +248,7 @@ def _argmax(  # type: ignore[no-untyped-def]
 
 
 @triton.jit(do_not_specialize=SIZES)
-def _cross_entropy(  # type: ignore[no-untyped-def]
+def _cross_entropy(
     loss, log_sum, logits, low_y, shares_y, low_x, shares_x, target, share, spread, ignore_index,
     h, w, classes, height, width, smooth: tl.constexpr, pixels: tl.constexpr, at_once: tl.constexpr,
 ):  # fmt: skip
@@ -301,7 +301,7 @@ def _cross_entropy(  # type: ignore[no-untyped-def]
 
 
 @triton.jit(do_not_specialize=SIZES)
-def _gradient(  # type: ignore[no-untyped-def]
+def _gradient(
     gradient, logits, low_y, shares_y, low_x, shares_x, first_row, first_column,
     target, share, spread, spread_sum, log_sum, ignore_index,
     h, w, classes, height, width, pixels: tl.constexpr, at_once: tl.constexpr,
@@ -341,7 +341,7 @@ def _gradient(  # type: ignore[no-untyped-def]
 
 
 @triton.jit(do_not_specialize=SIZES)
-def _add_upsampled(  # type: ignore[no-untyped-def]
+def _add_upsampled(
     out, x, coarse, low_y, shares_y, low_x, shares_x, h, w, channels, height, width,
     pixels: tl.constexpr, at_once: tl.constexpr,
 ):  # fmt: skip
