@@ -110,7 +110,7 @@ class UpsamplingHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Maps (B, C_i, h, w) to logits (B, K, s·h, s·w); s is the product of the scales."""
-        x = self.norm(features[-1])
+        x: Tensor = self.norm(features[-1])
         for layer, scale in zip(self.layers, self.scales, strict=True):
             x = enlarge(layer(x), scale)
         x = self.classifier(x)
