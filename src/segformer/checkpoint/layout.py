@@ -137,8 +137,8 @@ class Layout:
             )
         if state[name].ndim != ndim:
             raise ValueError(
-                f"{str(file.path)!r}: {name} is {tuple(state[name].shape)}, where {ndim} dimensions "
-                "are expected"
+                f"{str(file.path)!r}: {name} is {tuple(state[name].shape)}, where {ndim} "
+                "dimensions are expected"
             )
         return tuple(state[name].shape)
 
