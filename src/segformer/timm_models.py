@@ -8,6 +8,7 @@ Hugging Face hub. ``pretrained_cfg_overlay={"file": …}`` reads a file in any l
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -169,7 +170,7 @@ def _set_numerics(model: Any, norm_eps: float, embed_norm_eps: float, act: str) 
             block.ffn.act = MiT.ACTIVATIONS[act]()
             if not isinstance(block.attn.reduce, nn.Identity):
                 block.attn.reduce.norm.eps = embed_norm_eps
-    model.config |= {"norm_eps": norm_eps, "embed_norm_eps": embed_norm_eps, "act": act}
+    model.config = replace(model.config, norm_eps=norm_eps, embed_norm_eps=embed_norm_eps, act=act)
 
 
 def _register(name: str) -> Callable[..., nn.Module]:

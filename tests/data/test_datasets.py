@@ -111,7 +111,7 @@ def test_two_images_of_the_same_name_are_refused(tmp_path: Path) -> None:
 
 def test_the_message_for_two_sizes_has_both(tmp_path: Path) -> None:
     pair(tmp_path, label=np.zeros((8, 6), np.uint8))
-    with pytest.raises(ValueError, match=r"1.jpg' is 6×8 but its label map .*1.png' 8×6"):
+    with pytest.raises(ValueError, match=r"1.jpg' is 6×8 but its label map .*1.png' is 8×6"):
         dataset(tmp_path)[0]
 
 

@@ -303,7 +303,7 @@ def test_a_label_map_of_the_turned_images_size_is_accepted(tag: int, tmp_path: P
     assert label[0, 0] == 1
     with pytest.raises(
         ValueError,
-        match=rf"orientation \({tag}\), and its label map .* fits only the image as it is stored",
+        match=rf"orientation \({tag}\), but its label map .* fits only the image as it is stored",
     ):
         pair(tmp_path, tag, None, (4, 6))[0]
 

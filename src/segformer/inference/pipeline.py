@@ -183,10 +183,8 @@ def main(args: list[str]) -> None:
 
 def _predict(options: argparse.Namespace) -> None:
     # torchrun's processes share the images.
-    rank, world_size = (
-        int(os.environ.get(name, n)) for name, n in (("RANK", 0), ("WORLD_SIZE", 1))
-    )
-    share = slice(rank, None, world_size)
+    rank, world_size = os.environ.get("RANK", 0), os.environ.get("WORLD_SIZE", 1)
+    share = slice(int(rank), None, int(world_size))
     targets_of = plan(options.images, options.out, options.overwrite, share)
     _check_writable(options.out)
     model = SegFormer.from_pretrained(options.weights).to(options.device)
