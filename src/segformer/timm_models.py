@@ -65,7 +65,7 @@ class MiTClassifier(MiT):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Returns the last feature map (B, C_4, ⌈H/32⌉, ⌈W/32⌉) of images (B, C, H, W)."""
-        return self.pyramid(images, len(self.stages))[-1]
+        return self.first_features(images, len(self.stages))[-1]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Returns the logits (B, ``num_classes``) of the last map, or the classifier's input."""
@@ -101,7 +101,7 @@ class MiTClassifier(MiT):
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt={output_fmt!r}; MiT's maps are NCHW: pass 'NCHW'")
         chosen, last = feature_take_indices(len(self.stages), indices)  # type: ignore[arg-type]
-        features = self.pyramid(images, last + 1 if stop_early else len(self.stages))
+        features = self.first_features(images, last + 1 if stop_early else len(self.stages))
         intermediates = [features[index] for index in chosen]
         return intermediates if intermediates_only else (features[-1], intermediates)
 
