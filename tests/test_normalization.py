@@ -201,7 +201,7 @@ def test_timms_pretrained_weights_have_timms_mean_and_std(tmp_path: Path) -> Non
     ("change", "message"),
     [
         ({"image_std": [0.0, 1, 1]}, "must be greater than 0"),
-        ({"image_mean": [0.5, 0.5]}, "must have one value a channel"),
+        ({"image_mean": [0.5, 0.5]}, "must have one value for each channel"),
         ({"image_mean": ["a", "b", "c"]}, "could not convert string to float"),
         ({"rescale_factor": float("nan")}, "must be finite"),
     ],

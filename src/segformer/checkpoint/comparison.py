@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from segformer.checkpoint.descriptions import normalization_of
@@ -42,9 +43,9 @@ def _config_differences(model: Any, description: dict[str, Any], file: WeightFil
         part = getattr(model, name)
         part = getattr(part, "_orig_mod", part)
         config = getattr(part, "config", None)
-        if type(part).__name__ != description[name]["class"] or not isinstance(config, dict):
+        if type(part).__name__ != description[name]["class"] or not isinstance(config, Mapping):
             continue
-        configs = (config, description[name]["config"])
+        configs = (dict(config), description[name]["config"])
         ours, theirs = (json.loads(json.dumps(_with_heads(values))) for values in configs)
         differences += [
             f"{key}={theirs[key]} (this model has {ours[key]})"
