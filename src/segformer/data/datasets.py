@@ -82,7 +82,7 @@ class FolderDataset(Dataset):
         labels: Folder of label maps, with class indices or with the classes' colours. It may be
             the folder of the images, if image_suffix and label_suffix differ, or a folder in it.
         classes: Names and colours of the classes; valid indices are 0 to ``len(classes) - 1``.
-        ignore_index: A value of the label maps that is ignored, too, beside 255 or 65535.
+        ignore_index: Another value of the label maps that is ignored, in addition to 255 (65535).
         label_map: Class of each value that a label map may hold, 255 (65535) for ignored values;
             by default the values are the classes. ``{0: 0, 255: 1}`` reads binary masks.
         image_suffix: Suffix of the images' names that is not part of the pair's name, such as

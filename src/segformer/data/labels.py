@@ -144,8 +144,8 @@ def _of_channels(
     if coding == "index":
         if not equal:
             raise ValueError(
-                f"{what} has mode RGB with different channels, but `palette: index` is set; class "
-                "indices need one channel: convert the colours to indices first"
+                f"{what} has mode RGB with different channels, but is read by index (palette or "
+                "label_map); class indices need one channel: convert the colours to indices first"
             )
         return pixels[..., 0].copy()
     assert classes is not None
