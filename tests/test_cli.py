@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
         (["fit", "--config=no_folder.yaml"], "fit: no folder 'gone/images/train'"),
         (
             ["fit", "--model.loss=segformer.losses.CrossEntropy", "--model.loss.weight=[1, 2, 3]"],
-            "weighs 3 classes, the network tells 2",
+            "weighs 3 classes, the network has 2",
         ),
         (
             ["fit", "--model.network=segformer.SegFormr"],

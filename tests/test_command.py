@@ -13,6 +13,7 @@ import os, sys
 import _segformer_command
 assert "torch" not in sys.modules
 import segformer.cli
+sys.argv = ["segformer", "inspect"]
 segformer.cli.main = lambda: print(os.environ.get("OMP_WAIT_POLICY"))
 _segformer_command.main()
 """

@@ -1,10 +1,8 @@
-"""From image files to label maps: ``segformer predict WEIGHTS IMAGE… --out DIR``."""
+"""From image files to label maps."""
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -126,79 +124,88 @@ def plan(
     return mine
 
 
-def main(args: list[str]) -> None:
-    """``segformer predict``: writes ``NAME.png`` and ``NAME_overlay.png`` for each image.
+def label_files(
+    weights: str,
+    sources: Iterable[str],
+    out: Path,
+    *,
+    windows: tuple[int, int] | None = None,
+    overwrite: bool = False,
+    device: str | None = None,
+) -> None:
+    """Write ``NAME.png`` and ``NAME_overlay.png`` for each image, and print each class's share.
 
-    They are class indices with their palette, and colours over the image with their legend.
+    ``NAME.png`` contains class indices, with the classes' colours as its palette. The overlay
+    shows the colours over the image, with a legend. Of several processes that ``torchrun`` starts,
+    each labels its share of the images.
+
+    Args:
+        weights: File, folder or Hugging Face id of the network.
+        sources: Image files, or folders of images.
+        out: Folder of the written files; created if missing.
+        windows: Size and stride of the square windows through which images are labelled; by
+            default images are labelled whole.
+        overwrite: Replace files of an earlier run.
+        device: Such as ``"cpu"``; by default the GPU, if there is one.
+
+    Raises:
+        OSError: If a file or folder is missing, exists already or cannot be written.
+        ValueError: If images cannot be read; all others are labelled before.
     """
-    parser = argparse.ArgumentParser(
-        "segformer predict", description="Label images with a trained network."
-    )
-    parser.add_argument(
-        "weights",
-        help="file, folder or Hugging Face id, in any layout that SegFormer.from_pretrained reads",
-    )
-    parser.add_argument(
-        "images",
-        nargs="+",
-        help="image files, or folders of them; NAME.npy, uint8 (H, W, 3), need not fit into memory",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        help="folder for the label maps and overlays; made where it is missing",
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace label maps and overlays of an earlier run"
-    )
-    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=device, help="such as cpu or cuda:0")
-    what = "label through square windows, such as 1024 768; in memory are the logits of a band, classes × CROP × the width × 4 bytes"
-    parser.add_argument("--slide", type=int, nargs=2, metavar=("CROP", "STRIDE"), help=what)
-    options = parser.parse_args(args)
-    try:
-        _predict(options)
-    except (OSError, ValueError) as error:
-        sys.exit(f"segformer predict: {error}")
-
-
-def _predict(options: argparse.Namespace) -> None:
-    share = slice(
-        int(os.environ.get("RANK", 0)), None, int(os.environ.get("WORLD_SIZE", 1))
-    )  # torchrun's
-    targets_of = plan(options.images, options.out, options.overwrite, share)
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=options.out).close()
-    except OSError as error:
-        raise OSError(
-            f"the folder {str(options.out)!r} cannot be written ({error.strerror}); choose another with --out"
-        ) from error
-    model = SegFormer.from_pretrained(options.weights).to(options.device)
-    slide = Slide((options.slide[0],) * 2, (options.slide[1],) * 2) if options.slide else None
-    counts = np.zeros(max(2, len(model.classes)), dtype=np.int64)  # one logit tells two apart
+    slide = Slide((windows[0],) * 2, (windows[1],) * 2) if windows else None
+    targets_of = plan(sources, out, overwrite, _share())
+    _create(out)
+    model = SegFormer.from_pretrained(weights).to(device or _default_device())
+    counts = np.zeros(max(2, len(model.classes)), dtype=np.int64)  # one logit means two classes
     refused = []
     for path, targets in tqdm(targets_of.items(), "predict", unit="image"):
         targets[0].parent.mkdir(parents=True, exist_ok=True)
         try:
-            if path.suffix == ARRAY:
-                labels = label_array(model, path, targets[0], slide or WINDOWS)
-            else:
-                image, labels = label_file(model, path, slide)
-                indexed(labels, model.classes).save(targets[0])
-                shown = overlay(image, labels, model.classes)
-                with_legend(shown, labels, model.classes).save(targets[1])
-        except ValueError as error:  # one broken image must not cost the others
+            labels = _label(model, path, targets, slide)
+        except ValueError as error:  # one broken image must not stop the others
             refused.append(str(error))
             continue
-        for row in labels:  # counted one by one: NumPy counts in a copy of eight times the size
+        for row in labels:  # NumPy's copy of a row has eight times its size
             counts += np.bincount(row, minlength=len(counts))
     if counts.any():
         print(_histogram(counts, model))
-    print(f"{len(targets_of) - len(refused)} images labelled in {options.out}")
+    print(f"{len(targets_of) - len(refused)} images labelled in {out}")
     if refused:
         raise ValueError("; ".join(refused))
+
+
+def _share() -> slice:
+    """This process's share of the images, as ``torchrun`` numbers its processes."""
+    return slice(int(os.environ.get("RANK", 0)), None, int(os.environ.get("WORLD_SIZE", 1)))
+
+
+def _default_device() -> str:
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+
+
+def _create(folder: Path) -> None:
+    """Create a folder, and see that files can be written into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise OSError(
+            f"the folder {str(folder)!r} cannot be written ({error.strerror}); "
+            "choose another with --out"
+        ) from error
+
+
+def _label(
+    model: SegmentationModel, path: Path, targets: tuple[Path, ...], slide: Slide | None
+) -> np.ndarray:
+    """Label one image, write its files and return its labels (H, W)."""
+    if path.suffix == ARRAY:
+        return label_array(model, path, targets[0], slide or WINDOWS)
+    image, labels = label_file(model, path, slide)
+    indexed(labels, model.classes).save(targets[0])
+    shown = overlay(image, labels, model.classes)
+    with_legend(shown, labels, model.classes).save(targets[1])
+    return labels
 
 
 def _histogram(counts: np.ndarray, model: SegmentationModel) -> str:

@@ -66,7 +66,8 @@ class SegmentationTask(LightningModule):
         ):
             if len(weight) != labels:
                 raise ValueError(
-                    f"the loss weighs {len(weight)} classes, the network tells {labels} apart; give one weight a class"
+                    f"the loss weighs {len(weight)} classes, the network has {labels}; "
+                    "give one weight for each class"
                 )
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
