@@ -11,7 +11,7 @@ import difflib
 import os
 import sys
 from collections.abc import Iterable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
 DEBUG = "SEGFORMER_DEBUG"  # environment variable: show the traceback of every error
@@ -104,9 +104,15 @@ def closest(word: str, words: Iterable[str], prefix: str = "") -> str:
     return f"; did you mean {prefix + matches[0]!r}?" if matches else ""
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        suggestion = closest(message.rpartition(" ")[2], self._option_string_actions)
+        refuse(f"segformer: {message}{suggestion or '; segformer --help lists all'}")
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the options before the verb; its help lists the verbs."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         "segformer",
         usage="segformer VERB [options]",
         description="SegFormer: semantic segmentation with Transformers.",
@@ -114,13 +120,20 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"segformer {version('segformer')}")
+    parser.add_argument("--version", action="version", version=f"segformer {_version()}")
     parser.add_argument(
         "--print-completion",
         choices=SHELLS,
         help="print the completion script of a shell; needs the extra [completion]",
     )
     return parser
+
+
+def _version() -> str:
+    try:
+        return version("segformer")
+    except PackageNotFoundError:
+        return "(not installed)"
 
 
 def _epilog() -> str:

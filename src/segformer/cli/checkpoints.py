@@ -14,7 +14,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--source-layout",
         choices=LAYOUTS,
-        help="layout of IN, where the names of its tensors fit several layouts",
+        metavar="LAYOUT",
+        help=f"layout of IN, if the names of its tensors fit several: {', '.join(LAYOUTS)}",
     )
     parser.add_argument(
         "--num-classes", type=int, metavar="N", help="number of classes of a new, random classifier"

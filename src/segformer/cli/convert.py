@@ -17,7 +17,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="a .safetensors file; for nvidia and smp also a .pth file; for huggingface a folder",
     )
     parser.add_argument(
-        "--layout", choices=WRITABLE, default="native", help="layout of OUT; native by default"
+        "--layout", choices=WRITABLE, default="native", help="layout of OUT, by default native"
     )
 
 

@@ -18,7 +18,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         ("--ckpt_path FILE", "checkpoint to measure; best or last: that of the newest run"),
         ("--protocol NAME", "measure as a paper does: ade20k, cityscapes, …"),
         ("--tta", "average over several sizes and mirrored images, as --protocol defines"),
-        ("--trainer.limit_val_batches N", "measure the first N batches only"),
+        ("--trainer.accelerator NAME", "cpu, cuda or mps; the fastest there is by default"),
         training.DEVICES,
         training.PRECISION,
     )

@@ -19,8 +19,8 @@ PRECISION = ("--trainer.precision P", "32, bf16-mixed or 16-mixed; 32 by default
 MORE = """\
 Each setting of the YAML is an option: a key below another one follows it after a dot.
   --help-all            list all options
-  --data.help CLASS     list the options of a class, here for data
-  --print_config        print the whole config, with all defaults, and exit"""
+  --data.help CLASS     list the options of a class of data; likewise --model.network.help
+  --print_config        print the whole config, with all defaults"""
 
 
 def add_options(parser: ArgumentParser, *options: tuple[str, str]) -> None:
@@ -31,6 +31,7 @@ def add_options(parser: ArgumentParser, *options: tuple[str, str]) -> None:
             parser.add_argument(name, metavar=placeholder, help=sentence)
         else:
             parser.add_argument(name, action="store_true", help=sentence)
+    parser.usage = f"{parser.prog} --config FILE [options]"
     parser.epilog = f"{MORE}\n\n{parser.epilog}"
 
 

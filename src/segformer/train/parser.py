@@ -28,7 +28,7 @@ class Parser(LightningArgumentParser):
 
 def option_names(parser: ArgumentParser) -> list[str]:
     """Return the names of a parser's options and of its subcommands' options, without dashes."""
-    names = [name.lstrip("-") for name in parser._option_string_actions]
+    names = [name.lstrip("-") for name in parser._option_string_actions if name[-5:] != ".help"]
     for action in parser._actions:
         if isinstance(action.choices, dict):
             names += [name for child in action.choices.values() for name in option_names(child)]
