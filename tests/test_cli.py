@@ -216,7 +216,7 @@ def test_the_full_parser_has_all_options_of_the_short_help(
 ) -> None:
     given = COMMON | values
     short = {name[2:] for name in parser_of(verb)._option_string_actions if name[:2] == "--"}
-    assert short == {*given, "config", "help", "help-all"}
+    assert short == {*given, "config", "help", "help-all", "print_config"}
     options = [f"--{key}" if value is True else f"--{key}={value}" for key, value in given.items()]
     with pytest.raises(SystemExit) as stop:
         main([verb, "--data=segformer.train.data.FolderData", *options, "--print_config"])

@@ -18,14 +18,16 @@ DEVICES = ("--trainer.devices N", "number of devices")
 PRECISION = ("--trainer.precision P", "32, bf16-mixed or 16-mixed; 32 by default")
 MORE = """\
 Each setting of the YAML is an option: a key below another one follows it after a dot.
-  --help-all            list all options
-  --data.help CLASS     list the options of a class of data; likewise --model.network.help
-  --print_config        print the whole config, with all defaults"""
+--data.help CLASS lists the options of a class of data; likewise --model.network.help."""
+ALWAYS = (
+    ("--print_config", "print the whole config, with all defaults, and exit"),
+    ("--help-all", "list all options and exit"),
+)
 
 
 def add_options(parser: ArgumentParser, *options: tuple[str, str]) -> None:
     """Add options, each as its name with a placeholder, and a sentence."""
-    for option, sentence in options:
+    for option, sentence in (*options, *ALWAYS):
         name, _, placeholder = option.partition(" ")
         if placeholder:
             parser.add_argument(name, metavar=placeholder, help=sentence)
