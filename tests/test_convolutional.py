@@ -86,7 +86,7 @@ def test_one_step_of_training_has_the_oracles_gradients(name: str) -> None:
     layout.fold(gradients)  # type: ignore[arg-type]
     for key, parameter in ours.named_parameters():
         assert parameter.grad is not None
-        expected: Any = gradients[layout.theirs(key)]
+        expected: Any = gradients[layout.their_key(key)]
         torch.testing.assert_close(
             parameter.grad, expected.reshape(parameter.shape), rtol=1e-9, atol=1e-9
         )

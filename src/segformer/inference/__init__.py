@@ -1,4 +1,4 @@
-"""From files to label maps and pictures."""
+"""From image files to label maps and pictures."""
 
 from segformer.inference.pipeline import label_array, label_file, label_files, plan
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision import tv_tensors
 
 from segformer.data.classes import Classes
-from segformer.data.datasets import PROVED, DataError, FolderDataset
+from segformer.data.datasets import SAMPLED_PAIRS, DataError, FolderDataset
 from segformer.data.labels import Coding, check_labels, label_type
 from segformer.data.normalization import IMAGENET, Normalization
 from segformer.data.transforms import Normalize, normalizers
@@ -136,7 +136,7 @@ class SegmentationData(LightningDataModule):
                 continue
             if absent:
                 more = f" and {len(absent) - 10} more" if len(absent) > 10 else ""
-                looked = f"{min(PROVED, len(dataset))} of {len(dataset)} {split} label maps"
+                looked = f"{min(SAMPLED_PAIRS, len(dataset))} of {len(dataset)} {split} label maps"
                 rank_zero_info(f"{looked} were read: none holds {', '.join(absent[:10])}{more}")
         if faults:
             raise DataError(faults, self)

@@ -17,7 +17,8 @@ PAINTS = (
     (44, 72, 128),
     (56, 90, 68),
 )
-# Side views: along (metres ahead of the middle) and height, from the rear bumper over the roof to the front one.
+# Side views: metres ahead of the middle, and height, from the rear bumper over the roof to the
+# front bumper.
 SALOON = (
     (-2.25, 0.3),
     (-2.25, 0.95),
@@ -64,13 +65,9 @@ CIRCLE = [(cos(pi * k / 6), sin(pi * k / 6)) for k in range(12)]
 
 
 def car(canvas: Canvas, x: float, z: float, heading: float) -> None:
-    """A vehicle, turned ``heading`` radians from straight ahead: a side view drawn out to a width."""
-    body, color, sine, cosine = (
-        BODIES[canvas.rng.integers(len(BODIES))],
-        canvas.pick(PAINTS),
-        sin(heading),
-        cos(heading),
-    )
+    """Draws a vehicle, turned ``heading`` radians from straight ahead: a side view with a width."""
+    body, color = BODIES[canvas.rng.integers(len(BODIES))], canvas.pick(PAINTS)
+    sine, cosine = sin(heading), cos(heading)
     tail, nose, axle, fill = body[0][0], body[7][0], 0.62 * body[7][0], canvas.pen.polygon
     black, white, red, glass, hub = (
         canvas.weather.ink(CAR, c, z, BACK) for c in (BLACK, WHITE, RED, GLASS, tone(WHITE, 0.65))
@@ -131,7 +128,7 @@ def car(canvas: Canvas, x: float, z: float, heading: float) -> None:
 
 
 def turns_right(path: Sequence[Spot]) -> bool:
-    """Whether a path on the canvas runs clockwise, which the outsides of a body do for who sees them."""
+    """Returns whether a path on the canvas is clockwise, as the visible sides of a body are."""
     a, b, c, d = path[0], path[len(path) // 4], path[len(path) // 2], path[-1]
     return (c[0] - a[0]) * (d[1] - b[1]) > (c[1] - a[1]) * (d[0] - b[0])
 
@@ -139,6 +136,6 @@ def turns_right(path: Sequence[Spot]) -> bool:
 def patch(
     corners: Sequence[Spot], left: float, right: float, low: float, high: float
 ) -> list[Spot]:
-    """A part of a four-cornered face, whose corners run from bottom left over the top to bottom right."""
-    (a, b, c, d), places = corners, ((left, low), (left, high), (right, high), (right, low))
-    return [between(between(a, d, s), between(b, c, s), t) for s, t in places]
+    """Returns a part of a face with four corners, in order from bottom left to bottom right."""
+    (a, b, c, d), spots = corners, ((left, low), (left, high), (right, high), (right, low))
+    return [between(between(a, d, s), between(b, c, s), t) for s, t in spots]

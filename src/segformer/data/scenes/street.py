@@ -1,4 +1,4 @@
-"""The layout of a street: what is paved, and where things stand."""
+"""The layout of a street: its pavement, and the positions of its objects."""
 
 from __future__ import annotations
 
@@ -21,17 +21,11 @@ LANE = 3.2  # metres wide
 
 
 def lay_out(canvas: Canvas) -> None:
-    """Lay out a street: its ground is painted, what stands on it is placed."""
+    """Paints the ground of a street, and places the objects on it."""
     rng, lanes = canvas.rng, int(canvas.rng.choice((2, 2, 3, 4)))
-    crossing = (
-        rng.uniform(14, 50) if rng.random() < 0.45 else inf
-    )  # where another street begins to cross
-    kerb, tar, slabs, paint = (
-        lanes * LANE / 2 + rng.uniform(1.2, 2),
-        canvas.pick(ASPHALT),
-        canvas.pick(SLABS),
-        canvas.pick([WHITE]),
-    )
+    crossing = rng.uniform(14, 50) if rng.random() < 0.45 else inf  # metres to a crossing street
+    kerb = lanes * LANE / 2 + rng.uniform(1.2, 2)
+    tar, slabs, paint = canvas.pick(ASPHALT), canvas.pick(SLABS), canvas.pick([WHITE])
     canvas.strip(GRASS, canvas.pick(LAWNS), -400, 400)
     for side in (-1, 1):
         roadside(canvas, side, kerb, crossing)
@@ -70,7 +64,7 @@ def lay_out(canvas: Canvas) -> None:
 def along(
     canvas: Canvas, crossing: float, start: float, stop: float, low: float, high: float
 ) -> Iterator[float]:
-    """Distances ahead, a step of ``low`` to ``high`` metres apart, none on the crossing."""
+    """Yields distances ahead, ``low`` to ``high`` metres apart, without the crossing."""
     while start < stop:
         if not crossing - 7 < start < crossing + 12:
             yield start
@@ -78,7 +72,7 @@ def along(
 
 
 def roadside(canvas: Canvas, side: int, kerb: float, crossing: float) -> None:
-    """Pave one side of the street, beyond ``kerb`` metres from its middle, and put houses, gardens, people and cars there."""
+    """Paves one side of a street, from ``kerb`` metres to its edge, and places objects."""
     rng, place, ahead = canvas.rng, canvas.place, partial(along, canvas, crossing)
     verge, garden = (
         rng.uniform(1, 2.5) * (rng.random() < 0.3),
