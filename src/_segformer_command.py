@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def split(arguments: list[str]) -> tuple[str, list[str]]:
-    """Return the verb and its own arguments; the options before a verb are executed.
+    """Returns the verb and its own arguments; the options before a verb are executed.
 
     Raises:
         SystemExit: With code 0 after ``--help`` and the like, with code 2 if there is no such verb.
@@ -93,13 +93,13 @@ def _run(options: argparse.Namespace) -> NoReturn:
 
 
 def refuse(sentence: str, cause: BaseException | None = None) -> NoReturn:
-    """Print a sentence on the error stream and exit with code 2."""
+    """Prints a sentence on the error stream and exit with code 2."""
     print(sentence, file=sys.stderr)
     raise Refusal(sentence) from cause
 
 
 def closest(word: str, words: Iterable[str], prefix: str = "") -> str:
-    """Return ``"; did you mean 'fit'?"`` with the closest of the words, or nothing."""
+    """Returns ``"; did you mean 'fit'?"`` with the closest of the words, or nothing."""
     matches = difflib.get_close_matches(word, list(words), 1)
     return f"; did you mean {prefix + matches[0]!r}?" if matches else ""
 
@@ -111,7 +111,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of the options before the verb; its help lists the verbs."""
+    """Returns the parser of the options before the verb; its help lists the verbs."""
     parser = _Parser(
         "segformer",
         usage="segformer VERB [options]",

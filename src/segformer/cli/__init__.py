@@ -24,7 +24,7 @@ INTERRUPTED = 130  # as a shell reports Ctrl-C
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the verb that the arguments name; by default those of the process.
+    """Runs the verb that the arguments name; by default those of the process.
 
     Raises:
         SystemExit: With code 2 after one sentence on the error stream, if the arguments or the
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def parser_of(verb: str) -> Parser:
-    """Return the parser of a verb, with its own help."""
+    """Returns the parser of a verb, with its own help."""
     parser = Parser(
         f"segformer {verb}",
         description=VERBS[verb],
@@ -65,7 +65,7 @@ def _module_of(verb: str) -> ModuleType:
 
 
 def _prepare_streams() -> None:
-    """Log on the error stream, each message once, without the advertisements of Lightning."""
+    """Logs on the error stream, each message once, without the advertisements of Lightning."""
     if isinstance(sys.stdout, TextIOWrapper):  # a class name may have letters the terminal lacks
         sys.stdout.reconfigure(errors="replace")
     handler = logging.StreamHandler()

@@ -9,7 +9,7 @@ from segformer.checkpoint import LAYOUTS
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """Add the source and the options of reading it."""
+    """Adds the source and the options of reading it."""
     parser.add_argument("source", metavar="IN", help="file, folder or Hugging Face id")
     parser.add_argument(
         "--source-layout",
@@ -30,7 +30,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def reading_options(options: Namespace) -> dict[str, Any]:
-    """Return the arguments of :func:`segformer.checkpoint.read`."""
+    """Returns the arguments of :func:`segformer.checkpoint.read`."""
     return {
         "num_classes": options.num_classes,
         "in_channels": options.in_channels,

@@ -9,7 +9,7 @@ from segformer.cli import parser_of
 
 
 def tree() -> argparse.ArgumentParser:
-    """Return one parser of the whole command, with a subparser for each verb."""
+    """Returns one parser of the whole command, with a subparser for each verb."""
     top = parser()
     verbs = top.add_subparsers(metavar="VERB", parser_class=argparse.ArgumentParser)
     for verb, sentence in VERBS.items():
@@ -18,7 +18,7 @@ def tree() -> argparse.ArgumentParser:
 
 
 def script(shell: str) -> str:
-    """Return the completion script of a shell: bash, zsh or tcsh.
+    """Returns the completion script of a shell: bash, zsh or tcsh.
 
     Raises:
         SystemExit: With code 2 if shtab is not installed.

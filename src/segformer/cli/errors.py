@@ -13,7 +13,7 @@ EXPECTED = (OSError, ValueError, FloatingPointError, ArgumentError)  # a user ca
 
 
 def explain(error: BaseException, verb: str, arguments: list[str]) -> str | None:
-    """Return the sentence for an error that a user can correct, None for any other.
+    """Returns the sentence for an error that a user can correct, None for any other.
 
     Args:
         error: The error.

@@ -8,7 +8,7 @@ from segformer.cli import training
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """Add the options that people use first."""
+    """Adds the options that people use first."""
     training.add_options(
         parser,
         training.CONFIG,

@@ -26,7 +26,7 @@ ALWAYS = (
 
 
 def add_options(parser: ArgumentParser, *options: tuple[str, str]) -> None:
-    """Add options, each as its name with a placeholder, and a sentence."""
+    """Adds options, each as its name with a placeholder, and a sentence."""
     for option, sentence in (*options, *ALWAYS):
         name, _, placeholder = option.partition(" ")
         if placeholder:
@@ -38,7 +38,7 @@ def add_options(parser: ArgumentParser, *options: tuple[str, str]) -> None:
 
 
 def run(module: str, parser: ArgumentParser, arguments: list[str]) -> None:
-    """Print the short help, or run a module of ``train/`` with the arguments.
+    """Prints the short help, or run a module of ``train/`` with the arguments.
 
     Raises:
         SystemExit: With code 2 if the extra ``[train]`` is not installed.

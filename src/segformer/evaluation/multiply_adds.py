@@ -37,7 +37,7 @@ class MultiplyAdds(TorchDispatchMode):
 
 
 def multiply_adds(model: SegmentationModel, height: int, width: int) -> int:
-    """Return the multiply-adds from one image of this size to its stride-4 logits."""
+    """Returns the multiply-adds from one image of this size to its stride-4 logits."""
     with torch.device("meta"), torch.no_grad():
         twin = build(describe(model)).eval()
         images = torch.empty(1, model.backbone.in_channels, height, width)

@@ -18,7 +18,7 @@ SHOWN = 6  # names of classes
 def summarize(
     source: str | os.PathLike[str], size: tuple[int, int] = (512, 512), **options: Any
 ) -> str:
-    """Return the layout, variant, classes, costs, numerics and dropped tensors of a checkpoint.
+    """Returns the layout, variant, classes, costs, numerics and dropped tensors of a checkpoint.
 
     Args:
         source: File, folder or Hugging Face id.

@@ -35,7 +35,7 @@ SHOWN_WARNINGS = 10  # the others are counted
 
 
 def main(arguments: list[str]) -> None:
-    """Check the data of a config, print the report and write a picture of samples.
+    """Checks the data of a config, print the report and write a picture of samples.
 
     Raises:
         SystemExit: With code 1 if there is a problem.
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> None:
 
 
 def parse(arguments: list[str]) -> Namespace:
-    """Return the options: those of the data, ``out`` and ``num_workers``.
+    """Returns the options: those of the data, ``out`` and ``num_workers``.
 
     Raises:
         argparse.ArgumentError: If an option is unknown or its value has the wrong type.
@@ -79,7 +79,7 @@ def parse(arguments: list[str]) -> Namespace:
 
 
 def build_data(settings: Namespace) -> tuple[SegmentationData, list[str]]:
-    """Return the data module of its settings, and the faults that were found on the way.
+    """Returns the data module of its settings, and the faults that were found on the way.
 
     Raises:
         ValueError: If no pair of an image and a label map is left.
@@ -172,7 +172,7 @@ class Findings:
     warnings: list[str] = field(default_factory=list)
 
     def text(self, classes: Classes) -> str:
-        """Return the report that is printed."""
+        """Returns the report that is printed."""
         sections = [
             [self._sizes_of(split) for split in self.counts],
             self._shares(classes),
@@ -207,7 +207,7 @@ def _shortened(warnings: list[str]) -> list[str]:
 
 
 def check(data: SegmentationData, num_workers: int = 2) -> Findings:
-    """Read every pair of a data module's splits, with a progress bar."""
+    """Reads every pair of a data module's splits, with a progress bar."""
     findings = Findings()
     images: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for split in SPLITS:
@@ -222,7 +222,7 @@ def check(data: SegmentationData, num_workers: int = 2) -> Findings:
 def _check_split(
     findings: Findings, split: str, dataset: Any, num_workers: int
 ) -> Iterator[tuple[str, str]]:
-    """Add what a split contains to the findings; yield the digest and name of each image."""
+    """Adds what a split contains to the findings; yield the digest and name of each image."""
     findings.counts[split] = len(dataset)
     findings.sizes[split] = defaultdict(int)
     histogram = findings.histograms[split] = np.zeros(len(dataset.classes) + 1, np.int64)
@@ -260,7 +260,7 @@ def _absent_classes(split: str, histogram: np.ndarray, classes: Classes) -> list
 
 
 def _find_repeated(findings: Findings, images: list[list[tuple[str, str]]]) -> None:
-    """Add images that occur more than once, each a list of its splits and names."""
+    """Adds images that occur more than once, each a list of its splits and names."""
     for places in images:
         if len({split for split, _ in places}) > 1:
             files = ", ".join(f"{name} ({split})" for split, name in places)
@@ -271,7 +271,7 @@ def _find_repeated(findings: Findings, images: list[list[tuple[str, str]]]) -> N
 
 
 def draw(data: SegmentationData) -> Image.Image | None:
-    """Return training images beside their labels and under them; None if none can be read."""
+    """Returns training images beside their labels and under them; None if none can be read."""
     columns: dict[str, list[Image.Image]] = {"image": [], "labels": [], "both": []}
     count = len(data.train)
     for index in np.linspace(0, count - 1, min(SHOWN_SAMPLES, count)).astype(int).tolist():

@@ -33,7 +33,7 @@ class Runs:
 
     @classmethod
     def of(cls, trainer: Namespace) -> Runs:
-        """Return the runs of a trainer's settings."""
+        """Returns the runs of a trainer's settings."""
         root = trainer.get("default_root_dir") or "."
         loggers = loggers_of(trainer)
         options = (loggers[0].get("init_args") if loggers else None) or Namespace()
@@ -43,13 +43,13 @@ class Runs:
         return cls(Path(options.get("save_dir") or root) / str(name), named)
 
     def folders(self) -> list[Path]:
-        """Return the folder that the config names, or those of all runs, the newest first."""
+        """Returns the folder that the config names, or those of all runs, the newest first."""
         if self.version is not None:
             return [self.folder / self.version]
         return [path for _, path in sorted(self._numbered(), reverse=True)]
 
     def next(self) -> Path:
-        """Return the folder of a new run."""
+        """Returns the folder of a new run."""
         last = max((number for number, _ in self._numbered()), default=-1)
         return self.folder / f"version_{last + 1}"
 
@@ -61,7 +61,7 @@ class Runs:
 
 
 def run_folder(runs: Runs, checkpoint: Path | None) -> Path:
-    """Return the folder of the resumed run, the one that the config names, or a new one.
+    """Returns the folder of the resumed run, the one that the config names, or a new one.
 
     Args:
         runs: The runs of the config.
@@ -84,7 +84,7 @@ def run_folder(runs: Runs, checkpoint: Path | None) -> Path:
 
 
 def loggers_of(trainer: Namespace) -> list[Namespace]:
-    """Return the settings of a trainer's loggers; those of the default logger are set first."""
+    """Returns the settings of a trainer's loggers; those of the default logger are set first."""
     if trainer.get("logger") in (None, True):
         options = Namespace(
             save_dir=trainer.get("default_root_dir") or ".", name=UNNAMED, version=None
@@ -96,7 +96,7 @@ def loggers_of(trainer: Namespace) -> list[Namespace]:
 
 
 def follow(trainer: Namespace, runs: Runs, folder: Path) -> None:
-    """Set the run's folder for all loggers that write into the folder of the runs."""
+    """Sets the run's folder for all loggers that write into the folder of the runs."""
     for logger in loggers_of(trainer):
         follows = str(logger.class_path).rpartition(".")[2] in FOLLOWERS
         if follows and Runs.of(Namespace(logger=logger)).folder == runs.folder:
@@ -104,7 +104,7 @@ def follow(trainer: Namespace, runs: Runs, folder: Path) -> None:
 
 
 def refuse_to_overwrite(folder: Path) -> None:
-    """Raise FileExistsError if a folder holds a run already."""
+    """Raises FileExistsError if a folder holds a run already."""
     if (folder / "model.safetensors").exists() or any(folder.glob(f"{CHECKPOINTS}/*.ckpt")):
         raise FileExistsError(
             f"{str(folder)!r} holds a run already; go on with it by --ckpt_path last, "
@@ -114,7 +114,7 @@ def refuse_to_overwrite(folder: Path) -> None:
 
 @rank_zero_only
 def keep_metrics(folder: Path) -> None:
-    """Rename the metrics of a resumed run, which the CSV logger would overwrite."""
+    """Renames the metrics of a resumed run, which the CSV logger would overwrite."""
     metrics = folder / "metrics.csv"
     if metrics.is_file():
         metrics.rename(folder / f"metrics_{len(list(folder.glob('metrics*.csv')))}.csv")
@@ -153,7 +153,7 @@ class RunFolder(SaveConfigCallback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Correct the paths in the callbacks' states, if the run's folder was moved."""
+        """Corrects the paths in the callbacks' states, if the run's folder was moved."""
         here = self.folder / CHECKPOINTS
         path = Path(str(trainer.ckpt_path))
         if path.resolve().parent != here.resolve():
@@ -164,7 +164,7 @@ class RunFolder(SaveConfigCallback):
 
 
 def _move(state: dict[str, Any], here: str) -> None:
-    """Replace the folder of a ModelCheckpoint's paths."""
+    """Replaces the folder of a ModelCheckpoint's paths."""
 
     def moved(path: str) -> str:
         return str(Path(here) / Path(path).name) if path else path

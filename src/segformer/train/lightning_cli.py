@@ -35,7 +35,7 @@ OF_MEASUREMENT = ("weights", "protocol", "tta")  # options that training does no
 
 
 def main(arguments: list[str]) -> None:
-    """Run the verb that comes first in the arguments.
+    """Runs the verb that comes first in the arguments.
 
     Raises:
         argparse.ArgumentError: If an option is unknown or its value has the wrong type.
@@ -82,7 +82,7 @@ class SegmentationCLI(LightningCLI):
         add_options(parser, self._logits)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse the arguments; a file given as ``--ckpt_path`` must be a checkpoint of a run."""
+        """Parses the arguments; a file given as ``--ckpt_path`` must be a checkpoint of a run."""
         self.config = parser.parse_args(args)  # type: ignore[arg-type]
         path = self._settings.get("ckpt_path")
         if path and Path(path).is_file() and "state_dict" not in read_checkpoint(Path(path)):
@@ -102,7 +102,7 @@ class SegmentationCLI(LightningCLI):
         return 1
 
     def before_instantiate_classes(self) -> None:
-        """Choose the run's folder; a resumed run keeps its own."""
+        """Chooses the run's folder; a resumed run keeps its own."""
         config = self._settings
         given = config.clone()
         given.pop("ckpt_path", None)
@@ -145,7 +145,7 @@ class SegmentationCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
-        """Refuse now, and not after the run, what could not be read or saved."""
+        """Refuses now, and not after the run, what could not be read or saved."""
         trainer: Any = self.trainer
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if trainer.fast_dev_run:  # Lightning would write the last checkpoint nevertheless
@@ -156,7 +156,7 @@ class SegmentationCLI(LightningCLI):
         self.datamodule.prove()
 
     def after_fit(self) -> None:
-        """Write the best weights, then their scores on each split, then the pictures."""
+        """Writes the best weights, then their scores on each split, then the pictures."""
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             rank_zero_info("fast_dev_run: the run works; nothing is written")
             return
@@ -194,7 +194,7 @@ class SegmentationCLI(LightningCLI):
         self._load_measured()
 
     def _load_measured(self) -> None:
-        """Load the weights to measure, and choose the protocol."""
+        """Loads the weights to measure, and choose the protocol."""
         config = self._settings
         drop_callbacks(self.trainer, WeightAveraging)
         if self._checkpoint is not None:
@@ -219,7 +219,7 @@ class SegmentationCLI(LightningCLI):
 
 
 def _refuse_unused(verb: str | None, config: Any) -> None:
-    """Raise ValueError if a verb would ignore an option, or would measure random weights."""
+    """Raises ValueError if a verb would ignore an option, or would measure random weights."""
     if verb == "fit":
         for name in OF_MEASUREMENT:
             if config.get(name):

@@ -27,7 +27,7 @@ class Parser(LightningArgumentParser):
 
 
 def option_names(parser: ArgumentParser) -> list[str]:
-    """Return the names of a parser's options and of its subcommands' options, without dashes."""
+    """Returns the names of a parser's options and of its subcommands' options, without dashes."""
     names = [name.lstrip("-") for name in parser._option_string_actions if name[-5:] != ".help"]
     for action in parser._actions:
         if isinstance(action.choices, dict):
@@ -36,7 +36,7 @@ def option_names(parser: ArgumentParser) -> list[str]:
 
 
 def add_options(parser: LightningArgumentParser, logits: Callable[[int], int]) -> None:
-    """Add this package's options to those of the trainer, the task and the data.
+    """Adds this package's options to those of the trainer, the task and the data.
 
     Args:
         parser: The parser of a verb.

@@ -17,17 +17,17 @@ C = TypeVar("C", bound=Callback)
 
 
 def find_callback(trainer: Any, kind: type[C]) -> C | None:
-    """Return a trainer's first callback of a class, None if it has none."""
+    """Returns a trainer's first callback of a class, None if it has none."""
     return next((callback for callback in trainer.callbacks if isinstance(callback, kind)), None)
 
 
 def drop_callbacks(trainer: Any, kind: type[Callback]) -> None:
-    """Remove a trainer's callbacks of a class."""
+    """Removes a trainer's callbacks of a class."""
     trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, kind)]
 
 
 def load_best(task: SegmentationTask, trainer: Any) -> None:
-    """Load the best checkpoint of a finished run; a run without validation keeps its last weights.
+    """Loads the best checkpoint of a finished run; a run without validation keeps its last weights.
 
     If the run averages weights, those of its checkpoints are averages. Stochastic weight averaging
     makes its average at the end of the run. No checkpoint contains it, and the task keeps it.
@@ -42,7 +42,7 @@ def load_best(task: SegmentationTask, trainer: Any) -> None:
 
 
 def load_checkpoint(task: SegmentationTask, checkpoint: Path) -> None:
-    """Load the weights of a run's checkpoint.
+    """Loads the weights of a run's checkpoint.
 
     Raises:
         ValueError: If the checkpoint is of another network.
@@ -57,7 +57,7 @@ def load_checkpoint(task: SegmentationTask, checkpoint: Path) -> None:
 
 
 def load_network(source: str, num_classes: int) -> SegmentationModel:
-    """Return a network with weights of any layout, to measure it on data of ``num_classes``.
+    """Returns a network with weights of any layout, to measure it on data of ``num_classes``.
 
     Raises:
         ValueError: If the network has another number of classes.
