@@ -54,8 +54,8 @@ class Auxiliary(nn.Module):
         channels: Any = modules[reads].channels
         if not levels or not all(0 <= level < len(channels) for level in levels):
             raise ValueError(
-                f"auxiliary heads on levels {list(levels)} of {reads!r}, which has the levels "
-                f"0 to {len(channels) - 1}"
+                f"auxiliary heads on levels {list(levels)} of {reads!r}, which has "
+                f"{len(channels)}: 0 to {len(channels) - 1}"
             )
         self.levels = tuple(levels)
         self.reads = reads
