@@ -1,7 +1,7 @@
-"""The command ``segformer``, as far as it works without PyTorch: verbs, help, version, settings.
+"""The entry point of the command ``segformer``, and what it does without PyTorch.
 
-This module lies beside the package, because importing the package loads PyTorch. OpenMP reads its
-settings at that moment, and ``segformer --help`` need not wait for it.
+This module is not part of the package, because importing the package loads PyTorch. OpenMP reads
+its settings when PyTorch is loaded, and ``segformer --help`` does not need PyTorch.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def split(arguments: list[str]) -> tuple[str, list[str]]:
-    """Returns the verb and its own arguments; the options before a verb are executed.
+    """Returns the verb and its own arguments; without a verb, runs the options and exits.
 
     Raises:
         SystemExit: With code 0 after ``--help`` and the like, with code 2 if there is no such verb.
@@ -93,7 +93,7 @@ def _run(options: argparse.Namespace) -> NoReturn:
 
 
 def refuse(sentence: str, cause: BaseException | None = None) -> NoReturn:
-    """Prints a sentence on the error stream and exit with code 2."""
+    """Prints a sentence on the error stream and exits with code 2."""
     print(sentence, file=sys.stderr)
     raise Refusal(sentence) from cause
 
@@ -105,6 +105,8 @@ def closest(word: str, words: Iterable[str], prefix: str = "") -> str:
 
 
 class _Parser(argparse.ArgumentParser):
+    """Exits with one sentence, which suggests the closest option."""
+
     def error(self, message: str) -> NoReturn:
         suggestion = closest(message.rpartition(" ")[2], self._option_string_actions)
         refuse(f"segformer: {message}{suggestion or '; segformer --help lists all'}")

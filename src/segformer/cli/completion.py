@@ -36,7 +36,7 @@ def script(shell: str) -> str:
 
 
 def _actions(command: argparse.ArgumentParser) -> list[argparse.Action]:
-    """All actions of a parser and its subparsers."""
+    """Returns all actions of a parser and its subparsers."""
     actions = list(command._actions)
     for action in command._actions:
         if isinstance(action, argparse._SubParsersAction):

@@ -10,6 +10,7 @@ from types import TracebackType
 from _segformer_command import closest
 
 EXPECTED = (OSError, ValueError, FloatingPointError, ArgumentError)  # a user can correct these
+PARSERS = ("jsonargparse", "argparse", "segformer.train.parser", "segformer.cli.parser")  # modules
 
 
 def explain(error: BaseException, verb: str, arguments: list[str]) -> str | None:
@@ -34,7 +35,7 @@ def explain(error: BaseException, verb: str, arguments: list[str]) -> str | None
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, and below it those of the argument parsers and the one that they quote."""
+    """Yields the error, then those that it was raised from, to the first not of a parser."""
     below: BaseException | None = error
     while below is not None:
         yield below
@@ -43,21 +44,18 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         below = below.__cause__ or below.__context__
 
 
-PARSERS = ("jsonargparse", "argparse", "segformer.train.parser", "segformer.cli.parser")
-
-
 def _root_cause(error: BaseException) -> BaseException:
     return list(_chain(error))[-1]
 
 
 def _key(error: BaseException) -> str:
-    """The key of the YAML, or the option, at which an argument parser failed."""
+    """Returns the key of the YAML, or the option, at which a parser failed."""
     found = [key for e in _chain(error) for key in re.findall(r'Parser key "([^"]+)"', str(e))]
     return ".".join(dict.fromkeys(found))
 
 
 def _suggestion(error: BaseException, message: str, key: str, arguments: list[str]) -> str:
-    """The option that is closest to an unknown one, as it is written in the arguments or a YAML."""
+    """Returns the option that is closest to an unknown one; with dashes if it is an argument."""
     unknown = re.search(
         r"(?:[Oo]ption|[Kk]ey) '([^']+)'|unrecognized arguments: --([^\s=]+)", message
     )
@@ -71,7 +69,7 @@ def _suggestion(error: BaseException, message: str, key: str, arguments: list[st
 
 
 def _module_of(traceback: TracebackType | None) -> str:
-    """The module in which an error was raised."""
+    """Returns the name of the module that raised an error."""
     name = ""
     while traceback is not None:
         name, traceback = traceback.tb_frame.f_globals.get("__name__", ""), traceback.tb_next

@@ -1,4 +1,4 @@
-"""Shared by the verbs of ``train/``: the options that people use first, and the way to all others.
+"""Shared by the verbs of ``train/``: the options that people use first, and the call.
 
 Lightning's parser has an option for each setting of a config. The parsers here have the common
 ones, for the help and for completion; they do not read the arguments.
@@ -38,7 +38,7 @@ def add_options(parser: ArgumentParser, *options: tuple[str, str]) -> None:
 
 
 def run(module: str, parser: ArgumentParser, arguments: list[str]) -> None:
-    """Prints the short help, or run a module of ``train/`` with the arguments.
+    """Prints the short help, or runs a module of ``train/`` with the arguments.
 
     Raises:
         SystemExit: With code 2 if the extra ``[train]`` is not installed.

@@ -1,4 +1,4 @@
-"""Multiply-adds of a model, counted without computing anything."""
+"""Multiply-adds of a model, counted on the meta device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class MultiplyAdds(TorchDispatchMode):
     """Counts the multiply-adds of what is computed inside, by PyTorch's formulas.
 
     :class:`torch.utils.flop_counter.FlopCounterMode` counts by module, with hooks on all of them.
-    Modules with hooks compute the paper's head literally, which takes more multiply-adds.
+    The head of a model with hooks takes more multiply-adds, as all of its layers are called.
     """
 
     def __init__(self) -> None:

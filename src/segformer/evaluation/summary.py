@@ -1,4 +1,4 @@
-"""What a checkpoint contains, as lines of text."""
+"""A summary of a checkpoint, in lines of text."""
 
 from __future__ import annotations
 
@@ -75,13 +75,13 @@ def _names(classes: Classes) -> str:
 
 
 def _variant(config: dict[str, Any]) -> str:
-    """The name of a backbone, or its sizes if it has no name."""
+    """Returns the name of a backbone, or its sizes if it has no name."""
     name = config.get("variant", config.get("name", config.get("dims")))
     return name if isinstance(name, str) else f"custom, {name}"
 
 
 def _numerics(description: dict[str, Any]) -> str:
-    """The settings with which the same weights give other outputs."""
+    """Returns the settings with which the same weights give other outputs."""
     if description["backbone"]["class"] == "MiT":
         return str(Numerics.of(description))
     config = {**description["backbone"]["config"], **description["decode_head"]["config"]}

@@ -144,7 +144,7 @@ class Samples(Dataset):
         )
 
     def name(self, index: int) -> str:
-        """The image file of a pair; its number if the data set has no files."""
+        """Returns the image file of a pair, or its index if the data set has no files."""
         pairs = getattr(self.dataset, "pairs", None)
         return str(pairs[index][0]) if pairs else f"sample {index}"
 
@@ -190,7 +190,7 @@ class Findings:
         return f"{split}: {self.counts[split]} pairs; {shown}{rest}"
 
     def _shares(self, classes: Classes) -> list[str]:
-        """A table: the share of each class in the pixels of each split."""
+        """Returns a table of each class's share in the pixels of each split."""
         names = [*classes.names, "ignored"]
         width = max(map(len, names)) + 4
         lines = [f"{'share of pixels, %':{width}}" + "".join(f"{s:>9}" for s in self.counts)]
@@ -251,7 +251,7 @@ def _check_split(
 
 
 def _absent_classes(split: str, histogram: np.ndarray, classes: Classes) -> list[str]:
-    """A warning that lists the classes without a pixel, if there are any."""
+    """Returns a warning that lists the classes without a pixel, if there are any."""
     absent = [name for k, name in enumerate(classes.names) if not histogram[k]]
     more = len(absent) - SHOWN_WARNINGS
     rest = f" and {more} classes more" if more > 0 else ""

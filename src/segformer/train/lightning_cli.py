@@ -54,7 +54,7 @@ class SegmentationCLI(LightningCLI):
 
     Args:
         args: The arguments, a verb first; by default those of the process.
-        run: Run the verb; otherwise there is none, and the parts are built only.
+        run: Whether to run the verb; if not, there is none, and only the parts are built.
     """
 
     def __init__(self, args: list[str] | None = None, run: bool = True) -> None:
@@ -82,7 +82,7 @@ class SegmentationCLI(LightningCLI):
         add_options(parser, self._logits)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parses the arguments; a file given as ``--ckpt_path`` must be a checkpoint of a run."""
+        """Parses the arguments; raises ValueError if ``--ckpt_path`` is no checkpoint of a run."""
         self.config = parser.parse_args(args)  # type: ignore[arg-type]
         path = self._settings.get("ckpt_path")
         if path and Path(path).is_file() and "state_dict" not in read_checkpoint(Path(path)):
@@ -145,7 +145,7 @@ class SegmentationCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
-        """Refuses now, and not after the run, what could not be read or saved."""
+        """Checks before the run that the data can be read and the network can be saved."""
         trainer: Any = self.trainer
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if trainer.fast_dev_run:  # Lightning would write the last checkpoint nevertheless
@@ -194,7 +194,7 @@ class SegmentationCLI(LightningCLI):
         self._load_measured()
 
     def _load_measured(self) -> None:
-        """Loads the weights to measure, and choose the protocol."""
+        """Loads the weights to measure, and sets the protocol."""
         config = self._settings
         drop_callbacks(self.trainer, WeightAveraging)
         if self._checkpoint is not None:
