@@ -222,7 +222,7 @@ def check(data: SegmentationData, num_workers: int = 2) -> Findings:
 def _check_split(
     findings: Findings, split: str, dataset: Any, num_workers: int
 ) -> Iterator[tuple[str, str]]:
-    """Adds what a split contains to the findings; yield the digest and name of each image."""
+    """Adds what a split contains to the findings; yields the digest and name of each image."""
     findings.counts[split] = len(dataset)
     findings.sizes[split] = defaultdict(int)
     histogram = findings.histograms[split] = np.zeros(len(dataset.classes) + 1, np.int64)
