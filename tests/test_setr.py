@@ -335,7 +335,7 @@ def test_what_fits_no_head_is_refused_by_name(tmp_path: Path) -> None:
     ("make", "message"),
     [
         (lambda: SETR("huge"), "unknown backbone 'huge'; choose one of large, base, deit, tiny"),
-        (lambda: SETR("tiny", 5, nn.Identity), "does not say which BLOCKS"),
+        (lambda: SETR("tiny", 5, nn.Identity), "has no BLOCKS"),
         (lambda: SETR("tiny", 0), "num_classes must be at least 1, got 0"),
         (lambda: PUPHead([], 5), "in_channels is empty"),
         (lambda: PUPHead([8], 5, scales=()), "scales must be at least 1"),

@@ -125,8 +125,8 @@ class Dice(nn.Module):
     """One minus the mean Dice coefficient of labels and probabilities (V-Net, arXiv 1606.04797).
 
     Coefficients are over the whole batch, and their mean is over the classes that occur in the
-    batch's labels. Wrong probability of other classes counts, too, as the classes that occur lack
-    it.
+    batch's labels. Probability given to other classes still raises the loss, since the classes that
+    occur lack it.
 
     Args:
         smooth: Added to numerator and denominator.

@@ -8,6 +8,7 @@ Hugging Face hub. ``pretrained_cfg_overlay={"file": …}`` reads a file in any l
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -64,7 +65,7 @@ class MiTClassifier(MiT):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Returns the last feature map (B, C_4, ⌈H/32⌉, ⌈W/32⌉) of images (B, C, H, W)."""
-        return self.pyramid(images, len(self.stages))[-1]
+        return self.first_features(images, len(self.stages))[-1]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Returns the logits (B, ``num_classes``) of the last map, or the classifier's input."""
@@ -100,7 +101,7 @@ class MiTClassifier(MiT):
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt={output_fmt!r}; MiT's maps are NCHW: pass 'NCHW'")
         chosen, last = feature_take_indices(len(self.stages), indices)  # type: ignore[arg-type]
-        features = self.pyramid(images, last + 1 if stop_early else len(self.stages))
+        features = self.first_features(images, last + 1 if stop_early else len(self.stages))
         intermediates = [features[index] for index in chosen]
         return intermediates if intermediates_only else (features[-1], intermediates)
 
@@ -169,7 +170,7 @@ def _set_numerics(model: Any, norm_eps: float, embed_norm_eps: float, act: str) 
             block.ffn.act = MiT.ACTIVATIONS[act]()
             if not isinstance(block.attn.reduce, nn.Identity):
                 block.attn.reduce.norm.eps = embed_norm_eps
-    model.config |= {"norm_eps": norm_eps, "embed_norm_eps": embed_norm_eps, "act": act}
+    model.config = replace(model.config, norm_eps=norm_eps, embed_norm_eps=embed_norm_eps, act=act)
 
 
 def _register(name: str) -> Callable[..., nn.Module]:

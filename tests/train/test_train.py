@@ -423,7 +423,7 @@ def test_masks_of_0_and_255_stop_the_fit_before_it_begins(
             mask = np.where(np.array(label) == 1, 255, 0).astype(np.uint8)
         Image.fromarray(mask).save(path)
     with pytest.raises(
-        SystemExit, match=r"hold 0 and 255 alone.*set `label_map: \{0: 0, 255: 1\}`"
+        SystemExit, match=r"hold only 0 and 255.*set `label_map: \{0: 0, 255: 1\}`"
     ):
         run(monkeypatch, "fit", "--config", str(config), "--data.ignore_index=255")
     assert not list((tmp_path / "runs").rglob("*.ckpt"))

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from segformer.checkpoint.formats import State
-from segformer.checkpoint.parts import PARTS, build, checked, unwrapped
-from segformer.checkpoint.report import some
+from segformer.checkpoint.parts import PARTS, build, checked, construct, unwrapped
+from segformer.checkpoint.report import Report, some
+from segformer.data.normalization import IMAGENET, Normalization
 
 # Attributes that change a layer's output. Those that only change training (rates, momentum) are
 # left out.
@@ -52,6 +53,17 @@ def _describe_part(model: Any, name: str) -> dict[str, Any]:
             f"{', '.join(PARTS)}; save its state dict with torch.save instead"
         )
     return {"class": class_name, "config": dict(part.config)}
+
+
+def normalization_of(description: dict[str, Any], report: Report | None = None) -> Normalization:
+    """Returns a description's normalization, or ImageNet's, for the model's number of channels."""
+    stated = description.get("normalization")
+    normalization = IMAGENET if stated is None else construct(Normalization, stated)
+    channels = description["backbone"]["config"].get("in_channels", len(normalization.mean))
+    if stated is not None and channels != len(normalization.mean) and report is not None:
+        reason = f"to {channels} channels: the mean of {len(normalization.mean)}"
+        report.add("adapted", "normalization", reason)
+    return normalization.for_channels(channels)
 
 
 def _check_rebuilt(model: nn.Module, description: dict[str, Any]) -> None:

@@ -21,8 +21,7 @@ from segformer.data.classes import Classes
 
 State = dict[str, Tensor]
 METADATA_KEY = "segformer"
-# Where training loops keep a state dict. The averaged weights come first, as training loops measure
-# them.
+# Where training loops keep a state dict. Averaged weights come first: they are the ones evaluated.
 CONTAINERS = (
     "state_dict_ema",
     "model_ema",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from contextlib import suppress
@@ -15,6 +14,8 @@ import torch
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
+from segformer.checkpoint.comparison import warn_of_other_numerics
+from segformer.checkpoint.descriptions import normalization_of
 from segformer.checkpoint.files import open_weights
 from segformer.checkpoint.formats import DOWNLOAD_AGAIN, State, WeightFile
 from segformer.checkpoint.layout import Layout
@@ -24,17 +25,11 @@ from segformer.checkpoint.report import Report
 from segformer.checkpoint.segformer_layouts import NATIVE
 from segformer.checkpoint.translation import dtype_name, translate
 from segformer.data.classes import Classes
-from segformer.data.normalization import IMAGENET, Normalization
-from segformer.networks.mit import find_variant
+from segformer.data.normalization import Normalization
 
 logger = logging.getLogger(__name__)
 
 CLASSIFIER = "decode_head.classifier."  # the last layer of every head of this package
-# Entries of a config that shapes determine, too, or that only training uses.
-NOT_NUMERICS = {
-    *("in_channels", "num_classes", "channels", "name", "img_size"),
-    *("drop_path", "drop_path_rate", "dropout"),
-}
 
 
 @dataclass
@@ -90,7 +85,7 @@ def read(
         reasons["decode_head."] = "the file has none"
     if in_channels is not None:
         _adapt_stem(description, tensors, in_channels, file.path, report)
-    normalization = _normalization(description, report)
+    normalization = normalization_of(description, report)
     new = {key: reason for key, reason in reasons.items() if key not in tensors}
     model = _assembled(description, tensors, new, report)
     if report.rows:
@@ -118,7 +113,7 @@ def load(
     tensors = translate(found, state, unwrapped(model.state_dict()), file.path, report, strict=True)
     model.load_state_dict({key: tensors[unwrapped_name(key)] for key in model.state_dict()})
     if description is not None:
-        _warn_of_other_numerics(model, description, file)
+        warn_of_other_numerics(model, description, file)
     return report
 
 
@@ -257,17 +252,6 @@ def _adapted(weight: Tensor, in_channels: int, path: Path) -> Tensor:
     return adapt_input_conv(in_channels, weight)
 
 
-def _normalization(description: dict[str, Any], report: Report | None) -> Normalization:
-    """Returns a description's normalization, or ImageNet's, for the model's number of channels."""
-    stated = description.get("normalization")
-    normalization = IMAGENET if stated is None else construct(Normalization, stated)
-    channels = description["backbone"]["config"].get("in_channels", len(normalization.mean))
-    if stated is not None and channels != len(normalization.mean) and report is not None:
-        reason = f"to {channels} channels: the mean of {len(normalization.mean)}"
-        report.add("adapted", "normalization", reason)
-    return normalization.for_channels(channels)
-
-
 def _assembled(
     description: dict[str, Any], tensors: State, new: dict[str, str], report: Report
 ) -> Any:
@@ -331,59 +315,3 @@ def _stated_description(
     with suppress(ValueError):
         return describe_file(layout, state, file, None, report)
     return None
-
-
-def _warn_of_other_numerics(model: Any, description: dict[str, Any], file: WeightFile) -> None:
-    """Warns if the weights were trained with other numerics than the model's."""
-    differences = [
-        *_config_differences(model, description, file),
-        *_model_differences(model, description),
-    ]
-    if differences:
-        logger.warning(
-            "the weights of %r were trained with other numerics than this model's, which keeps its "
-            "own: %s; from_pretrained builds a model with the file's",
-            str(file.path),
-            ", ".join(differences),
-        )
-
-
-def _config_differences(model: Any, description: dict[str, Any], file: WeightFile) -> list[str]:
-    states_heads = file.description or file.config
-    ignored = NOT_NUMERICS if states_heads else NOT_NUMERICS | {"heads"}
-    differences = []
-    for name in ("backbone", "decode_head"):
-        part = getattr(model, name)
-        part = getattr(part, "_orig_mod", part)
-        config = getattr(part, "config", None)
-        if type(part).__name__ != description[name]["class"] or not isinstance(config, dict):
-            continue
-        configs = (config, description[name]["config"])
-        ours, theirs = (json.loads(json.dumps(_with_heads(values))) for values in configs)
-        differences += [
-            f"{key}={theirs[key]} (this model has {ours[key]})"
-            for key in sorted(ours.keys() & theirs.keys() - ignored)
-            if ours[key] != theirs[key]
-        ]
-    return differences
-
-
-def _with_heads(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns a config with its variant's attention heads; shapes determine the other sizes."""
-    if "variant" not in config:
-        return config
-    rest = {key: value for key, value in config.items() if key != "variant"}
-    return rest | {"heads": find_variant(config["variant"]).heads}
-
-
-def _model_differences(model: Any, description: dict[str, Any]) -> list[str]:
-    stated = {
-        "align_corners": description["align_corners"],
-        "normalization": _normalization(description, None),
-    }
-    own = {name: getattr(model, name, None) for name in stated}
-    return [
-        f"{name}={value} (this model has {own[name]})"
-        for name, value in stated.items()
-        if own[name] is not None and own[name] != value
-    ]

@@ -114,28 +114,9 @@ class FolderDataset(Dataset):
         names: str | os.PathLike[str] | None = None,
         palette: Coding | None = None,
     ) -> None:
-        own = classes.ignore_index
-        ignore_index = own if ignore_index is None else ignore_index
-        if label_map is not None and ignore_index != own:
-            raise ValueError(
-                f"ignore_index={ignore_index} and a label_map are given; remove ignore_index, and "
-                f"map {ignore_index} to {own} in label_map"
-            )
-        if not len(classes) <= ignore_index < NUM_VALUES:
-            raise ValueError(
-                f"ignore_index={ignore_index} must be a value that is no class, from "
-                f"{len(classes)} to {NUM_VALUES - 1}: the {len(classes)} classes "
-                f"({classes.names[0]}, …, {classes.names[-1]}) are 0 to {len(classes) - 1}"
-            )
-        if palette not in (None, "index", "color"):
-            raise ValueError(
-                f"palette={palette!r}; choose 'index' or 'color', or leave it out, so that the "
-                "palettes must show which"
-            )
-        if label_map is not None and palette == "color":
-            raise ValueError(
-                "palette='color' and a label_map, which maps values, are given; remove one"
-            )
+        if ignore_index is None:
+            ignore_index = classes.ignore_index
+        _check_options(classes, ignore_index, label_map, palette)
         self.classes = classes
         self.ignore_index = ignore_index
         self.label_map = None if label_map is None else _table(label_map, classes)
@@ -238,6 +219,36 @@ class FolderDataset(Dataset):
             f"no two classes are left to learn; set `label_map: {as_class}` if {ignored} is a "
             f"class, or `label_map: {as_none}` with all other values if it is not"
         ]
+
+
+def _check_options(
+    classes: Classes,
+    ignore_index: int,
+    label_map: Mapping[int, int] | None,
+    palette: Coding | None,
+) -> None:
+    """Raises ValueError if the options of a :class:`FolderDataset` contradict each other."""
+    own = classes.ignore_index
+    if label_map is not None and ignore_index != own:
+        raise ValueError(
+            f"ignore_index={ignore_index} and a label_map are given; remove ignore_index, and "
+            f"map {ignore_index} to {own} in label_map"
+        )
+    if not len(classes) <= ignore_index < NUM_VALUES:
+        raise ValueError(
+            f"ignore_index={ignore_index} must be a value that is no class, from "
+            f"{len(classes)} to {NUM_VALUES - 1}: the {len(classes)} classes "
+            f"({classes.names[0]}, …, {classes.names[-1]}) are 0 to {len(classes) - 1}"
+        )
+    if palette not in (None, "index", "color"):
+        raise ValueError(
+            f"palette={palette!r}; choose 'index' or 'color', or leave it out, so that the "
+            "palettes must show which"
+        )
+    if label_map is not None and palette == "color":
+        raise ValueError(
+            "palette='color' and a label_map, which maps values, are given; remove one"
+        )
 
 
 def count_labels(label: Tensor, num_classes: int) -> np.ndarray:

@@ -282,7 +282,7 @@ def check_labels(label: Tensor, num_classes: int, what: str) -> None:
         )
         raise ValueError(
             f"{what} holds the value {value} on {count} of {label.numel()} pixels; valid are 0 to "
-            f"{num_classes - 1}, and the ignore index{more}. Add classes, set "
+            f"{num_classes - 1}, and the ignore index{more}. Name more classes, set "
             f"ignore_index={value}, or map the values with label_map (are they another data set's, "
             "or counted from 1?)"
         )

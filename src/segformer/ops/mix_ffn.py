@@ -46,7 +46,7 @@ def strips_win(x: Tensor, fc1: Any, dwconv: Any, act: Any, fc2: Any) -> bool:
 
 @mix_ffn.implementation(when=strips_win)
 def in_strips(x: Tensor, fc1: Any, dwconv: Any, act: Any, fc2: Any) -> Tensor:
-    """Some rows at a time: the hidden map, four times as wide as ``x``, is never whole in memory."""
+    """Some rows at a time: the hidden map, four times as wide as ``x``, is never all in memory."""
     height, out, rows = x.shape[1], torch.empty_like(x), _rows(x, dwconv.out_channels)
     for image, result in zip(x.split(1), out.split(1), strict=True):
         for start in range(0, height, rows):
