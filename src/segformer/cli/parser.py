@@ -14,5 +14,6 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         error: argparse.ArgumentError = argparse.ArgumentError(None, message)
-        error.options = [name.lstrip("-") for name in self._option_string_actions]  # type: ignore[attr-defined]
+        names = [name.lstrip("-") for name in self._option_string_actions]
+        error.options = names  # type: ignore[attr-defined]
         raise error
