@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from segformer import VARIANTS, Classes, SegFormer
 from segformer.cli import main
-from segformer.convert import multiply_adds
+from segformer.evaluation.multiply_adds import multiply_adds
 
 
 def segformer(monkeypatch: pytest.MonkeyPatch, *args: str) -> None:

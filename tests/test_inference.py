@@ -15,7 +15,10 @@ from segformer.cli import main as command
 from segformer.data.datasets import read_image
 from segformer.data.transforms import Normalize
 from segformer.evaluation import Slide
-from segformer.inference import main
+
+
+def main(arguments: list[str]) -> None:
+    command(["predict", *arguments])
 
 
 @pytest.fixture

@@ -1,10 +1,8 @@
-"""From image files to label maps: ``segformer predict WEIGHTS IMAGE… --out DIR``."""
+"""From image files to label maps."""
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
 import tempfile
 from collections.abc import Iterable
 from itertools import chain
@@ -137,58 +135,37 @@ def _check_distinct(targets_of: dict[Path, tuple[Path, ...]]) -> None:
             source_of[target] = path
 
 
-def main(args: list[str]) -> None:
-    """Runs ``segformer predict``: writes ``NAME.png`` and ``NAME_overlay.png`` for each image.
+def label_files(
+    weights: str,
+    sources: Iterable[str],
+    out: Path,
+    *,
+    windows: tuple[int, int] | None = None,
+    overwrite: bool = False,
+    device: str | None = None,
+) -> None:
+    """Writes ``NAME.png`` and ``NAME_overlay.png`` for each image, and prints the classes' shares.
 
-    The first holds the class indices, with a palette; the second the image under the classes'
-    colours, with a legend.
+    The first file holds the class indices, with a palette; the second the image under the classes'
+    colours, with a legend. Processes that ``torchrun`` starts share the images.
+
+    Args:
+        weights: File, folder or Hugging Face id of the model.
+        sources: Image files, or folders of images.
+        out: Folder of the written files; made if it is missing.
+        windows: Size and stride of square windows for images much larger than those of the
+            training; by default images are labelled whole.
+        overwrite: Replace files of an earlier run.
+        device: Such as ``"cpu"``; by default the GPU, if there is one.
+
+    Raises:
+        OSError: If a file or folder is missing, exists already or cannot be written.
+        ValueError: If images cannot be read; the others are still labelled.
     """
-    parser = argparse.ArgumentParser(
-        "segformer predict", description="Label images with a trained network."
-    )
-    parser.add_argument(
-        "weights",
-        help="file, folder or Hugging Face id, in any layout that SegFormer.from_pretrained reads",
-    )
-    parser.add_argument(
-        "images",
-        nargs="+",
-        help="image files, or folders of them; NAME.npy, uint8 (H, W, 3), need not fit into memory",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        help="folder for the label maps and overlays; made if it is missing",
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace label maps and overlays of an earlier run"
-    )
-    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=device, help="such as cpu or cuda:0")
-    parser.add_argument(
-        "--slide",
-        type=int,
-        nargs=2,
-        metavar=("CROP", "STRIDE"),
-        help="label in square windows, such as 1024 768; the logits of one row of windows are in "
-        "memory, classes × CROP × the width × 4 bytes",
-    )
-    options = parser.parse_args(args)
-    try:
-        _predict(options)
-    except (OSError, ValueError) as error:
-        sys.exit(f"segformer predict: {error}")
-
-
-def _predict(options: argparse.Namespace) -> None:
-    # torchrun's processes share the images.
-    rank, world_size = os.environ.get("RANK", 0), os.environ.get("WORLD_SIZE", 1)
-    share = slice(int(rank), None, int(world_size))
-    targets_of = plan(options.images, options.out, options.overwrite, share)
-    _check_writable(options.out)
-    model = SegFormer.from_pretrained(options.weights).to(options.device)
-    slide = Slide((options.slide[0],) * 2, (options.slide[1],) * 2) if options.slide else None
+    slide = Slide((windows[0],) * 2, (windows[1],) * 2) if windows else None
+    targets_of = plan(sources, out, overwrite, _share())
+    _check_writable(out)
+    model = SegFormer.from_pretrained(weights).to(device or _default_device())
     counts = np.zeros(max(2, len(model.classes)), dtype=np.int64)  # one logit is for two classes
     errors = []
     for path, targets in tqdm(targets_of.items(), "predict", unit="image"):
@@ -201,9 +178,18 @@ def _predict(options: argparse.Namespace) -> None:
             counts += np.bincount(row, minlength=len(counts))
     if counts.any():
         print(_histogram(counts, model))
-    print(f"{len(targets_of) - len(errors)} images labelled in {options.out}")
+    print(f"{len(targets_of) - len(errors)} images labelled in {out}")
     if errors:
         raise ValueError("; ".join(errors))
+
+
+def _share() -> slice:
+    """Returns this process's share of the images, as ``torchrun`` numbers its processes."""
+    return slice(int(os.environ.get("RANK", 0)), None, int(os.environ.get("WORLD_SIZE", 1)))
+
+
+def _default_device() -> str:
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
 
 
 def _check_writable(folder: Path) -> None:
