@@ -169,7 +169,7 @@ def test_errors(options: dict[str, Any], message: str) -> None:
 def test_a_file_that_does_not_tell_its_heads(tmp_path: Path) -> None:
     oracle = segformer_pytorch.Segformer(dims=(9, 9, 9, 9), heads=3, num_layers=1)
     torch.save(oracle.state_dict(), tmp_path / "model.pt")
-    with pytest.raises(ValueError, match="does not tell its attention heads.*load_weights"):
+    with pytest.raises(ValueError, match="does not state its attention heads.*load_weights"):
         ConvSegFormer.from_pretrained(tmp_path / "model.pt")
     model = ConvSegFormer(dims=9, heads=3, num_layers=1)
     model.load_weights(tmp_path / "model.pt")
