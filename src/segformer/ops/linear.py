@@ -51,8 +51,8 @@ def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def affine_by_convolution(x: Tensor) -> bool:
     """Whether a linear layer over ``x`` is faster as a convolution; in half precision it is not."""
-    full = x.dtype.itemsize > 2 and not torch.is_autocast_enabled("cpu")
-    return products_by_convolution(x) and full
+    wins = products_by_convolution(x)
+    return wins and x.dtype.itemsize > 2 and not torch.is_autocast_enabled("cpu")
 
 
 def products_by_convolution(x: Tensor) -> bool:
