@@ -25,7 +25,7 @@ FLOORS = [
     {"train"},
     {"deploy"},
     {"inference"},
-    {"evaluation", "convert"},
+    {"evaluation"},
     {"__init__", "models", "timm_models", "losses"},
     {"checkpoint"},
     {"networks"},
