@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from segformer.ops.conditions import is_plain, is_traced
 from segformer.ops.registry import operator
 
-
 Layer = Callable[[Tensor], Tensor]
 
 
