@@ -63,7 +63,7 @@ class MiTClassifier(MiT):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) to the last map (B, C_4, ⌈H/32⌉, ⌈W/32⌉)."""
-        return self.pyramid(images, len(self.stages))[-1]
+        return self.first_features(images, len(self.stages))[-1]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """The last map to logits (B, ``num_classes``), or to what the classifier sees."""
@@ -86,7 +86,7 @@ class MiTClassifier(MiT):
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt={output_fmt!r}; MiT's maps are NCHW")
         chosen, last = feature_take_indices(len(self.stages), indices)  # type: ignore[arg-type]
-        features = self.pyramid(images, last + 1 if stop_early else len(self.stages))
+        features = self.first_features(images, last + 1 if stop_early else len(self.stages))
         intermediates = [features[index] for index in chosen]
         return intermediates if intermediates_only else (features[-1], intermediates)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from segformer.data.normalization import IMAGENET
 from segformer.data.transforms import Normalize, PadTo
-from segformer.models import evaluating
+from segformer.ops.modes import evaluating
 
 
 def pad_to_least(model: Any, images: Tensor) -> Tensor:

@@ -1,9 +1,8 @@
 """The all-MLP decoder, fused at each level's own resolution.
 
 The paper projects each level to D channels (W_i, b_i), upsamples all to the finest, concatenates,
-and fuses with a 1×1 convolution F before BatchNorm. Nothing non-linear stands between W_i and
-BatchNorm, and bilinear interpolation acts on each channel alone with weights that sum to one, so
-that
+and fuses with a 1×1 convolution F before BatchNorm. Everything between W_i and BatchNorm is linear,
+and bilinear interpolation acts on each channel separately with weights that sum to one, so that
 
     F · concat(up(W_i x_i + b_i)) = Σ up(F_i W_i x_i + F_i b_i),
 
@@ -65,15 +64,9 @@ def all_mlp(
     return classifier(dropout(F.relu(norm(x))))
 
 
-def is_affine(
-    features: Sequence[Tensor],
-    projections: Iterable[Any],
-    fuse: Any,
-    norm: Any,
-    dropout: Any,
-    classifier: Any,
-) -> bool:
+def is_affine(features: Sequence[Tensor], *layers: Any) -> bool:
     """in evaluation, for plain layers in full precision"""
+    projections, fuse, norm, dropout, classifier = layers
     return (
         not (norm.training or dropout.training)
         and all(map(_is_linear, projections))
@@ -87,18 +80,10 @@ def is_affine(
     )
 
 
-def takes_groups(
-    features: Sequence[Tensor],
-    projections: Iterable[Any],
-    fuse: Any,
-    norm: Any,
-    dropout: Any,
-    classifier: Any,
-) -> bool:
+def takes_groups(features: Sequence[Tensor], *layers: Any) -> bool:
     """in evaluation on CPUs, without gradients or autocast, for plain layers"""
-    in_full_precision = in_pieces(features[0]) and not torch.is_autocast_enabled("cpu")
-    layers = (projections, fuse, norm, dropout, classifier)
-    return in_full_precision and is_affine(features, *layers)
+    is_reduced = torch.is_autocast_enabled("cpu")
+    return in_pieces(features[0]) and not is_reduced and is_affine(features, *layers)
 
 
 @all_mlp.implementation(when=takes_groups)
@@ -110,9 +95,9 @@ def in_groups_of_channels(
     dropout: Any,
     classifier: Any,
 ) -> Tensor:
-    """Composed with BatchNorm, a group of channels at a time from the features to the logits.
+    """Composed with BatchNorm, some channels at a time from the features to the logits.
 
-    Every channel between the two is by itself, so that all groups use the same few temporaries.
+    Channels are independent until the classifier, so that all groups share the same temporaries.
     """
     (finest, *coarser), weights, bias = _composed(features, projections, fuse, norm)
     batch, height, width, _ = finest.shape
@@ -149,12 +134,7 @@ def composed(
 
 
 def fusion_is_plain(
-    features: Sequence[Tensor],
-    projections: Iterable[Any],
-    fuse: Any,
-    norm: Any,
-    dropout: Any,
-    classifier: Any,
+    features: Sequence[Tensor], projections: Iterable[Any], fuse: Any, *layers: Any
 ) -> bool:
     """in training, for a plain fusion"""
     return is_plain_convolution(fuse, 1, bias=False)
@@ -224,7 +204,7 @@ def _is_linear(module: Any) -> bool:
 def _projected(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A projection of maps (B, h, w, C) to (B, D, h, w).
 
-    In graphs it is a convolution, which engines go on from in their own memory order.
+    In compiled graphs it is a convolution, whose memory format compilers choose themselves.
     """
     if torch.compiler.is_compiling():
         return F.conv2d(x.permute(0, 3, 1, 2), weight[..., None, None], bias)

@@ -30,7 +30,7 @@ def linear(x: Tensor, layer: Layer) -> Tensor:
 
 
 def convolution_wins(x: Tensor, layer: Any) -> bool:
-    """on AMD processors with AVX-512 and more than one thread, for float32 maps and a plain layer"""
+    """on AMD processors with AVX-512 and several threads, for float32 maps and a plain layer"""
     return affine_by_convolution(x) and is_plain(layer, nn.Linear)
 
 
