@@ -179,7 +179,7 @@ def _one(job: dict[str, Any]) -> dict[str, Any]:
     torch.manual_seed(0)
     part, size = job["part"], tuple(job.get("size", ()))
     if part == "logits":
-        from segformer.convert import multiply_adds
+        from segformer.evaluation.multiply_adds import multiply_adds
 
         works = contestants.logits(job["variant"], job["classes"], size, job["peers"])
         rate = measure.matrix_product_rate()

@@ -87,7 +87,7 @@ def test_one_step_of_training_has_the_oracles_gradients(name: str) -> None:
     layout.fold(gradients)  # type: ignore[arg-type]
     for key, parameter in ours.named_parameters():
         assert parameter.grad is not None
-        expected: Any = gradients[layout.theirs(key)]
+        expected: Any = gradients[layout.their_key(key)]
         torch.testing.assert_close(
             parameter.grad, expected.reshape(parameter.shape), rtol=1e-9, atol=1e-9
         )
@@ -169,7 +169,7 @@ def test_errors(options: dict[str, Any], message: str) -> None:
 def test_a_file_that_does_not_tell_its_heads(tmp_path: Path) -> None:
     oracle = segformer_pytorch.Segformer(dims=(9, 9, 9, 9), heads=3, num_layers=1)
     torch.save(oracle.state_dict(), tmp_path / "model.pt")
-    with pytest.raises(ValueError, match="does not tell its attention heads.*load_weights"):
+    with pytest.raises(ValueError, match="does not state its attention heads.*load_weights"):
         ConvSegFormer.from_pretrained(tmp_path / "model.pt")
     model = ConvSegFormer(dims=9, heads=3, num_layers=1)
     model.load_weights(tmp_path / "model.pt")

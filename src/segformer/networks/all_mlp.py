@@ -117,7 +117,9 @@ class MMSegHead(AllMLPHead):
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Maps (B, C_i, H_i, W_i), finest first, to logits (B, num_classes, H_1, W_1)."""
         levels = [project(x) for x, project in zip(features, self.projections, strict=True)]
-        x = upsample_and_fuse(levels, self.fuse)  # (B, C, H_1, W_1): fuse(concat(upsample(levels)))
-        x = self.norm(x)
-        logits: Tensor = self.classifier(self.dropout(F.relu(x)))
-        return logits
+        x: Tensor = upsample_and_fuse(
+            levels, self.fuse
+        )  # (B, C, H_1, W_1): fuse(concat(upsample(levels)))
+        x = self.dropout(F.relu(self.norm(x)))
+        x = self.classifier(x)
+        return x

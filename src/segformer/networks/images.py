@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
-
-torch.fx.wrap("check_images")  # it reads shapes, which torch.fx does not have while it traces
 
 
 def smallest_side(sr_ratios: Sequence[int]) -> int:
@@ -26,17 +23,17 @@ def check_images(images: Tensor, in_channels: int, min_size: int) -> None:
     Raises:
         ValueError: if they are not.
     """
-    shape = tuple(images.shape)
     if images.ndim != 4:
         raise ValueError(
-            f"images must be (B, C, H, W), got shape {shape}; add the batch dimension with "
-            "images[None]"
+            f"images must be (B, C, H, W), got shape {tuple(images.shape)}; add the batch "
+            "dimension with images[None]"
         )
     channels, height, width = images.shape[1:]
     if channels != in_channels:
         raise ValueError(
-            f"images have {channels} channels (shape {shape}), the model takes {in_channels}; "
-            f"build it with in_channels={channels}, or permute the images to (B, C, H, W)"
+            f"images have {channels} channels (shape {tuple(images.shape)}), the model takes "
+            f"{in_channels}; build it with in_channels={channels}, or permute the images "
+            "to (B, C, H, W)"
         )
     if height < min_size or width < min_size:
         raise ValueError(

@@ -26,6 +26,8 @@ from segformer.networks.images import check_images, refuse_scripting, smallest_s
 from segformer.networks.initialization import init_weights
 from segformer.ops import attention, linear, mix_ffn
 
+torch.fx.wrap("check_images")  # it reads shapes, which torch.fx does not have while it traces
+
 Norm = Callable[[int], nn.Module]  # makes a norm for a number of channels
 
 

@@ -110,11 +110,11 @@ class UpsamplingHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Maps (B, C_i, h, w) to logits (B, K, s·h, s·w); s is the product of the scales."""
-        x = self.norm(features[-1])
+        x: Tensor = self.norm(features[-1])
         for layer, scale in zip(self.layers, self.scales, strict=True):
             x = enlarge(layer(x), scale)
-        logits: Tensor = self.classifier(x)
-        return logits
+        x = self.classifier(x)
+        return x
 
 
 def enlarge(x: Tensor, scale: int, align_corners: bool = False) -> Tensor:
@@ -223,8 +223,8 @@ class MLAHead(nn.Module):
         maps = self.aggregation(features)
         maps = [level(x) for level, x in zip(self.levels, maps, strict=True)]
         maps = [enlarge(x, 4, self.align_corners) for x in maps]
-        logits: Tensor = self.classifier(torch.cat(maps[::-1], 1))
-        return logits
+        x: Tensor = self.classifier(torch.cat(maps[::-1], 1))
+        return x
 
 
 class Aggregation(nn.Module):
@@ -258,5 +258,5 @@ class FCNHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Maps (B, C_i, h_i, w_i) to logits (B, num_classes, h, w) of the last one's size."""
-        logits: Tensor = self.classifier(features[-1])
-        return logits
+        x: Tensor = self.classifier(features[-1])
+        return x

@@ -138,7 +138,7 @@ def _with_gradient(
     options = (weight, ignore_index, align_corners, label_smoothing)
     with without_autocast(logits):
         loss: Tensor = _CrossEntropy.apply(summed, logits, target, *options)
-        return loss / total
+    return loss / total
 
 
 class _CrossEntropy(torch.autograd.Function):
