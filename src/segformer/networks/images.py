@@ -13,7 +13,8 @@ def smallest_side(sr_ratios: Sequence[int]) -> int:
     In a smaller one, the map of some stage would be smaller than one cell of its sequence
     reduction.
     """
-    return max(32, *((4 << s) * ratio for s, ratio in enumerate(sr_ratios)))
+    strides = (4 << stage for stage in range(len(sr_ratios)))  # 4, 8, 16, 32
+    return max(32, *(stride * ratio for stride, ratio in zip(strides, sr_ratios, strict=True)))
 
 
 def check_images(images: Tensor, in_channels: int, min_size: int) -> None:

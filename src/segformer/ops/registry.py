@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import update_wrapper
 from typing import Any, Generic, ParamSpec, TypeVar
 
+import torch
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -32,6 +34,15 @@ def plain() -> Iterator[None]:
         yield
     finally:
         _plain.reset(token)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def only_plain() -> bool:
+    """Whether only plain definitions run.
+
+    Compiled code keeps the answer of its compilation: PyTorch 2.6 cannot trace context variables.
+    """
+    return _plain.get()
 
 
 @dataclass(frozen=True)
@@ -71,7 +82,7 @@ class Operator(Generic[P, R]):
         return register
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        if not _plain.get():
+        if not only_plain():
             for implementation in self.implementations:
                 if implementation.when(*args, **kwargs):
                     return implementation.function(*args, **kwargs)
