@@ -76,7 +76,6 @@ def speed(results: dict[str, Rows]) -> str:
     if "accuracy" in results:
         title = "## Time to accuracy: B0 on CamVid from random weights"
         lines += [title, "", *_accuracy(results["accuracy"], runs), ""]
-        lines += ["![mIoU on the validation images against minutes of training](accuracy.png)", ""]
     if missed := list(_missed(results)):
         lines += ["## Targets that were not reached", "", *missed, ""]
     lines += ["## Machines, versions and dates", "", *runs.table(), ""]
