@@ -11,10 +11,10 @@ DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS), str(DOCS.parent)]
 warnings.filterwarnings("ignore", category=DeprecationWarning)
 
-import generate
-from latex2mathml.converter import convert
+import generate  # noqa: E402
+from latex2mathml.converter import convert  # noqa: E402
 
-import segformer
+import segformer  # noqa: E402
 
 project = "segformer"
 author = "the segformer authors"
@@ -51,7 +51,7 @@ nitpick_ignore_regex = [
 
 
 def setup(app: Any) -> None:
-    """Write the generated pages, and render formulas as MathML, which browsers show by themselves."""
+    """Write the generated pages, and render formulas as MathML, which needs no JavaScript."""
     app.add_html_math_renderer("mathml", (_inline_math, None), (_displayed_math, None))
     generate.write(DOCS / "generated")
 

@@ -62,7 +62,9 @@ def write(folder: Path) -> None:
         "messages": messages(),
         "training": report.training(training),
         "highlights": "\n".join(report.figures(results, training)),
-        "cuda": cuda.table(report.read("cuda.json")) if (report.HERE / "cuda.json").is_file() else NO_CUDA,
+        "cuda": cuda.table(report.read("cuda.json"))
+        if (report.HERE / "cuda.json").is_file()
+        else NO_CUDA,
     }
     for name, text in pages.items():
         (folder / f"{name}.md").write_text(text + "\n")
@@ -179,6 +181,13 @@ def raised(source: str) -> Iterator[tuple[str, str]]:
             text = " ".join(template(node.exc.args[0]).split())
             if text.strip("… :") and hasattr(node.exc.func, "id"):
                 yield node.exc.func.id, text
+
+
+def texts(source: str) -> Iterator[str]:
+    """Every text that a module writes out, with … for its values."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant | ast.JoinedStr):
+            yield " ".join(template(node).split())
 
 
 def template(node: ast.expr) -> str:
