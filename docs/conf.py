@@ -12,6 +12,7 @@ sys.path[:0] = [str(DOCS), str(DOCS.parent)]
 warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 import generate  # noqa: E402
+from docutils.nodes import SkipNode  # noqa: E402
 from latex2mathml.converter import convert  # noqa: E402
 
 import segformer  # noqa: E402
@@ -28,7 +29,8 @@ extensions = [
 exclude_patterns = ["generated"]
 html_theme = "furo"
 html_title = f"segformer {release}"
-html_static_path: list[str] = []
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
 pygments_style = "friendly"
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
@@ -42,17 +44,21 @@ autodoc_typehints_description_target = "documented"
 napoleon_use_rtype = False
 napoleon_use_ivar = True
 
-# Every reference to this package must resolve; other packages' documentation is elsewhere.
+# Every reference must resolve, except those to other packages.
 nitpicky = True
 nitpick_ignore_regex = [
-    ("py:.*", r"(?!segformer\b).*"),
-    ("py:.*", r"segformer\.ops\.registry\.[PR]"),  # type variables
+    (
+        "py:.*",
+        r"(nn|torch|torchvision|timm|numpy|np|PIL|lightning|matplotlib|pathlib|os|collections|typing"
+        r"|contextlib|functools)\b.*",
+    ),
 ]
 
 
 def setup(app: Any) -> None:
     """Write the generated pages, and render formulas as MathML, which needs no JavaScript."""
     app.add_html_math_renderer("mathml", (_inline_math, None), (_displayed_math, None))
+    app.connect("missing-reference", _find_bare_name)
     generate.write(DOCS / "generated")
 
 
@@ -60,18 +66,19 @@ html_math_renderer_name = "mathml"
 
 
 def _inline_math(translator: Any, node: Any) -> None:
-    _write_math(translator, node, "inline")
+    translator.body.append(convert(node.astext()))
+    raise SkipNode
 
 
 def _displayed_math(translator: Any, node: Any) -> None:
-    translator.body.append('<div class="math">')
-    _write_math(translator, node, "block")
-    translator.body.append("</div>")
+    translator.body += ['<div class="math">', convert(node.astext(), display="block"), "</div>"]
+    raise SkipNode
 
 
-def _write_math(translator: Any, node: Any, display: str) -> None:
-    from docutils.nodes import SkipNode
-
-    translator.body.append(convert(node.astext(), display=display))
-    if display == "inline":
-        raise SkipNode
+def _find_bare_name(app: Any, env: Any, node: Any, content: Any) -> Any:
+    """Resolve ``:class:`Name``` in a docstring, wherever in the package the name is."""
+    if node["refdomain"] != "py" or node.get("refspecific"):
+        return None
+    node["refspecific"] = True
+    target = node["refdoc"], app.builder, node["reftype"], node["reftarget"]
+    return env.domains["py"].resolve_xref(env, *target, node, content)
