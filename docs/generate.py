@@ -162,7 +162,7 @@ def messages() -> str:
         of_module = [(kind, text) for kind, text in raised(path.read_text()) if len(text) > 12]
         if of_module:
             name = path.relative_to(SOURCE).with_suffix("").as_posix()
-            lines += [f"**{name}**", ""]
+            lines += [f"**`{name}`**", ""]
             lines += [f"- `{kind}`: {code(text)}" for kind, text in dict.fromkeys(of_module)]
             lines += [""]
     return "\n".join(lines)

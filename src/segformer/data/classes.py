@@ -79,7 +79,7 @@ class Classes:
 
     @property
     def ignore_index(self) -> int:
-        """The label of pixels of no class: 255, or 65535 for more than 255 classes."""
+        """The label of ignored pixels, which is 255, or 65535 for more than 255 classes."""
         return ignore_index(len(self))
 
     @classmethod
