@@ -24,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 from segformer.data.datasets import IGNORE_INDEX
 from segformer.evaluation import evaluate
 from segformer.ops.memory import keep_large_blocks
-from segformer.train.cli import SegmentationCLI
+from segformer.train.lightning_cli import SegmentationCLI
 from segformer.train.optim import apply_lr_mult, param_groups
 
 CONFIG = Path(__file__).parents[1] / "configs" / "camvid.yaml"

@@ -101,7 +101,7 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def _logits(job: Job) -> dict[str, Any]:
-    from segformer.convert import multiply_adds
+    from segformer.evaluation.multiply_adds import multiply_adds
 
     variant, classes, size = job["variant"], job["classes"], tuple(job["size"])
     works = contestants.logits(variant, classes, size, job["peers"])

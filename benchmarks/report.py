@@ -86,19 +86,21 @@ def speed(results: dict[str, Rows]) -> str:
 def training(rows: list[Row]) -> str:
     """Markdown of the training results in ``benchmarks/training.json``."""
     runs = Runs()
+    commands = list(dict.fromkeys(row["command"] for row in rows))
     lines = [
-        "| data | network | steps | minutes | val mIoU | test mIoU | seed | run | remark |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| data | network | steps | minutes | val mIoU | test mIoU | seed | run | command | remark |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         test = "" if row["test"] is None else f"{row['test']:.1f}"
+        number = commands.index(row["command"]) + 1
         lines.append(
             f"| {row['data']} | {row['network']} | {row['steps']} | {row['minutes']:g} "
-            f"| {row['val']:.1f} | {test} | {row['seed']} | {runs.number(row)} | {row['remark']} |"
+            f"| {row['val']:.1f} | {test} | {row['seed']} | {runs.number(row)} | {number} "
+            f"| {row['remark']} |"
         )
-    commands = dict.fromkeys(row["command"] for row in rows)
-    lines += ["", "Runs:", "", *runs.table(), "", "Commands:", "", "```bash", *commands, "```", ""]
-    return "\n".join(lines)
+    numbered = [f"{number}. `{command}`" for number, command in enumerate(commands, 1)]
+    return "\n".join([*lines, "", "Runs:", "", *runs.table(), "", "Commands:", "", *numbered, ""])
 
 
 def figures(results: dict[str, Rows], trained: list[Row]) -> list[str]:

@@ -28,6 +28,7 @@ extensions = [
 ]
 exclude_patterns = ["generated"]
 html_theme = "furo"
+html_show_copyright = False
 html_title = f"segformer {release}"
 html_static_path = ["_static"]
 html_css_files = ["wide.css"]

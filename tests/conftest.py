@@ -1,4 +1,4 @@
-"""What several tests share: seeds, devices, tiny networks, and weights in which no layer is the identity."""
+"""What several tests share: seeds, devices, tiny networks, random weights."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-if (
-    "PYTEST_XDIST_WORKER" in os.environ
-):  # the processes share the cores, and so do those that they start
+# The processes of pytest-xdist share the cores, and so do those that they start.
+if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 if not torch.cuda.is_available():
-    os.environ.setdefault(
-        "TRITON_INTERPRET", "1"
-    )  # before anything imports Triton: its kernels run on CPUs, slowly
+    # Before anything imports Triton: its kernels then run on CPUs, slowly.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from segformer import SegFormer, Variant
 
@@ -45,12 +43,15 @@ def tiny() -> SegFormer:
 
 
 def interpolate(x: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
-    """The plain way from cells to pixels."""
+    """Bilinear interpolation by PyTorch."""
     return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
 
 
 def randomized(model: M) -> M:
-    """Random biases, norms and running statistics, so that a mistake in any of them shows; evaluation mode."""
+    """Random biases, norms and running statistics, so that a mistake in any of them shows.
+
+    In evaluation mode.
+    """
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             if name.endswith("running_var") or (tensor.ndim == 1 and name.endswith("weight")):
@@ -61,7 +62,7 @@ def randomized(model: M) -> M:
 
 
 def tiny_peer(**options: Any) -> Any:
-    """transformers' SegFormer of the size of ``TINY``; ``options`` are those of its configuration."""
+    """transformers' SegFormer of the size of ``TINY``, with options of its configuration."""
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
     config = SegformerConfig(

@@ -63,7 +63,10 @@ def quiet_trainer(folder: Path, **options: object) -> Trainer:
 
 
 def small_config(folder: Path, **trainer: object) -> Path:
-    """A YAML of a fit of a second on these pictures, in the given folder; its runs lie in ``folder/runs/small``."""
+    """A YAML in the given folder, of a fit of a second on these pictures.
+
+    Its runs lie in ``folder/runs/small``.
+    """
     variant = {
         name: list(values) if isinstance(values, tuple) else values
         for name, values in vars(TINY).items()

@@ -35,7 +35,7 @@ def nvidia_file(model: SegFormer, path: Path, **changes: torch.Tensor | None) ->
     return path
 
 
-def test_a_saved_model_comes_back_whole(tiny: SegFormer, tmp_path: Path) -> None:
+def test_a_saved_model_is_read_back_unchanged(tiny: SegFormer, tmp_path: Path) -> None:
     tiny.classes = Classes(["a", "b", "c", "d", "e"], [(k, k, k) for k in range(5)])
     tiny.save(tmp_path / "model.safetensors")
     again = SegFormer.from_pretrained(tmp_path / "model.safetensors")
@@ -66,7 +66,7 @@ def test_nothing_random_is_built_before_reading(
     SegFormer.from_pretrained(tmp_path / "b0.safetensors")
 
 
-def test_the_unused_conv_seg_is_dropped_by_name(
+def test_the_unused_conv_seg_is_dropped_and_reported(
     b0: SegFormer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     unused = {
@@ -76,12 +76,12 @@ def test_the_unused_conv_seg_is_dropped_by_name(
     with caplog.at_level(logging.INFO, "segformer"):
         SegFormer.from_pretrained(nvidia_file(b0, tmp_path / "b0.pth", **unused))
     assert re.search(
-        "dropped +decode_head.conv_seg.weight, decode_head.conv_seg.bias +made by its framework",
+        "dropped +decode_head.conv_seg.weight, decode_head.conv_seg.bias +its framework makes it",
         caplog.text,
     )
 
 
-def test_a_new_classifier_is_made_on_request_and_said_aloud(
+def test_a_new_classifier_is_made_on_request_and_reported(
     b0: SegFormer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     b0.save(tmp_path / "b0.safetensors")
@@ -98,7 +98,7 @@ def test_a_new_classifier_is_made_on_request_and_said_aloud(
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"backbone.norm1.weight": None}, "1 missing: backbone.norm1.weight"),
         ({"backbone.norm1.gamma": torch.zeros(1)}, "1 left over: backbone.norm1.gamma"),
@@ -117,13 +117,13 @@ def test_a_new_classifier_is_made_on_request_and_said_aloud(
     ],
 )
 def test_keys_that_do_not_fit_are_named(
-    b0: SegFormer, changes: dict[str, torch.Tensor | None], said: str, tmp_path: Path
+    b0: SegFormer, changes: dict[str, torch.Tensor | None], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         SegFormer.from_pretrained(nvidia_file(b0, tmp_path / "b0.pth", **changes))
 
 
-def test_files_that_hold_no_weights_are_refused_by_name(tiny: SegFormer, tmp_path: Path) -> None:
+def test_files_without_weights_are_refused_with_their_name(tiny: SegFormer, tmp_path: Path) -> None:
     class Code:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return print, ("this must never run",)
@@ -149,20 +149,20 @@ def test_files_that_hold_no_weights_are_refused_by_name(tiny: SegFormer, tmp_pat
         ),
         "numbers.pth": (
             pickled({"backbone.norm": 3}),
-            "is not a state dict: .* it holds 'backbone.norm' \\(int\\)",
+            r"holds 'backbone.norm' \(int\), not a state dict of named tensors",
         ),
         "page.pth": (
             b"<!doctype html><p>Sign in to download",
-            "is a page or a pointer in the place of the weights",
+            "is a web page or a Git LFS pointer instead of weights",
         ),
         "noise.pth": (bytes(range(200)), "cannot read .* truncated or no checkpoint"),
         "code.pth": (
             pickled({"state_dict": Code()}),
-            r"is not a state dict: .* it holds 'state_dict' \(Ignored\); .* save its state dict alone",
+            r"holds 'state_dict' \(Ignored\), not a state dict .* save only its state dict",
         ),
         "module.pth": (
             pickled(tiny.decode_head),
-            "it holds an object of foreign code; where it came from, save its state dict alone",
+            "holds an object of foreign code, not a state dict .* save only its state dict",
         ),
         "old_code.pth": (
             pickled(Code(), _use_new_zipfile_serialization=False),
@@ -170,13 +170,13 @@ def test_files_that_hold_no_weights_are_refused_by_name(tiny: SegFormer, tmp_pat
         ),
         "pointer.safetensors": (
             b"version https://git-lfs.github.com/spec/v1\noid",
-            "a pointer in the place of the weights; .* git lfs pull",
+            "a Git LFS pointer instead of weights; .* git lfs pull",
         ),
-        "number.pth": (pickled(3), "is not a state dict: .* it holds a int"),
+        "number.pth": (pickled(3), "holds a int, not a state dict"),
     }
-    for name, (content, said) in files.items():
+    for name, (content, message) in files.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=said) as refusal:
+        with pytest.raises(ValueError, match=message) as refusal:
             SegFormer.from_pretrained(tmp_path / name)
         assert name in str(refusal.value)
 
@@ -187,7 +187,8 @@ def test_foreign_weights_are_refused_with_their_first_keys(tmp_path: Path) -> No
     )
     with pytest.raises(
         ValueError,
-        match="known layouts: its first keys are conv1.weight, fc.bias; the names of a SegFormer's tensors would end in stages.0",
+        match="known layouts: its first keys are conv1.weight, fc.bias; "
+        "the names of a SegFormer's tensors would end in stages.0",
     ):
         SegFormer.from_pretrained(tmp_path / "resnet.safetensors")
 
@@ -206,7 +207,7 @@ def test_missing_files_and_folders_are_named(tiny: SegFormer, tmp_path: Path) ->
         SegFormer.from_pretrained(tmp_path)
 
 
-def test_a_failed_save_keeps_the_file_that_was_there(
+def test_a_failed_save_keeps_the_previous_file(
     tiny: SegFormer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny.save(tmp_path / "model.safetensors")
@@ -228,24 +229,23 @@ def test_a_hugging_face_config_that_contradicts_its_weights_is_refused(tmp_path:
 
     SegformerForSemanticSegmentation(SegformerConfig(num_labels=5)).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    for change, said in (
+    for change, message in (
         ({"hidden_act": "relu"}, "hidden_act 'relu' is none of gelu, gelu_pytorch_tanh, gelu_new"),
         ({"mlp_ratios": [8, 8, 4, 4]}, r"mlp_ratios \[8, 8, 4, 4\] differ from stage to stage"),
         ({"strides": [4, 2, 2, 1]}, r"strides \[4, 2, 2, 1\]; MiT's are \[4, 2, 2, 2\]"),
         ({"depths": [2, 2, 3, 2]}, "2[0-9] missing: segformer.encoder.block.2.2"),
-        (None, r"config.json.* is no JSON"),
+        (None, r"config.json.* is not valid JSON"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config | change) if change else "{")
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             SegFormer.from_pretrained(tmp_path)
     (tmp_path / "config.json").unlink()
-    assert (
-        SegFormer.from_pretrained(tmp_path).backbone.config["variant"] == "b0"
-    )  # a variant's sizes are told by the shapes
+    # The shapes are those of a variant.
+    assert SegFormer.from_pretrained(tmp_path).backbone.config["variant"] == "b0"
 
 
-def test_heads_and_activation_of_a_hugging_face_config_are_obeyed(tmp_path: Path) -> None:
-    """Neither leaves a trace in the shapes."""
+def test_heads_and_activation_of_a_hugging_face_config_are_used(tmp_path: Path) -> None:
+    """Shapes show neither."""
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
     config = SegformerConfig(num_labels=2, num_attention_heads=[2, 4, 5, 4], hidden_act="gelu_new")
@@ -264,19 +264,20 @@ def test_a_runs_folder_is_read(tiny: SegFormer, tmp_path: Path) -> None:
     )
 
 
-def test_what_could_not_be_read_back_is_not_saved(tiny: SegFormer, tmp_path: Path) -> None:
+def test_a_model_that_could_not_be_read_back_is_not_saved(tiny: SegFormer, tmp_path: Path) -> None:
     class MyMiT(MiT):
         pass
 
     tiny.backbone = MyMiT(TINY)
     with pytest.raises(
         ValueError,
-        match="a backbone of class MyMiT cannot be saved, since from_pretrained knows only MiT, AllMLPHead",
+        match="a backbone of class MyMiT cannot be saved, since from_pretrained builds only MiT, "
+        "AllMLPHead",
     ):
         tiny.save(tmp_path / "model.safetensors")
 
 
-def test_an_unknown_hub_id_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_hub_id_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(
@@ -320,19 +321,19 @@ def test_shards_that_do_not_fit_their_index_are_named(b0: SegFormer, tmp_path: P
     keys = list(b0.state_dict())
     save_file(b0.state_dict(), tmp_path / "one.safetensors")
     index = tmp_path / "model.safetensors.index.json"
-    for weight_map, said in (
+    for weight_map, message in (
         ({}, "has no weight_map"),
         (
             dict.fromkeys(keys, "two.safetensors"),
-            "names 1 files, and these are not beside it: two.safetensors",
+            "lists 1 files, and these are not beside it: two.safetensors",
         ),
         (
             dict.fromkeys([*keys, "more"], "one.safetensors"),
-            "places more in files that do not hold it",
+            "lists files for more that do not hold them",
         ),
     ):
         index.write_text(json.dumps({"weight_map": weight_map}))
-        with pytest.raises((ValueError, FileNotFoundError), match=said):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
             SegFormer.from_pretrained(tmp_path)
 
 
@@ -361,7 +362,7 @@ def test_another_number_of_channels_adapts_the_stem_as_timm_and_smp_do(
             SegFormer.from_pretrained(tmp_path / "adapted.safetensors", in_channels=5)
 
 
-def test_a_loose_reading_says_what_it_looked_away_from(
+def test_a_reading_that_is_not_strict_reports_ignored_and_new_tensors(
     b0: SegFormer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = nvidia_file(
@@ -397,26 +398,26 @@ def test_round_trips_are_bit_identical(
     assert str(twice) == str(again)
 
 
-def test_a_layout_that_cannot_say_the_numerics_warns_with_the_difference(
+def test_a_layout_without_place_for_the_numerics_warns_with_the_difference(
     b0: SegFormer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     b0.save(tmp_path / "b0.pth", "nvidia")
-    assert "cannot say" not in caplog.text
+    assert "has no place" not in caplog.text
     b0.save(tmp_path / "b0_smp.pth", "smp")
-    said = re.search(
-        r"the smp layout cannot say align_corners=False \(there True\): on noise, logits there differ by up to (\S+) "
-        r"\(of (\S+)\), and (\S+) % of the labels",
+    message = re.search(
+        r"the smp layout has no place for align_corners=False \(it has True\): on noise, its "
+        r"readers' logits differ by up to (\S+) \(of (\S+)\), and (\S+) % of their labels",
         caplog.text,
     )
     images = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     smp = SegFormer.from_pretrained(tmp_path / "b0_smp.pth")
     difference = (smp(images) - b0(images)).abs().max().item()
-    assert said is not None
-    assert float(said[1]) == pytest.approx(difference, rel=0.05)
+    assert message is not None
+    assert float(message[1]) == pytest.approx(difference, rel=0.05)
     assert difference > 0.01
 
 
-def test_the_file_of_a_tanh_gelu_says_so_in_transformers_words(tmp_path: Path) -> None:
+def test_transformers_reads_the_tanh_gelu_of_a_written_folder(tmp_path: Path) -> None:
     from transformers import SegformerForSemanticSegmentation
 
     model = randomized(SegFormer(MiT("b0", act="gelu_tanh", norm_eps=1e-5), num_classes=2))
@@ -430,7 +431,7 @@ def test_the_file_of_a_tanh_gelu_says_so_in_transformers_words(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("layout", "name", "said"),
+    ("layout", "name", "message"),
     [
         (
             "tao",
@@ -441,14 +442,14 @@ def test_the_file_of_a_tanh_gelu_says_so_in_transformers_words(tmp_path: Path) -
         (
             "nvidia",
             "x",
-            "has no suffix that tells how to write tensors; call it x.safetensors or x.pth",
+            "is none of .safetensors, .pth, .* call it x.safetensors or x.pth",
         ),
     ],
 )
-def test_what_cannot_be_written_is_refused(
-    tiny: SegFormer, layout: str, name: str, said: str, tmp_path: Path
+def test_a_layout_or_name_that_cannot_be_written_is_refused(
+    tiny: SegFormer, layout: str, name: str, message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         tiny.save(tmp_path / name, layout)
 
 
@@ -463,7 +464,7 @@ def test_a_head_that_a_layout_cannot_hold_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_names_that_do_not_fit_cost_nobody_the_weights(
+def test_weights_are_read_even_if_their_class_names_do_not_fit(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
@@ -475,10 +476,10 @@ def test_names_that_do_not_fit_cost_nobody_the_weights(
         caplog.clear()
         (tmp_path / "config.json").write_text(json.dumps(config | {"id2label": names}))
         assert SegFormer.from_pretrained(tmp_path).classes.names == ("class 0", "class 1")
-        assert re.search("dropped +class names +they are not 2 different ones", caplog.text)
+        assert re.search("dropped +class names +they are not 2 different names", caplog.text)
 
 
-def test_the_file_named_reads_like_its_folder(tmp_path: Path) -> None:
+def test_a_file_in_a_hugging_face_folder_is_read_like_the_folder(tmp_path: Path) -> None:
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
     config = SegformerConfig(
@@ -495,7 +496,7 @@ def test_the_file_named_reads_like_its_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_a_model_does_not_change_with_its_file(b0: SegFormer, suffix: str, tmp_path: Path) -> None:
-    """The usual way of fine-tuning: read, train, save in the same place."""
+    """The usual way of fine-tuning: read, train, save to the same path."""
     path = tmp_path / f"live{suffix}"
     b0.save(path, "nvidia")
     model = SegFormer.from_pretrained(path)
@@ -506,7 +507,7 @@ def test_a_model_does_not_change_with_its_file(b0: SegFormer, suffix: str, tmp_p
 
 
 @pytest.mark.parametrize("name", ["model.bin", "model.pth", "model.safetensors"])
-def test_files_are_told_by_their_content(b0: SegFormer, name: str, tmp_path: Path) -> None:
+def test_files_are_recognised_by_their_content(b0: SegFormer, name: str, tmp_path: Path) -> None:
     b0.save(tmp_path / "model.safetensors")
     (tmp_path / "model.safetensors").rename(tmp_path / name)
     torch.testing.assert_close(
@@ -514,15 +515,15 @@ def test_files_are_told_by_their_content(b0: SegFormer, name: str, tmp_path: Pat
     )
 
 
-@pytest.mark.parametrize("where", ["", "backbone.", "decode_head.", "backbone.block1.0."])
-@pytest.mark.parametrize("layer", ["module", "_orig_mod"])
-def test_modules_that_wrap_others_are_looked_through(
-    b0: SegFormer, layer: str, where: str, tmp_path: Path
+@pytest.mark.parametrize("prefix", ["", "backbone.", "decode_head.", "backbone.block1.0."])
+@pytest.mark.parametrize("wrapper", ["module", "_orig_mod"])
+def test_names_of_wrapper_modules_are_removed(
+    b0: SegFormer, wrapper: str, prefix: str, tmp_path: Path
 ) -> None:
     """DataParallel and torch.compile, around the model or a part of it."""
     state = state_dict_as(b0, LAYOUTS["nvidia"])
     torch.save(
-        {key.replace(where, f"{where}{layer}.", 1): tensor for key, tensor in state.items()},
+        {key.replace(prefix, f"{prefix}{wrapper}.", 1): tensor for key, tensor in state.items()},
         tmp_path / "wrapped.pth",
     )
     torch.testing.assert_close(
@@ -543,10 +544,10 @@ def test_a_model_with_a_compiled_part_is_saved(b0: SegFormer, tmp_path: Path) ->
     )
 
 
-def test_what_a_framework_keeps_beside_the_weights_is_ignored_and_never_run(
+def test_other_content_of_a_checkpoint_is_ignored_and_never_run(
     b0: SegFormer, tmp_path: Path
 ) -> None:
-    """mmengine's buffers, hyper-parameters, numpy numbers, code."""
+    """Such as mmengine's buffers, hyper-parameters, NumPy numbers and objects of foreign code."""
     import argparse
 
     import numpy as np
@@ -572,23 +573,24 @@ def test_what_a_framework_keeps_beside_the_weights_is_ignored_and_never_run(
     torch.testing.assert_close(
         reading.backbone.state_dict(), b0.backbone.state_dict(), rtol=0, atol=0
     )
-    assert ("dropped", "epoch", "no tensors") in reading.report.rows
+    assert ("dropped", "epoch", "not tensors") in reading.report.rows
     assert not (tmp_path / "this must never be made").exists()
 
 
-def test_sizes_that_a_state_dict_cannot_tell_are_not_written_into_one(tmp_path: Path) -> None:
+def test_sizes_that_a_state_dict_cannot_show_are_not_written_into_one(tmp_path: Path) -> None:
     heads = replace(VARIANTS["b0"], heads=(2, 4, 5, 4))
     for variant in (TINY, heads):
         for layout in ("nvidia", "smp"):
             with pytest.raises(
                 ValueError,
-                match=rf"the {layout} layout cannot say the sizes of Variant\(dims=.*, which is none of b0, b1",
+                match=rf"the {layout} layout has no place for the sizes of Variant\(dims=.*, "
+                "which is none of b0, b1",
             ):
                 SegFormer(variant, num_classes=2).save(tmp_path / "x.pth", layout)
     assert not list(tmp_path.iterdir())
 
 
-def test_three_stages_go_to_transformers_and_back(tmp_path: Path) -> None:
+def test_a_model_of_three_stages_is_written_for_transformers_and_read_back(tmp_path: Path) -> None:
     from transformers import SegformerForSemanticSegmentation
 
     variant = Variant(
@@ -613,7 +615,7 @@ def test_three_stages_go_to_transformers_and_back(tmp_path: Path) -> None:
         )
 
 
-def test_a_file_stripped_of_its_classifier_gets_a_new_one(b0: SegFormer, tmp_path: Path) -> None:
+def test_a_file_without_a_classifier_gets_a_new_one(b0: SegFormer, tmp_path: Path) -> None:
     gone = {"decode_head.linear_pred.weight": None, "decode_head.linear_pred.bias": None}
     path = nvidia_file(b0, tmp_path / "b0.pth", **gone)
     with pytest.raises(
@@ -636,7 +638,7 @@ def test_a_default_device_does_not_split_the_model(b0: SegFormer, tmp_path: Path
 
 
 class Hub:
-    """A hub that holds one folder, and keeps what it is given."""
+    """A hub of one folder, which keeps uploads and the names of downloads."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -650,12 +652,12 @@ class Hub:
         ignore_patterns: list[str],
     ) -> str:
         self.asked.append((repository, revision))
-        place = self.folder.parent / "cache"
-        place.mkdir(exist_ok=True)
+        cache = self.folder.parent / "cache"
+        cache.mkdir(exist_ok=True)
         for pattern in allow_patterns:
             for path in self.folder.glob(pattern):
-                shutil.copy(path, place)
-        return str(place)
+                shutil.copy(path, cache)
+        return str(cache)
 
     def create_repo(self, repository: str, private: bool | None, exist_ok: bool) -> None:
         self.folder.mkdir()
@@ -668,7 +670,7 @@ class Hub:
 
 
 @pytest.mark.parametrize("layout", ["native", "huggingface"])
-def test_the_hub_gives_back_what_was_pushed(
+def test_a_model_pushed_to_the_hub_is_read_back(
     b0: SegFormer, layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub = Hub(tmp_path / "repository")
@@ -680,7 +682,7 @@ def test_the_hub_gives_back_what_was_pushed(
     assert hub.asked == [("me/roads", "v1")]
 
 
-def test_an_older_repository_with_a_pickle_only_is_read(
+def test_an_older_repository_with_only_a_pickle_is_read(
     b0: SegFormer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub = Hub(tmp_path / "repository")
@@ -690,12 +692,15 @@ def test_an_older_repository_with_a_pickle_only_is_read(
     torch.testing.assert_close(
         SegFormer.from_pretrained("me/roads").state_dict(), b0.state_dict(), rtol=0, atol=0
     )
-    with pytest.raises(ValueError, match=r"revision='v1' given for .* which is here on disk"):
+    with pytest.raises(ValueError, match=r"revision='v1' given for .* which is a local path"):
         SegFormer.from_pretrained(hub.folder, revision="v1")
 
 
 def test_reading_b5_takes_little_more_memory_than_its_file(tmp_path: Path) -> None:
-    """The peak of the whole process above what the imports took, in a process of its own, for the layout with most to join."""
+    """Huggingface is the layout with the most tensors to concatenate.
+
+    The peak is that of a separate process, without the memory of its imports.
+    """
     with torch.device("meta"):
         model = SegFormer("b5", num_classes=150)
     model.to_empty(device="cpu").save(tmp_path / "b5", "huggingface")

@@ -1,16 +1,23 @@
-"""What the command says of wrong input: one sentence on the error stream, and exit code 2."""
+"""The command line: help, completion, exit codes, and one sentence about wrong input."""
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
+import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from halves import small_config
+from lightning import Trainer
 
-from segformer.cli import main
+from segformer.cli import VERBS, main, parser_of
 
 NO_FOLDER = """
 data:
@@ -31,7 +38,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
         (["fit", "--config=no_folder.yaml"], "fit: no folder 'gone/images/train'"),
         (
             ["fit", "--model.loss=segformer.losses.CrossEntropy", "--model.loss.weight=[1, 2, 3]"],
-            "weighs 3 classes, the network tells 2",
+            "weighs 3 classes, the network has 2",
         ),
         (
             ["fit", "--model.network=segformer.SegFormr"],
@@ -57,6 +64,13 @@ pytestmark = pytest.mark.filterwarnings("ignore")
             "validate: no file or folder 'gone.safetensors'",
         ),
         (["test", "--weights=gone.safetensors"], "test: no file or folder 'gone.safetensors'"),
+        (["fit", "--data.batchsize=2"], "did you mean '--data.batch_size'?"),
+        (["fit", "--trainr.max_steps=2"], "did you mean '--trainer.max_steps'?"),
+        (["fit", "--model.network.bckbone", "b0"], "did you mean '--model.network.backbone'?"),
+        (["fit", "--config=unknown_key.yaml"], "did you mean 'trainer.max_epochs'?"),
+        (["fit", "--config=unknown_option.yaml"], "did you mean 'data.batch_size'?"),
+        (["check", "--data.batchsize=2"], "did you mean '--data.batch_size'?"),
+        (["check", "--num_wokers=2"], "did you mean '--num_workers'?"),
     ],
 )
 def test_wrong_input_is_one_sentence(
@@ -70,6 +84,7 @@ def test_wrong_input_is_one_sentence(
     (tmp_path / "broken.yaml").write_text("data: [\n")
     (tmp_path / "no_folder.yaml").write_text(NO_FOLDER)
     (tmp_path / "unknown_key.yaml").write_text("trainr: {max_epochs: 3}\n")
+    (tmp_path / "unknown_option.yaml").write_text("data: {init_args: {batchsize: 3}}\n")
     verb, *more = arguments
     monkeypatch.setattr(
         sys, "argv", ["segformer", verb, "--config", str(small_config(tmp_path)), *more]
@@ -148,3 +163,142 @@ def test_messages_are_said_once_and_without_advertisements(tmp_path: Path) -> No
     assert run.stderr.count("`max_epochs=1` reached") == 1
     assert "litlogger" not in run.stderr
     assert "step 4 of 4, loss " in run.stdout  # no terminal
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_names_each_option_and_fits_a_terminal(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with suppress(SystemExit):
+        main([verb, "--help"])
+    shown = capsys.readouterr().out
+    assert all(option in shown for option in parser_of(verb)._option_string_actions)
+    assert f"segformer {verb} " in shown
+    assert len(shown.splitlines()) < 50
+    assert max(map(len, shown.splitlines())) <= 100
+
+
+COMMON = {
+    "data.root": "folder",
+    "trainer.devices": "2",
+    "trainer.precision": "bf16-mixed",
+    "ckpt_path": "last",
+}
+OF_FIT = {
+    "data.batch_size": 3,
+    "model.network": "segformer.SegFormer",
+    "model.network.backbone": "b1",
+    "trainer.max_steps": 7,
+    "seed_everything": 5,
+}
+OF_A_MEASUREMENT = {
+    "data.val_batch_size": 3,
+    "weights": "some.safetensors",
+    "protocol": "ade20k",
+    "tta": True,
+    "trainer.accelerator": "cuda",
+}
+
+
+def setting(config: Any, key: str) -> Any:
+    """A value of a printed config, in which classes have their arguments below ``init_args``."""
+    for name in key.split("."):
+        config = config.get("init_args", config)[name]
+    return config["class_path"] if isinstance(config, dict) else config
+
+
+@pytest.mark.parametrize(
+    ("verb", "values"),
+    [("fit", OF_FIT), ("validate", OF_A_MEASUREMENT), ("test", OF_A_MEASUREMENT)],
+)
+def test_the_full_parser_has_all_options_of_the_short_help(
+    verb: str, values: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = COMMON | values
+    short = {name[2:] for name in parser_of(verb)._option_string_actions if name[:2] == "--"}
+    assert short == {*given, "config", "help", "help-all", "print_config"}
+    options = [f"--{key}" if value is True else f"--{key}={value}" for key, value in given.items()]
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "--data=segformer.train.data.FolderData", *options, "--print_config"])
+    assert not stop.value.code
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert {key: setting(config, key) for key in given} == given
+
+
+def test_the_full_help_has_every_setting_of_the_trainer(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--help-all"])
+    assert not stop.value.code
+    shown = capsys.readouterr().out
+    for name in set(inspect.signature(Trainer).parameters) - {"self"}:
+        assert f"--trainer.{name}" in shown
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_a_shell_completes_verbs_and_options(shell: str, tmp_path: Path) -> None:
+    pytest.importorskip("shtab", reason="needs the extra [completion]")
+    from segformer.cli.completion import script
+
+    text = script(shell)
+    assert all(verb in text for verb in VERBS)
+    assert all(option in text for option in ("--data.batch_size", "--source-layout", "--slide"))
+    if found := shutil.which(shell):
+        (tmp_path / "script").write_text(text)
+        subprocess.run([found, "-n", str(tmp_path / "script")], check=True)
+
+
+def test_bash_completes_a_verb_and_an_option(tmp_path: Path) -> None:
+    """Bash itself is asked what it would complete."""
+    pytest.importorskip("shtab", reason="needs the extra [completion]")
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("reason: needs bash")
+    from segformer.cli.completion import script
+
+    ask = 'COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); {}; echo "${{COMPREPLY[@]}}"'
+    text = script("bash")
+    function = re.search(r"complete .*-F (\S+) segformer", text)
+    assert function is not None
+    (tmp_path / "script").write_text(f"{text}\n{ask.format(function[1])}\n")
+    for words, completed in (
+        (["va"], "validate"),
+        (["fit", "--trainer.max"], "--trainer.max_steps"),
+    ):
+        command = [bash, str(tmp_path / "script"), "segformer", *words]
+        answer = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert answer.stdout.split() == [completed]
+
+
+def test_an_interruption_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def interrupted_in_lightning(*_: object) -> None:  # which turns it into exit code 1
+        try:
+            interrupted()
+        except KeyboardInterrupt:
+            sys.exit(1)
+
+    for run in (interrupted, interrupted_in_lightning):
+        monkeypatch.setattr("segformer.cli.inspect.run", run)
+        with pytest.raises(SystemExit) as stop:
+            main(["inspect", "x"])
+        assert stop.value.code == 130
+
+
+def test_a_wrong_option_of_an_argument_parser_names_the_closest(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["predict", "x", "y", "--out", "z", "--overwite"])
+    assert stop.value.code == 2
+    assert "did you mean '--overwrite'?" in capsys.readouterr().err
+
+
+def test_python_runs_the_package(tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "segformer", "fti"], capture_output=True, text=True, check=False
+    )
+    assert (run.returncode, run.stderr) == (2, "segformer: no verb 'fti'; did you mean 'fit'?\n")

@@ -1,18 +1,23 @@
-"""What the command sets before PyTorch is loaded."""
+"""What the command does before PyTorch is loaded."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import _segformer_command
+import segformer
 
 CODE = """
 import os, sys
 import _segformer_command
 assert "torch" not in sys.modules
 import segformer.cli
+sys.argv = ["segformer", "inspect"]
 segformer.cli.main = lambda: print(os.environ.get("OMP_WAIT_POLICY"))
 _segformer_command.main()
 """
@@ -39,3 +44,42 @@ def test_threads_wait_passively_unless_the_user_says_otherwise(
         text=True,
     )
     assert run.stdout.strip() == policy
+
+
+QUICK = """
+import sys
+import _segformer_command
+try:
+    _segformer_command.main()
+finally:
+    assert not {"torch", "timm", "segformer"} & set(sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--help"], 0, [*_segformer_command.VERBS, "exit codes", "130"]),
+        (["--version"], 0, ["segformer "]),
+        ([], 2, [*_segformer_command.VERBS]),
+        (["fti"], 2, ["segformer: no verb 'fti'; did you mean 'fit'?"]),
+        (["xyz"], 2, ["segformer: no verb 'xyz'; segformer --help lists all"]),
+        (["--versoin"], 2, ["did you mean '--version'?"]),
+    ],
+    ids=str,
+)
+def test_help_and_mistyped_verbs_do_not_load_pytorch(
+    arguments: list[str], code: int, words: list[str]
+) -> None:
+    command = [sys.executable, "-c", QUICK, *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == code
+    assert all(word in run.stdout + run.stderr for word in words)
+    assert "Traceback" not in run.stderr
+    assert not run.stdout if code else not run.stderr
+
+
+def test_the_documented_verbs_have_a_module_each() -> None:
+    folder = Path(segformer.__file__).parent / "cli"
+    assert set(_segformer_command.VERBS) <= {path.stem for path in folder.glob("*.py")}
+    assert _segformer_command.EXAMPLES.keys() == _segformer_command.VERBS.keys()

@@ -60,7 +60,7 @@ def stand_in_data(settings: dict[str, Any], folder: Path) -> list[str]:
 def test_a_config_builds(config: Path, tmp_path: Path) -> None:
     from lightning import Trainer
 
-    from segformer.train.cli import SegmentationCLI
+    from segformer.train.lightning_cli import SegmentationCLI
 
     settings = yaml.safe_load(config.read_text())
     overrides = stand_in_data(settings, tmp_path)

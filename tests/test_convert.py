@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from segformer import VARIANTS, Classes, SegFormer
 from segformer.cli import main
-from segformer.convert import multiply_adds
+from segformer.evaluation.multiply_adds import multiply_adds
 
 
 def segformer(monkeypatch: pytest.MonkeyPatch, *args: str) -> None:
@@ -17,29 +17,30 @@ def segformer(monkeypatch: pytest.MonkeyPatch, *args: str) -> None:
     main()
 
 
-# Billions at 512² (B5: 640²) with 150 classes by the head's algebra, F_i W_i composed at every level: a little less is done
+# Billions at 512² (B5: 640²) with 150 classes, if the head composes F_i W_i at every level; the
+# model computes slightly less.
 @pytest.mark.parametrize(
     ("variant", "billions"), list(zip(VARIANTS, (4.1, 11.7, 24.3, 40.9, 57.5, 123.3), strict=True))
 )
 def test_multiply_adds(variant: str, billions: float) -> None:
-    side = 640 if variant == "b5" else 512
+    size = 640 if variant == "b5" else 512
     with torch.device("meta"):
         model = SegFormer(variant, num_classes=150)
-    assert multiply_adds(model, side, side) / 1e9 == pytest.approx(billions, abs=0.2)
+    assert multiply_adds(model, size, size) / 1e9 == pytest.approx(billions, abs=0.2)
 
 
-# Billions in the paper's table 1 (b0 to b5), whose head is computed literally: as where modules have hooks
+# Billions in the paper's table 1 (b0 to b5). Modules with hooks compute the head as the paper does.
 @pytest.mark.parametrize(
     ("variant", "billions"), list(zip(VARIANTS, (8.4, 15.9, 62.4, 79.0, 95.7, 183.3), strict=True))
 )
 def test_with_hooks_the_count_is_the_papers(variant: str, billions: float) -> None:
-    side = 640 if variant == "b5" else 512
+    size = 640 if variant == "b5" else 512
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
-        SegFormer(variant, num_classes=150).eval()(torch.empty(1, 3, side, side))
+        SegFormer(variant, num_classes=150).eval()(torch.empty(1, 3, size, size))
     assert counter.get_total_flops() / 2e9 == pytest.approx(billions, abs=0.2)
 
 
-def test_inspect_says_what_a_file_holds(
+def test_inspect_prints_the_content_of_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = SegFormer("b0", classes=Classes(["road", "sky"]))
@@ -48,25 +49,27 @@ def test_inspect_says_what_a_file_holds(
     content["state_dict"]["decode_head.conv_seg.weight"] = torch.zeros(2, 128, 1, 1)
     torch.save(content, tmp_path / "b0.pth")
     segformer(monkeypatch, "inspect", str(tmp_path / "b0.pth"))
-    said = " ".join(capsys.readouterr().out.split())
+    message = " ".join(capsys.readouterr().out.split())
     parameters = sum(p.numel() for p in model.parameters())
     for row in (
-        "layout nvidia variant b0 decode head AllMLPHead, 256 channels image channels 3 classes 2: road, sky",
+        "layout nvidia variant b0 decode head AllMLPHead, 256 channels image channels 3 "
+        "classes 2: road, sky",
         f"parameters {parameters:,} (torch.float32) multiply-adds 3.5 G at 512×512",
-        "numerics norm_eps=1e-06, embed_norm_eps=1e-05, act=gelu, batch_norm_eps=1e-05, align_corners=False",
-        "dropped decode_head.conv_seg.weight: made by its framework",
+        "numerics norm_eps=1e-06, embed_norm_eps=1e-05, act=gelu, batch_norm_eps=1e-05, "
+        "align_corners=False",
+        "dropped decode_head.conv_seg.weight: its framework makes it",
     ):
-        assert row in said
+        assert row in message
 
 
-def test_inspect_says_what_a_backbone_alone_holds(
+def test_inspect_prints_the_content_of_a_backbone_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.save(SegFormer("b0").backbone.state_dict(), tmp_path / "mit_b0.pth")
     segformer(monkeypatch, "inspect", str(tmp_path / "mit_b0.pth"))
-    said = capsys.readouterr().out
-    assert "decode head    none" in said
-    assert "3,319,392" in said  # the published count of the encoder
+    message = capsys.readouterr().out
+    assert "decode head    none" in message
+    assert "3,319,392" in message  # the published count of the encoder
 
 
 def test_convert_writes_the_same_model(
@@ -74,21 +77,21 @@ def test_convert_writes_the_same_model(
 ) -> None:
     model = randomized(SegFormer("b0", num_classes=3))
     model.save(tmp_path / "b0.safetensors")
-    places = [
+    paths = [
         str(tmp_path / name)
         for name in ("b0.safetensors", "b0.pth", "b0_smp.pth", "b0_hf", "back.safetensors")
     ]
     for source, target, layout in zip(
-        places[:-1], places[1:], ("nvidia", "smp", "huggingface", "native"), strict=True
+        paths[:-1], paths[1:], ("nvidia", "smp", "huggingface", "native"), strict=True
     ):
         segformer(monkeypatch, "convert", source, target, "--layout", layout)
     assert "back.safetensors: native layout" in capsys.readouterr().out
     torch.testing.assert_close(
-        SegFormer.from_pretrained(places[-1]).state_dict(), model.state_dict(), rtol=0, atol=0
+        SegFormer.from_pretrained(paths[-1]).state_dict(), model.state_dict(), rtol=0, atol=0
     )
 
 
-def test_convert_adapts_and_restores_what_names_cannot_tell(
+def test_convert_adapts_sizes_and_takes_the_source_layout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     SegFormer("b0", num_classes=3).save(tmp_path / "b0.pth", "nvidia")
@@ -114,11 +117,12 @@ def test_convert_adapts_and_restores_what_names_cannot_tell(
 @pytest.mark.parametrize(
     "args", [("inspect", "nowhere.pth"), ("convert", "nowhere.pth", "x.safetensors")]
 )
-def test_a_missing_file_is_an_error_of_one_line(
+def test_a_missing_file_raises_one_line(
     args: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(
         SystemExit,
-        match=f"^segformer {args[0]}: no file or folder 'nowhere.pth'; a Hugging Face id would read",
+        match=f"^segformer {args[0]}: no file or folder 'nowhere.pth'; a Hugging Face id would "
+        "read",
     ):
         segformer(monkeypatch, *args)

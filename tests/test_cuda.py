@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from conftest import TINY, randomized
 
-from segformer import SegFormer, upsample
+from segformer import SegFormer
+from segformer.ops import upsample_cross_entropy
+from segformer.ops.triton import runs_on
 
 pytestmark = [
     pytest.mark.cuda,
@@ -33,7 +35,7 @@ def images(height: int = 96, width: int = 128, batch: int = 2) -> torch.Tensor:
 def test_the_device_takes_the_kernels() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert upsample._kernels(torch.empty(1, device="cuda"))
+        assert runs_on(torch.empty(1, device="cuda"))
 
 
 def test_logits_and_gradients_are_the_cpus(model: SegFormer) -> None:
@@ -42,9 +44,7 @@ def test_logits_and_gradients_are_the_cpus(model: SegFormer) -> None:
     target = torch.randint(0, CLASSES, (2, 96, 128), device="cuda")
     losses = []
     for network, inputs, labels in ((model, x, target), (twin, x.cpu(), target.cpu())):
-        loss = upsample.upsample_cross_entropy(
-            network.decode_head(network.backbone(inputs)), labels
-        )
+        loss = upsample_cross_entropy(network.decode_head(network.backbone(inputs)), labels)
         loss.backward()
         losses.append(loss.cpu())
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-10, atol=1e-10)
@@ -106,7 +106,7 @@ def test_nothing_waits_for_the_device(model: SegFormer) -> None:
     def work() -> None:
         model.predict(x)
         model.predict(x, dtype=torch.bfloat16)
-        loss = upsample.upsample_cross_entropy(model.decode_head(model.backbone(x)), target)
+        loss = upsample_cross_entropy(model.decode_head(model.backbone(x)), target)
         loss.backward()
 
     work()  # libraries and kernels start
@@ -130,9 +130,9 @@ def test_the_loss_takes_the_memory_of_its_stride_4_maps() -> None:
         loss.backward()
         return torch.cuda.max_memory_allocated()
 
-    upsample.upsample_cross_entropy(logits, target).backward()
+    upsample_cross_entropy(logits, target).backward()
     torch.cuda.reset_peak_memory_stats()
-    ours = peak(upsample.upsample_cross_entropy(logits, target))
+    ours = peak(upsample_cross_entropy(logits, target))
     torch.cuda.reset_peak_memory_stats()
     plain = peak(F.cross_entropy(F.interpolate(logits, size=(512, 512), mode="bilinear"), target))
     assert ours < plain / 4

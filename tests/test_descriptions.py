@@ -1,4 +1,4 @@
-"""A file's description of its model is true when it is written, and trusted with nothing when read."""
+"""A file's description of its model: it must be true when written, and is not trusted when read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from segformer import SETR, MLAHead, SegFormer, TimmBackbone
 
 
 def described(model: Any, path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
-    """A file of the model whose description has been changed."""
+    """Writes a file of the model with a changed description."""
     from segformer.checkpoint import describe
 
     description = describe(model)
@@ -37,7 +37,7 @@ def set_config(**change: Any) -> Callable[[dict[str, Any]], object]:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (
             {"name": "hf-hub:someone/model"},
@@ -58,16 +58,16 @@ def set_config(**change: Any) -> Callable[[dict[str, Any]], object]:
         ),
     ],
 )
-def test_a_hostile_description_is_refused(change: Any, said: str, tmp_path: Path) -> None:
+def test_a_hostile_description_is_refused(change: Any, message: str, tmp_path: Path) -> None:
     path = described(resnet(), tmp_path / "x.safetensors", set_config(**change))
-    with pytest.raises(ValueError, match=rf"x.safetensors': the file .*{said}"):
+    with pytest.raises(ValueError, match=rf"x.safetensors': the file .*{message}"):
         SegFormer.from_pretrained(path)
 
 
-def test_a_model_with_a_configuration_of_its_own_is_given_no_builders_argument(
+def test_an_argument_of_timms_builder_is_refused_for_models_that_accept_any_argument(
     tmp_path: Path,
 ) -> None:
-    """ByobNet takes any argument more, for its configuration."""
+    """ByobNet passes all arguments it does not have to its configuration."""
     model = SegFormer(TimmBackbone("mobileone_s0"), num_classes=2, decoder_channels=8)
     path = described(model, tmp_path / "x.safetensors", set_config(kwargs_filter=["x"]))
     with pytest.raises(ValueError, match="the argument 'kwargs_filter', which it does not have"):
@@ -84,7 +84,7 @@ def test_a_model_with_a_configuration_of_its_own_is_given_no_builders_argument(
     ],
     ids=str,
 )
-def test_a_description_opens_no_address_and_no_other_file(
+def test_a_description_cannot_open_an_address_or_another_file(
     change: dict[str, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -94,8 +94,8 @@ def test_a_description_opens_no_address_and_no_other_file(
     secret = tmp_path / "secret.pth"
     secret.write_text("not to be read")
     model = resnet()
-    told = json.loads(json.dumps(change).replace("SECRET", str(secret)))
-    path = described(model, tmp_path / "x.safetensors", set_config(**told))
+    hostile = json.loads(json.dumps(change).replace("SECRET", str(secret)))
+    path = described(model, tmp_path / "x.safetensors", set_config(**hostile))
     for name in ("load_pretrained", "load_checkpoint"):
         for module in (timm.models._builder, timm.models._factory):
             monkeypatch.setattr(module, name, lambda *a, **k: pytest.fail("read"), raising=False)
@@ -118,17 +118,19 @@ def test_a_description_opens_no_address_and_no_other_file(
         lambda description: description["backbone"].update({"class": "Unknown"}),
     ],
 )
-def test_a_broken_description_is_an_error_of_one_sentence(
+def test_a_broken_description_raises_one_sentence(
     tiny: SegFormer,
     change: Callable[[dict[str, Any]], object],
     tmp_path: Path,
 ) -> None:
     path = described(tiny, tmp_path / "x.safetensors", change)
-    with pytest.raises(ValueError, match=r"describes its model wrongly|builds no|holds a Unknown"):
+    with pytest.raises(
+        ValueError, match=r"describes its model wrongly|cannot build|holds a Unknown"
+    ):
         SegFormer.from_pretrained(path)
 
 
-def test_broken_json_is_named_and_others_metadata_is_not_ours(
+def test_broken_json_is_refused_and_metadata_of_other_packages_is_ignored(
     tiny: SegFormer,
     tmp_path: Path,
 ) -> None:
@@ -191,22 +193,22 @@ CHANGES: dict[str, tuple[Callable[[Any], object], str]] = {
 }
 
 
-@pytest.mark.parametrize(("change", "said"), CHANGES.values(), ids=CHANGES)
-def test_a_model_that_is_not_what_it_was_built_as_is_refused_when_saved(
+@pytest.mark.parametrize(("change", "message"), CHANGES.values(), ids=CHANGES)
+def test_a_model_that_differs_from_its_config_is_not_saved(
     tiny: SegFormer,
     change: Callable[[Any], object],
-    said: str,
+    message: str,
     tmp_path: Path,
 ) -> None:
     change(tiny)
     with pytest.raises(
-        ValueError, match=rf"could not be read back: .*{said}.* Build a model as it"
+        ValueError, match=rf"could not be read back: .*{message}.* Build a model as it"
     ):
         tiny.save(tmp_path / "x.safetensors")
     assert not list(tmp_path.iterdir())
 
 
-def test_the_cure_that_the_refusal_names_works(tiny: SegFormer, tmp_path: Path) -> None:
+def test_the_cure_in_the_message_works(tiny: SegFormer, tmp_path: Path) -> None:
     tiny.decode_head.classifier = nn.Conv2d(16, 7, 1)
     new = SegFormer(TINY, num_classes=7).eval()
     new.load_state_dict(tiny.state_dict())
@@ -215,7 +217,7 @@ def test_the_cure_that_the_refusal_names_works(tiny: SegFormer, tmp_path: Path) 
     assert torch.equal(SegFormer.from_pretrained(tmp_path / "x.safetensors")(images), new(images))
 
 
-def test_what_only_training_reads_may_be_changed(tiny: SegFormer, tmp_path: Path) -> None:
+def test_layers_that_only_training_uses_may_be_changed(tiny: SegFormer, tmp_path: Path) -> None:
     tiny.decode_head.dropout = nn.Identity()
     tiny.decode_head.norm.momentum = 0.01
     tiny.backbone.stages[3].blocks[0].drop_path = nn.Identity()
@@ -225,8 +227,8 @@ def test_what_only_training_reads_may_be_changed(tiny: SegFormer, tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["hrnet_w18_small", "dla46_c", "densenet121", "iformer_m"])
-def test_timm_models_with_deep_names_come_back(name: str, tmp_path: Path) -> None:
-    """More than two numbers in a name, a base_layer that is no adapter's, a module called module."""
+def test_timm_models_with_unusual_names_are_read_back(name: str, tmp_path: Path) -> None:
+    """Names with more than two numbers, a base_layer without adapter, a module called module."""
     model = randomized(SegFormer(TimmBackbone(name), num_classes=2, decoder_channels=8))
     model.save(tmp_path / "x.safetensors")
     again = SegFormer.from_pretrained(tmp_path / "x.safetensors")
@@ -256,6 +258,6 @@ def test_setr_is_inspected(
     SETR("tiny", 5, MLAHead, channels=16, img_size=64).save(tmp_path / "setr.safetensors")
     monkeypatch.setattr("sys.argv", ["segformer", "inspect", str(tmp_path / "setr.safetensors")])
     main()
-    said = " ".join(capsys.readouterr().out.split())
-    assert "vit_tiny_patch16_384" in said
-    assert "positions=bicubic, fit=resize" in said
+    message = " ".join(capsys.readouterr().out.split())
+    assert "vit_tiny_patch16_384" in message
+    assert "positions=bicubic, fit=resize" in message

@@ -1,4 +1,4 @@
-"""The papers' protocols against brute force and against their definitions."""
+"""The papers' protocols equal brute force and their definitions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from segformer.evaluation.metrics import Scores
 
 
 def position_dependent(images: Tensor) -> Tensor:
-    """Logits that differ with the window a pixel is seen in, so that averages cannot hide."""
+    """Its logits of a pixel depend on the window, so that a wrong average differs."""
     height, width = images.shape[-2:]
     rows, columns = (
         torch.linspace(0, 1, height, dtype=images.dtype)[:, None],
@@ -53,7 +53,7 @@ def test_sliding_is_the_mean_over_all_windows(
     rows, columns = (
         max(side - c + s - 1, 0) // s + 1 for side, c, s in zip(size, crop, stride, strict=True)
     )
-    for i in range(rows):  # as mmsegmentation writes it
+    for i in range(rows):  # as in mmsegmentation
         for j in range(columns):
             bottom, right = (
                 min(i * stride[0] + crop[0], size[0]),
@@ -71,7 +71,7 @@ def test_sliding_is_the_mean_over_all_windows(
 
 
 def test_augmentation_at_test_time_is_its_definition() -> None:
-    """Mean over ratios and mirrorings of the softmax of the logits, at the image's own size."""
+    """The mean of the softmax over ratios and mirrored images, at the image's own size."""
     images = torch.randn(1, 3, 24, 40, dtype=torch.double)
     expected = []
     for ratio in (0.5, 1.0, 1.5):
@@ -112,7 +112,7 @@ def test_ade20k_is_fitted_into_2048_by_512_and_rounded_up_to_32(
     assert find_protocol("ade20k").sizes(*size) == [expected]
 
 
-def test_the_papers_settings() -> None:
+def test_protocols_have_the_papers_settings() -> None:
     assert find_protocol("cityscapes").mode == Slide((1024, 1024), (768, 768))
     assert find_protocol("cityscapes").sizes(1024, 2048) == [(1024, 2048)]
     assert find_protocol("cityscapes", tta=True).sizes(1024, 2048)[0] == (512, 1024)
@@ -126,7 +126,7 @@ def test_the_papers_settings() -> None:
         Slide((8, 8), (9, 8))
 
 
-def test_any_module_is_measured_and_a_fast_path_agrees() -> None:
+def test_any_module_can_be_evaluated() -> None:
     model = SegFormer(TINY, num_classes=2)
     dataset = Halves(3)
     whole = evaluate(model, dataset)
@@ -148,7 +148,7 @@ def test_any_module_is_measured_and_a_fast_path_agrees() -> None:
     [((70, 95), Slide((40, 40), (30, 24))), ((20, 30), Slide((40, 40), (40, 40)))],
     ids=str,
 )
-def test_a_large_image_is_labelled_in_bands(
+def test_a_large_image_is_labelled_by_rows_of_windows(
     size: tuple[int, int], mode: Slide, tmp_path: Path
 ) -> None:
     def model(images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Files that hold no SegFormer's plain weights are named for what they are, with the cure."""
+"""Files without plain weights of a SegFormer are refused with their kind and the cure."""
 
 from __future__ import annotations
 
@@ -56,15 +56,17 @@ FILES: dict[str, tuple[str, Callable[[Path], object], str]] = {
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("name", "write", "said"), FILES.values(), ids=FILES)
-def test_a_file(name: str, write: Callable[[Path], object], said: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "write", "message"), FILES.values(), ids=FILES)
+def test_files_of_other_kinds_are_refused(
+    name: str, write: Callable[[Path], object], message: str, tmp_path: Path
+) -> None:
     write(tmp_path / name)
-    with pytest.raises(ValueError, match=f"{name}' is .*{said}"):
+    with pytest.raises(ValueError, match=f"{name}' is .*{message}"):
         SegFormer.from_pretrained(tmp_path / name)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_distributed_checkpoint(tmp_path: Path) -> None:
+def test_a_distributed_checkpoint_is_refused(tmp_path: Path) -> None:
     import torch.distributed.checkpoint as dcp
 
     dcp.save({"weight": torch.zeros(3)}, checkpoint_id=tmp_path / "dcp")
@@ -76,7 +78,7 @@ def test_a_distributed_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_an_adapter_of_peft(tmp_path: Path, tiny: SegFormer) -> None:
+def test_an_adapter_of_peft_is_refused(tmp_path: Path, tiny: SegFormer) -> None:
     from peft import LoraConfig, get_peft_model
 
     model = get_peft_model(tiny, LoraConfig(r=2, target_modules=["q"]))
@@ -128,7 +130,7 @@ def swin() -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (unet, "a segmentation_models_pytorch U-Net"),
         (fpn, "a segmentation_models_pytorch model with another decoder"),
@@ -138,17 +140,20 @@ def swin() -> nn.Module:
         (swin, "a Swin Transformer"),
     ],
 )
-def test_another_model(make: Callable[[], nn.Module], said: str, tmp_path: Path) -> None:
+def test_other_models_are_refused(
+    make: Callable[[], nn.Module], message: str, tmp_path: Path
+) -> None:
     with torch.device("meta"):
         names = list(make().state_dict())
     torch.save({name: torch.zeros(1) for name in names}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=f"none of the known layouts: .*it looks like {said}; the"):
+    with pytest.raises(
+        ValueError, match=f"none of the known layouts: .*it looks like {message}; the"
+    ):
         SegFormer.from_pretrained(tmp_path / "other.pth")
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_quantised_model(tiny: SegFormer, tmp_path: Path) -> None:
-    """Neither written, nor read where its state dict was saved."""
+def test_a_quantised_model_is_neither_written_nor_read(tiny: SegFormer, tmp_path: Path) -> None:
     tiny.decode_head.projections[0] = nn.Linear(8, 16)
     model = torch.ao.quantization.quantize_dynamic(tiny)
     with pytest.raises(ValueError, match="a quantised model is saved before it is quantised"):

@@ -1,10 +1,13 @@
-"""Who imports whom: the rooms stay apart, and the library stays light."""
+"""The rooms of the library, what each may import, and what an import costs."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,85 +16,122 @@ import segformer
 
 SOURCE = Path(segformer.__file__).parent
 MODULES = sorted(SOURCE.rglob("*.py"))
+NAMES = [str(module.relative_to(SOURCE)) for module in MODULES]
 
-MAY_IMPORT = {
-    "initialization": set(),
-    "workspace": set(),
-    "linear": {"workspace"},
-    "attention": {"linear", "workspace"},
-    "upsample_triton": set(),
-    "upsample": {"upsample_triton", "workspace"},
-    "mit": {"attention", "initialization", "linear", "workspace"},
-    "heads": {"initialization", "linear", "upsample", "workspace"},
-    "losses": {"data", "upsample"},
-    "data": {"data"},
-    "metrics": {"data"},
-    "visualize": {"data"},
-    "graphs": set(),
-    "models": {"graphs", "mit", "heads", "upsample", "data", "checkpoint", "workspace"},
-    "checkpoint": {"checkpoint", "mit", "heads", "upsample", "data"},
-    "timm_backbone": {"checkpoint", "data", "upsample"},
-    "setr": {"checkpoint", "data", "models", "timm_backbone", "upsample"},
-    "convolutional": {"checkpoint", "data", "initialization", "mit", "models", "workspace"},
-    "timm_models": {"checkpoint", "mit", "initialization"},
-    "convert": {"checkpoint", "models"},
-    "inference": {"evaluation", "models", "data", "visualize"},
-    "evaluation": {"data", "metrics", "models", "upsample"},
-    "train": {
-        "train",
-        "evaluation",
-        "models",
-        "checkpoint",
-        "losses",
-        "metrics",
-        "data",
-        "visualize",
-    },
-    "cli": {"inference", "convert", "train", "workspace"},
-    "__init__": {
-        "models",
-        "mit",
-        "heads",
-        "data",
-        "timm_models",
-        "timm_backbone",
-        "setr",
-        "convolutional",
-    },
+# From the top floor down. A room imports rooms of lower floors only, inside functions too.
+FLOORS = [
+    {"__main__"},
+    {"cli"},
+    {"train"},
+    {"deploy"},
+    {"inference"},
+    {"evaluation", "convert"},
+    {"__init__", "models", "timm_models", "losses"},
+    {"checkpoint"},
+    {"networks"},
+    {"ops", "data"},
+]
+# Rooms of one floor do not import one another, except for the library's public names.
+BESIDE = {("__init__", "models"), ("__init__", "timm_models")}
+
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+
+# These take long to import. They are imported in the functions that use them, or in train.
+HEAVY = {"lightning", "torchmetrics", "jsonargparse", "matplotlib", "transformers", "onnx"}
+
+# What decides how a network is computed; that is decided in ops.
+CONDITIONS = {
+    *("is_cuda", "is_cpu", "is_meta", "is_mps", "is_xpu", "is_available"),
+    *("get_num_threads", "set_num_threads", "get_cpu_capability", "mallopt"),
+    *("is_grad_enabled", "is_inference", "is_inference_mode_enabled", "requires_grad"),
+    *("is_compiling", "is_dynamo_compiling", "is_exporting", "is_tracing", "is_scripting"),
+    *("autocast", "is_autocast_enabled", "get_autocast_dtype", "fake_mode", "Proxy"),
 }
 
 
-def room(module: Path) -> str:
+def room_of(module: Path) -> str:
     return module.relative_to(SOURCE).with_suffix("").parts[0]
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda m: str(m.relative_to(SOURCE)))
-def test_a_room_imports_only_the_rooms_below_it(module: Path) -> None:
-    imported = set()
-    for node in ast.walk(ast.parse(module.read_text())):
-        names = (
-            [alias.name for alias in node.names]
-            if isinstance(node, ast.Import | ast.ImportFrom)
-            else []
-        )
+def imports(module: Path) -> Iterator[tuple[int, str]]:
+    """Line and full name of everything that a module imports, at any depth."""
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{name}" for name in names]
-        imported |= {name.split(".")[1] for name in names if name.startswith("segformer.")}
-    assert imported <= MAY_IMPORT[room(module)]
+            assert node.level == 0, f"line {node.lineno}: a relative import"
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=NAMES)
+def test_a_room_imports_only_the_rooms_below_it(module: Path) -> None:
+    room = room_of(module)
+    for line, name in imports(module):
+        library, _, rest = name.partition(".")
+        imported = rest.partition(".")[0]
+        if library == "segformer" and imported != room:
+            is_below = FLOOR[imported] > FLOOR[room] or (room, imported) in BESIDE
+            assert is_below, f"line {line}: {room} imports {name}"
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("networks")])
+def test_networks_hold_no_condition_of_devices_threads_memory_or_tracing(name: str) -> None:
+    found = []
+    for node in ast.walk(ast.parse((SOURCE / name).read_text(encoding="utf-8"))):
+        word = getattr(node, "attr", None) or getattr(node, "id", None)
+        if word in CONDITIONS or ast.unparse(node).endswith(".device.type"):
+            found.append(f"line {node.lineno}: {ast.unparse(node)}")
+    assert found == []
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("networks")])
+def test_networks_import_operators_and_nothing_else_of_ops(name: str) -> None:
+    from segformer import ops
+
+    for line, imported in imports(SOURCE / name):
+        if imported.startswith("segformer.ops"):
+            operator = imported.removeprefix("segformer.ops.")
+            assert operator in ops.__all__, f"line {line}: {imported}"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=NAMES)
+def test_no_two_public_names_differ_in_the_case_of_a_letter(module: Path) -> None:
+    for node in ast.parse(module.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            public = ast.literal_eval(node.value)
+            counts = Counter(name.lower() for name in public)
+            assert [name for name in public if counts[name.lower()] > 1] == []
+
+
+def packages_after(code: str) -> set[str]:
+    """The top-level packages that a Python process holds after it has run ``code``."""
+    code += "; import sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return set(run.stdout.split())
 
 
 def test_importing_the_library_brings_nothing_heavy() -> None:
-    heavy = {"lightning", "torchmetrics", "jsonargparse", "matplotlib", "transformers"}
-    code = f"import segformer, segformer.inference, segformer.convert, sys; print(*{heavy} & set(sys.modules))"
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], check=True, capture_output=True, text=True
-        ).stdout
-        == "\n"
-    )
+    """Every module below train, which is the only room that imports lightning."""
+    modules = [
+        re.sub(r"\.__init__$", "", f"segformer.{name.removesuffix('.py').replace('/', '.')}")
+        for name, module in zip(NAMES, MODULES, strict=True)
+        if FLOOR[room_of(module)] > FLOOR["train"]
+        and module.stem != "__main__"
+        # Triton's kernels are imported where they run.
+        and module.stem != "triton_kernels"
+    ]
+    assert "segformer.inference" in modules
+    assert packages_after(f"import {', '.join(modules)}") & HEAVY == set()
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda m: str(m.relative_to(SOURCE)))
+def test_the_library_alone_brings_little_more_than_torch_and_timm() -> None:
+    """`import segformer` costs hardly more than `import torch, timm`, which it is made of."""
+    brought = packages_after("import segformer") - packages_after("import torch, timm")
+    third_party = {name for name in brought if not name.startswith("_")} - sys.stdlib_module_names
+    assert third_party <= {"segformer", "einops", "safetensors"}
+
+
+@pytest.mark.parametrize("module", MODULES, ids=NAMES)
 def test_text_files_are_utf_8_whatever_the_system_prefers(module: Path) -> None:
     for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):

@@ -15,7 +15,10 @@ from segformer.cli import main as command
 from segformer.data.datasets import read_image
 from segformer.data.transforms import Normalize
 from segformer.evaluation import Slide
-from segformer.inference import main
+
+
+def main(arguments: list[str]) -> None:
+    command(["predict", *arguments])
 
 
 @pytest.fixture
@@ -48,7 +51,7 @@ def test_label_maps_have_the_images_size_and_the_models_colours(
         assert overlay.height > size[0]
 
 
-def test_labels_are_the_models_own(weights: Path, tiny: SegFormer, tmp_path: Path) -> None:
+def test_labels_equal_those_of_predict(weights: Path, tiny: SegFormer, tmp_path: Path) -> None:
     path = noise(tmp_path / "a.png", 64, 80)
     main([str(weights), str(path), "--out", str(tmp_path / "out")])
     pixels = torch.from_numpy(np.array(Image.open(path)) / 255.0).permute(2, 0, 1).float()
@@ -78,7 +81,7 @@ def test_folders_keep_their_subfolders_and_a_histogram_is_printed(
     assert shares == sorted(shares, reverse=True)
 
 
-def test_one_broken_image_is_named_and_costs_no_other(weights: Path, tmp_path: Path) -> None:
+def test_a_broken_image_is_named_and_the_others_are_labelled(weights: Path, tmp_path: Path) -> None:
     noise(tmp_path / "in" / "1.png", 40, 40)
     (tmp_path / "in" / "2.png").write_bytes(b"no picture")
     noise(tmp_path / "in" / "3.png", 40, 40)
@@ -92,35 +95,37 @@ def test_one_broken_image_is_named_and_costs_no_other(weights: Path, tmp_path: P
     }
 
 
-def test_no_image_is_ever_overwritten(weights: Path, tmp_path: Path) -> None:
+def test_an_image_to_label_is_never_overwritten(weights: Path, tmp_path: Path) -> None:
     path = noise(tmp_path / "in" / "1.png", 40, 40)
     before = path.read_bytes()
     for extra in ([], ["--overwrite"]):
-        with pytest.raises(SystemExit, match="in/1.png' is there already"):
+        with pytest.raises(SystemExit, match="in/1.png' exists already"):
             main([str(weights), str(tmp_path / "in"), "--out", str(tmp_path / "in"), *extra])
     assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("twin", ["1.jpg", "1_overlay.jpg"])
-def test_two_images_never_share_a_file_to_write(weights: Path, tmp_path: Path, twin: str) -> None:
+def test_two_images_for_one_output_file_are_refused(
+    weights: Path, tmp_path: Path, twin: str
+) -> None:
     noise(tmp_path / "in" / "1.png", 40, 40)
     noise(tmp_path / "in" / twin, 40, 40)
     with pytest.raises(SystemExit, match="would both be written to"):
         main([str(weights), str(tmp_path / "in"), "--out", str(tmp_path / "out")])
 
 
-def test_files_of_an_earlier_run_are_kept_unless_asked(weights: Path, tmp_path: Path) -> None:
+def test_files_of_an_earlier_run_are_kept_without_overwrite(weights: Path, tmp_path: Path) -> None:
     command = [str(weights), str(noise(tmp_path / "1.png", 40, 40)), "--out", str(tmp_path / "out")]
     main(command)
     with pytest.raises(
-        SystemExit, match="is there already; choose another folder with --out, or add --overwrite"
+        SystemExit, match="exists already; choose another folder with --out, or add --overwrite"
     ):
         main(command)
     main([*command, "--overwrite"])
 
 
 @pytest.mark.parametrize("size", [(20, 300), (1, 1)], ids=str)
-def test_arrays_smaller_than_the_network_takes_are_labelled(
+def test_arrays_below_the_networks_smallest_size_are_labelled(
     weights: Path, tmp_path: Path, size: tuple[int, int]
 ) -> None:
     np.save(tmp_path / "a.npy", np.zeros((*size, 3), np.uint8))
@@ -164,7 +169,7 @@ def test_weights_of_half_precision_label_images(tiny: SegFormer, tmp_path: Path)
     )
 
 
-def test_missing_images_weights_and_impossible_folders_are_named(
+def test_missing_images_and_weights_and_unusable_folders_are_named(
     weights: Path, tmp_path: Path
 ) -> None:
     image = noise(tmp_path / "a.png", 40, 40)
@@ -218,10 +223,10 @@ def test_two_processes_share_a_folder(
         assert len(list((tmp_path / "out").glob("?.png"))) == (2, 3)[rank]
 
 
-def test_an_array_is_mapped_and_labelled_through_windows(
+def test_an_array_is_mapped_and_labelled_in_windows(
     weights: Path, tiny: SegFormer, tmp_path: Path
 ) -> None:
-    """The same labels as of the picture whose pixels it holds, by the same windows."""
+    """Its labels equal those of the picture with the same pixels and windows."""
     path = noise(tmp_path / "a.png", 90, 130)
     np.save(tmp_path / "b.npy", np.array(Image.open(path)))
     out = tmp_path / "out"
@@ -235,7 +240,7 @@ def test_an_array_is_mapped_and_labelled_through_windows(
 
 
 @pytest.mark.parametrize("broken", ["floats", "grey", "truncated", "none"])
-def test_an_array_that_is_no_image_is_named_and_leaves_nothing(
+def test_an_array_that_is_no_image_is_named_and_leaves_no_file(
     weights: Path, tmp_path: Path, broken: str
 ) -> None:
     path = tmp_path / "a.npy"
@@ -255,7 +260,7 @@ def test_an_array_that_is_no_image_is_named_and_leaves_nothing(
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_an_image_too_large_for_pillow_is_told_the_way(
+def test_the_message_for_an_image_too_large_for_pillow_names_the_cure(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
@@ -265,9 +270,7 @@ def test_an_image_too_large_for_pillow_is_told_the_way(
         main([str(weights), str(noise(tmp_path / "a.png", 40, 40)), "--out", str(tmp_path / "out")])
 
 
-def test_an_overlay_ends_in_a_legend_of_the_classes_that_occur(
-    weights: Path, tmp_path: Path
-) -> None:
+def test_an_overlay_has_a_legend_of_the_classes_that_occur(weights: Path, tmp_path: Path) -> None:
     main([str(weights), str(noise(tmp_path / "a.png", 64, 200)), "--out", str(tmp_path / "out")])
     with Image.open(tmp_path / "out" / "a.png") as labels:
         present = set(np.unique(labels).tolist())
@@ -278,8 +281,8 @@ def test_an_overlay_ends_in_a_legend_of_the_classes_that_occur(
         assert (boxes > 100) == (k in present)
 
 
-def test_labels_of_more_than_255_classes_are_written_as_they_are(tmp_path: Path) -> None:
-    """In a picture, through windows and in an array; 299 modulo 256 would be 43."""
+def test_labels_of_more_than_255_classes_are_written_in_16_bits(tmp_path: Path) -> None:
+    """In a picture, in windows and in an array; 299 modulo 256 would be 43."""
     model = randomized(SegFormer(TINY, num_classes=300))
     with torch.no_grad():
         model.decode_head.classifier.bias[:256] -= 100
@@ -301,10 +304,10 @@ def test_labels_of_more_than_255_classes_are_written_as_they_are(tmp_path: Path)
     assert np.array(Image.open(tmp_path / "whole" / "a.png")).min() >= 256
 
 
-def test_a_terminal_of_few_characters_costs_no_run(
+def test_the_printed_table_needs_only_the_characters_of_a_windows_terminal(
     tiny: SegFormer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on Windows, whose code page has neither blocks nor most of the world's letters."""
+    """Its code page has neither blocks nor most letters."""
     tiny.classes = Classes(["道路", "sky", "tree", "car", "person"])
     tiny.save(tmp_path / "weights.safetensors")
     path = noise(tmp_path / "image.png", 40, 40)
@@ -317,7 +320,9 @@ def test_a_terminal_of_few_characters_costs_no_run(
     assert b"1 images labelled" in terminal.buffer.getvalue()
 
 
-def test_an_image_of_a_kind_that_is_not_read_costs_no_other(weights: Path, tmp_path: Path) -> None:
+def test_an_image_in_an_unread_format_is_named_and_the_others_are_labelled(
+    weights: Path, tmp_path: Path
+) -> None:
     noise(tmp_path / "in" / "1.png", 40, 40)
     (tmp_path / "in" / "2.heic").write_bytes(b"ftypheic")
     with pytest.raises(SystemExit, match=r"2.heic.* \.heic files are not read"):

@@ -1,4 +1,7 @@
-"""Layouts without a package to judge them: their files are written here by the published tables, module by module, and read back."""
+"""Layouts without a package to compare with.
+
+The tests write their files by the published tables, module by module, and read them back.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ IMAGES = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
 
 
 def put(state: State, name: str, module: nn.Module) -> None:
-    """All tensors of a module under another name."""
+    """Adds all tensors of a module under another name."""
     state.update({f"{name}.{key}": tensor.clone() for key, tensor in module.state_dict().items()})
 
 
@@ -67,8 +70,8 @@ def tao(model: SegmentationModel) -> State:
     bias = torch.linspace(-1, 1, len(head.norm.running_mean))
     return state | {
         "model.decoder.linear_fuse.0.bias": bias,
-        "model.decoder.linear_fuse.1.running_mean": head.norm.running_mean
-        + bias,  # what training with the bias would have measured
+        # The mean that BatchNorm would have measured in training with the bias.
+        "model.decoder.linear_fuse.1.running_mean": head.norm.running_mean + bias,
     }
 
 
@@ -109,7 +112,7 @@ def b0(
     embed_norm_eps: float = 1e-5,
     **model: Any,
 ) -> Any:
-    """A B0 with 4 classes; eps and activation as the layout's origin computes them."""
+    """Returns a B0 with 4 classes, with the epsilons and activation of the layout's origin."""
     backbone = MiT("b0", norm_eps=norm_eps, embed_norm_eps=embed_norm_eps, act=act)
     batch_norm_eps = model.pop("batch_norm_eps", 1e-5)
     from segformer import AllMLPHead
@@ -154,25 +157,21 @@ def test_a_file_of_the_published_table_gives_the_same_model(
     for path in (tmp_path / "model.pth", tmp_path / "native.safetensors"):
         ours = SegFormer.from_pretrained(path, layout=layout if path.suffix == ".pth" else None)
         torch.testing.assert_close(ours(IMAGES), model(IMAGES), rtol=0, atol=1e-5)
-        assert str(ours) == str(model).replace(
-            "SegmentationModel", "SegFormer"
-        )  # every epsilon and activation
+        # Every epsilon and activation.
+        assert str(ours) == str(model).replace("SegmentationModel", "SegFormer")
         assert ours.align_corners == model.align_corners
         ours.save(tmp_path / "native.safetensors")
     if layout is None:
         assert read(tmp_path / "model.pth").report.layout == name
 
 
-def test_tensors_come_back_bit_for_bit(tmp_path: Path) -> None:
+def test_tensors_are_read_bit_for_bit(tmp_path: Path) -> None:
     for name, (make, write, layout) in CASES.items():
         model = make()
         torch.save(write(model), tmp_path / "model.pth")
         state = SegFormer.from_pretrained(tmp_path / "model.pth", layout=layout).state_dict()
-        exact = {
-            "rtol": 0,
-            "atol": 1e-6 if name == "tao" else 0,
-        }  # a bias added and subtracted again is rounded
-        torch.testing.assert_close(state, model.state_dict(), **exact)
+        atol = 1e-6 if name == "tao" else 0  # adding and subtracting a bias rounds
+        torch.testing.assert_close(state, model.state_dict(), rtol=0, atol=atol)
 
 
 def test_the_folded_bias_is_reported_and_exact(tmp_path: Path) -> None:
@@ -181,14 +180,17 @@ def test_the_folded_bias_is_reported_and_exact(tmp_path: Path) -> None:
     assert (
         "folded",
         "decoder.linear_fuse.0.bias",
-        "into the running mean of the BatchNorm behind it",
+        "into the running mean of the BatchNorm after it",
     ) in report.rows
     assert report.is_harmless
 
 
 @torch.inference_mode()
 def test_mmsegmentations_head_is_the_published_one() -> None:
-    """Each level through convolution, BatchNorm and ReLU, upsampled, concatenated finest first, fused, classified."""
+    """Each level passes convolution, BatchNorm and ReLU, and is upsampled.
+
+    The levels are concatenated, finest first, fused and classified.
+    """
     head = randomized(MMSegHead((8, 16, 20, 24), 5, channels=12)).double()
     features = [
         torch.randn(2, c, 32 // s, 48 // s).double()
@@ -216,7 +218,8 @@ def test_a_pretrained_backbone_gets_a_new_head(
     torch.save({"state_dict": state}, tmp_path / "mit_b0.pth")
     with pytest.raises(
         ValueError,
-        match=r"mit_b0.pth' holds a backbone without a decode head; ask for a new one with num_classes=…",
+        match=r"mit_b0.pth' holds a backbone without a decode head; ask for a new one with "
+        "num_classes=…",
     ):
         SegFormer.from_pretrained(tmp_path / "mit_b0.pth")
     ours = SegFormer.from_pretrained(tmp_path / "mit_b0.pth", num_classes=7)
@@ -229,7 +232,7 @@ def test_a_pretrained_backbone_gets_a_new_head(
     assert ("the ImageNet classifier" in caplog.text) == with_classifier
 
 
-def test_the_layout_that_names_cannot_tell_is_hinted_at(tmp_path: Path) -> None:
+def test_a_hint_names_the_layouts_with_the_same_names(tmp_path: Path) -> None:
     torch.save(nvidia(b0()), tmp_path / "b0.pth")
     assert "sithu, bubbliiiing" in str(read(tmp_path / "b0.pth").report)
     conv_seg = {
@@ -252,7 +255,7 @@ def test_the_class_names_of_mmsegmentation_are_read(tmp_path: Path) -> None:
         assert classes.colors[2] == (2, 2, 2)
 
 
-def test_a_layout_asked_for_in_vain_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_or_wrong_layout_is_refused(tmp_path: Path) -> None:
     torch.save(nvidia(b0()), tmp_path / "b0.pth")
     with pytest.raises(
         ValueError, match="unknown layout 'nvidea'; choose one of native, huggingface"
@@ -260,7 +263,8 @@ def test_a_layout_asked_for_in_vain_is_refused(tmp_path: Path) -> None:
         SegFormer.from_pretrained(tmp_path / "b0.pth", layout="nvidea")
     with pytest.raises(
         ValueError,
-        match="is in no mmsegmentation layout: its first keys are backbone.patch_embed1.proj.weight",
+        match="is in no mmsegmentation layout: its first keys are "
+        "backbone.patch_embed1.proj.weight",
     ):
         SegFormer.from_pretrained(tmp_path / "b0.pth", layout="mmsegmentation")
 
@@ -272,6 +276,6 @@ def test_two_models_in_one_file_are_refused(tmp_path: Path) -> None:
         tmp_path / "two.pth",
     )
     with pytest.raises(
-        ValueError, match=r"holds 2 models, under 'student.', 'teacher.'; save one of them alone"
+        ValueError, match=r"holds 2 models, under 'student.', 'teacher.'; save only one of them"
     ):
         SegFormer.from_pretrained(tmp_path / "two.pth")

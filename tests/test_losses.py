@@ -1,4 +1,4 @@
-"""Each loss against its definition at full size, in float64."""
+"""Each loss equals its definition at full size, in float64."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_cross_entropy_is_torchs_at_full_size() -> None:
 @pytest.mark.parametrize(
     ("threshold", "min_kept"), [(0.7, 0), (0.05, 300), (1.0, 10), (0.3, 10**9)]
 )
-def test_ohem_counts_the_hard_pixels_alone(threshold: float, min_kept: int) -> None:
+def test_ohem_is_the_mean_over_the_hard_pixels(threshold: float, min_kept: int) -> None:
     logits, target, full = sample()
     losses = F.cross_entropy(full, target, ignore_index=255, reduction="none")[target != 255]
     probabilities = full.softmax(1).gather(1, target.where(target != 255, 0)[:, None])[:, 0][
@@ -74,8 +74,8 @@ def test_dice_is_its_definition_and_ignores_255() -> None:
 
 
 @pytest.mark.parametrize("classes", [4, 150])
-def test_dice_costs_nothing_where_the_labels_are_met(classes: int) -> None:
-    """Three classes occur; the others have no pixel, and none of their small probabilities costs anything."""
+def test_dice_of_correct_labels_is_near_0(classes: int) -> None:
+    """Three classes occur; the small probabilities of the others add nothing."""
     target = (torch.arange(64) // 22).expand(2, 64, 64).clone()
     target[:, :4] = 255
     logits = (
@@ -89,7 +89,7 @@ def test_dice_costs_nothing_where_the_labels_are_met(classes: int) -> None:
     assert gradient.isfinite().all()
 
 
-def test_dice_counts_the_classes_that_occur() -> None:
+def test_dice_is_the_mean_over_the_classes_that_occur() -> None:
     logits, target, full = sample(5)
     target[(target == 1) | (target == 3)] = 0
     valid = target != 255
@@ -116,7 +116,7 @@ def test_focal_is_its_definition() -> None:
     )
 
 
-def test_a_sum_weighs_its_losses() -> None:
+def test_a_sum_is_weighted() -> None:
     logits, target, _ = sample()
     expected = CrossEntropy()(logits, target) + 0.5 * Dice()(logits, target)
     torch.testing.assert_close(LOSSES["cross-entropy and Dice"]()(logits, target), expected)
@@ -131,7 +131,7 @@ def test_one_logit_is_binary_cross_entropy() -> None:
     torch.testing.assert_close(CrossEntropy()(logits, target), expected)
 
 
-def test_one_logit_labels_what_is_above_a_half() -> None:
+def test_one_logit_labels_pixels_with_a_probability_above_a_half() -> None:
     model = SegFormer(TINY, num_classes=1).eval()
     images = torch.randn(2, 3, 64, 64)
     labels = model.predict(images)
@@ -141,7 +141,7 @@ def test_one_logit_labels_what_is_above_a_half() -> None:
 
 @pytest.mark.parametrize("classes", [1, 3])
 @pytest.mark.parametrize("name", LOSSES)
-def test_every_loss_has_a_gradient_and_bears_a_batch_without_labels(
+def test_every_loss_has_a_gradient_and_is_0_for_a_batch_without_labels(
     name: str, classes: int
 ) -> None:
     logits, target, _ = sample(classes)
@@ -168,12 +168,14 @@ def test_equal_weights_change_nothing() -> None:
     )
 
 
-def test_weights_are_no_part_of_a_checkpoint() -> None:
+def test_class_weights_are_not_in_the_state_dict() -> None:
     assert CrossEntropy([1.0, 2.0]).state_dict() == {}
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
-def test_of_300_classes_255_counts_and_65535_does_not(loss: Callable[[], nn.Module]) -> None:
+def test_with_300_classes_255_is_a_class_and_65535_is_ignored(
+    loss: Callable[[], nn.Module],
+) -> None:
     logits = torch.randn(1, 300, 4, 4, dtype=torch.double)
     target = torch.randint(256, 300, (1, 8, 8))
     target[:, :2] = 255

@@ -29,8 +29,8 @@ def test_scores_equal_torchmetrics() -> None:
     )
 
 
-def test_an_absent_class_counts_in_no_mean() -> None:
-    """Class 2 neither occurs nor is predicted; class 1 occurs and is never found."""
+def test_an_absent_class_is_left_out_of_the_means() -> None:
+    """Class 2 neither occurs nor is predicted; class 1 occurs but is never predicted."""
     scores = Scores.of(torch.tensor([[6, 0, 0], [2, 0, 0], [0, 0, 0]]))
     assert scores.iou[:2] == (0.75, 0.0)
     assert math.isnan(scores.iou[2])
@@ -42,9 +42,9 @@ def test_an_absent_class_counts_in_no_mean() -> None:
 @pytest.mark.parametrize(
     ("confusion", "names"),
     [
-        ([[0, 0], [0, 0]], ["a", "b"]),  # nothing is labelled
+        ([[0, 0], [0, 0]], ["a", "b"]),  # no labelled pixel
         ([[5]], ["a"]),
-        ([[5, 2], [0, 0]], ["a"]),  # one logit: what is not its class has no name
+        ([[5, 2], [0, 0]], ["a"]),  # one logit: all other pixels have no class name
         ([[0, 4, 0], [0, 0, 0], [0, 0, 0]], ["a", "b", "c"]),
     ],
 )

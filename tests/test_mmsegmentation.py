@@ -1,7 +1,7 @@
 """mmsegmentation's own SETR and SegFormer as judges; off unless asked for.
 
-    pip install --no-deps mmsegmentation==1.2.2 mmengine==0.10.7 mmcv-lite==2.1.0 addict yapf platformdirs terminaltables prettytable \
-        ftfy wcwidth termcolor opencv-python-headless
+    pip install --no-deps mmsegmentation==1.2.2 mmengine==0.10.7 mmcv-lite==2.1.0 addict yapf \
+        platformdirs terminaltables prettytable ftfy wcwidth termcolor opencv-python-headless
     pytest -m mmsegmentation
 """
 
@@ -35,7 +35,10 @@ class AnyOperator(types.ModuleType):
 
 
 def mmsegmentation(name: str, **changes: Any) -> nn.Module:
-    """The model of one of the package's own configurations, with some settings changed, and random numbers in every parameter."""
+    """The model of one of the package's own configurations, with some settings changed.
+
+    Its parameters are random.
+    """
     sys.modules.setdefault("mmcv.ops", AnyOperator("mmcv.ops"))
     import mmseg
     from mmengine.config import Config

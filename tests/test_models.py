@@ -138,6 +138,14 @@ def test_other_channels_and_one_class() -> None:
     )
 
 
+@pytest.mark.parametrize("recorded", [True, False], ids=["with gradients", "without"])
+def test_an_empty_batch_gives_empty_logits_and_labels(tiny: SegFormer, recorded: bool) -> None:
+    images = torch.randn(0, 3, 64, 96)
+    with torch.set_grad_enabled(recorded):
+        assert tiny(images).shape == (0, 5, 64, 96)
+        assert tiny.predict(images).shape == (0, 64, 96)
+
+
 def test_parts_compose_freely() -> None:
     class Pool(nn.Module):
         channels = (3, 3)
@@ -217,7 +225,8 @@ def test_scripting_is_refused_with_the_cure_and_tracing_works(tiny: SegFormer) -
     for module in (tiny, tiny.backbone, nn.Sequential(tiny)):
         with pytest.raises(
             NotImplementedError,
-            match=r"cannot compile (SegFormer|MiT); .* use torch\.export\.export, or torch\.jit\.trace",
+            match=r"cannot compile (SegFormer|MiT); .* use torch\.export\.export, or "
+            r"torch\.jit\.trace",
         ):
             torch.jit.script(module)
     images = torch.randn(1, 3, 64, 96)

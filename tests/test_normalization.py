@@ -1,4 +1,4 @@
-"""How images are normalised travels with the weights, and every command does as they say."""
+"""The normalization of images is saved with the weights, and every command uses it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PROCESSORS: dict[str, dict[str, Any]] = {
 
 
 def varied(model: Any, norm: nn.BatchNorm2d, images: torch.Tensor) -> Any:
-    """The model with its head's BatchNorm measured on images, so that their labels vary."""
+    """Measures the head's BatchNorm on images, so that their labels vary."""
     norm.momentum = None
     norm.reset_running_stats()
     with torch.no_grad():
@@ -50,7 +50,7 @@ def varied(model: Any, norm: nn.BatchNorm2d, images: torch.Tensor) -> Any:
 
 def peer() -> SegformerForSemanticSegmentation:
     model = tiny_peer(num_labels=5)
-    torch.nn.init.normal_(model.decode_head.classifier.weight)  # so that no class takes all
+    torch.nn.init.normal_(model.decode_head.classifier.weight)  # so that several classes occur
     torch.nn.init.zeros_(model.decode_head.classifier.bias)
     return model
 
@@ -65,7 +65,7 @@ def test_labels_equal_those_of_transformers(
 ) -> None:
     model, processor = peer(), SegformerImageProcessor(do_resize=False, **settings)
     processor.save_pretrained(tmp_path)
-    if nested:  # as a processor of transformers 5 keeps it
+    if nested:  # as transformers 5 writes it
         own = tmp_path / "preprocessor_config.json"
         content = {"image_processor": json.loads(own.read_text())}
         (tmp_path / "processor_config.json").write_text(json.dumps(content))
@@ -83,13 +83,13 @@ def test_labels_equal_those_of_transformers(
     assert expected.unique().numel() > 1
 
 
-def test_a_folder_without_a_preprocessor_is_imagenets(tmp_path: Path) -> None:
+def test_a_folder_without_a_preprocessor_has_imagenets_normalization(tmp_path: Path) -> None:
     peer().save_pretrained(tmp_path)
     assert SegFormer.from_pretrained(tmp_path).normalization == IMAGENET
 
 
 @torch.inference_mode()
-def test_transformers_prepares_images_as_a_written_folder_says(tmp_path: Path) -> None:
+def test_transformers_uses_the_normalization_of_a_written_folder(tmp_path: Path) -> None:
     model = SegFormer(TINY, num_classes=5, normalization=OTHER)
     model.save(tmp_path / "model", "huggingface")
     image = torch.randint(0, 256, (3, 512, 512), dtype=torch.uint8)
@@ -98,7 +98,7 @@ def test_transformers_prepares_images_as_a_written_folder_says(tmp_path: Path) -
     assert SegFormer.from_pretrained(tmp_path / "model").normalization == OTHER
 
 
-def test_it_is_saved_and_a_file_of_0_1_0_has_imagenets(tmp_path: Path) -> None:
+def test_it_is_saved_and_files_of_version_0_1_0_have_imagenets(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     SegFormer(TINY, num_classes=5, normalization=OTHER).save(path)
     assert SegFormer.from_pretrained(path).normalization == OTHER
@@ -109,7 +109,7 @@ def test_it_is_saved_and_a_file_of_0_1_0_has_imagenets(tmp_path: Path) -> None:
     assert SegFormer.from_pretrained(path).normalization == IMAGENET
 
 
-def test_other_channels_have_the_mean_of_all_as_in_timms_loader(tmp_path: Path) -> None:
+def test_additional_channels_have_the_mean_of_all_channels_as_in_timm(tmp_path: Path) -> None:
     from timm.data.loader import adapt_to_chs
 
     path = tmp_path / "model.safetensors"
@@ -121,20 +121,20 @@ def test_other_channels_have_the_mean_of_all_as_in_timms_loader(tmp_path: Path) 
         assert normalization.scale == OTHER.scale
 
 
-def test_a_layout_that_cannot_say_it_warns(
+def test_a_layout_without_place_for_it_warns(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     model = SegFormer("b0", num_classes=2)
     model.save(tmp_path / "b0.pth", "nvidia")
-    assert "normalised" not in caplog.text
+    assert "normalization" not in caplog.text
     model.normalization = OTHER
     model.save(tmp_path / "b0.pth", "nvidia")
-    assert "the nvidia layout cannot say how images are normalised" in caplog.text
+    assert "the nvidia layout has no place for the normalization" in caplog.text
 
 
 @torch.inference_mode()
-def test_prediction_windows_and_evaluation_do_as_the_model_says(tmp_path: Path) -> None:
+def test_prediction_windows_and_evaluation_use_the_models_normalization(tmp_path: Path) -> None:
     data = Halves(2)
     image, label = data[0]
     model = randomized(SegFormer(TINY, num_classes=2, normalization=OTHER))
@@ -156,7 +156,7 @@ def test_prediction_windows_and_evaluation_do_as_the_model_says(tmp_path: Path) 
     assert float(scores.pixel_accuracy) == pytest.approx(float(right), abs=1e-6)
 
 
-def test_a_fit_normalises_as_the_network_says(tmp_path: Path) -> None:
+def test_fit_uses_the_networks_normalization(tmp_path: Path) -> None:
     from segformer.train.task import SegmentationTask
 
     data = halves()
@@ -169,7 +169,7 @@ def test_a_fit_normalises_as_the_network_says(tmp_path: Path) -> None:
     torch.testing.assert_close(images[0], OTHER(data.val[0][0]), rtol=0, atol=0)
 
 
-def test_a_training_transform_that_cannot_be_told_is_named(
+def test_a_training_transform_without_normalize_warns(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     data = halves()
@@ -183,7 +183,7 @@ def test_a_training_transform_that_cannot_be_told_is_named(
     assert next(normalizers(data.train_transform)).normalization == OTHER
 
 
-def test_timms_pretrained_weights_bring_timms_mean_and_std(tmp_path: Path) -> None:
+def test_timms_pretrained_weights_have_timms_mean_and_std(tmp_path: Path) -> None:
     torch.save(timm.create_model("vit_tiny_patch16_384").state_dict(), tmp_path / "vit.pth")
     overlay = {"file": str(tmp_path / "vit.pth")}
     backbone = TimmBackbone("vit_tiny_patch16_384", pretrained=True, pretrained_cfg_overlay=overlay)
@@ -198,29 +198,29 @@ def test_timms_pretrained_weights_bring_timms_mean_and_std(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"image_std": [0.0, 1, 1]}, "must be greater than 0"),
-        ({"image_mean": [0.5, 0.5]}, "must have one value a channel"),
+        ({"image_mean": [0.5, 0.5]}, "must have one value for each channel"),
         ({"image_mean": ["a", "b", "c"]}, "could not convert string to float"),
         ({"rescale_factor": float("nan")}, "must be finite"),
     ],
 )
-def test_a_broken_preprocessor_is_named(change: Any, said: str, tmp_path: Path) -> None:
+def test_a_broken_preprocessor_is_refused(change: Any, message: str, tmp_path: Path) -> None:
     peer().save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(change))
-    with pytest.raises(ValueError, match=f"configuration beside .* is wrong: .*{said}"):
+    with pytest.raises(ValueError, match=f"configuration beside .* is wrong: .*{message}"):
         SegFormer.from_pretrained(tmp_path)
 
 
-def test_channels_that_do_not_fit_are_refused() -> None:
+def test_another_number_of_channels_is_refused() -> None:
     with pytest.raises(ValueError, match="a normalization of 3 channels for a model that takes 4"):
         SegFormer(TINY, num_classes=2, in_channels=4, normalization=OTHER)
     with pytest.raises(ValueError, match="an image of 4 channels, to be normalised"):
         OTHER(torch.zeros(4, 8, 8, dtype=torch.uint8))
 
 
-def test_weights_of_another_normalization_are_named_when_loaded(
+def test_loading_weights_of_another_normalization_warns(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -1,4 +1,7 @@
-"""Other people's implementations as judges: the same weights must give the same numbers, read here and written back."""
+"""Other people's implementations as judges.
+
+The same weights give the same numbers, read here and written back.
+"""
 
 from __future__ import annotations
 
@@ -158,7 +161,10 @@ def test_transformers_prepares_images_as_we_do(tiny: SegFormer, tmp_path: Path) 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("variant", SIZES)
 def test_full_size_logits_equal_smps(variant: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    """smp interpolates to pixels with align_corners=True, and so does the model read from its file, saved again or not."""
+    """smp interpolates to pixels with align_corners=True, and so does the model of its file.
+
+    The same model saved and read again does so, too.
+    """
     peer = smp_peer(variant, dtype)
     images = torch.randn(1, 3, 96, 160, dtype=dtype)  # smp takes multiples of 32 only
     ours = SegFormer.from_pretrained(save_the_state_dict(peer, tmp_path / "smp"))

@@ -1,4 +1,4 @@
-"""What files hold beside plain state dicts: containers, shared memory, precisions; and where they lie."""
+"""Files that are more than plain state dicts: containers, shared memory, precisions, subfolders."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def frozen(state: State) -> State:
 
 
 @pytest.mark.parametrize("change", [shared, expanded, transposed, in_one_storage, frozen])
-def test_every_parameter_has_memory_of_its_own_and_learns(
+def test_every_parameter_has_memory_of_its_own_and_can_be_trained(
     state: State,
     change: Any,
     tmp_path: Path,
@@ -67,8 +67,8 @@ def test_every_parameter_has_memory_of_its_own_and_learns(
     changed = change(state)
     torch.save(changed, tmp_path / "x.pth")
     model = SegFormer.from_pretrained(tmp_path / "x.pth")
-    places = [parameter.untyped_storage().data_ptr() for parameter in model.parameters()]
-    assert len(set(places)) == len(places)
+    addresses = [parameter.untyped_storage().data_ptr() for parameter in model.parameters()]
+    assert len(set(addresses)) == len(addresses)
     written = state_dict_as(model, LAYOUTS["nvidia"])
     assert all(torch.equal(written[key], changed[key]) for key in written if "tracked" not in key)
     optimizer = torch.optim.AdamW(model.parameters())
@@ -79,14 +79,14 @@ def test_every_parameter_has_memory_of_its_own_and_learns(
     assert not torch.equal(block.norm1.weight, block.norm2.weight)
 
 
-def test_tensors_without_values_are_named(state: State, tmp_path: Path) -> None:
+def test_meta_tensors_are_refused_with_their_name(state: State, tmp_path: Path) -> None:
     torch.save({**state, NORM1: torch.empty(32, device="meta")}, tmp_path / "x.pth")
     with pytest.raises(ValueError, match=rf"x.pth': {NORM1} is a meta tensor; save one with plain"):
         SegFormer.from_pretrained(tmp_path / "x.pth")
 
 
 @pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")
-def test_sparse_tensors_are_named(state: State, tmp_path: Path) -> None:
+def test_sparse_tensors_are_refused_with_their_name(state: State, tmp_path: Path) -> None:
     torch.save({**state, NORM1: torch.ones(32).to_sparse()}, tmp_path / "x.pth")
     with pytest.raises(
         ValueError, match=rf"x.pth': {NORM1} is a sparse tensor; save one with plain"
@@ -112,13 +112,13 @@ def test_sparse_tensors_are_named(state: State, tmp_path: Path) -> None:
     ],
     ids=["our key", "our key beside", "unknown", "a number", "auxiliary", "averaged"],
 )
-def test_containers(b0: SegFormer, state: State, wrap: Any, tmp_path: Path) -> None:
+def test_containers_are_unwrapped(b0: SegFormer, state: State, wrap: Any, tmp_path: Path) -> None:
     torch.save(wrap(state), tmp_path / "x.pth")
     again = SegFormer.from_pretrained(tmp_path / "x.pth")
     torch.testing.assert_close(again.state_dict(), b0.state_dict(), rtol=0, atol=0)
 
 
-def test_pytorchs_average_is_read(b0: SegFormer, tmp_path: Path) -> None:
+def test_an_averaged_model_of_pytorch_is_read(b0: SegFormer, tmp_path: Path) -> None:
     torch.save(AveragedModel(b0).state_dict(), tmp_path / "x.pth")
     reading = read(tmp_path / "x.pth")
     torch.testing.assert_close(
@@ -127,16 +127,16 @@ def test_pytorchs_average_is_read(b0: SegFormer, tmp_path: Path) -> None:
     assert any(subject == "n_averaged" for _, subject, _ in reading.report.rows)
 
 
-def test_several_state_dicts_are_refused_by_name(state: State, tmp_path: Path) -> None:
+def test_several_state_dicts_are_refused_with_their_names(state: State, tmp_path: Path) -> None:
     torch.save({"generator": state, "critic": state, "epoch": 3}, tmp_path / "x.pth")
     with pytest.raises(
-        ValueError, match=r"holds several state dicts, 'generator', 'critic'; save one alone"
+        ValueError, match=r"holds several state dicts, 'generator', 'critic'; save only one of them"
     ):
         SegFormer.from_pretrained(tmp_path / "x.pth")
 
 
 @pytest.mark.parametrize("layout", ["mmsegmentation", "huggingface", "tao", "smp"])
-def test_auxiliary_heads_of_others_are_dropped(layout: str, tmp_path: Path) -> None:
+def test_auxiliary_heads_of_other_layouts_are_dropped(layout: str, tmp_path: Path) -> None:
     from segformer import AllMLPHead, SegmentationModel
     from segformer.networks.all_mlp import MMSegHead
 
@@ -146,7 +146,7 @@ def test_auxiliary_heads_of_others_are_dropped(layout: str, tmp_path: Path) -> N
     content = state_dict_as(model, LAYOUTS[layout]) | {"auxiliary_head.0.weight": torch.zeros(1)}
     torch.save(content, tmp_path / "x.pth")
     rows = read(tmp_path / "x.pth").report.rows
-    assert ("dropped", "auxiliary_head.0.weight", "for a loss that only training reads") in rows
+    assert ("dropped", "auxiliary_head.0.weight", "for a loss that only training computes") in rows
 
 
 def test_a_training_checkpoint_with_auxiliary_heads_is_read(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def cast(state: State, backbone: torch.dtype, head: torch.dtype) -> State:
     ],
     ids=str,
 )
-def test_mixed_precisions_are_read_as_the_widest_aloud(
+def test_mixed_precisions_are_read_as_the_widest_and_reported(
     state: State,
     backbone: torch.dtype,
     head: torch.dtype,
@@ -203,11 +203,11 @@ def test_mixed_precisions_are_read_as_the_widest_aloud(
         f"are read as {str(widest).removeprefix('torch.')}; dtype=… chooses another" in caplog.text
     )
     assert model(torch.randn(1, 3, 64, 64, dtype=widest)).dtype == widest
-    asked = SegFormer.from_pretrained(path, num_classes=7, dtype=torch.bfloat16)
-    assert {parameter.dtype for parameter in asked.parameters()} == {torch.bfloat16}
+    chosen = SegFormer.from_pretrained(path, num_classes=7, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in chosen.parameters()} == {torch.bfloat16}
 
 
-def test_whole_numbers_are_no_weights(state: State, tmp_path: Path) -> None:
+def test_integers_are_refused_as_weights(state: State, tmp_path: Path) -> None:
     key = "backbone.block1.0.attn.q.weight"
     torch.save({**state, key: state[key].to(torch.int8)}, tmp_path / "x.pth")
     with pytest.raises(ValueError, match=rf"{key} is of int8, not of float32"):
@@ -218,7 +218,7 @@ def test_whole_numbers_are_no_weights(state: State, tmp_path: Path) -> None:
         SegFormer.from_pretrained(tmp_path / "x.pth")
 
 
-def test_a_device_is_where_the_parameters_lie(tiny: SegFormer, tmp_path: Path) -> None:
+def test_parameters_are_on_the_requested_device(tiny: SegFormer, tmp_path: Path) -> None:
     tiny.save(tmp_path / "x.safetensors")
     model = SegFormer.from_pretrained(tmp_path / "x.safetensors", device="meta")
     assert {tensor.device.type for tensor in model.state_dict().values()} == {"meta"}
@@ -229,13 +229,13 @@ def test_a_subfolder_is_read(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    place = tmp_path / "repository" / "models" / "b0"
-    place.mkdir(parents=True)
-    tiny.save(place / "model.safetensors")
-    asked: dict[str, Any] = {}
+    folder = tmp_path / "repository" / "models" / "b0"
+    folder.mkdir(parents=True)
+    tiny.save(folder / "model.safetensors")
+    received: dict[str, Any] = {}
 
     def snapshot_download(repository: str, **options: Any) -> str:
-        asked.update(options)
+        received.update(options)
         return str(tmp_path / "repository")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
@@ -243,15 +243,15 @@ def test_a_subfolder_is_read(
     for source, given in ((tmp_path / "repository", {}), ("me/roads", options)):
         again = SegFormer.from_pretrained(source, subfolder="models/b0", **given)
         torch.testing.assert_close(again.state_dict(), tiny.state_dict(), rtol=0, atol=0)
-    assert asked["allow_patterns"] == ["models/b0/*.json", "models/b0/*.safetensors"]
-    assert (asked["token"], asked["cache_dir"]) == ("secret", tmp_path / "cache")
+    assert received["allow_patterns"] == ["models/b0/*.json", "models/b0/*.safetensors"]
+    assert (received["token"], received["cache_dir"]) == ("secret", tmp_path / "cache")
     with pytest.raises(FileNotFoundError, match="no folder 'nowhere' in "):
         SegFormer.from_pretrained(tmp_path / "repository", subfolder="nowhere")
 
 
 @pytest.mark.parametrize("no_grad", [False, True])
-def test_no_images_give_no_labels(no_grad: bool) -> None:
-    """As PyTorch's own layers do with a batch of none."""
+def test_an_empty_batch_gives_empty_results(no_grad: bool) -> None:
+    """As in PyTorch's own layers."""
     model, images = SegFormer("b0", num_classes=3).eval(), torch.empty(0, 3, 64, 96)
     with torch.set_grad_enabled(not no_grad):
         assert model(images).shape == (0, 3, 64, 96)
@@ -259,7 +259,7 @@ def test_no_images_give_no_labels(no_grad: bool) -> None:
     assert model.predict(images, (10, 20)).shape == (0, 10, 20)
 
 
-def test_weights_of_other_numerics_are_named_when_loaded(
+def test_loading_weights_of_other_numerics_warns(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -270,7 +270,7 @@ def test_weights_of_other_numerics_are_named_when_loaded(
     model = SegFormer("b0", num_classes=3)
     model.load_weights(tmp_path / "b0.pth")
     theirs.load_weights(tmp_path / "hf")
-    torch.save(theirs.state_dict(), tmp_path / "own.pth")  # says nothing of numerics
+    torch.save(theirs.state_dict(), tmp_path / "own.pth")  # states no numerics
     theirs.load_weights(tmp_path / "own.pth")
     assert "numerics" not in caplog.text
     model.load_weights(tmp_path / "hf")
@@ -280,7 +280,7 @@ def test_weights_of_other_numerics_are_named_when_loaded(
     assert model.backbone.stages[0].norm.eps == 1e-6
 
 
-def test_setrs_numerics_are_named_when_loaded(
+def test_loading_setr_weights_of_other_numerics_warns(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -294,7 +294,7 @@ def test_setrs_numerics_are_named_when_loaded(
 
 
 @torch.no_grad()
-def test_timms_classifier_takes_the_numerics_of_the_file(tmp_path: Path) -> None:
+def test_timms_classifier_has_the_numerics_of_the_file(tmp_path: Path) -> None:
     import timm
 
     for layout, norm_eps, embed_norm_eps in (

@@ -1,6 +1,7 @@
-"""The released checkpoints against the published logits: ``pytest -m released_weights``.
+"""The released checkpoints give the published logits: ``pytest -m released_weights``.
 
-The image is COCO val2017's 000000039769 , downloaded from images.cocodataset.org, or read from the path in SEGFORMER_IMAGE.
+The image is COCO val2017's 000000039769, downloaded from images.cocodataset.org, or read from the
+path in SEGFORMER_IMAGE.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ IMAGE = "http://images.cocodataset.org/val2017/000000039769.jpg"
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Tensor:
-    """Resized to 512×512 with PIL's bilinear filter, normalised: (1, 3, 512, 512)."""
+    """Returns the image (1, 3, 512, 512), resized with PIL's bilinear filter and normalised."""
     path = os.environ.get("SEGFORMER_IMAGE")
     if path is None:
         path = str(tmp_path_factory.mktemp("coco") / "000000039769.jpg")

@@ -1,4 +1,4 @@
-"""What saving promises: a whole file or none, in its place, with its mode, or an error that says why."""
+"""Saving writes a complete file or none, keeps links and permissions, and names its errors."""
 
 from __future__ import annotations
 
@@ -23,24 +23,26 @@ from segformer import SegFormer
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 folder = Path(sys.argv[1])
 model = SegFormer("b0", num_classes=2)
-places = {"native": "m.safetensors", "nvidia": "m.pth", "smp": "smp.safetensors", "huggingface": "hf"}
-for layout, name in places.items():
+names = {
+    "native": "m.safetensors", "nvidia": "m.pth", "smp": "smp.safetensors", "huggingface": "hf"
+}
+for layout, name in names.items():
     model.save(folder / name, layout)
 before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-for layout, name in places.items():
-    for place in (folder / name, folder / f"new_{name}"):
+for layout, name in names.items():
+    for path in (folder / name, folder / f"new_{name}"):
         try:
-            model.save(place, layout)
+            model.save(path, layout)
         except OSError as error:
             print("refused", error)
 print("kept", all(path.read_bytes() == content for path, content in before.items()))
-print("left", sorted(path.name for path in folder.rglob("*") if path.is_file() and path not in before))
+print("left", sorted(p.name for p in folder.rglob("*") if p.is_file() and p not in before))
 """
 
 
-def test_a_full_disk_is_an_oserror_in_every_layout(tmp_path: Path) -> None:
-    """The system's limit of a file's size stands for the disk's: the writers see the same failing call."""
+def test_a_full_disk_raises_oserror_in_every_layout(tmp_path: Path) -> None:
+    """Simulated by a limit of the file size, with which the same system call fails."""
     command = [sys.executable, "-c", FULL, str(tmp_path)]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     refused = [line for line in run.stdout.splitlines() if line.startswith("refused")]
@@ -53,7 +55,7 @@ def test_a_full_disk_is_an_oserror_in_every_layout(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("layout", "name"), [("native", "m.safetensors"), ("nvidia", "m.pth")])
-def test_a_link_stays_a_link(layout: str, name: str, tmp_path: Path) -> None:
+def test_a_symbolic_link_is_kept(layout: str, name: str, tmp_path: Path) -> None:
     model = randomized(SegFormer("b0", num_classes=2))
     (tmp_path / "real").mkdir()
     (tmp_path / name).symlink_to(tmp_path / "real" / name)  # dangling at first
@@ -66,7 +68,9 @@ def test_a_link_stays_a_link(layout: str, name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077])
-def test_files_have_the_mode_of_any_new_file(tiny: SegFormer, umask: int, tmp_path: Path) -> None:
+def test_files_have_the_permissions_of_new_files_or_of_the_file_they_replace(
+    tiny: SegFormer, umask: int, tmp_path: Path
+) -> None:
     before = os.umask(umask)
     try:
         tiny.save(tmp_path / "m.safetensors")
@@ -83,7 +87,7 @@ def test_files_have_the_mode_of_any_new_file(tiny: SegFormer, umask: int, tmp_pa
     assert set(modes.values()) == {0o666 & ~umask}
 
 
-def test_the_home_folder_is_found(
+def test_a_tilde_is_the_home_folder(
     tiny: SegFormer,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -104,8 +108,8 @@ def test_tied_parameters_are_written_twice(tiny: SegFormer, tmp_path: Path) -> N
         torch.testing.assert_close(again.state_dict(), tiny.state_dict(), rtol=0, atol=0)
 
 
-def test_a_tensor_of_another_make_is_refused_by_name(tiny: SegFormer, tmp_path: Path) -> None:
-    """As torchao's quantised weights are: a subclass of Tensor in a parameter's place."""
+def test_a_tensor_subclass_is_refused_with_its_name(tiny: SegFormer, tmp_path: Path) -> None:
+    """Such as torchao's quantised weights."""
 
     class Packed(torch.Tensor):
         pass
@@ -127,7 +131,9 @@ from torch.distributed.fsdp import fully_shard
 sys.path.insert(0, "tests")
 from conftest import TINY
 from segformer import SegFormer
-torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=int(sys.argv[3]), world_size=2)
+torch.distributed.init_process_group(
+    "gloo", init_method="file://" + sys.argv[2], rank=int(sys.argv[3]), world_size=2
+)
 torch.manual_seed(0)
 model = SegFormer(TINY, num_classes=5)
 whole = {key: tensor.clone() for key, tensor in model.state_dict().items()}
@@ -142,8 +148,8 @@ torch.distributed.destroy_process_group()
 """
 
 
-def test_a_model_in_shards_is_gathered(tmp_path: Path) -> None:
-    arguments = [str(tmp_path / "m.safetensors"), str(tmp_path / "meeting")]
+def test_a_sharded_model_is_gathered(tmp_path: Path) -> None:
+    arguments = [str(tmp_path / "m.safetensors"), str(tmp_path / "rendezvous")]
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", SHARDED, *arguments, rank],
@@ -156,7 +162,7 @@ def test_a_model_in_shards_is_gathered(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_one_logit_goes_to_transformers_and_back(
+def test_a_model_of_one_logit_is_written_for_transformers_and_read_back(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -166,7 +172,7 @@ def test_one_logit_goes_to_transformers_and_back(
     model = randomized(SegFormer(TINY, num_classes=1, classes=classes))
     with caplog.at_level(logging.WARNING, "segformer"):
         model.save(tmp_path / "one", "huggingface")
-    assert "'wet' is written, and 'dry', which is labelled 0, is not" in caplog.text
+    assert "'wet' is written, and 'dry', the name of label 0, is not" in caplog.text
     config = json.loads((tmp_path / "one" / "config.json").read_text())
     assert (config["id2label"], config["label2id"]) == ({"0": "wet"}, {"wet": 0})
     peer = SegformerForSemanticSegmentation.from_pretrained(tmp_path / "one")
@@ -179,7 +185,7 @@ def test_one_logit_goes_to_transformers_and_back(
     assert again.classes.names == ("background", "wet")
 
 
-def test_one_logit_of_others_is_predicted_and_drawn(
+def test_models_of_one_logit_in_any_layout_label_and_draw_two_classes(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

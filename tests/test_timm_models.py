@@ -1,4 +1,4 @@
-"""timm's own generic tests, for the models that this package registers with it."""
+"""timm's own generic tests for the models that this package registers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_all_variants_are_registered() -> None:
         )
     ),
 )
-def test_parameter_count_is_the_published_one_and_a_classifier(name: str, count: int) -> None:
+def test_parameter_count_is_the_published_one_plus_the_classifier(name: str, count: int) -> None:
     with torch.device("meta"):
         model = timm.create_model(name)
     assert sum(p.numel() for p in model.parameters()) == count + 1000 * (model.num_features + 1)
@@ -58,7 +58,7 @@ def test_backward_reaches_every_parameter(name: str) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", SMALL)
-def test_default_config_tells_the_truth(name: str) -> None:
+def test_default_config_is_correct(name: str) -> None:
     model = randomized(timm.create_model(name))
     config = model.default_cfg
     images = torch.randn(1, *config["input_size"])
@@ -157,7 +157,7 @@ def test_parameter_groups_cover_every_parameter(name: str) -> None:
         assert len(groups) > 4
 
 
-def test_layer_decay_puts_a_stages_norm_behind_its_blocks() -> None:
+def test_layer_decay_puts_a_stages_norm_after_its_blocks() -> None:
     from timm.optim import param_groups_layer_decay
 
     model = timm.create_model("mit_b0")
@@ -186,7 +186,7 @@ def test_device_and_precision_are_timms_arguments() -> None:
 
 @torch.no_grad()
 def test_it_exports() -> None:
-    """TorchScript's compiler reads no einops, and is deprecated; torch.export takes its place."""
+    """With torch.export; TorchScript is deprecated and cannot compile einops."""
     model = randomized(timm.create_model("mit_b0"))
     images = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(
@@ -207,7 +207,7 @@ def test_torch_fx_extracts_features() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("decoder", ["Unet", "FPN", "UPerNet"])
-def test_smps_decoders_take_it(decoder: str) -> None:
+def test_smps_decoders_accept_it(decoder: str) -> None:
     import segmentation_models_pytorch as smp
 
     model = getattr(smp, decoder)("tu-mit_b0", encoder_weights=None, classes=5).eval()

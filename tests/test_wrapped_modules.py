@@ -1,4 +1,5 @@
-"""Whoever hooks, wraps, replaces, prunes, parametrises, quantises, shards, offloads or adapts a module.
+"""Modules that are hooked, wrapped, replaced, pruned, parametrised, quantised, sharded, offloaded
+or adapted.
 
 The judge is the paper's computation, written here with each module called once and nothing else.
 """
@@ -78,7 +79,7 @@ def stride_4(model: Any, images: Tensor) -> Tensor:
 
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> SegFormer:
-    """A network whose maps are worked in several strips and groups of channels where no gradient is recorded."""
+    """A network that works in several strips and groups of channels without gradients."""
     monkeypatch.setattr("segformer.ops.memory.PIECE", 4096)
     return randomized(SegFormer(TINY, num_classes=5)).double()
 
@@ -141,9 +142,7 @@ def weight_norm(module: nn.Module) -> None:
 
 
 class Subclass(Tensor):
-    """A tensor that counts what is called with it, as DTensor and quantised tensors intercept it."""
-
-    calls: list[str]
+    """A tensor that intercepts operations, as DTensor and quantised tensors do."""
 
     @classmethod
     def __torch_function__(
@@ -191,6 +190,7 @@ REPLACED: dict[str, Callable[[nn.Module], nn.Module]] = {
     "backbone.stages.2.blocks.0.ffn.dwconv": lambda old: nn.Conv2d(
         96, 96, 3, padding=1, groups=96, padding_mode="reflect"
     ),
+    "backbone.stages.3.blocks.0.ffn.dwconv": lambda old: nn.Sequential(old, nn.Tanh()),
     "backbone.stages.0.blocks.0.ffn.act": lambda old: nn.PReLU(),
     "backbone.stages.0.blocks.0.ffn.fc1": lambda old: nn.Sequential(old, nn.LayerNorm(32)),
     "decode_head.projections.1": lambda old: nn.Linear(16, 16, bias=False),

@@ -1,8 +1,9 @@
-"""Losses on logits (B, K, h, w) of any size and full-size targets (B, H, W).
+"""Losses of logits (B, K, h, w) of any size and full-size targets (B, H, W).
 
-The targets' ignored value, 255 (65535 for more than 255 classes), counts nowhere.
+Targets of 255 (65535 for more than 255 classes) are ignored.
 
-One logit (K = 1) is the second class's, over a first class whose logit is 0: the softmax of the pair is its sigmoid.
+One logit (K = 1) belongs to the second of two classes; the first class's logit is 0, so that the
+softmax of the pair is the sigmoid of the logit.
 """
 
 from __future__ import annotations
@@ -18,25 +19,30 @@ from segformer.ops import upsample, upsample_cross_entropy, with_background
 
 
 def _at_full_size(logits: Tensor, target: Tensor, align_corners: bool) -> tuple[Tensor, Tensor]:
-    """Logits of the target's size, in float32 at least, and the target as indices."""
+    """Returns the logits at the target's size, at least in float32, and the target as int64."""
     logits = with_background(logits).to(torch.promote_types(logits.dtype, torch.float32))
     return upsample(logits, target.shape[-2:], align_corners), target.long()
 
 
 def _ignored(given: int | None, logits: Tensor) -> int:
-    """The target's ignored value: the given one, or that of as many classes."""
+    """Returns the target's ignored value: ``given``, or the default of this number of classes."""
     return ignore_index(logits.shape[1]) if given is None else given
 
 
+def _class_weights(weight: Sequence[float] | None) -> Tensor | None:
+    return None if weight is None else torch.tensor(weight, dtype=torch.float32)
+
+
 class CrossEntropy(nn.Module):
-    """Cross-entropy at the target's resolution, without ever making the logits of that size.
+    """Cross-entropy at the target's resolution, without storing the logits at that size.
 
     Args:
-        weight: one weight a class, for rare classes; by default all 1.
-        ignore_index: the target's value that counts nowhere; by default 255, and 65535 for more
-            than 255 classes.
-        label_smoothing: share of the target that is spread over all classes.
-        over_all_pixels: a mean over all pixels, ignored ones too, as in the official training; by default over the valid ones.
+        weight: Weight of each class; by default all 1.
+        ignore_index: Ignored value of the target; by default 255, or 65535 for more than 255
+            classes.
+        label_smoothing: Share of the target that is spread over all classes.
+        over_all_pixels: Whether the mean is over all pixels, including ignored ones, as in the
+            official training; by default it is over the others.
     """
 
     def __init__(
@@ -51,15 +57,11 @@ class CrossEntropy(nn.Module):
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
         self.over_all_pixels = over_all_pixels
-        self.register_buffer(
-            "weight",
-            None if weight is None else torch.tensor(weight, dtype=torch.float32),
-            persistent=False,
-        )
+        self.register_buffer("weight", _class_weights(weight), persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor, align_corners: bool = False) -> Tensor:
         target, ignored = target.long(), _ignored(self.ignore_index, logits)
-        if not (target != ignored).any():  # a mean over no pixel: nothing is to be learned
+        if not (target != ignored).any():  # the mean of no pixels would be NaN
             return 0.0 * logits.sum()
         return upsample_cross_entropy(
             with_background(logits),
@@ -73,16 +75,19 @@ class CrossEntropy(nn.Module):
 
 
 class OHEM(nn.Module):
-    """Cross-entropy over the hard pixels alone: those whose class has a probability below ``threshold``, and at least ``min_kept`` of them.
+    """Cross-entropy of the hard pixels, those whose class has a low probability.
 
-    Online hard example mining (Shrivastava et al., arXiv 1604.03540), as segmentation uses it.
+    Online hard example mining (Shrivastava et al., arXiv 1604.03540), applied to pixels.
 
     Args:
-        threshold: pixels less probable than this are hard.
-        min_kept: the least number of pixels of the batch that count, the hardest first.
-        weight: one weight a class.
-        ignore_index: the target's value that counts nowhere; by default 255, and 65535 for more
-            than 255 classes.
+        threshold: Pixels whose class has a lower probability are hard.
+        min_kept: Minimum number of pixels in the batch; if fewer are hard, the hardest are used.
+        weight: Weight of each class; by default all 1.
+        ignore_index: Ignored value of the target; by default 255, or 65535 for more than 255
+            classes.
+
+    Raises:
+        ValueError: If ``threshold`` is not a probability.
     """
 
     def __init__(
@@ -94,33 +99,22 @@ class OHEM(nn.Module):
     ) -> None:
         super().__init__()
         if not 0 < threshold <= 1:
-            raise ValueError(f"threshold={threshold} is a probability, from 0 to 1")
+            raise ValueError(f"threshold={threshold} is no probability; give one above 0, up to 1")
         self.weight: Tensor | None
         self.threshold, self.min_kept, self.ignore_index = threshold, min_kept, ignore_index
-        self.register_buffer(
-            "weight",
-            None if weight is None else torch.tensor(weight, dtype=torch.float32),
-            persistent=False,
-        )
+        self.register_buffer("weight", _class_weights(weight), persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor, align_corners: bool = False) -> Tensor:
         logits, target = _at_full_size(logits, target, align_corners)
         ignored = _ignored(self.ignore_index, logits)
         valid = target != ignored
-        probability = (
-            logits.detach()
-            .softmax(1)
-            .gather(1, target.where(valid, 0)[:, None])[:, 0]
-            .where(valid, 2.0)
-            .flatten()
-        )
+        probability = logits.detach().softmax(1).gather(1, target.where(valid, 0)[:, None])[:, 0]
+        probability = probability.where(valid, 2.0)  # above any threshold
         kept = min(self.min_kept, int(valid.sum()))
-        bar = (
-            probability.kthvalue(kept).values.clamp_min(self.threshold)
-            if kept
-            else probability.new_tensor(self.threshold)
-        )
-        hard = probability.view_as(target) <= bar
+        threshold = probability.new_tensor(self.threshold)
+        if kept:
+            threshold = probability.flatten().kthvalue(kept).values.clamp_min(self.threshold)
+        hard = probability <= threshold
         if not hard.any():
             return 0.0 * logits.sum()
         weight = None if self.weight is None else self.weight.to(logits.dtype)
@@ -128,15 +122,16 @@ class OHEM(nn.Module):
 
 
 class Dice(nn.Module):
-    """One minus the mean Dice coefficient of labels and probabilities (V-Net, arXiv 1606.04797), over the batch.
+    """One minus the mean Dice coefficient of labels and probabilities (V-Net, arXiv 1606.04797).
 
-    The mean is over the classes that the batch's labels hold: a class without a labelled pixel has no coefficient to
-    speak of, and what is wrongly given to it is missing from the others.
+    Coefficients are over the whole batch, and their mean is over the classes that occur in the
+    batch's labels. Probability given to other classes still raises the loss, since the classes that
+    occur lack it.
 
     Args:
-        smooth: added to numerator and denominator.
-        ignore_index: the target's value that counts nowhere; by default 255, and 65535 for more
-            than 255 classes.
+        smooth: Added to numerator and denominator.
+        ignore_index: Ignored value of the target; by default 255, or 65535 for more than 255
+            classes.
     """
 
     def __init__(self, smooth: float = 1.0, ignore_index: int | None = None) -> None:
@@ -147,24 +142,23 @@ class Dice(nn.Module):
         logits, target = _at_full_size(logits, target, align_corners)
         valid = (target != _ignored(self.ignore_index, logits))[:, None]
         probability = logits.softmax(1) * valid
-        truth = (
-            torch.zeros_like(probability).scatter_(1, target.where(valid[:, 0], 0)[:, None], 1.0)
-            * valid
-        )
-        both, either = ((probability * truth).sum((0, 2, 3)), (probability + truth).sum((0, 2, 3)))
+        classes = target.where(valid[:, 0], 0)[:, None]
+        truth = torch.zeros_like(probability).scatter_(1, classes, 1.0) * valid
+        intersection = (probability * truth).sum((0, 2, 3))
+        total = (probability + truth).sum((0, 2, 3))
         present = truth.any(dim=3).any(dim=2).any(dim=0)
-        cost = 1 - (2 * both + self.smooth) / (either + self.smooth)
+        cost = 1 - (2 * intersection + self.smooth) / (total + self.smooth)
         return (cost * present).sum() / present.sum().clamp_min(1)
 
 
 class Focal(nn.Module):
-    """Cross-entropy in which a pixel counts the less, the more probable its class is already (arXiv 1708.02002): (1 - p)^gamma · -log p.
+    """Focal loss (arXiv 1708.02002): (1 - p)^gamma · -log p, with p the probability of the class.
 
     Args:
-        gamma: 0 is the cross-entropy.
-        weight: one weight a class.
-        ignore_index: the target's value that counts nowhere; by default 255, and 65535 for more
-            than 255 classes.
+        gamma: Exponent; with 0 the loss is cross-entropy.
+        weight: Weight of each class; by default all 1.
+        ignore_index: Ignored value of the target; by default 255, or 65535 for more than 255
+            classes.
     """
 
     def __init__(
@@ -176,36 +170,30 @@ class Focal(nn.Module):
         super().__init__()
         self.weight: Tensor | None
         self.gamma, self.ignore_index = gamma, ignore_index
-        self.register_buffer(
-            "weight",
-            None if weight is None else torch.tensor(weight, dtype=torch.float32),
-            persistent=False,
-        )
+        self.register_buffer("weight", _class_weights(weight), persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor, align_corners: bool = False) -> Tensor:
         logits, target = _at_full_size(logits, target, align_corners)
         log_p = logits.log_softmax(1)
         valid = target != _ignored(self.ignore_index, logits)
-        log_p = log_p.gather(1, target.where(valid, 0)[:, None])[:, 0]
-        share = (
-            valid
-            if self.weight is None
-            else self.weight.to(log_p.dtype)[target.where(valid, 0)] * valid
-        )
-        return -((1 - log_p.exp()) ** self.gamma * log_p * share).sum() / share.sum().clamp_min(
-            1e-12
-        )
+        classes = target.where(valid, 0)
+        log_p = log_p.gather(1, classes[:, None])[:, 0]
+        weights = valid
+        if self.weight is not None:
+            weights = self.weight.to(log_p.dtype)[classes] * valid
+        losses = -((1 - log_p.exp()) ** self.gamma) * log_p
+        return (losses * weights).sum() / weights.sum().clamp_min(1e-12)
 
 
 class Sum(nn.Module):
     """A weighted sum of losses, such as cross-entropy and Dice.
 
     Args:
-        losses: modules called with logits, target and align_corners.
-        weights: one a loss; by default all 1.
+        losses: Modules that are called with logits, target and align_corners.
+        weights: Weight of each loss; by default all 1.
 
     Raises:
-        ValueError: when there are not as many weights as losses.
+        ValueError: If the numbers of weights and losses differ.
     """
 
     def __init__(self, losses: Sequence[nn.Module], weights: Sequence[float] | None = None) -> None:
@@ -214,7 +202,8 @@ class Sum(nn.Module):
         self.weights = list(weights) if weights is not None else [1.0] * len(losses)
         if len(self.weights) != len(losses):
             raise ValueError(
-                f"{len(self.weights)} weights for {len(losses)} losses; give one a loss, or none"
+                f"{len(self.weights)} weights for {len(losses)} losses; give one for each loss, or "
+                "leave them out"
             )
 
     def forward(self, logits: Tensor, target: Tensor, align_corners: bool = False) -> Tensor:

@@ -1,16 +1,13 @@
-"""Whole models: a backbone, a decode head, and the way from their stride-4 logits to pixels."""
+"""Whole models: a backbone, a decode head, and the interpolation of its logits to pixels."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +24,7 @@ from segformer.networks.timm_backbone import TimmBackbone
 from segformer.ops import upsample, upsample_argmax, with_background
 from segformer.ops.conditions import hooked_module
 from segformer.ops.cuda_graphs import Graphs
+from segformer.ops.modes import evaluating, precision
 
 if TYPE_CHECKING:
     from typing import Self
@@ -36,16 +34,19 @@ class SegmentationModel(nn.Module):
     """Any backbone under any decode head.
 
     Args:
-        backbone: images (B, C, H, W) to a list of feature maps, finest first, with their ``channels``.
-        decode_head: that list to logits (B, K, H/4, W/4), with ``num_classes`` = K.
+        backbone: module from images (B, C, H, W) to a list of feature maps, finest first. Its
+            attribute ``channels`` holds their numbers of channels.
+        decode_head: module from that list to logits (B, K, H/4, W/4). Its attribute ``num_classes``
+            is K.
         classes: names and colours of the K classes; by default ``class 0``, ``class 1``, …
-        align_corners: how stride-4 logits are interpolated to pixels; true only for weights that were trained so.
-        normalization: how images are normalised for these weights; by default as the backbone says
-            (``backbone.normalization``), or by ImageNet's mean and standard deviation.
+        align_corners: how stride-4 logits are interpolated to pixels; true only for weights that
+            were trained so.
+        normalization: how images are normalised for these weights; by default
+            ``backbone.normalization``, or else ImageNet's mean and standard deviation.
 
     Raises:
-        ValueError: when there are names for another number of classes, or the normalization is for
-            another number of channels.
+        ValueError: if ``classes`` or ``normalization`` is for another number of classes or
+            channels.
     """
 
     def __init__(
@@ -69,29 +70,31 @@ class SegmentationModel(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        return self.decode_head.num_classes
+        return int(self.decode_head.num_classes)
 
     @property
     def classes(self) -> Classes:
-        """Names and colours of the classes; they travel in the file that :meth:`save` writes.
+        """Names and colours of the classes, which :meth:`save` writes into the file.
 
-        A model of one logit has two: what it labels 0, and what it labels 1. Given one name, it is
-        that of label 1, and label 0 is the background.
+        A model of one logit has two classes, labelled 0 and 1. If only one name is given, it names
+        label 1, and label 0 is the background.
         """
         return self._classes
 
     @classes.setter
     def classes(self, classes: Classes) -> None:
         if not classes.fit(self.num_classes):
+            n = len(classes)
             raise ValueError(
-                f"{len(classes)} class names ({', '.join(classes.names[:3])}, …) for a model of {self.num_classes} classes; build it with "
-                f"num_classes={len(classes)}, or ask from_pretrained(…, num_classes={len(classes)}) for a new classifier"
+                f"{n} class names ({', '.join(classes.names[:3])}, …) for a model of "
+                f"{self.num_classes} classes; build it with num_classes={n}, or ask "
+                f"from_pretrained(…, num_classes={n}) for a new classifier"
             )
         self._classes = classes.with_background() if len(classes) == 1 else classes
 
     @property
     def normalization(self) -> Normalization:
-        """How images are normalised for these weights; it travels with them, as ``classes`` do."""
+        """How images are normalised for these weights; :meth:`save` writes it into the file."""
         return self._normalization
 
     @normalization.setter
@@ -100,7 +103,8 @@ class SegmentationModel(nn.Module):
         if len(normalization.mean) != channels:
             raise ValueError(
                 f"a normalization of {len(normalization.mean)} channels for a model that takes "
-                f"{channels}; give one mean and std a channel, or normalization.for_channels({channels})"
+                f"{channels}; give one mean and std a channel, or "
+                f"normalization.for_channels({channels})"
             )
         self._normalization = normalization
 
@@ -123,68 +127,79 @@ class SegmentationModel(nn.Module):
         dtype: torch.dtype | None = None,
         cuda_graph: bool = False,
     ) -> Tensor:
-        """Images (B, C, H, W) to labels (B, *size*) int64, in evaluation mode whatever the current one.
+        """Images (B, C, H, W) to labels (B, *size*) int64, in evaluation mode.
 
-        A model of one logit labels 1 where its sigmoid exceeds a half, and 0 elsewhere.
+        A model of one logit labels 1 where its sigmoid exceeds 0.5, and 0 elsewhere.
+
+        Several threads may call this method at the same time, but not while another thread runs a
+        forward pass of the same model in training mode: some layers would be in evaluation mode.
 
         Args:
             images: as for :meth:`forward`.
-            size: height and width of the labels; by default the images' own. The stride-4 logits are interpolated straight to it.
-            dtype: ``torch.bfloat16`` or ``torch.float16``: matrix products in that precision, where the hardware has it; labels between
-                classes that nearly tie may differ. By default the weights' own, or that of an autocast around the call.
-            cuda_graph: record the work as a CUDA graph at the first call for images of a shape, and replay it for those that follow: for
-                small batches, whose kernels take less time than launching them. The graphs of the last four shapes hold their memory.
-
-        Several threads may call this method at the same time. A call while another thread is in the middle of a training forward
-        pass of the same model is not supported: it would see some layers in evaluation mode.
+            size: height and width of the labels, to which the logits are interpolated; by default
+                the images' own.
+            dtype: ``torch.bfloat16`` or ``torch.float16`` for matrix products in that precision,
+                where the hardware supports it. Labels may differ where two classes nearly tie. By
+                default the precision of the weights, or of an autocast around the call.
+            cuda_graph: whether to record the work as a CUDA graph at the first call for images of a
+                shape, and to replay it in the following calls. It helps small batches, whose
+                kernels take less time than their launches. The graphs of the last four shapes keep
+                their memory.
 
         Raises:
-            ValueError: when ``cuda_graph`` is asked for images that are not on a CUDA device, or of a model with hooks, which a
-                replay would not call.
+            ValueError: if ``cuda_graph`` is true and the images are not on a CUDA device, or the
+                model has hooks, which a replay would not call.
         """
         size = tuple(images.shape[-2:] if size is None else size)
-        device = images.device.type
-        if not cuda_graph:
-            return self._label(images, size, precision(device, dtype))
-        if not images.is_cuda:
+        if cuda_graph:
+            return self._replay(images, size, dtype)
+        return self._label(images, size, dtype)
+
+    def _label(self, images: Tensor, size: Sequence[int], dtype: torch.dtype | None) -> Tensor:
+        with evaluating(self), precision(images.device.type, dtype):
+            logits = self.decode_head(self.backbone(images))
+            return upsample_argmax(with_background(logits), size, self.align_corners)
+
+    def _replay(self, images: Tensor, size: Sequence[int], dtype: torch.dtype | None) -> Tensor:
+        """:meth:`_label` as a CUDA graph."""
+        device = images.device
+        if device.type != "cuda":
             raise ValueError(
-                f"cuda_graph=True needs images on a CUDA device, these are on {images.device}; move them and the model there"
+                f"cuda_graph=True needs images on a CUDA device, these are on {device}; move them "
+                "and the model there"
             )
         if hooked := hooked_module(self):
             raise ValueError(
-                f"cuda_graph=True cannot replay hooks, and {hooked} has some; remove them, or predict without a graph"
+                f"cuda_graph=True cannot replay hooks, and {hooked} has some; remove them, or "
+                "predict without a graph"
             )
-        if dtype is None and torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
-
-        def label(images: Tensor) -> Tensor:
-            return self._label(images, size, precision(device, dtype))
-
+        if dtype is None and torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        label = partial(self._label, size=size, dtype=dtype)
         return self._graphs(self, label, images, (size, dtype, self.align_corners))
 
-    def _label(
-        self, images: Tensor, size: Sequence[int], in_precision: AbstractContextManager[Any]
-    ) -> Tensor:
-        with evaluating(self), in_precision:
-            logits = with_background(self.decode_head(self.backbone(images)))
-            return upsample_argmax(logits, size, self.align_corners)
-
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory in training: the backbone recomputes its blocks in the backward pass."""
+        """Recompute the backbone's blocks in the backward pass instead of keeping activations.
+
+        Training takes less memory and more time.
+        """
         self.backbone.set_grad_checkpointing(enable)
 
     def save(self, path: str | os.PathLike[str], layout: str = "native") -> None:
-        """Write the model.
+        """Write the model to a file or folder.
 
         Args:
-            path: a ``.safetensors`` file; for ``"nvidia"`` and ``"smp"`` also a ``.pth``; for ``"huggingface"`` a folder.
-            layout: ``"native"``, one file with weights, architecture, numerics, class names and colours; ``"huggingface"``, which
-                transformers' ``SegformerForSemanticSegmentation.from_pretrained`` opens; ``"nvidia"`` or ``"smp"``, a state dict of the
-                model of that name. What the layout's readers would compute otherwise is logged as a warning, with its size.
+            path: a ``.safetensors`` file; for ``"nvidia"`` and ``"smp"`` also a ``.pth`` file; for
+                ``"huggingface"`` a folder.
+            layout: ``"native"``: one file with weights, architecture, numerics, class names and
+                colours. ``"huggingface"``: for ``SegformerForSemanticSegmentation.from_pretrained``
+                of transformers. ``"nvidia"`` or ``"smp"``: a state dict of the model of that name.
+                A warning is logged, with the size of the difference, if the layout's readers would
+                compute anything else.
 
         Raises:
-            OSError: when the file cannot be written; a file that was there before is kept.
-            ValueError: on an unknown layout, or one that has no place for a part of the model.
+            OSError: if the file cannot be written; an existing file is kept.
+            ValueError: if the layout is unknown, or cannot hold a part of the model.
         """
         checkpoint.save(self, path, layout)
 
@@ -196,20 +211,22 @@ class SegmentationModel(nn.Module):
         private: bool | None = None,
         revision: str | None = None,
     ) -> str:
-        """Write the model to a repository on the Hugging Face hub, made where it is missing; returns the commit's address.
+        """Write the model to a repository on the Hugging Face hub, creating it if needed.
 
         Args:
             repository: ``"organisation/name"``.
-            layout: ``"native"``, or ``"huggingface"``, so that transformers reads it too.
-            private: whether a new repository is private; by default as the organisation has it.
+            layout: ``"native"``, or ``"huggingface"``, which transformers reads too.
+            private: whether a new repository is private; by default the organisation's setting.
             revision: the branch to write to.
+
+        Returns:
+            The address of the commit.
         """
         from huggingface_hub import HfApi
 
         with tempfile.TemporaryDirectory() as folder:
-            self.save(
-                folder if layout == "huggingface" else Path(folder, "model.safetensors"), layout
-            )
+            path = folder if layout == "huggingface" else Path(folder, "model.safetensors")
+            self.save(path, layout)
             HfApi().create_repo(repository, private=private, exist_ok=True)
             return HfApi().upload_folder(
                 repo_id=repository,
@@ -234,30 +251,35 @@ class SegmentationModel(nn.Module):
         token: str | bool | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
     ) -> Self:
-        """Read a model in any known layout, with the numerics it was trained with, in evaluation mode.
+        """Read a model in any known layout, with the numerics of its training, in evaluation mode.
 
-        What was dropped, folded, adapted or made anew is logged in one table; :func:`segformer.checkpoint.read` returns it.
+        One table in the log lists what was dropped, folded, adapted or newly initialised;
+        :func:`segformer.checkpoint.read` returns it.
 
         Args:
-            source: a file (``.safetensors``, or a pickled state dict such as ``.pth``), a folder (a run's, or Hugging Face's with its
-                ``config.json``), or an id on the Hugging Face hub.
-            num_classes: another number of classes than the file's asks for a new, random classifier; by default, and where the numbers
-                agree, the file's own is kept. A file that holds a backbone only needs it, and gets a new, random head.
-            in_channels: another number of image channels than the file's, whose stem is summed (to one) or repeated and scaled.
-            layout: the layout's name where the tensors' names cannot tell it: ``"sithu"`` or ``"bubbliiiing"`` instead of ``"nvidia"``.
-            strict: refuse keys that are missing or left over; else they are made anew or ignored, and reported.
-            dtype: precision of the parameters; by default the file's, and where it holds several the
-                widest of them. Eight-bit floats are read as the widest of the others, or float32.
-            device: where the parameters lie; by default on the CPU.
+            source: a file (``.safetensors``, or a pickled state dict such as ``.pth``), a folder (a
+                run's, or Hugging Face's with its ``config.json``), or an id on the Hugging Face
+                hub.
+            num_classes: number of classes. If it differs from the file's, the classifier is new and
+                random. A file that holds only a backbone needs it, and gets a new, random head.
+            in_channels: number of channels of the images. If it differs from the file's, the first
+                convolution is summed to one channel, or repeated and scaled.
+            layout: the layout's name where the names of the tensors do not tell it: ``"sithu"`` or
+                ``"bubbliiiing"`` instead of ``"nvidia"``.
+            strict: whether missing or unknown keys are errors. Otherwise they are newly initialised
+                or ignored, and reported.
+            dtype: precision of the parameters; by default the widest in the file. Eight-bit floats
+                are read as the widest of the others, or float32.
+            device: device of the parameters; by default the CPU.
             revision: branch, tag or commit on the hub.
-            subfolder: the folder below ``source`` where the weights lie.
-            token: for the hub; by default the one that its own command line has stored.
-            cache_dir: where what the hub gives is kept; by default the hub's own cache.
+            subfolder: the folder below ``source`` that holds the weights.
+            token: access token for the hub; by default the one that its command line has stored.
+            cache_dir: folder for downloads; by default the hub's own cache.
 
         Raises:
-            FileNotFoundError: when there is no such file, folder or hub id.
-            ValueError: naming the file, and the first keys that do not fit, when it is truncated, holds no tensors, has an unknown layout,
-                or other shapes than its layout says.
+            FileNotFoundError: if there is no such file, folder or hub id.
+            ValueError: if the file is truncated, holds no tensors, has an unknown layout, or keys
+                or shapes that do not fit its layout; the message names the first ones.
         """
         reading = checkpoint.read(
             source,
@@ -283,17 +305,14 @@ class SegmentationModel(nn.Module):
         token: str | bool | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
     ) -> None:
-        """Read weights in any known layout into this model as it was built; every key must fit.
+        """Read weights in any known layout into this model; every key must fit.
 
-        The model keeps its own numerics and normalization; where the file's are others, they are
-        named in a warning.
-
-        Args:
-            source: as for :meth:`from_pretrained`, as the others.
+        The model keeps its own numerics and normalization; a warning lists those that differ from
+        the file's. The arguments are those of :meth:`from_pretrained`.
 
         Raises:
-            FileNotFoundError: when there is no such file, folder or hub id.
-            ValueError: naming the file, and the first keys or shapes that do not fit.
+            FileNotFoundError: if there is no such file, folder or hub id.
+            ValueError: if keys or shapes do not fit; the message names the first ones.
         """
         checkpoint.load(
             self,
@@ -315,7 +334,7 @@ class SegmentationModel(nn.Module):
         align_corners: bool = False,
         normalization: Normalization | None = None,
     ) -> Self:
-        """A model of this class from ready-made parts, whatever arguments its own constructor takes."""
+        """Returns a model of this class from its parts, without calling its constructor."""
         model = cls.__new__(cls)
         options: Any = {"align_corners": align_corners, "normalization": normalization}
         SegmentationModel.__init__(model, backbone, decode_head, classes, **options)
@@ -326,18 +345,19 @@ class SegFormer(SegmentationModel):
     """SegFormer: a hierarchical Transformer encoder under an all-MLP decoder (arXiv 2105.15203).
 
     Args:
-        backbone: ``"b0"`` … ``"b5"``, a :class:`~segformer.networks.mit.Variant`, or any module that maps images to feature maps, finest first,
-            and has their ``channels``.
-        num_classes: classes to tell apart; by default as many as ``classes`` names, or ADE20K's 150.
-        in_channels: channels of the images, by default 3; a backbone of yours brings its own.
-        decoder_channels: the decoder's width; by default the variant's own (256 over a backbone of yours).
-        drop_path: the stochastic-depth rate, by default 0.1; a backbone of yours brings its own.
-        dropout: probability of dropping a channel before the classifier.
-        classes: names and colours.
+        backbone: ``"b0"`` … ``"b5"``, a :class:`Variant`, or any module that maps images to feature
+            maps, finest first, and has their ``channels``.
+        num_classes: number of classes; by default that of ``classes``, or ADE20K's 150.
+        in_channels: number of channels of the images, by default 3; not for a module.
+        decoder_channels: width of the decoder; by default the variant's, or 256 for a module.
+        drop_path: stochastic-depth rate, by default 0.1; not for a module.
+        dropout: probability that a whole channel is dropped before the classifier.
+        classes: names and colours of the classes.
         normalization: how images are normalised; by default see :class:`SegmentationModel`.
 
     Raises:
-        ValueError: on an unknown variant, fewer than one class or channel, or arguments that a ready-made backbone cannot heed.
+        ValueError: if the variant is unknown, a number is below 1, or ``in_channels`` or
+            ``drop_path`` is given with a module.
 
     Example:
         >>> model = SegFormer("b0", num_classes=19)
@@ -357,52 +377,64 @@ class SegFormer(SegmentationModel):
         classes: Classes | None = None,
         normalization: Normalization | None = None,
     ) -> None:
-        if num_classes is None:
-            num_classes = len(classes) if classes else 150
         options: Any = {"in_channels": in_channels, "drop_path": drop_path}
         options = {name: value for name, value in options.items() if value is not None}
         width = 256
-        if not isinstance(backbone, nn.Module):
+        if isinstance(backbone, nn.Module):
+            check_backbone(backbone, options)
+        else:
             width = find_variant(backbone).decoder_channels
             backbone = MiT(backbone, **options)
-        elif not hasattr(backbone, "channels"):
-            raise ValueError(
-                f"a backbone of class {type(backbone).__name__} has no channels; it must tell those of its feature maps, finest first"
-            )
-        elif options:
-            raise ValueError(
-                f"{', '.join(options)} given beside a ready-made {type(backbone).__name__}; set it there"
-            )
         channels: Any = backbone.channels
-        head = AllMLPHead(
-            channels,
-            num_classes,
-            width if decoder_channels is None else decoder_channels,
-            dropout=dropout,
-        )
+        width = width if decoder_channels is None else decoder_channels
+        head = AllMLPHead(channels, count(num_classes, classes), width, dropout=dropout)
         super().__init__(backbone, head, classes, normalization=normalization)
+
+
+def count(num_classes: int | None, classes: Classes | None) -> int:
+    """The number of classes: the given one, that of their names, or ADE20K's 150."""
+    return num_classes if num_classes is not None else len(classes or range(150))
+
+
+def check_backbone(backbone: nn.Module, options: dict[str, Any]) -> None:
+    """Check that a module can be SegFormer's backbone, without further options.
+
+    Raises:
+        ValueError: if it cannot.
+    """
+    name = type(backbone).__name__
+    if not hasattr(backbone, "channels"):
+        raise ValueError(
+            f"a backbone of class {name} has no attribute channels; set it to the number of "
+            "channels of each feature map, finest first"
+        )
+    if options:
+        raise ValueError(f"{', '.join(options)} given beside a module of {name}; set it there")
 
 
 class SETR(SegmentationModel):
     """SETR: a Vision Transformer under a convolutional decoder (arXiv 2012.15840).
 
     Args:
-        backbone: ``"large"``, ``"base"``, ``"deit"`` or ``"tiny"``: a ViT of timm's with patches of 16 pixels.
-        num_classes: classes to tell apart; by default as many as ``classes`` names, or ADE20K's 150.
-        head: :class:`~segformer.networks.setr.NaiveHead`, :class:`~segformer.networks.setr.PUPHead` or :class:`~segformer.networks.setr.MLAHead`, or another class
-            that names the ``BLOCKS`` of 24 that it reads, and whether the ``CLASS_TOKEN`` goes through them.
-        channels: the head's width.
-        pretrained: load timm's ImageNet weights into the backbone, from the Hugging Face hub.
-        img_size: pixels a side, or height and width, for which the position embedding is made: the training's crop. By default 384. Any
-            other size of image works, by resampling.
-        in_channels: channels of the images.
-        drop_path: the last block's stochastic-depth rate; 0 in the published runs.
-        classes: names and colours.
+        backbone: ``"large"``, ``"base"``, ``"deit"`` or ``"tiny"``: one of timm's Vision
+            Transformers with patches of 16 pixels.
+        num_classes: number of classes; by default that of ``classes``, or ADE20K's 150.
+        head: :class:`NaiveHead`, :class:`PUPHead`, :class:`MLAHead`, or another class with the
+            attributes ``BLOCKS``, the blocks of 24 that it reads, and ``CLASS_TOKEN``, whether the
+            class token passes through them.
+        channels: width of the head.
+        pretrained: whether to load timm's ImageNet weights of the backbone from the Hugging Face
+            hub.
+        img_size: height and width in pixels of the training crops, for which the position embedding
+            is made; one number for both. Images of other sizes work by resampling.
+        in_channels: number of channels of the images.
+        drop_path: stochastic-depth rate of the last block; 0 in the published runs.
+        classes: names and colours of the classes.
         normalization: how images are normalised; by default timm's for the weights that
-            ``pretrained`` loads, and ImageNet's without.
+            ``pretrained`` loads, otherwise ImageNet's.
 
     Raises:
-        ValueError: on an unknown backbone or a head that does not say what it reads.
+        ValueError: if the backbone is unknown, or the head lacks these attributes.
 
     Example:
         >>> model = SETR("tiny", num_classes=19, head=PUPHead)
@@ -410,7 +442,7 @@ class SETR(SegmentationModel):
         torch.Size([1, 19, 65, 97])
     """
 
-    BACKBONES: ClassVar[dict[str, tuple[str, int]]] = {  # timm's name, and how many blocks it has
+    BACKBONES: ClassVar[dict[str, tuple[str, int]]] = {  # timm's name, number of blocks
         "large": ("vit_large_patch16_384", 24),
         "base": ("vit_base_patch16_384", 12),
         "deit": ("deit_base_patch16_384", 12),
@@ -431,8 +463,6 @@ class SETR(SegmentationModel):
         classes: Classes | None = None,
         normalization: Normalization | None = None,
     ) -> None:
-        if num_classes is None:
-            num_classes = len(classes) if classes else 150
         if backbone not in self.BACKBONES:
             raise ValueError(
                 f"unknown backbone {backbone!r}; choose one of {', '.join(self.BACKBONES)}"
@@ -440,7 +470,8 @@ class SETR(SegmentationModel):
         reads: Any = head
         if not (hasattr(head, "BLOCKS") and hasattr(head, "CLASS_TOKEN")):
             raise ValueError(
-                f"head={head!r} does not say which BLOCKS it reads; choose one of NaiveHead, PUPHead, MLAHead"
+                f"head={head!r} has no BLOCKS and CLASS_TOKEN; choose one of NaiveHead, PUPHead, "
+                "MLAHead"
             )
         name, depth = self.BACKBONES[backbone]
         vit = TimmBackbone(
@@ -452,27 +483,28 @@ class SETR(SegmentationModel):
             img_size=img_size if isinstance(img_size, int) else tuple(img_size),
             drop_path_rate=drop_path,
         )
-        super().__init__(
-            vit, head(vit.channels, num_classes, channels), classes, normalization=normalization
-        )
+        decode_head = head(vit.channels, count(num_classes, classes), channels)
+        super().__init__(vit, decode_head, classes, normalization=normalization)
 
 
 class ConvSegFormer(SegmentationModel):
-    """The convolutional Segformer of Phil Wang's segformer-pytorch, with its arguments; each takes one value, or four, one a stage.
+    """The convolutional Segformer of Phil Wang's segformer-pytorch, with its arguments.
+
+    Those of the encoder take one value, or four, one a stage.
 
     Args:
-        dims: channels.
-        heads: attention heads.
-        ff_expansion: the Mix-FFN's width over the stage's.
-        reduction_ratio: how many times coarser keys and values are, a side.
-        num_layers: blocks.
-        channels: channels of the images.
-        decoder_dim: the decoder's width.
-        num_classes: classes to tell apart.
-        classes: names and colours.
+        dims: number of channels.
+        heads: number of attention heads.
+        ff_expansion: width of the Mix-FFN over the stage's channels.
+        reduction_ratio: how many times coarser keys and values are than queries, a side.
+        num_layers: number of blocks.
+        channels: number of channels of the images.
+        decoder_dim: width of the decoder.
+        num_classes: number of classes.
+        classes: names and colours of the classes.
 
     Raises:
-        ValueError: naming the argument that does not fit.
+        ValueError: if an argument does not fit; the message names it.
     """
 
     def __init__(
@@ -495,7 +527,10 @@ class ConvSegFormer(SegmentationModel):
 
 
 class Pretrained(SegmentationModel):
-    """:meth:`SegmentationModel.from_pretrained` as a class, which a YAML file can name to start training from somebody's weights."""
+    """:meth:`SegmentationModel.from_pretrained` as a class, which a YAML file can name.
+
+    A run then starts from these weights. The arguments are those of that method.
+    """
 
     def __init__(
         self,
@@ -507,47 +542,3 @@ class Pretrained(SegmentationModel):
     ) -> None:
         reading = checkpoint.read(source, num_classes, in_channels=in_channels, layout=layout)
         super().__init__(**reading.parts)
-
-
-def precision(device: str, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
-    """Autocast to ``dtype``, or None for the precision around it.
-
-    Its cache is off: it would hand out weights that an outer autocast cast to another type, and a CUDA graph would keep weights
-    that it may free.
-    """
-    return nullcontext() if dtype is None else torch.autocast(device, dtype, cache_enabled=False)
-
-
-_evaluating: WeakKeyDictionary[nn.Module, Evaluation] = WeakKeyDictionary()
-_lock = threading.Lock()
-
-
-@dataclass
-class Evaluation:
-    """The calls that need a model in evaluation mode now, and its modules that were in training mode before."""
-
-    calls: int
-    training: list[nn.Module]
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """Evaluation mode inside, every module's own mode restored outside: by the last of several threads that leaves."""
-    with _lock:
-        if model not in _evaluating:
-            _evaluating[model] = Evaluation(
-                0, [module for module in model.modules() if module.training]
-            )
-        evaluation = _evaluating[model]
-        evaluation.calls += 1
-        for module in evaluation.training:
-            module.training = False
-    try:
-        yield model
-    finally:
-        with _lock:
-            evaluation.calls -= 1
-            if not evaluation.calls:
-                del _evaluating[model]
-                for module in evaluation.training:
-                    module.training = True

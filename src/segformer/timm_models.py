@@ -1,12 +1,14 @@
-"""``mit_b0`` … ``mit_b5`` among timm's models: the ImageNet classifier, and the pyramid under ``features_only=True``.
+"""The timm models ``mit_b0`` … ``mit_b5``: classifiers, and pyramids with ``features_only=True``.
 
-``timm.create_model("mit_b0", pretrained=True)`` reads NVIDIA's ImageNet weights from the Hugging Face hub; a file of yours, in any layout
-of :mod:`segformer.checkpoint`, is named by ``pretrained_cfg_overlay={"file": …}``. The model takes the layout's epsilons and activation.
+``timm.create_model("mit_b0", pretrained=True)`` downloads NVIDIA's ImageNet weights from the
+Hugging Face hub. ``pretrained_cfg_overlay={"file": …}`` reads a file in any layout of
+:mod:`segformer.checkpoint` instead. The model gets the layout's epsilons and activation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,20 +24,20 @@ from segformer.networks.mit import VARIANTS, MiT, Variant
 
 
 class MiTClassifier(MiT):
-    """MiT under a linear classifier of its last map's mean, with the interface of timm's models.
+    """MiT with a linear classifier of its last feature map's mean, and timm's interface.
 
     Args:
-        variant: as for :class:`~segformer.MiT`.
-        num_classes: classes to tell apart; 0 leaves the classifier out.
-        in_chans: channels of the images.
-        global_pool: ``"avg"``, or ``""`` for the unpooled map.
-        drop_rate: dropout before the classifier.
-        drop_path_rate: stochastic depth.
-        device: where the parameters lie.
-        dtype: their precision.
+        variant: Size, as for :class:`~segformer.MiT`.
+        num_classes: Number of classes; 0 for no classifier.
+        in_chans: Number of image channels.
+        global_pool: ``"avg"``, or ``""`` for no pooling.
+        drop_rate: Dropout rate before the classifier.
+        drop_path_rate: Stochastic depth rate.
+        device: Device of the parameters.
+        dtype: Type of the parameters.
 
     Raises:
-        ValueError: on another ``global_pool``, and as :class:`~segformer.MiT`.
+        ValueError: If ``global_pool`` is another, or :class:`~segformer.MiT` raises it.
     """
 
     def __init__(
@@ -62,15 +64,16 @@ class MiTClassifier(MiT):
         self.reset_classifier(num_classes, global_pool)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) to the last map (B, C_4, ⌈H/32⌉, ⌈W/32⌉)."""
-        return self.pyramid(images, len(self.stages))[-1]
+        """Returns the last feature map (B, C_4, ⌈H/32⌉, ⌈W/32⌉) of images (B, C, H, W)."""
+        return self.first_features(images, len(self.stages))[-1]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """The last map to logits (B, ``num_classes``), or to what the classifier sees."""
+        """Returns the logits (B, ``num_classes``) of the last map, or the classifier's input."""
         x = self.head_drop(x.mean((-2, -1)) if self.global_pool else x)
         return x if pre_logits else self.head(x)
 
     def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]
+        """Returns the logits (B, ``num_classes``) of images (B, C, H, W)."""
         return self.forward_head(self.forward_features(images))
 
     def forward_intermediates(
@@ -82,18 +85,30 @@ class MiTClassifier(MiT):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """The maps of the chosen stages, and the last one unless ``intermediates_only``; each has its stage's own norm already."""
+        """Returns the last feature map and the list of those of the chosen stages.
+
+        Args:
+            images: Images (B, C, H, W).
+            indices: Stages; by default all. A number stands for the last stages.
+            norm: Has no effect, as each stage ends in its own norm.
+            stop_early: Whether the stages after the last chosen one are left out.
+            output_fmt: ``"NCHW"``.
+            intermediates_only: Whether only the list is returned.
+
+        Raises:
+            ValueError: If ``output_fmt`` is another.
+        """
         if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt={output_fmt!r}; MiT's maps are NCHW")
+            raise ValueError(f"output_fmt={output_fmt!r}; MiT's maps are NCHW: pass 'NCHW'")
         chosen, last = feature_take_indices(len(self.stages), indices)  # type: ignore[arg-type]
-        features = self.pyramid(images, last + 1 if stop_early else len(self.stages))
+        features = self.first_features(images, last + 1 if stop_early else len(self.stages))
         intermediates = [features[index] for index in chosen]
         return intermediates if intermediates_only else (features[-1], intermediates)
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the stages behind the last chosen one, and the classifier."""
+        """Removes the stages after the last chosen one, and the classifier; returns the chosen."""
         chosen, last = feature_take_indices(len(self.stages), indices)  # type: ignore[arg-type]
         pruned = last + 1 < len(self.stages)
         self.stages = self.stages[: last + 1]
@@ -106,7 +121,7 @@ class MiTClassifier(MiT):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new, random classifier, or none where ``num_classes`` is 0."""
+        """Makes a new, random classifier, or none if ``num_classes`` is 0."""
         if global_pool not in (None, "avg", ""):
             raise ValueError(f"global_pool={global_pool!r}; choose 'avg' or ''")
         if global_pool is not None:
@@ -124,7 +139,7 @@ class MiTClassifier(MiT):
         return set()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """How timm's layer-wise learning rates group the parameters."""
+        """Returns the groups of parameters for timm's layer-wise learning rates."""
         stem = r"^stages\.0\.embed"
         return {
             "stem": stem,
@@ -132,20 +147,21 @@ class MiTClassifier(MiT):
             if coarse
             else [
                 (r"^stages\.(\d+)\.blocks\.(\d+)", None),
-                (r"^stages\.(\d+)\.norm", (99999,)),  # behind the blocks
+                (r"^stages\.(\d+)\.norm", (99999,)),  # after the blocks
                 (r"^stages\.(\d+)\.embed", (-1,)),
             ],
         }
 
 
-def _read(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+def _translate(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Returns the tensors of an encoder in any layout for a model, and sets its numerics."""
     state, config = checkpoint.translate_encoder(tensors)
-    _take_numerics(model, config["norm_eps"], config["embed_norm_eps"], config["act"])
+    _set_numerics(model, config["norm_eps"], config["embed_norm_eps"], config["act"])
     return state
 
 
-def _take_numerics(model: Any, norm_eps: float, embed_norm_eps: float, act: str) -> None:
-    """Have a model compute as the weights were trained; the arguments are those of :class:`MiT`."""
+def _set_numerics(model: Any, norm_eps: float, embed_norm_eps: float, act: str) -> None:
+    """Sets the numerics of a model; the arguments are those of :class:`MiT`."""
     for stage in model.stages:
         stage.embed.norm.eps = embed_norm_eps
         stage.norm.eps = norm_eps
@@ -154,7 +170,7 @@ def _take_numerics(model: Any, norm_eps: float, embed_norm_eps: float, act: str)
             block.ffn.act = MiT.ACTIVATIONS[act]()
             if not isinstance(block.attn.reduce, nn.Identity):
                 block.attn.reduce.norm.eps = embed_norm_eps
-    model.config |= {"norm_eps": norm_eps, "embed_norm_eps": embed_norm_eps, "act": act}
+    model.config = replace(model.config, norm_eps=norm_eps, embed_norm_eps=embed_norm_eps, act=act)
 
 
 def _register(name: str) -> Callable[..., nn.Module]:
@@ -168,7 +184,7 @@ def _register(name: str) -> Callable[..., nn.Module]:
             model,
             f"mit_{name}",
             pretrained,
-            pretrained_filter_fn=_read,
+            pretrained_filter_fn=_translate,
             feature_cfg=features,
             **options,
         )

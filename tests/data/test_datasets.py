@@ -30,7 +30,7 @@ def dataset(root: Path, **options: int) -> FolderDataset:
     return FolderDataset(root / "images", root / "labels", CLASSES, **options)
 
 
-def test_pairs_are_made_by_name_through_subfolders(tmp_path: Path) -> None:
+def test_files_in_subfolders_are_paired_by_name(tmp_path: Path) -> None:
     for k, name in enumerate(("b/1", "a/2", "a/1")):
         pair(tmp_path, name, np.full((6, 8), k, np.uint8))
     samples = dataset(tmp_path)
@@ -51,7 +51,7 @@ def test_the_ignored_value_becomes_255(tmp_path: Path) -> None:
     assert label[0].tolist() == [0, 1, 2, 255]
 
 
-def test_a_wrong_label_value_is_named_with_file_count_and_cure(tmp_path: Path) -> None:
+def test_the_message_for_a_wrong_label_value_has_file_count_and_cure(tmp_path: Path) -> None:
     label = np.zeros((6, 8), np.uint8)
     label[2, :5] = 7
     pair(tmp_path, label=label)
@@ -77,39 +77,41 @@ def test_labels_of_any_type_are_checked(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("value", [2, -1, 65536])
-def test_an_ignored_value_that_is_a_class_or_none_is_refused(tmp_path: Path, value: int) -> None:
+def test_an_ignored_value_that_is_a_class_or_out_of_range_is_refused(
+    tmp_path: Path, value: int
+) -> None:
     pair(tmp_path)
     message = rf"ignore_index={value} must be a value that is no class, from 3 to 65535"
     with pytest.raises(ValueError, match=message):
         dataset(tmp_path, ignore_index=value)
 
 
-def test_255_is_ignored_beside_another_value(tmp_path: Path) -> None:
+def test_255_is_ignored_in_addition_to_another_value(tmp_path: Path) -> None:
     pair(tmp_path, label=np.array([[0, 1, 255, 11]], np.uint8).repeat(6, 0), size=(6, 4))
     assert dataset(tmp_path, ignore_index=11)[0][1][0].tolist() == [0, 1, 255, 255]
 
 
-def test_images_without_labels_and_the_reverse_are_named(tmp_path: Path) -> None:
+def test_images_without_label_maps_and_the_reverse_are_named(tmp_path: Path) -> None:
     pair(tmp_path)
-    lonely = write(tmp_path / "images" / "2.jpg", np.zeros((6, 8, 3), np.uint8))
+    unpaired = write(tmp_path / "images" / "2.jpg", np.zeros((6, 8, 3), np.uint8))
     with pytest.raises(ValueError, match=r"no label map for .*2.jpg"):
         dataset(tmp_path)
-    lonely.unlink()
+    unpaired.unlink()
     write(tmp_path / "labels" / "3.png", np.zeros((6, 8), np.uint8))
     with pytest.raises(ValueError, match=r"no image for .*3.png"):
         dataset(tmp_path)
 
 
-def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_two_images_of_the_same_name_are_refused(tmp_path: Path) -> None:
     pair(tmp_path)
     write(tmp_path / "images" / "1.png", np.zeros((6, 8, 3), np.uint8))
-    with pytest.raises(ValueError, match="have one name"):
+    with pytest.raises(ValueError, match="have the same name"):
         dataset(tmp_path)
 
 
-def test_a_label_of_another_size_is_named_with_both(tmp_path: Path) -> None:
+def test_the_message_for_two_sizes_has_both(tmp_path: Path) -> None:
     pair(tmp_path, label=np.zeros((8, 6), np.uint8))
-    with pytest.raises(ValueError, match=r"1.jpg' is 6×8 but its label map .*1.png' 8×6"):
+    with pytest.raises(ValueError, match=r"1.jpg' is 6×8 but its label map .*1.png' is 8×6"):
         dataset(tmp_path)[0]
 
 
@@ -131,7 +133,7 @@ def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
-def test_every_kind_of_image_is_read_as_rgb(tmp_path: Path, mode: str) -> None:
+def test_every_mode_of_image_is_read_as_rgb(tmp_path: Path, mode: str) -> None:
     path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
     Image.new("RGB", (5, 4), (51, 51, 51)).convert(mode).save(path)
     image = read_image(path)
@@ -139,7 +141,7 @@ def test_every_kind_of_image_is_read_as_rgb(tmp_path: Path, mode: str) -> None:
     assert (image == 51).all()
 
 
-def test_16_bits_are_scaled_to_8_and_floats_refused(tmp_path: Path) -> None:
+def test_16_bits_are_scaled_to_8_and_floats_are_refused(tmp_path: Path) -> None:
     assert (
         read_image(write(tmp_path / "deep.png", np.full((4, 5), 51 * 257, np.uint16))).eq(51).all()
     )
@@ -149,9 +151,9 @@ def test_16_bits_are_scaled_to_8_and_floats_refused(tmp_path: Path) -> None:
         read_image(write(tmp_path / "float.tif", np.zeros((4, 5), np.float32)))
 
 
-def test_an_exif_orientation_is_obeyed(tmp_path: Path) -> None:
+def test_an_image_is_turned_by_its_exif_orientation(tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # stored lying on its left side
+    exif[0x0112] = 6  # stored turned by 90°
     Image.new("RGB", (8, 4)).save(tmp_path / "turned.jpg", exif=exif)
     assert read_image(tmp_path / "turned.jpg").shape == (3, 8, 4)
 
@@ -163,7 +165,7 @@ def test_a_palette_label_map_is_read_as_indices(tmp_path: Path) -> None:
     assert read_label_map(tmp_path / "label.png").tolist() == [[0, 1, 2]]
 
 
-def test_a_label_map_that_is_no_index_map_is_refused(tmp_path: Path) -> None:
+def test_a_label_map_of_different_channels_is_refused(tmp_path: Path) -> None:
     colors = np.array([[(0, 0, 0), (0, 0, 1)]], np.uint8)
     with pytest.raises(ValueError, match=r"label.png' has mode RGB .* need one channel"):
         read_label_map(write(tmp_path / "label.png", colors))

@@ -1,4 +1,4 @@
-"""Broken and odd files: each read right, or refused by name.
+"""Broken and unusual files are read correctly, or refused with their name.
 
 pytest tests/data/test_fuzz.py -m slow    # 10,000 files; 1,000 by default
 """
@@ -34,7 +34,7 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def image_file(chance: Random) -> tuple[bytes, np.ndarray | None]:
-    """A file of some kind, and what must be read of it, where nothing was lost in encoding."""
+    """Returns a file in a random format, and its pixels if the encoding is lossless."""
     height, width = chance.choice([(1, 1), (7, 5), (40, 30), (1, 30_000), (64, 64)])
     rgb = pixels(chance, height, width, 3)
     kind = chance.choice(
@@ -53,7 +53,7 @@ def image_file(chance: Random) -> tuple[bytes, np.ndarray | None]:
         ]
     )
     image = Image.fromarray(rgb)
-    if kind == "webp" and width > 16_383:  # more than the format takes
+    if kind == "webp" and width > 16_383:  # more than the format allows
         kind = "png"
     if kind == "jpeg":
         return encoded(image, "JPEG"), None
@@ -100,7 +100,7 @@ def mutated(chance: Random, content: bytes) -> bytes:
 
 def read_or_refused(read: Callable[[Path], torch.Tensor], path: Path) -> torch.Tensor | None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's own, of odd metadata
+        warnings.simplefilter("ignore")  # Pillow's own, for unusual metadata
         try:
             return read(path)
         except ValueError as error:
@@ -111,7 +111,8 @@ def read_or_refused(read: Callable[[Path], torch.Tensor], path: Path) -> torch.T
 def an_image(chance: Random, folder: Path) -> None:
     content, expected = image_file(chance)
     changed = mutated(chance, content)
-    path = folder / f"image{chance.choice(['.png', '.jpg', '.tif', '.webp'])}"  # whatever it is
+    # The suffix need not be that of the format.
+    path = folder / f"image{chance.choice(['.png', '.jpg', '.tif', '.webp'])}"
     path.write_bytes(changed)
     image = read_or_refused(read_image, path)
     if image is not None:
@@ -124,7 +125,7 @@ def an_image(chance: Random, folder: Path) -> None:
 
 
 def a_label_map(chance: Random, folder: Path) -> None:
-    """What is not refused is what was saved: a label map is never read with other labels."""
+    """A label map is read as it was saved, or refused."""
     labels = pixels(
         chance,
         *chance.choice([(1, 1), (9, 4), (50, 60), (30_000, 1)]),
@@ -143,7 +144,7 @@ def a_label_map(chance: Random, folder: Path) -> None:
 
 
 def a_pair(chance: Random, folder: Path) -> None:
-    """A data set gives classes and 255 alone, whatever the label map holds."""
+    """A data set returns only classes and 255, whichever values the label map holds."""
     for kind in ("images", "labels"):
         (folder / kind).mkdir(exist_ok=True)
     size = chance.choice([(8, 6), (1, 1)])
@@ -175,16 +176,16 @@ def fuzz(count: int, folder: Path) -> None:
             raise AssertionError(f"input {number}: {error!r}") from error
 
 
-def test_a_thousand_odd_files(tmp_path: Path) -> None:
+def test_a_thousand_unusual_files(tmp_path: Path) -> None:
     fuzz(1000, tmp_path)
 
 
 @pytest.mark.slow
-def test_ten_thousand_odd_files(tmp_path: Path) -> None:
+def test_ten_thousand_unusual_files(tmp_path: Path) -> None:
     fuzz(10_000, tmp_path)
 
 
-def test_folders_that_lead_nowhere(tmp_path: Path) -> None:
+def test_folders_without_an_image_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"no image in .*empty"):
         find_images(tmp_path / "empty")

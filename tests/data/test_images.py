@@ -1,4 +1,4 @@
-"""Image files: nothing of them is lost or left out without a word."""
+"""Image files are read without loss, or refused; none is left out silently."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def saved(path: Path, image: Image.Image | np.ndarray, **options: object) -> Pat
 
 @pytest.mark.parametrize("bits", [9, 10, 12, 14, 15])
 @pytest.mark.parametrize("kind", ["grey.png", "grey.tif", "rgb.png"])
-def test_16_bit_files_of_fewer_bits_are_refused_by_name(
+def test_16_bit_files_that_may_hold_fewer_bits_are_refused(
     kind: str, bits: int, tmp_path: Path
 ) -> None:
     values = np.random.default_rng(0).integers(0, 1 << bits, (8, 8), np.uint16)
@@ -48,7 +48,7 @@ def test_16_bit_files_of_fewer_bits_are_refused_by_name(
         read_image(path)
 
 
-def test_files_that_use_16_bits_keep_their_upper_8(tmp_path: Path) -> None:
+def test_files_that_use_16_bits_are_read_as_their_upper_8_bits(tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 65536, (8, 8), np.uint16)
     values[0, 0] = 65535
     for name in ("1.png", "1.tif"):
@@ -59,7 +59,7 @@ def test_files_that_use_16_bits_keep_their_upper_8(tmp_path: Path) -> None:
     assert np.array_equal(read_image(tmp_path / "3.png")[1].numpy(), values >> 8)
 
 
-def test_a_maximum_in_the_header_is_the_scale(tmp_path: Path) -> None:
+def test_the_maximum_in_a_header_is_read_as_255(tmp_path: Path) -> None:
     values = np.array([[0, 1000, 4095]])
     (tmp_path / "1.pgm").write_bytes(b"P5\n3 1\n4095\n" + values.astype(">u2").tobytes())
     assert np.abs(read_image(tmp_path / "1.pgm")[0].numpy() - values * (255 / 4095)).max() < 1
@@ -70,7 +70,7 @@ def test_a_maximum_in_the_header_is_the_scale(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".gif", ".webp", ".png"])
-def test_files_of_several_images_are_refused_by_name(suffix: str, tmp_path: Path) -> None:
+def test_files_of_several_images_are_refused(suffix: str, tmp_path: Path) -> None:
     pages = [Image.fromarray(PIXELS), Image.fromarray(255 - PIXELS), Image.fromarray(PIXELS // 2)]
     path = saved(tmp_path / f"pages{suffix}", pages[0], save_all=True, append_images=pages[1:])
     with pytest.raises(
@@ -79,7 +79,7 @@ def test_files_of_several_images_are_refused_by_name(suffix: str, tmp_path: Path
         read_image(path)
 
 
-def test_overviews_of_a_tiff_are_no_pages(tmp_path: Path) -> None:
+def test_reduced_copies_in_a_tiff_do_not_count_as_images(tmp_path: Path) -> None:
     overview = Image.fromarray(PIXELS[::2, ::2].copy())
     overview.encoderinfo = {"tiffinfo": {254: 1}}
     path = saved(
@@ -89,7 +89,7 @@ def test_overviews_of_a_tiff_are_no_pages(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".jp2", ".avif", ".gif", ".jfif", ".PNG"])
-def test_every_kind_that_pillow_reads_is_found(suffix: str, tmp_path: Path) -> None:
+def test_every_format_that_pillow_reads_is_found(suffix: str, tmp_path: Path) -> None:
     kind = {".jfif": "JPEG", ".PNG": "PNG"}.get(suffix)
     saved(tmp_path / "1.jpg", PIXELS)
     path = saved(tmp_path / f"2{suffix}", PIXELS, **({"format": kind} if kind else {}))
@@ -98,7 +98,7 @@ def test_every_kind_that_pillow_reads_is_found(suffix: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["2.heic", "2.HEIF", "2.jxl", "2.dng"])
-def test_a_kind_that_is_not_read_is_named_and_not_skipped(name: str, tmp_path: Path) -> None:
+def test_a_format_that_is_not_read_is_named_and_not_skipped(name: str, tmp_path: Path) -> None:
     for folder in ("i", "l"):
         saved(tmp_path / folder / "1.png", PIXELS)
     (tmp_path / "i" / name).write_bytes(b"\0\0\0\x18ftypheic")
@@ -110,7 +110,7 @@ def test_a_kind_that_is_not_read_is_named_and_not_skipped(name: str, tmp_path: P
         FolderDataset(tmp_path / "i", tmp_path / "l", Classes(["a"]))
 
 
-def test_what_is_no_data_is_left_out(tmp_path: Path) -> None:
+def test_hidden_files_and_system_folders_are_left_out(tmp_path: Path) -> None:
     kept = saved(tmp_path / "a" / "1.png", PIXELS)
     for name in (
         "._1.png",
@@ -124,7 +124,7 @@ def test_what_is_no_data_is_left_out(tmp_path: Path) -> None:
     assert find_images(tmp_path) == [kept]
 
 
-def test_links_to_folders_are_followed_and_circles_are_not(tmp_path: Path) -> None:
+def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     saved(tmp_path / "disk" / "part" / "1.png", PIXELS)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "linked").symlink_to(tmp_path / "disk")
@@ -136,7 +136,7 @@ def test_links_to_folders_are_followed_and_circles_are_not(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("listed", [None, "NFC", "NFD"])
-def test_both_spellings_of_an_accent_are_one_name(listed: str | None, tmp_path: Path) -> None:
+def test_both_encodings_of_an_accent_are_the_same_name(listed: str | None, tmp_path: Path) -> None:
     name = "Straße/für Müller 道"
     saved(tmp_path / "i" / f"{unicodedata.normalize('NFD', name)}.png", PIXELS)
     saved(tmp_path / "l" / f"{unicodedata.normalize('NFC', name)}.png", PIXELS[..., 0] % 2)
@@ -149,7 +149,7 @@ def test_both_spellings_of_an_accent_are_one_name(listed: str | None, tmp_path: 
     assert len(FolderDataset(tmp_path / "i", tmp_path / "l", Classes(["a", "b"]), names=names)) == 1
 
 
-def test_a_list_of_names_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
+def test_a_list_of_names_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     for folder in ("i", "l"):
         saved(tmp_path / folder / "1.png", PIXELS)
     (tmp_path / "names.txt").write_bytes("Müller".encode("latin-1"))
@@ -168,7 +168,7 @@ def test_a_list_of_names_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_one_folder_may_hold_both(
+def test_one_folder_may_hold_images_and_label_maps(
     image: str, label: str, suffixes: tuple[str, str], tmp_path: Path
 ) -> None:
     saved(tmp_path / image, PIXELS)
@@ -181,7 +181,7 @@ def test_one_folder_may_hold_both(
     ]
 
 
-def test_one_folder_without_suffixes_is_refused_and_one_inside_another_is_told_apart(
+def test_one_folder_needs_suffixes_and_a_folder_inside_another_does_not(
     tmp_path: Path,
 ) -> None:
     saved(tmp_path / "1.png", PIXELS)
@@ -194,7 +194,7 @@ def test_one_folder_without_suffixes_is_refused_and_one_inside_another_is_told_a
     assert len(FolderDataset(tmp_path / "masks", tmp_path, Classes(["a", "b"]))) == 1
 
 
-def test_names_that_differ_in_case_are_told(tmp_path: Path) -> None:
+def test_the_message_for_a_missing_pair_names_a_file_that_differs_in_case(tmp_path: Path) -> None:
     saved(tmp_path / "i" / "IMG_1.png", PIXELS)
     saved(tmp_path / "l" / "img_1.png", PIXELS[..., 0] % 2)
     with pytest.raises(
@@ -204,7 +204,7 @@ def test_names_that_differ_in_case_are_told(tmp_path: Path) -> None:
 
 
 def bmp(values: np.ndarray, bits: int, palette: list[int]) -> bytes:
-    """A BMP with a grey palette, byte for byte as its definition has it."""
+    """Returns a BMP with a grey palette, written by the format's definition."""
     shifts = np.arange(bits - 1, -1, -1)
     rows = [np.packbits((row[:, None] >> shifts) & 1).tobytes() for row in values[::-1]]
     pixels = b"".join(row + bytes(-len(row) % 4) for row in rows)
@@ -216,8 +216,10 @@ def bmp(values: np.ndarray, bits: int, palette: list[int]) -> bytes:
 
 
 @pytest.mark.parametrize(("bits", "count"), [(1, 2), (8, 16), (4, 2), (8, 2), (4, 16)])
-def test_bmps_of_few_greys_are_read_right_or_refused(bits: int, count: int, tmp_path: Path) -> None:
-    """Pillow takes two greys of 4 and 8 bits a pixel for one bit a pixel."""
+def test_bmps_of_few_greys_are_read_correctly_or_refused(
+    bits: int, count: int, tmp_path: Path
+) -> None:
+    """Pillow reads two greys of 4 or 8 bits per pixel as one bit per pixel."""
     values = np.arange(16).reshape(2, 8) % count
     palette = [0, 255] if count == 2 else list(range(count))
     (tmp_path / "1.bmp").write_bytes(bmp(values, bits, palette))

@@ -1,4 +1,4 @@
-"""Label files: each read for what it is, as the format's definition has it, or refused by name."""
+"""Label map files are read as their format defines it, or refused with their name."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_grey_pngs_of_any_depth_hold_their_own_values(bits: int, tmp_path: Path)
 
 @pytest.mark.parametrize("greatest", [3, 20, 255, 300, 65535])
 @pytest.mark.parametrize("kind", ["P2", "P5"])
-def test_pgms_hold_their_own_values_whatever_their_maximum(
+def test_pgms_of_any_maximum_hold_their_own_values(
     kind: str, greatest: int, tmp_path: Path
 ) -> None:
     values = np.arange(24).reshape(4, 6) % (greatest + 1)
@@ -106,7 +106,7 @@ def test_values_in_other_channels_and_types_are_read(mode: str, tmp_path: Path) 
     assert read_label_map(path, CLASSES).tolist() == VALUES.tolist()
 
 
-def test_alpha_that_hides_labels_and_fractions_are_refused(tmp_path: Path) -> None:
+def test_transparent_labels_and_fractions_are_refused(tmp_path: Path) -> None:
     image = Image.fromarray(VALUES).convert("LA")
     image.putpixel((1, 0), (1, 0))
     with pytest.raises(
@@ -119,7 +119,7 @@ def test_alpha_that_hides_labels_and_fractions_are_refused(tmp_path: Path) -> No
         read_label_map(saved(tmp_path / "3.tif", np.array([[0, np.inf]], np.float32)))
 
 
-def test_a_value_beyond_8_bits_is_reported_as_it_is(tmp_path: Path) -> None:
+def test_a_value_beyond_8_bits_is_reported_unchanged(tmp_path: Path) -> None:
     """Not modulo 256, where 259 would be class 3 and 65535 be ignored."""
     for name, value in (("a", 259), ("b", 65535), ("c", 512)):
         values = np.where(VALUES == 3, value, VALUES.astype(np.int64))
@@ -141,9 +141,7 @@ LOSSY = {
 
 @pytest.mark.parametrize("name", LOSSY)
 @pytest.mark.parametrize("palette", [None, "index"])
-def test_compression_that_changes_values_is_refused(
-    name: str, palette: Any, tmp_path: Path
-) -> None:
+def test_lossy_compression_is_refused(name: str, palette: Any, tmp_path: Path) -> None:
     mode, options = LOSSY[name]
     path = saved(
         tmp_path / name, Image.fromarray(VALUES.repeat(8, 0).repeat(8, 1)).convert(mode), **options
@@ -185,7 +183,7 @@ def test_a_palette_in_the_order_of_the_classes_is_read_by_index(
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".gif", ".tif"])
 def test_a_palette_in_another_order_is_read_by_colour(suffix: str, tmp_path: Path) -> None:
-    """The judge is the picture that Pillow shows: each class's own colour."""
+    """The labels' colours equal the picture that Pillow shows."""
     order = [2, 0, 3, 1]
     path = saved(tmp_path / f"label{suffix}", paletted(VALUES, [COLORS[k] for k in order]))
     label = read_label_map(path, CLASSES).numpy()
@@ -194,7 +192,9 @@ def test_a_palette_in_another_order_is_read_by_colour(suffix: str, tmp_path: Pat
     assert label.tolist() == np.array(order)[VALUES].tolist()
 
 
-def test_an_optimised_palette_of_few_colours_with_black_for_none(tmp_path: Path) -> None:
+def test_an_optimised_palette_of_few_colours_is_read_and_its_black_is_ignored(
+    tmp_path: Path,
+) -> None:
     quantized = Image.fromarray(np.array([*COLORS, (0, 0, 0)], np.uint8)[[[3, 4, 1, 1]]])
     path = saved(
         tmp_path / "label.png", quantized.convert("P", palette=Image.Palette.ADAPTIVE, colors=3)
@@ -202,14 +202,14 @@ def test_an_optimised_palette_of_few_colours_with_black_for_none(tmp_path: Path)
     assert read_label_map(path, CLASSES).tolist() == [[3, 255, 1, 1]]
 
 
-def test_vocs_outlines_are_ignored_where_the_colours_are_vocs(tmp_path: Path) -> None:
+def test_vocs_outlines_are_ignored_if_the_classes_have_vocs_colours(tmp_path: Path) -> None:
     voc = Classes([str(k) for k in range(21)])
     colors = np.array([*voc.colors[:2], (224, 224, 192)], np.uint8)[[[1, 2, 0]]]
     assert read_label_map(saved(tmp_path / "1.png", colors), voc).tolist() == [[1, 255, 0]]
 
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp"])
-def test_a_grey_ramp_is_a_grey_file(suffix: str, tmp_path: Path) -> None:
+def test_a_grey_palette_is_read_by_index(suffix: str, tmp_path: Path) -> None:
     path = saved(tmp_path / f"label{suffix}", paletted(VALUES, [(k, k, k) for k in range(256)]))
     assert read_label_map(path, CLASSES).tolist() == VALUES.tolist()
 
@@ -224,7 +224,9 @@ OTHER_PALETTES = {
 
 
 @pytest.mark.parametrize("name", OTHER_PALETTES)
-def test_any_other_palette_is_refused_until_it_is_declared(name: str, tmp_path: Path) -> None:
+def test_any_other_palette_is_refused_unless_its_coding_is_declared(
+    name: str, tmp_path: Path
+) -> None:
     path = saved(tmp_path / "label.png", paletted(VALUES, OTHER_PALETTES[name]))
     first = 3 if name == "nearly" else 0
     message = (
@@ -236,8 +238,8 @@ def test_any_other_palette_is_refused_until_it_is_declared(name: str, tmp_path: 
     assert read_label_map(path, CLASSES, "index").tolist() == VALUES.tolist()
 
 
-def test_colours_that_may_be_values_are_refused(tmp_path: Path) -> None:
-    """All black: class 0 by value, no class by colour."""
+def test_colours_that_may_be_indices_are_refused(tmp_path: Path) -> None:
+    """All black is class 0 by value, and ignored by colour."""
     path = saved(tmp_path / "label.png", np.zeros((2, 2, 3), np.uint8))
     with pytest.raises(
         ValueError, match="its value 0 may be class 0 or the colour of no class: set `palette"
@@ -251,7 +253,7 @@ def test_colours_that_may_be_values_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["PBM", "TIFF"])
-def test_files_whose_0_is_white_are_refused(kind: str, tmp_path: Path) -> None:
+def test_files_that_store_0_as_white_are_refused(kind: str, tmp_path: Path) -> None:
     path = tmp_path / f"label.{kind.lower()}"
     if kind == "PBM":
         path.write_bytes(b"P4\n8 1\n\x0f")
@@ -280,7 +282,7 @@ def pair(
     root: Path, image_tag: int | None, label_tag: int | None, label_size: tuple[int, int]
 ) -> FolderDataset:
     image = np.zeros((4, 6, 3), np.uint8)
-    image[0, 0] = 255  # told from the other corners
+    image[0, 0] = 255  # differs from the other corners
     saved(root / "i" / "1.png", image, **turned(image_tag))
     label = np.zeros(label_size, np.uint8)
     label[0, 0] = 1
@@ -289,44 +291,46 @@ def pair(
 
 
 @pytest.mark.parametrize("tag", range(1, 9))
-def test_a_pair_that_is_turned_together_stays_together(tag: int, tmp_path: Path) -> None:
+def test_a_pair_with_the_same_orientation_is_turned_together(tag: int, tmp_path: Path) -> None:
     image, label = pair(tmp_path, tag, tag, (4, 6))[0]
     assert image.shape[1:] == label.shape == ((4, 6) if tag < 5 else (6, 4))
     assert torch.equal(image[0] == 255, label == 1)
 
 
 @pytest.mark.parametrize("tag", [5, 6, 7, 8])
-def test_a_label_map_of_the_shown_size_was_drawn_on_the_shown_image(
-    tag: int, tmp_path: Path
-) -> None:
+def test_a_label_map_of_the_turned_images_size_is_accepted(tag: int, tmp_path: Path) -> None:
     _, label = pair(tmp_path, tag, None, (6, 4))[0]
     assert label[0, 0] == 1
     with pytest.raises(
         ValueError,
-        match=rf"orientation \({tag}\), and its label map .* fits the image as it is stored alone",
+        match=rf"orientation \({tag}\), but its label map .* fits only the image as it is stored",
     ):
         pair(tmp_path, tag, None, (4, 6))[0]
 
 
 @pytest.mark.parametrize("tag", [2, 3, 4])
-def test_a_turn_that_no_size_tells_is_refused_in_reading_and_before(
+def test_an_orientation_that_no_size_shows_is_refused_on_access_and_before_a_run(
     tag: int, tmp_path: Path
 ) -> None:
     dataset = pair(tmp_path, tag, None, (4, 6))
     for look in (lambda: dataset[0], dataset.prove):
         with pytest.raises(
-            ValueError, match="sizes do not tell whether it was drawn on the turned image; save"
+            ValueError, match="sizes do not show whether it was drawn on the turned image; save"
         ):
             look()
-    assert pair(tmp_path, tag, 1, (4, 6))[0][1][0, 0] == 1  # it says itself that it is upright
+    assert (
+        pair(tmp_path, tag, 1, (4, 6))[0][1][0, 0] == 1
+    )  # the label map has its own orientation, upright
 
 
-def test_vocs_colours_are_distinct_beyond_its_256() -> None:
+def test_vocs_colours_differ_beyond_256_classes() -> None:
     assert len(set(voc_palette(65535))) == 65535
 
 
 @pytest.mark.parametrize("count", [255, 256, 300])
-def test_beyond_255_classes_maps_have_16_bits_and_ignore_65535(count: int, tmp_path: Path) -> None:
+def test_label_maps_of_more_than_255_classes_have_16_bits_and_ignore_65535(
+    count: int, tmp_path: Path
+) -> None:
     classes = Classes([str(k) for k in range(count)])
     ignored = {255: 255, 256: 65535, 300: 65535}[count]
     assert classes.ignore_index == ignore_index(count) == ignored
@@ -344,7 +348,7 @@ def test_beyond_255_classes_maps_have_16_bits_and_ignore_65535(count: int, tmp_p
             check_labels(torch.tensor([wrong, ignored]), count, "it")
 
 
-def test_255_is_a_class_among_256_in_colours_and_mapped_values_too(tmp_path: Path) -> None:
+def test_with_256_classes_255_is_a_class_in_colours_and_mapped_values(tmp_path: Path) -> None:
     classes = Classes([str(k) for k in range(300)])
     saved(tmp_path / "i" / "1.png", np.zeros((1, 3, 3), np.uint8))
     saved(
@@ -375,7 +379,7 @@ def test_masks_whose_second_value_is_ignored_are_refused_before_a_run(
     classes = Classes(["no", "yes"])
     with pytest.raises(
         DataError,
-        match=rf"hold 0 and {ignored} alone, .* set `label_map: \{{0: 0, {ignored}: 1\}}`",
+        match=rf"hold only 0 and {ignored}, .* set `label_map: \{{0: 0, {ignored}: 1\}}`",
     ):
         FolderDataset(tmp_path / "i", tmp_path / "l", classes, ignored).prove()
     assert (
@@ -388,7 +392,7 @@ def test_masks_whose_second_value_is_ignored_are_refused_before_a_run(
     assert declared.prove() == ("yes",)
 
 
-def test_a_look_before_a_run_reads_every_header_and_names_all_faults(tmp_path: Path) -> None:
+def test_prove_reads_every_header_and_names_all_faults(tmp_path: Path) -> None:
     for k in range(6):
         saved(tmp_path / "i" / f"{k}.png", np.zeros((2, 4, 3), np.uint8))
         saved(tmp_path / "l" / f"{k}.png", VALUES % 3)

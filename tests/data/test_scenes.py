@@ -47,7 +47,7 @@ def test_worker_processes_draw_the_same_scenes():
     assert all(same(drawn[i], scenes[i]) for i in range(4))
 
 
-def test_the_length_changes_no_scene():
+def test_scenes_do_not_depend_on_the_length():
     assert same(Scenes(1, (64, 96))[0], Scenes(1000, (64, 96))[0])
 
 
@@ -61,7 +61,7 @@ def test_every_index_and_every_seed_is_another_scene():
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 47), (97, 40), (256, 384), (512, 1024)])
-def test_items_are_uint8_images_and_masks_of_the_size_asked_for(size):
+def test_items_are_uint8_images_and_masks_of_the_given_size(size):
     image, label = Scenes(1, size)[0]
     assert isinstance(image, tv_tensors.Image)
     assert isinstance(label, tv_tensors.Mask)
@@ -71,7 +71,7 @@ def test_items_are_uint8_images_and_masks_of_the_size_asked_for(size):
     assert image.float().std() > 10
 
 
-def test_a_dataset_knows_its_length_and_classes():
+def test_a_dataset_has_its_length_and_classes():
     assert len(Scenes(7)) == 7
     assert Scenes.classes is CLASSES
     assert len(CLASSES) >= 8
@@ -88,18 +88,19 @@ def test_every_index_of_the_label_map_is_a_class(pixels):
     assert pixels[1].max() < K
 
 
-def test_the_colour_of_a_pixel_does_not_tell_its_class(pixels):
+def test_the_colour_of_a_pixel_does_not_show_its_class(pixels):
     colors, true = pixels
     code = (colors // 16).astype(int) @ np.array([256, 16, 1])
     counts = np.bincount(K * code[:32].ravel() + true[:32].ravel(), minlength=K * 4096).reshape(
         4096, K
     )
     likeliest = counts.argmax(1)
-    # The best guess from 4096 colours reaches 0.2; had classes colours of their own, it would be close to 1.
+    # The best guess from 4096 colours reaches 0.2. If each class had its own colours, it would be
+    # close to 1.
     assert mean_iou(likeliest[code[32:].ravel()], true[32:].ravel()) < 0.3
 
 
-def test_the_position_of_a_pixel_does_not_tell_its_class(pixels):
+def test_the_position_of_a_pixel_does_not_show_its_class(pixels):
     true = pixels[1]
     counts = np.stack([(true[:32] == k).sum(0) for k in range(K)])
     guess = np.broadcast_to(counts.argmax(0), true[32:].shape)
@@ -116,7 +117,7 @@ def test_the_position_of_a_pixel_does_not_tell_its_class(pixels):
         ((5, (64, 64), -1), "-1"),
     ],
 )
-def test_what_makes_no_dataset_is_refused_by_its_value(arguments, value):
+def test_invalid_arguments_are_refused_with_their_value(arguments, value):
     with pytest.raises(ValueError, match=rf"{value}\b.*;"):
         Scenes(*arguments)
 

@@ -1,4 +1,4 @@
-"""The papers' data sets: what their label maps' values mean."""
+"""The papers' data sets: the meaning of the values in their label maps."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_the_number_of_classes(name: str, count: int) -> None:
     assert len(STANDARD[name].CLASSES) == count
 
 
-def test_ade20ks_0_is_no_class_and_the_rest_are_one_less(tmp_path: Path) -> None:
+def test_ade20ks_0_is_ignored_and_its_classes_are_one_less(tmp_path: Path) -> None:
     pair(
         tmp_path / "images/training/1.jpg", tmp_path / "annotations/training/1.png", [0, 1, 2, 150]
     )
@@ -68,7 +68,7 @@ def test_ade20ks_0_is_no_class_and_the_rest_are_one_less(tmp_path: Path) -> None
         labels(ADE20K(tmp_path, "training"))
 
 
-def test_cityscapes_label_ids_become_the_19(tmp_path: Path) -> None:
+def test_cityscapes_label_ids_become_the_19_classes(tmp_path: Path) -> None:
     name = "val/bonn/bonn_000000_000019"
     pair(
         tmp_path / f"leftImg8bit/{name}_leftImg8bit.png",
@@ -84,7 +84,7 @@ def test_cityscapes_label_ids_become_the_19(tmp_path: Path) -> None:
     assert Cityscapes.CLASSES.colors[0] == (128, 64, 128)
 
 
-def test_voc_reads_a_list_of_names(tmp_path: Path) -> None:
+def test_voc_uses_a_list_of_names(tmp_path: Path) -> None:
     for name in ("a", "b"):
         pair(
             tmp_path / f"JPEGImages/{name}.jpg",
@@ -106,7 +106,7 @@ def test_voc_reads_a_list_of_names(tmp_path: Path) -> None:
         VOC2012(tmp_path, "c")
 
 
-def test_coco_stuff_leaves_out_the_eleven_values_that_coco_gave_up(tmp_path: Path) -> None:
+def test_coco_stuff_leaves_out_the_eleven_unused_values(tmp_path: Path) -> None:
     pair(
         tmp_path / "images/val2017/1.jpg",
         tmp_path / "annotations/val2017/1.png",
@@ -120,7 +120,7 @@ def test_coco_stuff_leaves_out_the_eleven_values_that_coco_gave_up(tmp_path: Pat
         labels(COCOStuff(tmp_path, "val2017"))
 
 
-def test_camvid_in_indices_and_in_colours(tmp_path: Path) -> None:
+def test_camvid_is_read_from_indices_and_from_colours(tmp_path: Path) -> None:
     pair(tmp_path / "images/train/1.png", tmp_path / "labels/train/1.png", [0, 10, 11])
     assert labels(CamVid(tmp_path, "train")) == [0, 10, 255]
     colors = np.array(
@@ -132,7 +132,7 @@ def test_camvid_in_indices_and_in_colours(tmp_path: Path) -> None:
     assert labels(CamVid32(tmp_path, "train")) == [2, 255, 30]
 
 
-def test_a_folder_of_binary_masks(tmp_path: Path) -> None:
+def test_a_folder_of_binary_masks_is_read(tmp_path: Path) -> None:
     pair(tmp_path / "i/1.png", tmp_path / "l/1.png", [0, 255, 0])
     dataset = FolderDataset(
         tmp_path / "i", tmp_path / "l", Classes(["ground", "crack"]), label_map={0: 0, 255: 1}
@@ -140,7 +140,7 @@ def test_a_folder_of_binary_masks(tmp_path: Path) -> None:
     assert labels(dataset) == [0, 1, 0]
 
 
-def test_an_unknown_colour_is_named(tmp_path: Path) -> None:
+def test_an_unknown_colour_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "i/1.png", np.zeros((1, 3, 3), np.uint8))
     write(tmp_path / "l/1.png", np.array([[(9, 9, 9), (255, 0, 0), (9, 9, 9)]], np.uint8))
     classes = Classes(["a", "b"], [(255, 0, 0), (0, 255, 0)])
@@ -156,22 +156,22 @@ def test_an_unknown_colour_is_named(tmp_path: Path) -> None:
         )
 
 
-def test_a_label_map_stands_alone(tmp_path: Path) -> None:
+def test_a_label_map_excludes_ignore_index_and_colours(tmp_path: Path) -> None:
     pair(tmp_path / "i/1.png", tmp_path / "l/1.png", [0])
     with pytest.raises(
-        ValueError, match="ignore_index=3 beside a label_map; say there that 3 is 255"
+        ValueError, match="ignore_index=3 and a label_map are given; .* map 3 to 255"
     ):
         FolderDataset(tmp_path / "i", tmp_path / "l", Classes(["a", "b"]), 3, label_map={0: 0})
     write(tmp_path / "l/1.png", np.array([[(0, 0, 1)]], np.uint8))
-    with pytest.raises(ValueError, match="has mode RGB"):  # its colours say the classes already
+    with pytest.raises(ValueError, match="has mode RGB"):  # a label_map needs indices
         labels(FolderDataset(tmp_path / "i", tmp_path / "l", Classes(["a", "b"]), label_map={0: 0}))
 
 
 @pytest.mark.parametrize(
     ("label_map", "message"),
-    [({65536: 0}, "lists the value 65536"), ({0: 5}, "gives 0 the class 5; there are 0 to 1")],
+    [({65536: 0}, "lists the value 65536"), ({0: 5}, "maps 0 to the class 5; use 0 to 1")],
 )
-def test_a_label_map_that_cannot_be(
+def test_an_invalid_label_map_is_refused(
     label_map: dict[int, int], message: str, tmp_path: Path
 ) -> None:
     pair(tmp_path / "i/1.png", tmp_path / "l/1.png", [0])
@@ -180,5 +180,5 @@ def test_a_label_map_that_cannot_be(
 
 
 @pytest.mark.parametrize("name", STANDARD)
-def test_colours_are_colours(name: str) -> None:
+def test_colours_are_rgb_triples(name: str) -> None:
     assert torch.tensor(STANDARD[name].CLASSES.colors).shape == (len(STANDARD[name].CLASSES), 3)

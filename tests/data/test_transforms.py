@@ -17,7 +17,7 @@ from segformer.data.transforms import (
 
 
 def sample(height: int, width: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-    """A label map whose image shows the same numbers, so that the two cannot part unnoticed."""
+    """Returns an image and a label map of the same numbers, so that a shift of one shows."""
     label = torch.arange(height * width).reshape(height, width).remainder(7).to(torch.uint8)
     return tv_tensors.Image(label.expand(3, -1, -1).clone()), tv_tensors.Mask(label)
 
@@ -28,7 +28,7 @@ def test_scale_is_within_bounds_and_keeps_the_aspect() -> None:
     assert all(abs(w - 2 * h) <= 2 for h, w in sizes)
     assert heights.min() >= 50
     assert heights.max() <= 200
-    # uniform in the factor: a third of the scales lie below 1
+    # The factor is uniform: a third of the factors are below 1.
     assert (heights < 100).float().mean().item() == pytest.approx(1 / 3, abs=0.12)
 
 
@@ -52,15 +52,15 @@ def test_label_maps_are_never_interpolated() -> None:
         assert set(scaled.unique().tolist()) <= {0, 1, 2, 4, 5, 6, 255}
 
 
-def test_crop_cuts_one_window_out_of_both() -> None:
+def test_image_and_label_map_are_cropped_to_the_same_window() -> None:
     image, label = RandomScaledCrop((20, 30), (1.0, 1.0))(*sample(50, 61))
     assert label.shape == (20, 30)
     assert torch.equal(image[0], label)
 
 
 @pytest.mark.parametrize("factor", [0.7, 1.0, 1.9])
-def test_a_window_of_the_scaled_image_is_what_scaling_all_of_it_gives(factor: float) -> None:
-    """Position and scale of a window, told by an image whose colours are its coordinates."""
+def test_a_resized_window_equals_the_window_of_the_resized_image(factor: float) -> None:
+    """In an image whose colours are its coordinates, they show a window's position and scale."""
     rows, columns = torch.meshgrid(torch.arange(200), torch.arange(240), indexing="ij")
     image = tv_tensors.Image(torch.stack([rows, columns, rows]).to(torch.uint8))
     label = tv_tensors.Mask(rows.to(torch.uint8))
@@ -72,7 +72,7 @@ def test_a_window_of_the_scaled_image_is_what_scaling_all_of_it_gives(factor: fl
         assert (step - 1 / factor).abs().max() < 0.05
         assert (
             window[0].float() - labels.float()
-        ).abs().max() <= 1 / factor + 1  # the two show the same place
+        ).abs().max() <= 1 / factor + 1  # the same position in both
         tops.append(window[0, 0, 0].item())
     last = 200 - 64 / factor
     assert min(tops) < 0.05 * last + 2
@@ -81,7 +81,10 @@ def test_a_window_of_the_scaled_image_is_what_scaling_all_of_it_gives(factor: fl
 
 
 def test_crop_avoids_windows_of_one_class() -> None:
-    """One class fills 90 % of the map; a window inside it is taken only if ten tries find no better."""
+    """One class fills 90 % of the map.
+
+    A window with this class alone is returned only if ten attempts find no other.
+    """
     label = tv_tensors.Mask(torch.zeros(20, 200, dtype=torch.uint8))
     label[:, 180:] = 1
     image = tv_tensors.Image(torch.zeros(3, 20, 200, dtype=torch.uint8))
@@ -96,7 +99,7 @@ def test_crop_avoids_windows_of_one_class() -> None:
             / 300
         )
 
-    p = 10 / 161  # of 161 windows, ten hold more than ten columns of the other class
+    p = 10 / 161  # ten of 161 windows hold more than ten columns of the other class
     once = share_varied(RandomScaledCrop((20, 40), (1.0, 1.0), cat_max_ratio=1.0))
     ten = share_varied(RandomScaledCrop((20, 40), (1.0, 1.0), cat_max_ratio=0.75))
     assert once == pytest.approx(p, abs=0.05)
@@ -112,7 +115,7 @@ def test_crop_ignores_unlabelled_pixels() -> None:
 
 
 def distorted(color: tuple[int, int, int], **changes: float) -> torch.Tensor:
-    """One pixel after the given changes and no others."""
+    """Returns one pixel after only the given changes."""
     params = (
         dict.fromkeys(("brightness", "contrast", "saturation", "hue"))
         | {"contrast_first": True}
@@ -122,7 +125,7 @@ def distorted(color: tuple[int, int, int], **changes: float) -> torch.Tensor:
     return PhotometricDistortion().transform(image, params).flatten()
 
 
-def test_brightness_is_added_and_contrast_multiplies() -> None:
+def test_brightness_is_added_and_contrast_is_multiplied() -> None:
     assert distorted((10, 100, 250), brightness=20.0).tolist() == [30, 120, 255]
     assert distorted((10, 100, 250), brightness=-20.0).tolist() == [0, 80, 230]
     assert distorted((10, 100, 250), contrast=1.5).tolist() == [15, 150, 255]
@@ -130,7 +133,7 @@ def test_brightness_is_added_and_contrast_multiplies() -> None:
 
 
 def test_contrast_comes_before_or_after_saturation() -> None:
-    """Contrast first clips red at 255; saturation moves the others half the way to the greatest."""
+    """Contrast first clips red at 255; saturation moves the others halfway to the greatest."""
     assert distorted((200, 100, 50), contrast=1.5, saturation=0.5).tolist() == [255, 202, 165]
     assert distorted(
         (200, 100, 50), contrast=1.5, saturation=0.5, contrast_first=False
@@ -139,7 +142,7 @@ def test_contrast_comes_before_or_after_saturation() -> None:
 
 @pytest.mark.parametrize("color", [(200, 100, 50), (20, 180, 90), (90, 91, 250), (77, 77, 77)])
 def test_saturation_and_hue_are_those_of_hsv(color: tuple[int, int, int]) -> None:
-    """Python's own colorsys as the judge."""
+    """Compared with Python's colorsys."""
     h, s, v = colorsys.rgb_to_hsv(*(c / 255 for c in color))
     for factor in (0.5, 1.4):
         expected = torch.tensor(colorsys.hsv_to_rgb(h, min(1.0, s * factor), v)) * 255
@@ -147,13 +150,13 @@ def test_saturation_and_hue_are_those_of_hsv(color: tuple[int, int, int]) -> Non
     grey = torch.tensor([max(color)] * 3)
     assert torch.equal(
         distorted(color, saturation=0.0, hue=30.0), grey.to(torch.uint8)
-    )  # no colour is left to turn
+    )  # grey has no hue
     for degrees in (-30.0, 36.0):
         expected = torch.tensor(colorsys.hsv_to_rgb((h + degrees / 360) % 1, s, v)) * 255
         assert (distorted(color, hue=degrees) - expected).abs().max() <= 0.51
 
 
-def test_large_images_are_distorted_piece_by_piece_as_small_ones_are() -> None:
+def test_large_images_are_distorted_in_pieces_like_small_images() -> None:
     image = tv_tensors.Image(torch.randint(256, (3, 300, 500), dtype=torch.uint8))
     params = dict.fromkeys(PhotometricDistortion.CHANGES, 1.2) | {"contrast_first": False}
     whole = PhotometricDistortion().transform(image, params)
@@ -164,7 +167,7 @@ def test_large_images_are_distorted_piece_by_piece_as_small_ones_are() -> None:
     assert torch.equal(whole, torch.cat(columns, -1))
 
 
-def test_each_distortion_comes_half_the_time_within_its_bounds() -> None:
+def test_each_distortion_has_a_probability_of_one_half_and_is_within_its_bounds() -> None:
     draws = [PhotometricDistortion().make_params([]) for _ in range(400)]
     for name, low, high in (
         ("brightness", -32, 32),
@@ -188,7 +191,7 @@ def test_samples_stay_on_their_device(device: torch.device) -> None:
         }
 
 
-def test_distortion_leaves_labels_alone() -> None:
+def test_distortion_does_not_change_labels() -> None:
     image, label = sample(20, 20)
     for _ in range(10):
         assert torch.equal(PhotometricDistortion()(image, label)[1], label)
@@ -205,7 +208,7 @@ def test_padding_is_0_for_images_and_255_for_labels() -> None:
     assert label[30:].eq(255).all()
 
 
-def test_normalisation_takes_the_mean_colour_to_0() -> None:
+def test_normalisation_maps_the_mean_colour_to_0() -> None:
     mean = (torch.tensor(IMAGENET.mean) * 255).round().to(torch.uint8)
     image = Normalize()(tv_tensors.Image(mean[:, None, None].expand(3, 4, 4)))
     assert image.abs().max() < 0.01
@@ -223,13 +226,13 @@ def test_training_samples_have_the_crops_size(size: tuple[int, int]) -> None:
     assert label.dtype == torch.uint8
 
 
-def test_flips_come_half_the_time() -> None:
+def test_flips_have_a_probability_of_one_half() -> None:
     image, label = sample(64, 65)
     transform = TrainTransform((64, 65), scale=(1.0, 1.0))
     same = sum(torch.equal(transform(image, label)[1], label) for _ in range(100))
     assert 30 <= same <= 70
 
 
-def test_impossible_scales_are_refused() -> None:
+def test_scales_in_descending_order_are_refused() -> None:
     with pytest.raises(ValueError, match=r"scale=\(2.0, 0.5\) must be two positive factors"):
         RandomScaledCrop((8, 8), (2.0, 0.5))

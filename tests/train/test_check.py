@@ -102,7 +102,7 @@ def test_more_faults_than_a_screen_holds_are_all_listed(root: Path) -> None:
     for k in range(30):
         Image.new("RGB", (3, 3)).save(root / f"images/val/alone{k}.png")
     with pytest.raises(
-        DataError, match="and 27 faults more: `segformer check` lists all"
+        DataError, match="and 27 more errors: `segformer check` lists all"
     ) as raised:
         data(root)
     findings = check(raised.value.found, 0)

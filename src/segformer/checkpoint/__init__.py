@@ -1,12 +1,14 @@
-"""Weights on disk: every public layout read, four written, each with the numerics it was trained with."""
+"""Weights on disk: reads every public layout, writes four, each with its own numerics."""
 
-from segformer.checkpoint.files import METADATA_KEY
+from segformer.checkpoint.descriptions import describe
+from segformer.checkpoint.formats import METADATA_KEY
 from segformer.checkpoint.layout import BackboneOnlyError, Layout
 from segformer.checkpoint.layouts import LAYOUTS
-from segformer.checkpoint.reading import Reading, build, load, part, read, translate_encoder
+from segformer.checkpoint.parts import build, part
+from segformer.checkpoint.reading import Reading, load, read, translate_encoder
 from segformer.checkpoint.report import Report
 from segformer.checkpoint.segformer_layouts import Numerics
-from segformer.checkpoint.writing import WRITABLE, describe, save, state_dict_as
+from segformer.checkpoint.writing import WRITABLE, save, state_dict_as
 
 __all__ = [
     "LAYOUTS",

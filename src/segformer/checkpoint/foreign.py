@@ -1,4 +1,7 @@
-"""What a file is that holds no weights of a SegFormer, and what to do with it instead."""
+"""Recognises files that hold no weights of a SegFormer, and names the cure.
+
+A description completes the sentence "FILE is …".
+"""
 
 from __future__ import annotations
 
@@ -7,44 +10,47 @@ from collections.abc import Iterable
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
-EXPORTED = "it was made from a PyTorch model: give that model's weights"
-SAVED = "save {} with torch.save, and give its file"
-UNPACK = "unpack it, and give the file of the weights"
-MAGIC = {  # the first bytes
+EXPORTED = "it was made from a PyTorch model: use that model's weights"
+SAVE = "save {} with torch.save, and use that file"
+UNPACK = "unpack it, and use the file of the weights"
+MAGIC = {  # by the first bytes
     b"\x89HDF\r\n\x1a\n": "an HDF5 file, as Keras writes it; save the weights from PyTorch",
     b"GGUF": f"a GGUF file; {EXPORTED}",
-    b"\x93NUMPY": "a NumPy array, not named tensors",
-    b"\x89PNG": "an image",
-    b"\xff\xd8\xff": "an image",
+    b"\x93NUMPY": "a NumPy array, not named tensors; save the weights with torch.save",
+    b"\x89PNG": "an image; use the file of the weights",
+    b"\xff\xd8\xff": "an image; use the file of the weights",
     b"\x1f\x8b": f"compressed with gzip; {UNPACK}",
     b"7z\xbc\xaf": f"a 7z archive; {UNPACK}",
     b"Rar!": f"a RAR archive; {UNPACK}",
 }
+CONVERT_DISTRIBUTED = (
+    "convert its folder with torch.distributed.checkpoint.format_utils.dcp_to_torch_save, and use "
+    "the result"
+)
 SUFFIXES = {
     ".onnx": f"an ONNX graph; {EXPORTED}",
     ".engine": f"a TensorRT engine; {EXPORTED}",
     ".plan": f"a TensorRT engine; {EXPORTED}",
     ".mlmodel": f"a Core ML model; {EXPORTED}",
-    ".distcp": "a shard of a torch.distributed checkpoint; give the folder to "
-    "torch.distributed.checkpoint.format_utils.dcp_to_torch_save, and its result here",
+    ".distcp": f"a shard of a torch.distributed checkpoint; {CONVERT_DISTRIBUTED}",
 }
-MEMBERS = {  # of a zip archive, in the order in which they are looked for
+MEMBERS = {  # by a file in a zip archive; the first match counts
     r"(^|/)constants\.pkl$": "a TorchScript archive; "
-    + SAVED.format("torch.jit.load(path).state_dict()"),
+    + SAVE.format("torch.jit.load(path).state_dict()"),
     r"(^|/)(archive_format|serialized_exported_program\.json)$": "a program of torch.export; "
-    + SAVED.format("torch.export.load(path).state_dict"),
+    + SAVE.format("torch.export.load(path).state_dict"),
     r"\.weights\.h5$": "a Keras model; save the weights from PyTorch",
     r"\.npy$": "an archive of NumPy arrays; save the weights with torch.save",
 }
-FOLDERS = {  # a file in a folder, and what the folder is then
+FOLDERS = {  # by a file in the folder
     "adapter_config.json": "a PEFT adapter without its base model; merge them where they were "
     "trained (PeftModel.from_pretrained(base, folder).merge_and_unload()), and save the result",
-    ".metadata": "a torch.distributed checkpoint; give the folder to "
-    "torch.distributed.checkpoint.format_utils.dcp_to_torch_save, and its result here",
+    ".metadata": f"a torch.distributed checkpoint; {CONVERT_DISTRIBUTED}",
     "saved_model.pb": "a TensorFlow SavedModel; save the weights from PyTorch",
-    "zero_to_fp32.py": "a DeepSpeed checkpoint; run the zero_to_fp32.py in it, and give its result",
+    "zero_to_fp32.py": "a DeepSpeed checkpoint; run the zero_to_fp32.py in it, and use the result",
 }
-CHANGED = (  # expressions, each of which some key must match: weights that are not plain
+# Changed weights. Each of the expressions must match some key.
+CHANGED = (
     (
         "a PEFT adapter, or a model with adapters; call merge_and_unload() and save the result",
         (r"\.lora_[AB]\.|\.lora_embedding_|\.base_layer\.(weight|bias)$|^base_model\.model\.",),
@@ -54,7 +60,8 @@ CHANGED = (  # expressions, each of which some key must match: weights that are 
         (r"_packed_params|\.(qweight|absmax|weight_scale|weight_scale_inv|zero_point|quant_map)$",),
     ),
 )
-ARCHITECTURES = (  # the same: models of others
+# Other models, in the same way.
+ARCHITECTURES = (
     (
         "a segmentation_models_pytorch U-Net",
         (r"encoder\.", r"decoder\.blocks\.", r"segmentation_head\."),
@@ -82,7 +89,7 @@ ARCHITECTURES = (  # the same: models of others
 
 
 def kind_of_file(path: Path, head: bytes) -> str | None:
-    """What a file is by its first bytes, name and members, where it is known to hold no weights."""
+    """Returns what a file is instead of weights, by its first bytes, name and members, or None."""
     for magic, kind in MAGIC.items():
         if head.startswith(magic):
             return kind
@@ -99,7 +106,7 @@ def _kind_of_archive(path: Path) -> str | None:
     try:
         with ZipFile(path) as archive:
             members = archive.namelist()
-    except BadZipFile:  # truncated, which its reader says better
+    except BadZipFile:  # truncated: reading it raises a better error
         return None
     for pattern, kind in MEMBERS.items():
         if any(re.search(pattern, member) for member in members):
@@ -109,21 +116,21 @@ def _kind_of_archive(path: Path) -> str | None:
 
 
 def kind_of_folder(folder: Path) -> str | None:
-    """What a folder without weights is, where it is a known kind."""
+    """Returns what a folder without weights is, or None."""
     return next((kind for name, kind in FOLDERS.items() if (folder / name).exists()), None)
 
 
 def kind_of_weights(keys: Iterable[str]) -> str | None:
-    """What weights are by their keys, where they are no plain ones."""
-    return _first(CHANGED, list(keys))
+    """Returns how weights were changed so that they cannot be read, by their keys, or None."""
+    return _first_match(CHANGED, list(keys))
 
 
 def kind_of_model(keys: Iterable[str]) -> str | None:
-    """What model a state dict is of, by its keys, where it is a known one and no SegFormer."""
-    return _first(ARCHITECTURES, list(keys))
+    """Returns which other model a state dict is of, by its keys, or None."""
+    return _first_match(ARCHITECTURES, list(keys))
 
 
-def _first(kinds: Iterable[tuple[str, Iterable[str]]], keys: list[str]) -> str | None:
+def _first_match(kinds: Iterable[tuple[str, Iterable[str]]], keys: list[str]) -> str | None:
     for kind, patterns in kinds:
         if all(any(re.search(pattern, key) for key in keys) for pattern in patterns):
             return kind

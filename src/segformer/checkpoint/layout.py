@@ -1,9 +1,13 @@
-"""A public arrangement of a model's parameters, as tables.
+"""A public layout of a model's parameters, as tables of module names.
 
-A table's row maps a module of ours to the module of theirs that holds the same numbers. Where one holds what several hold elsewhere, the
-row names all of them, and their tensors follow one another along the first dimension. The first two numbers in a name of ours are ``{s}``
-and ``{j}``, such as stage and block, both from 0, and further ones stand for themselves; a name of theirs may calculate with them
-(``{s+1}``). A name of theirs that ends in ``_`` or ``.`` is joined to the tensor's name as it is. Without tables the names are ours.
+A row of a table maps a module of this package to the module of the layout that holds the same
+numbers. Where one module holds what several modules hold in the other layout, the row lists all of
+them; their tensors are concatenated along the first dimension.
+
+In names of this package, ``{s}`` and ``{j}`` stand for the first two numbers, such as stage and
+block, both from 0; further numbers are written out. Names of the layout may calculate with them
+(``{s+1}``), and one that ends in ``_`` or ``.`` is joined to the tensor's name without a dot. A
+layout without tables has the names of this package.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from segformer.checkpoint.files import State, WeightFile
+from segformer.checkpoint.formats import State, WeightFile
 from segformer.checkpoint.report import Report
 
 Modules = str | tuple[str, ...]
@@ -23,24 +27,26 @@ Keys = tuple[str, ...]
 
 
 class BackboneOnlyError(ValueError):
-    """A file without a decode head, where none was asked for."""
+    """Raised for a file without a decode head, if no new head was requested."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One public arrangement of the same parameters.
+    """A public layout of a model's parameters.
 
     Args:
-        name: what it is called in messages and on the command line.
-        marker: the key, without ``prefix``, by which its backbone is known.
-        backbone: the table inside the backbone; their names without ``prefix``.
-        decode_head: the table inside the head.
-        prefix: what stands before the backbone's keys in a whole model's file, and not in a backbone's.
-        sign: a key that tells this layout from others with the same marker.
-        classifier: the module of an ImageNet classifier, in files of a pre-trained backbone.
-        unused: prefixes of keys that belong to no model of ours, with the reason.
-        holds: what it has a place for, in words.
-        fold: rewrites a state dict with parameters that we do not have into an equal one without; returns what it folded.
+        name: Name in messages and on the command line.
+        marker: Key, without ``prefix``, that shows that a file holds a backbone of this layout.
+        backbone: Table of the backbone; the layout's names are without ``prefix``.
+        decode_head: Table of the decode head.
+        prefix: Prefix of the backbone's keys in the file of a whole model; the file of a backbone
+            has none.
+        required: Key that distinguishes this layout from others with the same marker.
+        classifier: Module of the ImageNet classifier, in files of a pre-trained backbone.
+        unused: Reasons why keys are dropped, by the keys' prefixes.
+        holds: The models that the layout can hold, in words for messages.
+        fold: Rewrites a state dict, in place, into an equal one without the parameters that this
+            package's models lack; returns what happened to each of them.
     """
 
     name: str
@@ -48,7 +54,7 @@ class Layout:
     backbone: Table = field(default_factory=dict)
     decode_head: Table = field(default_factory=dict)
     prefix: str = "backbone."
-    sign: str | None = None
+    required: str | None = None
     classifier: str = "head"
     unused: dict[str, str] = field(default_factory=dict)
     holds: str = "a MiT under an all-MLP head"
@@ -57,92 +63,98 @@ class Layout:
     def infer(
         self, state: State, file: WeightFile, num_classes: int | None, report: Report
     ) -> dict[str, Any]:
-        """The description of the model that a state dict holds.
+        """Returns the description of the model in a state dict.
 
         Raises:
-            ValueError: when it is none that this layout knows.
-            BackboneOnlyError: when it holds no decode head, and ``num_classes`` asks for none.
+            ValueError: If this layout cannot hold such a model.
+            BackboneOnlyError: If it holds no decode head and ``num_classes`` requests no new one.
         """
         raise NotImplementedError
 
     @cached_property
     def _rows(self) -> dict[str, tuple[Keys, Keys]]:
-        """Each module of ours, and its row: all of ours and all of theirs, with the parts' prefixes."""
+        """The row of each module of this package: our names and theirs, with prefixes."""
         rows: dict[str, tuple[Keys, Keys]] = {}
-        for ours_prefix, theirs_prefix, table in (
+        for our_prefix, their_prefix, table in (
             ("backbone.", self.prefix, self.backbone),
             ("decode_head.", "", self.decode_head),
         ):
             for ours, theirs in table.items():
                 row = (
-                    tuple(ours_prefix + name for name in _several(ours)),
-                    tuple(theirs_prefix + name for name in _several(theirs)),
+                    tuple(our_prefix + name for name in _as_tuple(ours)),
+                    tuple(their_prefix + name for name in _as_tuple(theirs)),
                 )
                 rows |= dict.fromkeys(row[0], row)
         return rows
 
     def pairs(self, keys: Iterable[str]) -> Iterator[tuple[Keys, Keys]]:
-        """For the keys of a model of ours: our keys and theirs that hold the same numbers, each pair once.
+        """Yields our keys and their keys that hold the same numbers, for a model's keys.
 
         Raises:
-            ValueError: when the layout has no place for a module.
+            ValueError: If the layout has no place for a module.
         """
         for key in keys:
             if not self._rows:
                 yield (key,), (key,)
                 continue
             module, _, tensor = key.rpartition(".")
-            template, places = _generalized(module)
+            template, numbers = _generalized(module)
             if template not in self._rows:
                 raise ValueError(
                     f"the {self.name} layout has no place for {key!r}; it holds {self.holds}"
                 )
             ours, theirs = self._rows[template]
-            if template == ours[0]:
+            if template == ours[0]:  # otherwise the row's first module yields the pair
                 joined = (name if name.endswith(("_", ".")) else f"{name}." for name in theirs)
                 yield (
-                    tuple(f"{_filled(name, places)}.{tensor}" for name in ours),
-                    tuple(_filled(name, places) + tensor for name in joined),
+                    tuple(f"{_filled(name, numbers)}.{tensor}" for name in ours),
+                    tuple(_filled(name, numbers) + tensor for name in joined),
                 )
 
-    def theirs(self, key: str) -> str:
-        """Their key for one of ours, or the first of them."""
+    def their_key(self, key: str) -> str:
+        """Returns the layout's key for one of ours, or the first of several."""
         return next(self.pairs([key]))[1][0]
 
     def has_head(self, state: State) -> bool:
-        """Whether a state dict of theirs holds anything of a decode head."""
-        starts = [
+        """Returns whether a state dict of this layout holds any tensor of a decode head."""
+        prefixes = [
             name.partition("{")[0]
             for names in self.decode_head.values()
-            for name in _several(names)
+            for name in _as_tuple(names)
         ] or ["decode_head."]
-        return any(key.startswith(tuple(starts)) for key in state)
+        return any(key.startswith(tuple(prefixes)) for key in state)
 
     def shape(self, key: str, ndim: int, state: State, file: WeightFile) -> tuple[int, ...]:
-        """The shape that a state dict of theirs has for a key of ours.
+        """Returns the shape of a tensor of this layout's state dict, by our key.
 
         Raises:
-            ValueError: when it has none, or of other dimensions.
+            ValueError: If the tensor is missing, or its number of dimensions is not ``ndim``.
         """
-        name = self.theirs(key)
+        name = self.their_key(key)
         if name not in state:
             raise ValueError(
                 f"{str(file.path)!r} looks like the {self.name} layout but has no {name}"
             )
         if state[name].ndim != ndim:
             raise ValueError(
-                f"{str(file.path)!r}: {name} is {tuple(state[name].shape)}, where {ndim} dimensions are expected"
+                f"{str(file.path)!r}: {name} is {tuple(state[name].shape)}, where {ndim} "
+                "dimensions are expected"
             )
         return tuple(state[name].shape)
 
     def count(self, template: str, state: State) -> int:
-        """One more than the last index of which there is a key; ``template`` is a key of ours with ``{}`` in the index's place."""
+        """Returns the number of modules: one more than the highest number that fills ``{}``.
+
+        Args:
+            template: One of our keys, with ``{}`` instead of the module's number.
+            state: State dict of this layout.
+        """
         return max(
-            (n + 1 for n in range(100) if self.theirs(template.format(n)) in state), default=0
+            (n + 1 for n in range(100) if self.their_key(template.format(n)) in state), default=0
         )
 
 
-def _several(names: Modules) -> Keys:
+def _as_tuple(names: Modules) -> Keys:
     return (names,) if isinstance(names, str) else names
 
 
@@ -150,10 +162,10 @@ def _generalized(module: str) -> tuple[str, dict[str, int]]:
     """``stages.2.blocks.5.norm1`` as ``stages.{s}.blocks.{j}.norm1`` with s=2 and j=5."""
     number = re.compile(r"(?<=\.)\d+(?=\.|$)")
     letters = iter("sj")
-    places = {name: int(place) for name, place in zip("sj", number.findall(module), strict=False)}
-    return number.sub(lambda _: f"{{{next(letters)}}}", module, count=2), places
+    numbers = {name: int(value) for name, value in zip("sj", number.findall(module), strict=False)}
+    return number.sub(lambda _: f"{{{next(letters)}}}", module, count=2), numbers
 
 
-def _filled(template: str, places: dict[str, int]) -> str:
-    """A template with its calculations done; templates are this package's own."""
-    return re.sub(r"\{(.+?)\}", lambda match: str(eval(match[1], {}, places)), template)
+def _filled(template: str, numbers: dict[str, int]) -> str:
+    """Returns a template with its calculations done. Templates come from this package alone."""
+    return re.sub(r"\{(.+?)\}", lambda match: str(eval(match[1], {}, numbers)), template)

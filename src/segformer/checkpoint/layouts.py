@@ -1,4 +1,4 @@
-"""Every layout that is known."""
+"""All layouts that can be read."""
 
 from segformer.checkpoint.layout import Layout
 from segformer.checkpoint.lucidrains_layouts import LUCIDRAINS
@@ -15,7 +15,7 @@ from segformer.checkpoint.segformer_layouts import (
 )
 from segformer.checkpoint.setr_layouts import FUDAN, FUDAN_MLA, MMSEGMENTATION_SETR
 
-# In the order in which a file is tried: what has a sign of its own before what has the marker alone.
+# A file is compared with them in this order: layouts with a required key come before those without.
 LAYOUTS: dict[str, Layout] = {
     layout.name: layout
     for layout in (

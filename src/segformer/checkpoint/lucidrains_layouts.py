@@ -1,4 +1,7 @@
-"""The layout of the convolutional Segformer's weights, Phil Wang's segformer-pytorch. In a row ``{s}`` is the stage, ``{j}`` the block."""
+"""The layout of the convolutional model's weights: Phil Wang's segformer-pytorch.
+
+In a table, ``{s}`` is the stage and ``{j}`` the block.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from segformer.checkpoint.files import State, WeightFile
+from segformer.checkpoint.formats import State, WeightFile
 from segformer.checkpoint.layout import Layout
 from segformer.checkpoint.report import Report
 from segformer.data.classes import Classes
@@ -16,7 +19,7 @@ HEADS = (1, 2, 5, 8)
 
 @dataclass(frozen=True)
 class LucidrainsLayout(Layout):
-    """Everything but the number of attention heads can be read off the shapes."""
+    """A layout whose shapes show everything except the number of attention heads."""
 
     def infer(
         self, state: State, file: WeightFile, num_classes: int | None, report: Report
@@ -26,47 +29,52 @@ class LucidrainsLayout(Layout):
 
         stages = [f"backbone.stages.{s}." for s in range(4)]
         dims = [shape(stage + "embed.proj.weight")[0] for stage in stages]
-        if any(dim % heads for dim, heads in zip(dims, HEADS, strict=True)):
-            raise ValueError(
-                f"{str(file.path)!r} has dims {dims} and does not tell its attention heads, which cannot be the usual {HEADS}; "
-                "build the model with the arguments it was made with, and call its load_weights with this file"
-            )
-        report.add(
-            "note",
-            "heads",
-            f"are not told by the file; taken to be {HEADS}: else build the Segformer and call its load_weights",
-        )
+        _assume_heads(dims, file, report)
         known_classes, channels = shape("decode_head.classifier.weight")[:2]
+        backbone = {
+            "dims": dims,
+            "heads": HEADS,
+            "ff_expansion": [
+                shape(stage + "blocks.0.ffn.fc1.weight")[0] // dim
+                for stage, dim in zip(stages, dims, strict=True)
+            ],
+            "reduction_ratio": [
+                shape(stage + "blocks.0.attn.kv.conv.weight")[2] for stage in stages
+            ],
+            "num_layers": [self.count(stage + "blocks.{}.norm1.weight", state) for stage in stages],
+            "in_channels": shape(stages[0] + "embed.proj.weight")[1],
+        }
+        head = {"in_channels": dims, "num_classes": known_classes, "channels": channels}
         return {
-            "backbone": {
-                "class": "ConvolutionalMiT",
-                "config": {
-                    "dims": dims,
-                    "heads": HEADS,
-                    "ff_expansion": [
-                        shape(stage + "blocks.0.ffn.fc1.weight")[0] // dim
-                        for stage, dim in zip(stages, dims, strict=True)
-                    ],
-                    "reduction_ratio": [
-                        shape(stage + "blocks.0.attn.kv.conv.weight")[2] for stage in stages
-                    ],
-                    "num_layers": [
-                        self.count(stage + "blocks.{}.norm1.weight", state) for stage in stages
-                    ],
-                    "in_channels": shape(stages[0] + "embed.proj.weight")[1],
-                },
-            },
-            "decode_head": {
-                "class": "LinearHead",
-                "config": {"in_channels": dims, "num_classes": known_classes, "channels": channels},
-            },
+            "backbone": {"class": "ConvolutionalMiT", "config": backbone},
+            "decode_head": {"class": "LinearHead", "config": head},
             "classes": asdict(Classes.of_logits(known_classes)),
             "align_corners": False,
         }
 
 
+def _assume_heads(dims: list[int], file: WeightFile, report: Report) -> None:
+    """Reports that the usual numbers of heads are assumed.
+
+    Raises:
+        ValueError: If they do not divide the widths.
+    """
+    if any(dim % heads for dim, heads in zip(dims, HEADS, strict=True)):
+        raise ValueError(
+            f"{str(file.path)!r} has dims {dims} and does not state its attention heads, which "
+            f"cannot be the usual {HEADS}; build the model with the arguments it was made with, "
+            "and call its load_weights with this file"
+        )
+    report.add(
+        "note",
+        "heads",
+        f"the file does not state them; {HEADS} are assumed. If it has others, build the model, "
+        "and call its load_weights",
+    )
+
+
 def _fold(state: State) -> dict[str, str]:
-    """Kernels of unfolded patches get their sides back, norms the usual names and shapes: nothing is lost."""
+    """Gives kernels of unfolded patches their height and width, and norms their usual names."""
     for key in [key for key in state if re.search(r"\.norm\.[gb]$", key)]:
         state[key[:-1] + ("weight" if key.endswith("g") else "bias")] = state.pop(key).flatten()
     for key in [key for key in state if re.search(r"stages\.\d+\.1\.weight$", key)]:
@@ -99,6 +107,6 @@ LUCIDRAINS = LucidrainsLayout(
         "classifier": "to_segmentation.1",
     },
     prefix="mit.",
-    holds="a convolutional Segformer",
+    holds="a ConvSegFormer",
     fold=_fold,
 )

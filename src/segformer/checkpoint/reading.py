@@ -1,80 +1,40 @@
-"""Reading: recognise a layout, infer the model, translate every key, and say what became of each."""
+"""From a file in any layout to a model, or to the weights of one that is built already."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import re
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import reduce
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from segformer.checkpoint.files import State, WeightFile, open_weights
-from segformer.checkpoint.foreign import kind_of_model, kind_of_weights
+from segformer.checkpoint.comparison import warn_of_other_numerics
+from segformer.checkpoint.descriptions import normalization_of
+from segformer.checkpoint.files import open_weights
+from segformer.checkpoint.formats import DOWNLOAD_AGAIN, State, WeightFile
 from segformer.checkpoint.layout import Layout
-from segformer.checkpoint.layouts import LAYOUTS
-from segformer.checkpoint.report import Report, some
-from segformer.checkpoint.segformer_layouts import NATIVE, NVIDIA
+from segformer.checkpoint.parts import build, checked, construct, unwrapped, unwrapped_name
+from segformer.checkpoint.recognition import recognize
+from segformer.checkpoint.report import Report
+from segformer.checkpoint.segformer_layouts import NATIVE
+from segformer.checkpoint.translation import dtype_name, translate
 from segformer.data.classes import Classes
-from segformer.data.normalization import IMAGENET, Normalization
-from segformer.networks.all_mlp import AllMLPHead, MMSegHead
-from segformer.networks.convolutional import ConvolutionalMiT, LinearHead
-from segformer.networks.mit import MiT, find_variant
-from segformer.networks.setr import MLAHead, NaiveHead, PUPHead
-from segformer.networks.timm_backbone import TimmBackbone
+from segformer.data.normalization import Normalization
 
 logger = logging.getLogger(__name__)
 
-# The backbones and heads that files hold, by the name of their class.
-PARTS: dict[str, Callable[..., nn.Module]] = {
-    kind.__name__: kind
-    for kind in (
-        *(MiT, AllMLPHead, MMSegHead),
-        *(TimmBackbone, NaiveHead, PUPHead, MLAHead),
-        *(ConvolutionalMiT, LinearHead),
-    )
-}
-# Modules that put themselves between others, and compute nothing of their own.
-TRANSPARENT = re.compile(
-    r"(?:(?<=^)|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
-)
-CLASSIFIER = "decode_head.classifier.weight"  # what every head of ours calls its last layer
-# Keys, by their beginnings, that belong to no model of ours, in files of any layout.
-UNUSED = {
-    "auxiliary_head": "for a loss that only training reads",
-    "classification_head.": "smp's classifier of whole images",
-    "n_averaged": "how many models torch.optim.swa_utils.AveragedModel is the average of",
-}
-P = TypeVar("P", bound=type[nn.Module])
-T = TypeVar("T")
-
-
-def unwrapped(state: dict[str, T]) -> dict[str, T]:
-    """The same under names without the modules that only put themselves between others."""
-    return {TRANSPARENT.sub("", key): value for key, value in state.items()}
-
-
-def part(kind: P) -> P:
-    """Class decorator: a backbone or head that files may hold, built again from its ``config``.
-
-    Where its arguments could make it read other files, its classmethod ``checked_config`` takes a
-    config as a file states it, and returns one that does not, or raises ValueError.
-    """
-    PARTS[kind.__name__] = kind
-    return kind
+CLASSIFIER = "decode_head.classifier."  # the last layer of every head of this package
 
 
 @dataclass
 class Reading:
-    """A model in parts, as a file has it."""
+    """A model in parts, as a file has it, and what happened to the file's keys."""
 
     backbone: Any
     decode_head: Any
@@ -105,67 +65,35 @@ def read(
     dtype: torch.dtype | None = None,
     **hub: Any,
 ) -> Reading:
-    """Read a model in parts; :meth:`segformer.SegmentationModel.from_pretrained` says of what, and what it raises."""
+    """Returns the model of a file in parts.
+
+    The arguments and errors are those of :meth:`segformer.SegmentationModel.from_pretrained`.
+    """
     file = open_weights(source, **hub)
     found, state, report = recognize(file, layout)
     description = describe_file(found, state, file, num_classes, report)
-    with torch.device("meta"):
-        wanted = unwrapped(build(description).state_dict())
-    all_keys = wanted.keys()
+    expected = _tensors_of(description)
+    reasons = dict.fromkeys(expected, "missing in the file")  # why tensors get random weights
     if file.description is None and not found.has_head(state):
-        wanted = {key: tensor for key, tensor in wanted.items() if key.startswith("backbone.")}
-    ours = _translate(found, state, wanted, file.path, report, strict)
-    ours = _in_one_precision(ours, dtype, report)
-    # From here on the model is known: what is asked for otherwise is adapted, what has no weights is made.
-    reasons = dict.fromkeys(all_keys - ours.keys(), "missing in the file")
-    config = description["decode_head"]["config"]
-    if num_classes is not None and num_classes != config["num_classes"]:
-        for key in [key for key in ours if key.startswith(CLASSIFIER.removesuffix("weight"))]:
-            reasons[key] = (
-                f"{num_classes} classes were asked for, the file has {config['num_classes']}"
-            )
-            del ours[key]
-        config["num_classes"] = num_classes
-        description["classes"] = asdict(Classes.of_logits(num_classes))
-    if not any(key.startswith("decode_head.") for key in ours):
-        reasons = {
-            key: why for key, why in reasons.items() if not key.startswith("decode_head.")
-        } | {"decode_head.": "the file has none"}
-    config = description["backbone"]["config"]
-    if in_channels is not None and in_channels != config["in_channels"]:
-        stem = _stem(description)
-        ours[stem] = _adapted_stem(ours[stem], in_channels, file.path)
-        report.add(
-            "adapted", stem, f"to {in_channels} channels, the file has {config['in_channels']}"
-        )
-        config["in_channels"] = in_channels
-    normalization = _normalization(description, report)
-    with torch.device("meta"):
-        model = build(description)
-    if reasons:
-        for reason in dict.fromkeys(reasons.values()):
-            modules = sorted(
-                {key.rpartition(".")[0] for key, why in reasons.items() if why == reason}
-            )
-            report.add("new", modules, f"random weights: {reason}")
-        with torch.device("cpu"):
-            fresh = unwrapped(build(description).state_dict())
-        precision = next(tensor.dtype for tensor in ours.values() if tensor.is_floating_point())
-        ours |= {
-            key: value.to(precision) if value.is_floating_point() else value
-            for key, value in fresh.items()
-            if key not in ours
-        }
-    named = {key: ours[TRANSPARENT.sub("", key)] for key in model.state_dict()}
-    model.load_state_dict(named, assign=True)
-    _fill_buffers(model, description)
+        expected = {key: value for key, value in expected.items() if key.startswith("backbone.")}
+    tensors = translate(found, state, expected, file.path, report, strict)
+    tensors = _in_one_precision(tensors, dtype, report)
+    if num_classes is not None:
+        reasons |= _replace_classifier(description, tensors, num_classes)
+    if not any(key.startswith("decode_head.") for key in tensors):
+        reasons = {key: reason for key, reason in reasons.items() if key.startswith("backbone.")}
+        reasons["decode_head."] = "the file has none"
+    if in_channels is not None:
+        _adapt_stem(description, tensors, in_channels, file.path, report)
+    normalization = normalization_of(description, report)
+    new = {key: reason for key, reason in reasons.items() if key not in tensors}
+    model = _assembled(description, tensors, new, report)
     if report.rows:
         logger.log(logging.INFO if report.is_harmless else logging.WARNING, "%s", report)
-    classes = _built(Classes, description["classes"])
     return Reading(
         model.backbone,
         model.decode_head,
-        classes,
+        construct(Classes, description["classes"]),
         description["align_corners"],
         normalization,
         report,
@@ -175,75 +103,51 @@ def read(
 def load(
     model: nn.Module, source: str | os.PathLike[str], *, layout: str | None = None, **hub: Any
 ) -> Report:
-    """Read a file in any layout into a model that is there; :meth:`segformer.SegmentationModel.load_weights` says how."""
+    """Loads the weights of a file into a model; returns what happened to the file's keys.
+
+    The arguments and errors are those of :meth:`segformer.SegmentationModel.load_weights`.
+    """
     file = open_weights(source, **hub)
     found, state, report = recognize(file, layout)
-    told = _told(found, state, file, report)
-    ours = _translate(found, state, unwrapped(model.state_dict()), file.path, report, True)
-    model.load_state_dict({key: ours[TRANSPARENT.sub("", key)] for key in model.state_dict()})
-    if told is not None:
-        _warn_of_other_numerics(model, told, file)
+    description = _stated_description(found, state, file, report)
+    tensors = translate(found, state, unwrapped(model.state_dict()), file.path, report, strict=True)
+    model.load_state_dict({key: tensors[unwrapped_name(key)] for key in model.state_dict()})
+    if description is not None:
+        warn_of_other_numerics(model, description, file)
     return report
 
 
-def _told(layout: Layout, state: State, file: WeightFile, report: Report) -> dict[str, Any] | None:
-    """The description of a file's model, where the file or its layout tells the numerics."""
-    if file.description is not None:
-        return describe_file(layout, state, file, None, report)
-    if layout is NATIVE:
-        return None
-    with suppress(ValueError):  # no head, or sizes that no layout tells: the model has them
-        return describe_file(layout, state, file, None, report)
-    return None
+def translate_encoder(tensors: State) -> tuple[State, dict[str, Any]]:
+    """Returns an encoder's tensors under :class:`MiT`'s names, and MiT's arguments for it.
 
+    The arguments include the layout's numerics. An ImageNet classifier, if there is one, is
+    ``head``.
 
-# What a config says that shapes tell too, or that only training reads.
-_NO_NUMERICS = {
-    *("in_channels", "num_classes", "channels", "name", "img_size"),
-    *("drop_path", "drop_path_rate", "dropout"),
-}
+    Args:
+        tensors: Tensors of the encoder in any layout.
 
-
-def _warn_of_other_numerics(model: Any, told: dict[str, Any], file: WeightFile) -> None:
-    """Say by what a model would compute otherwise than the one whose weights it was given."""
-    unseen = _NO_NUMERICS if file.description or file.config else _NO_NUMERICS | {"heads"}
-    changes = []
-    for name in ("backbone", "decode_head"):
-        part, config = getattr(model, name), told[name]["config"]
-        part = getattr(part, "_orig_mod", part)
-        own = getattr(part, "config", None)
-        if type(part).__name__ != told[name]["class"] or not isinstance(own, dict):
-            continue
-        ours, theirs = (json.loads(json.dumps(_with_heads(values))) for values in (own, config))
-        changes += [
-            f"{key}={theirs[key]} (this model has {ours[key]})"
-            for key in sorted(ours.keys() & theirs.keys() - unseen)
-            if ours[key] != theirs[key]
-        ]
-    theirs = _normalization(told, None)
-    for key, value, own in (
-        ("align_corners", told["align_corners"], getattr(model, "align_corners", None)),
-        ("normalization", theirs, getattr(model, "normalization", None)),
-    ):
-        if own is not None and own != value:
-            changes.append(f"{key}={value} (this model has {own})")
-    if changes:
-        logger.warning(
-            "the weights of %r were trained with other numerics than this model's, which keeps its "
-            "own: %s; from_pretrained builds a model with the file's",
-            str(file.path),
-            ", ".join(changes),
-        )
-
-
-def _with_heads(config: dict[str, Any]) -> dict[str, Any]:
-    """A config with its variant's heads in the variant's place; shapes tell the other sizes."""
-    if "variant" not in config:
-        return config
-    variant = find_variant(config["variant"])
-    return {key: value for key, value in config.items() if key != "variant"} | {
-        "heads": variant.heads
+    Raises:
+        ValueError: If the layout is unknown or a tensor does not fit it.
+    """
+    file = WeightFile(Path("the weights"), tensors)
+    layout, state, report = recognize(file)
+    classifier = {
+        f"head.{name}": state[key]
+        for name in ("weight", "bias")
+        if (key := f"{layout.classifier}.{name}") in state
     }
+    state = {key: tensor for key, tensor in state.items() if key.startswith(layout.prefix)}
+    description = layout.infer(state, file, 1, report)
+    expected = {
+        key: tensor
+        for key, tensor in _tensors_of(description).items()
+        if key.startswith("backbone.")
+    }
+    ours = translate(layout, state, expected, file.path, report, strict=True)
+    encoder = {key.removeprefix("backbone."): tensor for key, tensor in ours.items()}
+    if not report.is_harmless:
+        logger.warning("%s", report)
+    return encoder | classifier, description["backbone"]["config"]
 
 
 def describe_file(
@@ -253,69 +157,36 @@ def describe_file(
     num_classes: int | None,
     report: Report,
 ) -> dict[str, Any]:
-    """The description of a file's model: its own, checked, or as its layout infers it.
+    """Returns the description of a file's model: its own, checked, or as its layout infers it.
 
     Raises:
-        ValueError: when the file's own is broken or asks for more than a model, and as
+        ValueError: If the file's own is broken or would make the model read other files, and as
             :meth:`Layout.infer`.
     """
     if file.description is None:
         return layout.infer(state, file, num_classes, report)
-    description = {"align_corners": False, **file.description}
     try:
-        return checked(description)
+        return checked({"align_corners": False, **file.description})
     except (KeyError, TypeError) as error:
         raise ValueError(
-            f"{str(file.path)!r} describes its model wrongly ({type(error).__name__}: {error}); copy or download it again"
+            f"{str(file.path)!r} describes its model wrongly ({type(error).__name__}: {error}); "
+            f"{DOWNLOAD_AGAIN}"
         ) from error
     except ValueError as error:
         raise ValueError(f"{str(file.path)!r}: {error}") from error
 
 
-def checked(description: dict[str, Any]) -> dict[str, Any]:
-    """A description whose parts' configs have been checked by the parts' classes.
-
-    Raises:
-        ValueError: as ``checked_config`` of the parts.
-    """
-    parts = {}
-    for name in ("backbone", "decode_head"):
-        kind, config = _kind(description[name]["class"]), dict(description[name]["config"])
-        check = getattr(kind, "checked_config", dict)
-        parts[name] = {"class": description[name]["class"], "config": check(config)}
-    return {**description, **parts}
-
-
-def _normalization(description: dict[str, Any], report: Report | None) -> Normalization:
-    """A description's normalization, or ImageNet's, for the channels that its model takes."""
-    told = description.get("normalization")
-    normalization = IMAGENET if told is None else _built(Normalization, told)
-    channels = description["backbone"]["config"].get("in_channels", len(normalization.mean))
-    if told is not None and channels != len(normalization.mean) and report is not None:
-        reason = f"to {channels} channels: the mean of {len(normalization.mean)}"
-        report.add("adapted", "normalization", reason)
-    return normalization.for_channels(channels)
-
-
-def _built(kind: Callable[..., T], arguments: Any) -> T:
-    """A part of a description.
-
-    Raises:
-        ValueError: when the arguments are none of its class.
-    """
-    try:
-        return kind(**arguments)
-    except (TypeError, AttributeError, KeyError) as error:
-        raise ValueError(
-            f"the description builds no {getattr(kind, '__name__', kind)}: {error}"
-        ) from error
+def _tensors_of(description: dict[str, Any]) -> State:
+    """Returns the tensors of a description's model, on the meta device: names, shapes and types."""
+    with torch.device("meta"):
+        return unwrapped(build(description).state_dict())
 
 
 def _in_one_precision(state: State, dtype: torch.dtype | None, report: Report) -> State:
-    """All floating-point tensors in one precision: the one asked for, or the widest of the file.
+    """Returns all floating-point tensors in one precision: ``dtype``, or the widest of the file.
 
-    Eight-bit numbers, in which nothing is computed, are read as the widest of the others, or as
-    float32.
+    PyTorch does not compute in eight-bit floats. They are read as the widest of the other types, or
+    as float32.
     """
     found = {key: tensor.dtype for key, tensor in state.items() if tensor.is_floating_point()}
     kinds = dict.fromkeys(found.values())
@@ -323,258 +194,105 @@ def _in_one_precision(state: State, dtype: torch.dtype | None, report: Report) -
     wanted = dtype or reduce(torch.promote_types, wide, wide[0] if wide else torch.float32)
     changed = [key for key, kind in found.items() if kind != wanted]
     if changed and dtype is None:
-        counts = ", ".join(f"{list(found.values()).count(kind)} of {_name(kind)}" for kind in kinds)
-        reason = (
-            f"the file's tensors ({counts}) are read as {_name(wanted)}; dtype=… chooses another"
+        counts = ", ".join(
+            f"{list(found.values()).count(kind)} of {dtype_name(kind)}" for kind in kinds
         )
-        report.add("note", "precision", reason)
+        report.add(
+            "note",
+            "precision",
+            f"the file's tensors ({counts}) are read as {dtype_name(wanted)}; "
+            "dtype=… chooses another",
+        )
     return state | {key: state[key].to(wanted) for key in changed}
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _replace_classifier(
+    description: dict[str, Any], tensors: State, num_classes: int
+) -> dict[str, str]:
+    """Drops the classifier if it is for another number of classes; returns why, by key."""
+    config = description["decode_head"]["config"]
+    if num_classes == config["num_classes"]:
+        return {}
+    reason = f"{num_classes} classes were asked for, the file has {config['num_classes']}"
+    dropped = [key for key in tensors if key.startswith(CLASSIFIER)]
+    for key in dropped:
+        del tensors[key]
+    config["num_classes"] = num_classes
+    description["classes"] = asdict(Classes.of_logits(num_classes))
+    return dict.fromkeys(dropped, reason)
 
 
-def translate_encoder(tensors: State) -> tuple[State, dict[str, Any]]:
-    """The tensors of an encoder in any layout under :class:`MiT`'s names, and MiT's arguments for it.
-
-    An ImageNet classifier, where there is one, is ``head``. The layout's numerics are among the
-    arguments.
-
-    Raises:
-        ValueError: as :func:`read`.
-    """
-    file = WeightFile(Path("the weights"), tensors)
-    layout, state, report = recognize(file)
-    classifier = {
-        f"head.{name}": state.get(f"{layout.classifier}.{name}") for name in ("weight", "bias")
-    }
-    state = {key: tensor for key, tensor in state.items() if key.startswith(layout.prefix)}
-    description = layout.infer(state, file, 1, report)
+def _adapt_stem(
+    description: dict[str, Any], tensors: State, in_channels: int, path: Path, report: Report
+) -> None:
+    """Changes the first convolution's weights to another number of image channels."""
+    config = description["backbone"]["config"]
+    if in_channels == config["in_channels"]:
+        return
     with torch.device("meta"):
-        wanted = build(description)["backbone"].state_dict(prefix="backbone.")
-    ours = _translate(layout, state, wanted, file.path, report, strict=True)
-    encoder = {key.removeprefix("backbone."): tensor for key, tensor in ours.items()}
-    if not report.is_harmless:
-        logger.warning("%s", report)
-    head = {key: tensor for key, tensor in classifier.items() if tensor is not None}
-    return encoder | head, description["backbone"]["config"]
+        modules = build(description).backbone.named_modules(prefix="backbone")
+    stem = next(name for name, module in modules if isinstance(module, nn.Conv2d))
+    key = unwrapped_name(f"{stem}.weight")
+    tensors[key] = _adapted(tensors[key], in_channels, path)
+    report.add("adapted", key, f"to {in_channels} channels, the file has {config['in_channels']}")
+    config["in_channels"] = in_channels
 
 
-def build(description: dict[str, Any]) -> Any:
-    """The parts of a description under the names they have in a model.
-
-    Raises:
-        ValueError: when a part is of a class that this version does not know.
-    """
-    parts = ("backbone", "decode_head")
-    told = {name: description[name] for name in parts}
-    return nn.ModuleDict({name: _built(_kind(d["class"]), d["config"]) for name, d in told.items()})
-
-
-def _kind(name: str) -> Callable[..., nn.Module]:
-    if name not in PARTS:
-        known = ", ".join(PARTS)
+def _adapted(weight: Tensor, in_channels: int, path: Path) -> Tensor:
+    """Sums a convolution's weights over its channels (to one), or repeats and scales them."""
+    if in_channels < 1:
+        raise ValueError(f"in_channels must be at least 1, got {in_channels}")
+    if weight.shape[1] != 3 and in_channels != 1:
         raise ValueError(
-            f"the file holds a {name}, and this version knows only {known}; install a newer one"
+            f"{str(path)!r} takes {weight.shape[1]} channels; only weights of 3 can be adapted to "
+            f"{in_channels}"
         )
-    return PARTS[name]
+    if in_channels == 1:
+        return weight.sum(1, keepdim=True)
+    return adapt_input_conv(in_channels, weight)
 
 
-def recognize(file: WeightFile, name: str | None = None) -> tuple[Layout, State, Report]:
-    """The layout of a file, and its tensors as a whole model of that layout has them.
+def _assembled(
+    description: dict[str, Any], tensors: State, new: dict[str, str], report: Report
+) -> Any:
+    """Returns the parts of a description with these tensors, and random weights for the others.
 
     Args:
-        file: what :func:`open_weights` found.
-        name: the layout, where the names alone cannot tell it.
-
-    Raises:
-        ValueError: when the layout is unknown, or the file is in another, in none, or holds two models.
+        description: Description of the model.
+        tensors: Tensors from the file.
+        new: Why the other tensors are not from the file, by their keys.
+        report: The new tensors are added to it.
     """
-    if name is not None and name not in LAYOUTS:
-        raise ValueError(f"unknown layout {name!r}; choose one of {', '.join(LAYOUTS)}")
-    if file.description is None and (changed := kind_of_weights(file.tensors)):
-        raise ValueError(f"{str(file.path)!r} is {changed}")
-    tensors = unwrapped(file.tensors)
-    if len(tensors) < len(file.tensors):
-        raise ValueError(
-            f"{str(file.path)!r} holds the same tensor twice, with and without 'module.' in its name; save one of them alone"
-        )
-    layers = sorted(
-        {layer.rstrip(".") for key in file.tensors for layer in TRANSPARENT.findall(key)}
+    with torch.device("meta"):
+        model = build(description)
+    if new:
+        _report_new(new, report)
+        tensors = _random_tensors(description, tensors) | tensors
+    model.load_state_dict(
+        {key: tensors[unwrapped_name(key)] for key in model.state_dict()}, assign=True
     )
-    file = replace(file, tensors=tensors, unwrapped=[*file.unwrapped, *layers])
-    for layout in LAYOUTS.values() if name is None else [LAYOUTS[name]]:
-        if file.description is not None:
-            wrapper, is_whole = (
-                next((key for key in file.tensors if "backbone." in key), "").partition(
-                    "backbone."
-                )[0],
-                True,
-            )
-        elif (model := _model_in(file, layout)) is not None:
-            wrapper, is_whole = model
-        else:
-            continue
-        report = Report(str(file.path), layout.name)
-        state = {
-            key.removeprefix(wrapper): tensor
-            for key, tensor in file.tensors.items()
-            if key.startswith(wrapper)
-        }
-        if not is_whole:  # a backbone alone, where its prefix is left out
-            state = {
-                key if key.startswith(f"{layout.classifier}.") else layout.prefix + key: tensor
-                for key, tensor in state.items()
-            }
-        if containers := [*file.unwrapped, *([wrapper] if wrapper else [])]:
-            report.add("unwrapped", containers, "where the model lay in the file")
-        if outside := [key for key in file.tensors if not key.startswith(wrapper)]:
-            report.add("dropped", outside, f"outside the model, which is {wrapper!r}")
-        if file.others:
-            report.add("dropped", file.others, "no tensors")
-        unsure = (
-            name is None
-            and layout is NVIDIA
-            and not any(key.startswith("decode_head.conv_seg") for key in state)
-        )
-        if unsure and layout.theirs(CLASSIFIER) in state and file.classes is None:
-            report.add(
-                "note",
-                "sithu, bubbliiiing",
-                "have these names too, with other numerics: if it is theirs, say so with layout=…",
-            )
-        if layout is NATIVE and file.description is None and name is None:
-            report.add(
-                "note",
-                "numerics",
-                "are told by model.save's files alone; these are taken to be NVIDIA's",
-            )
-        for key, place in layout.fold(state).items():
-            report.add("folded", key, place)
-        return layout, state, report
-    other = kind_of_model(file.tensors)
-    expected = " or ".join(
-        dict.fromkeys(layout.marker for layout in LAYOUTS.values() if name in (None, layout.name))
-    )
-    raise ValueError(
-        f"{str(file.path)!r} is in {'none of the known layouts' if name is None else f'no {name} layout'}: its first keys are "
-        f"{some(file.tensors)}; {f'it looks like {other}; ' if other else ''}"
-        f"the names of a SegFormer's tensors would end in {expected}"
-    )
+    _fill_buffers(model, description)
+    return model
 
 
-def _model_in(file: WeightFile, layout: Layout) -> tuple[str, bool] | None:
-    """The prefix under which a model of this layout lies in a file, and whether it is more than its backbone."""
-    starts = [
-        key.removesuffix(layout.marker)
-        for key in file.tensors
-        if re.search(rf"(^|\.){re.escape(layout.marker)}$", key)
-    ]
-    models = {start.removesuffix(layout.prefix): start.endswith(layout.prefix) for start in starts}
-    models = {
-        wrapper: whole
-        for wrapper, whole in models.items()
-        if layout.sign is None or wrapper + layout.sign in file.tensors
+def _report_new(new: dict[str, str], report: Report) -> None:
+    for reason in dict.fromkeys(new.values()):
+        modules = sorted({key.rpartition(".")[0] for key, why in new.items() if why == reason})
+        report.add("new", modules, f"random weights: {reason}")
+
+
+def _random_tensors(description: dict[str, Any], tensors: State) -> State:
+    """Returns a new model's tensors, in the precision of those from the file."""
+    with torch.device("cpu"):
+        fresh = unwrapped(build(description).state_dict())
+    dtype = next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
+    return {
+        key: value.to(dtype) if value.is_floating_point() else value for key, value in fresh.items()
     }
-    if len(models) > 1:
-        averaged = {
-            wrapper: whole
-            for wrapper, whole in models.items()
-            if re.search(r"(^|[._])ema([._]|$)", wrapper)
-        }
-        if len(averaged) != 1:
-            raise ValueError(
-                f"{str(file.path)!r} holds {len(models)} models, under {some(map(repr, models))}; save one of them alone"
-            )
-        models = averaged
-    return next(iter(models.items()), None)
-
-
-def _translate(
-    layout: Layout, state: State, wanted: State, path: Path, report: Report, strict: bool
-) -> State:
-    """A state dict in our names, every key accounted for."""
-    ours: State = {}
-    left = dict(state)
-    missing, misshapen = [], []
-    for our_keys, their_keys in layout.pairs(wanted):
-        found = [left.pop(key) for key in their_keys if key in left]
-        if len(found) < len(their_keys):
-            if our_keys[0].endswith(
-                "num_batches_tracked"
-            ):  # only an average without momentum would need it
-                ours[our_keys[0]] = torch.zeros((), dtype=torch.int64)
-            else:
-                missing += [key for key in their_keys if key not in state]
-            continue
-        try:
-            found = _of_type(found, wanted[our_keys[0]])
-            ours |= zip(
-                our_keys, _fitted(found, [wanted[key].shape for key in our_keys]), strict=True
-            )
-        except ValueError as error:
-            misshapen.append(f"{' + '.join(their_keys)} is {error}")
-    reasons = {key: _reason(layout, key) for key in left}
-    for reason in dict.fromkeys(filter(None, reasons.values())):
-        report.add("dropped", [key for key in left if reasons[key] == reason], reason)
-    left_over = [key for key in left if reasons[key] is None]
-    problems = [(missing, "missing"), (left_over, "left over")] if strict else []
-    told = [
-        f"{len(keys)} {what}: {some(keys)}"
-        for keys, what in (*problems, (misshapen, "of another shape or type"))
-        if keys
-    ]
-    if told:
-        raise ValueError(
-            f"{str(path)!r} does not fit its layout ({layout.name}): {'; '.join(told)}"
-        )
-    if left_over:
-        report.add("ignored", left_over, "left over, as strict=False allows")
-    return ours
-
-
-def _reason(layout: Layout, key: str) -> str | None:
-    """Why a key may be dropped."""
-    if key.startswith(f"{layout.classifier}."):
-        return "the ImageNet classifier"
-    unused = {**UNUSED, **layout.unused}
-    return next((reason for prefix, reason in unused.items() if key.startswith(prefix)), None)
-
-
-def _of_type(theirs: list[Tensor], ours: Tensor) -> list[Tensor]:
-    """Floating-point numbers as they are, and whole numbers, which only counters are, as ours.
-
-    Raises:
-        ValueError: when weights are whole numbers.
-    """
-    if not ours.is_floating_point():
-        return [tensor.to(ours.dtype) for tensor in theirs]
-    for tensor in theirs:
-        if not tensor.is_floating_point():
-            raise ValueError(f"of {_name(tensor.dtype)}, not of {_name(ours.dtype)}")
-    return theirs
-
-
-def _fitted(theirs: list[Tensor], shapes: list[torch.Size]) -> list[Tensor]:
-    """Their tensors joined and split into ours, where at most trailing dimensions of 1 may differ."""
-
-    def squeezed(shape: torch.Size) -> tuple[int, ...]:
-        return tuple(shape[:2]) if all(side == 1 for side in shape[2:]) else tuple(shape)
-
-    joined = torch.cat(theirs) if len(theirs) > 1 else theirs[0]
-    if len(shapes) == 1:
-        if squeezed(joined.shape) != squeezed(shapes[0]):
-            raise ValueError(f"{tuple(joined.shape)}, not {tuple(shapes[0])}")
-        return [joined.reshape(shapes[0])]
-    sizes = [shape[0] for shape in shapes]
-    if tuple(joined.shape) != (sum(sizes), *shapes[0][1:]):
-        raise ValueError(f"{tuple(joined.shape)}, not {(sum(sizes), *shapes[0][1:])}")
-    return [part.clone() for part in joined.split(sizes)]
 
 
 def _fill_buffers(model: nn.Module, description: dict[str, Any]) -> None:
-    """Tables that a module computes when it is built, and no file holds, as a model built with memory has them."""
+    """Fills the buffers that modules compute when they are built, and that no file holds."""
     empty = [name for name, buffer in model.named_buffers() if buffer.is_meta]
     if not empty:
         return
@@ -585,21 +303,15 @@ def _fill_buffers(model: nn.Module, description: dict[str, Any]) -> None:
         setattr(model.get_submodule(module), buffer, buffers[name])
 
 
-def _stem(description: dict[str, Any]) -> str:
-    """The key of the backbone's first convolution."""
-    with torch.device("meta"):
-        modules = build(description).backbone.named_modules(prefix="backbone")
-    stem = next(name for name, module in modules if isinstance(module, nn.Conv2d))
-    return TRANSPARENT.sub("", f"{stem}.weight")
-
-
-def _adapted_stem(weight: Tensor, in_channels: int, path: Path) -> Tensor:
-    if in_channels < 1:
-        raise ValueError(f"in_channels must be at least 1, got {in_channels}")
-    if weight.shape[1] != 3 and in_channels != 1:
-        raise ValueError(
-            f"{str(path)!r} takes {weight.shape[1]} channels; only weights of 3 can be adapted to {in_channels}"
-        )
-    return (
-        weight.sum(1, keepdim=True) if in_channels == 1 else adapt_input_conv(in_channels, weight)
-    )
+def _stated_description(
+    layout: Layout, state: State, file: WeightFile, report: Report
+) -> dict[str, Any] | None:
+    """Returns the description of a file's model if the file or its layout states its numerics."""
+    if file.description is not None:
+        return describe_file(layout, state, file, None, report)
+    if layout is NATIVE:
+        return None
+    # Raised if there is no head, or no shape shows the sizes. The model that is loaded has both.
+    with suppress(ValueError):
+        return describe_file(layout, state, file, None, report)
+    return None

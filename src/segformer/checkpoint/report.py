@@ -1,4 +1,4 @@
-"""What became of a file's keys."""
+"""What happened to the keys of a file when it was read."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from dataclasses import dataclass, field
 
 
 def some(names: Iterable[str]) -> str:
-    """The first five names, and how many more there are."""
+    """Returns the first five names, and how many more there are."""
     names = list(names)
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 @dataclass
 class Report:
-    """What became of a file's keys, as one short table.
+    """What happened to the keys of a file, as one short table.
 
     Args:
-        source: the file.
-        layout: the name of its layout.
-        rows: what happened (unwrapped, dropped, folded, adapted, new, note), to what, and why.
+        source: Path of the file.
+        layout: Name of its layout.
+        rows: An event (unwrapped, dropped, folded, adapted, new, ignored or note), the names that
+            it concerns, and its reason.
     """
 
     source: str
@@ -27,11 +28,12 @@ class Report:
     rows: list[tuple[str, str, str]] = field(default_factory=list)
 
     def add(self, event: str, subject: str | Iterable[str], reason: str) -> None:
+        """Adds a row."""
         self.rows.append((event, subject if isinstance(subject, str) else some(subject), reason))
 
     @property
     def is_harmless(self) -> bool:
-        """Whether nothing was made anew, guessed or looked away from, so that the model is the one in the file."""
+        """Whether the model equals the one in the file: nothing is new, guessed or ignored."""
         return not any(event in ("new", "ignored", "note") for event, _, _ in self.rows)
 
     def __str__(self) -> str:

@@ -1,41 +1,36 @@
 """The layouts of SegFormer weights, and the numerics that each was trained with.
 
-In a row ``{s}`` is the stage, ``{j}`` the block.
+In a table, ``{s}`` is the stage and ``{j}`` the block.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
-from segformer.checkpoint.files import State, WeightFile, named
+from segformer.checkpoint.formats import State, WeightFile, classes_or_none
+from segformer.checkpoint.huggingface_config import read_config, read_normalization, read_rates
 from segformer.checkpoint.layout import BackboneOnlyError, Layout, Table
 from segformer.checkpoint.report import Report
 from segformer.data.classes import Classes
-from segformer.data.normalization import IMAGENET, Normalization
 from segformer.networks.mit import VARIANTS, Variant, variant_name
 
 STEM = "backbone.stages.0.embed.proj.weight"
 FUSE = "decode_head.fuse.weight"
 CLASSIFIER = "decode_head.classifier.weight"
-HUGGINGFACE_ACTIVATIONS = {
-    "gelu": "gelu",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_new": "gelu_tanh",
-}
 
 
 @dataclass(frozen=True)
 class Numerics:
-    """What makes the same weights give other outputs.
+    """Constants beside the weights that change a model's outputs.
 
     Args:
-        norm_eps: LayerNorm epsilon in the blocks and at the end of a stage.
-        embed_norm_eps: LayerNorm epsilon after a patch embedding and after the sequence reduction.
-        act: the activation in Mix-FFN.
-        batch_norm_eps: BatchNorm epsilon of the decode head.
-        align_corners: how stride-4 logits are interpolated to pixels.
+        norm_eps: Epsilon of the LayerNorms in the blocks and at the end of a stage.
+        embed_norm_eps: Epsilon of the LayerNorms after a patch embedding and after the sequence
+            reduction.
+        act: Activation in Mix-FFN.
+        batch_norm_eps: Epsilon of the decode head's BatchNorm.
+        align_corners: How stride-4 logits are upsampled to pixels.
     """
 
     norm_eps: float = 1e-6
@@ -46,7 +41,7 @@ class Numerics:
 
     @classmethod
     def of(cls, description: dict[str, Any]) -> Numerics:
-        """The numerics of a model's description."""
+        """Returns the numerics in a model's description."""
         backbone, head = description["backbone"]["config"], description["decode_head"]["config"]
         return cls(
             backbone["norm_eps"],
@@ -57,7 +52,7 @@ class Numerics:
         )
 
     def applied_to(self, description: dict[str, Any]) -> dict[str, Any]:
-        """The description of the same model with these numerics."""
+        """Returns the description of the same model with these numerics."""
         backbone, head = description["backbone"], description["decode_head"]
         encoder = {
             "norm_eps": self.norm_eps,
@@ -72,7 +67,7 @@ class Numerics:
         }
 
     def differences(self, other: Numerics) -> list[str]:
-        """The names of what differs."""
+        """Returns the names of the values that differ."""
         return [f.name for f in fields(self) if getattr(self, f.name) != getattr(other, f.name)]
 
     def __str__(self) -> str:
@@ -84,10 +79,10 @@ class SegFormerLayout(Layout):
     """A layout of MiT under an all-MLP head.
 
     Args:
-        head: the class of the decode head that its weights fit.
-        numerics: what its weights were trained with.
-        expresses: those of the numerics that its files can say otherwise.
-        has_config: whether a ``config.json`` beside the weights tells sizes and classes.
+        head: Class name of the decode head whose weights it holds.
+        numerics: Numerics that its weights were trained with.
+        expresses: Names of the numerics that its files can state.
+        has_config: Whether a ``config.json`` beside the weights states sizes and classes.
     """
 
     head: str = "AllMLPHead"
@@ -98,59 +93,62 @@ class SegFormerLayout(Layout):
     def infer(
         self, state: State, file: WeightFile, num_classes: int | None, report: Report
     ) -> dict[str, Any]:
-        """Sizes from the shapes, the rest from a Hugging Face config where there is one."""
+        """Sizes come from the shapes, the rest from a Hugging Face config if there is one."""
         config = file.config if self.has_config else None
-        rates: dict[str, dict[str, float]] = {"backbone": {}, "decode_head": {}}
-        numerics = self.numerics
-        if config is not None:
-            variant, act, rates = _read_config(config, file.path)
-            numerics = replace(numerics, act=act)
+        if config is None:
+            variant, numerics = self._variant(state, file), self.numerics
+            rates: dict[str, dict[str, float]] = {"backbone": {}, "decode_head": {}}
         else:
-            variant = self._variant(state, file)
+            variant, act = read_config(config, file.path)
+            numerics, rates = replace(self.numerics, act=act), read_rates(config)
         if self.has_head(state):
-            head_class, channels = self.head, self.shape(FUSE, 4, state, file)[0]
-            is_headless = num_classes and self.theirs(CLASSIFIER) not in state
-            known_classes = (
-                num_classes if is_headless else self.shape(CLASSIFIER, 4, state, file)[0]
-            )
-            classes = _classes(config, file, known_classes, report)  # type: ignore[arg-type]
-        elif num_classes is not None:
-            head_class, known_classes, channels = (
-                "AllMLPHead",
-                num_classes,
-                variant.decoder_channels,
-            )
-            classes = Classes.of_logits(num_classes)
-        else:
+            head, classes = self._head(config, state, file, num_classes, report)
+        elif num_classes is None:
             raise BackboneOnlyError(
-                f"{str(file.path)!r} holds a backbone without a decode head; ask for a new one with num_classes=…"
+                f"{str(file.path)!r} holds a backbone without a decode head; ask for a new one "
+                "with num_classes=…"
             )
-        in_channels = self.shape(STEM, 4, state, file)[1]
+        else:
+            head = {"num_classes": num_classes, "channels": variant.decoder_channels}
+            classes = Classes.of_logits(num_classes)
         description = {
             "backbone": {
                 "class": "MiT",
                 "config": {
                     "variant": variant_name(variant) or asdict(variant),
-                    "in_channels": in_channels,
+                    "in_channels": self.shape(STEM, 4, state, file)[1],
                     **rates["backbone"],
                 },
             },
             "decode_head": {
-                "class": head_class,
-                "config": {
-                    "in_channels": variant.dims,
-                    "num_classes": known_classes,
-                    "channels": channels,
-                    **rates["decode_head"],
-                },
+                "class": self.head if self.has_head(state) else "AllMLPHead",
+                "config": {"in_channels": variant.dims, **head, **rates["decode_head"]},
             },
             "classes": asdict(classes),
         }
         if self.has_config and file.preprocessor is not None:
-            description["normalization"] = asdict(_normalization(file.preprocessor, file.path))
+            description["normalization"] = asdict(read_normalization(file.preprocessor, file.path))
         return numerics.applied_to(description)
 
+    def _head(
+        self,
+        config: dict[str, Any] | None,
+        state: State,
+        file: WeightFile,
+        num_classes: int | None,
+        report: Report,
+    ) -> tuple[dict[str, int], Classes]:
+        """Returns the sizes of a state dict's decode head, and its classes."""
+        channels = self.shape(FUSE, 4, state, file)[0]
+        if num_classes and self.their_key(CLASSIFIER) not in state:  # a new classifier is made
+            known_classes = num_classes
+        else:
+            known_classes = self.shape(CLASSIFIER, 4, state, file)[0]
+        classes = _classes(config, file, known_classes, report)
+        return {"num_classes": known_classes, "channels": channels}, classes
+
     def _variant(self, state: State, file: WeightFile) -> Variant:
+        """Returns the variant with a state dict's widths and depths; no shape shows the heads."""
         stages = range(self.count("backbone.stages.{}.embed.norm.weight", state))
         dims = tuple(
             self.shape(f"backbone.stages.{s}.embed.proj.weight", 4, state, file)[0] for s in stages
@@ -161,105 +159,41 @@ class SegFormerLayout(Layout):
         standard = [v for v in VARIANTS.values() if (v.dims, v.depths) == (dims, depths)]
         if not standard:
             raise ValueError(
-                f"{str(file.path)!r} has dims {dims} and depths {depths}, which no variant has; its number of heads cannot be read off"
+                f"{str(file.path)!r} has dims {dims} and depths {depths}, which no variant "
+                "has, and no shape shows its number of heads; build the model with the arguments "
+                "it was made with, and call its load_weights with this file"
             )
         return standard[0]
-
-
-def huggingface_embeddings(stages: int) -> dict[str, list[int]]:
-    """What a Hugging Face config says of MiT's patch embeddings."""
-    return {"patch_sizes": [7] + [3] * (stages - 1), "strides": [4] + [2] * (stages - 1)}
-
-
-def _read_config(
-    config: dict[str, Any], path: Path
-) -> tuple[Variant, str, dict[str, dict[str, float]]]:
-    """The sizes in a Hugging Face config, the activation, and each part's rate of drop_path or dropout where it is told."""
-    needed = (
-        "hidden_sizes",
-        "depths",
-        "decoder_hidden_size",
-        "num_attention_heads",
-        "sr_ratios",
-        "mlp_ratios",
-        "hidden_act",
-    )
-    absent = [name for name in needed if name not in config]
-    if absent:
-        raise ValueError(
-            f"the config.json of {str(path)!r} lacks {', '.join(absent)}; is it a SegFormer's?"
-        )
-    if len(set(config["mlp_ratios"])) > 1:
-        raise ValueError(
-            f"{str(path)!r}: mlp_ratios {config['mlp_ratios']} differ from stage to stage; MiT has one for all"
-        )
-    for name, fixed in huggingface_embeddings(len(config["depths"])).items():
-        if list(config.get(name, fixed)) != fixed:
-            raise ValueError(f"{str(path)!r}: {name} {config[name]}; MiT's are {fixed}")
-    if config["hidden_act"] not in HUGGINGFACE_ACTIVATIONS:
-        known = ", ".join(HUGGINGFACE_ACTIVATIONS)
-        raise ValueError(f"{str(path)!r}: hidden_act {config['hidden_act']!r} is none of {known}")
-    dims, depths, decoder_channels, heads, sr_ratios = (config[name] for name in needed[:5])
-    variant = Variant(dims, depths, decoder_channels, heads, sr_ratios, config["mlp_ratios"][0])
-    told = (
-        ("backbone", "drop_path", "drop_path_rate"),
-        ("decode_head", "dropout", "classifier_dropout_prob"),
-    )
-    rates = {
-        part: {name: config[key]} if config.get(key) is not None else {} for part, name, key in told
-    }
-    return variant, HUGGINGFACE_ACTIVATIONS[config["hidden_act"]], rates
-
-
-def _normalization(preprocessor: dict[str, Any], path: Path) -> Normalization:
-    """What a Hugging Face preprocessor does to pixels; what it does not say is as in SegFormer's own.
-
-    Raises:
-        ValueError: naming the folder, when the values are none.
-    """
-
-    def told(name: str, default: Any) -> Any:
-        return default if preprocessor.get(name) is None else preprocessor[name]
-
-    scale = told("rescale_factor", 1 / 255) if told("do_rescale", True) else 1.0
-    mean, std = told("image_mean", IMAGENET.mean), told("image_std", IMAGENET.std)
-    if not told("do_normalize", True):
-        mean, std = 0.0, 1.0
-    mean, std = ([value] * 3 if isinstance(value, int | float) else value for value in (mean, std))
-    try:
-        return Normalization(mean, std, scale)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"the preprocessor's configuration beside {str(path)!r} is wrong: {error}"
-        ) from error
 
 
 def _classes(
     config: dict[str, Any] | None, file: WeightFile, num_classes: int, report: Report
 ) -> Classes:
+    """Returns the classes that a file or its config names, or unnamed ones."""
     names = (config or {}).get("id2label")
     classes = file.classes
     if isinstance(names, dict) and all(str(key).isdigit() for key in names):
-        classes = named([names[key] for key in sorted(names, key=int)], [])
+        classes = classes_or_none([names[key] for key in sorted(names, key=int)], [])
     if classes is not None and classes.fit(num_classes):
         return classes
     if names or file.classes:
-        report.add("dropped", "class names", f"they are not {num_classes} different ones")
+        report.add("dropped", "class names", f"they are not {num_classes} different names")
     return Classes.of_logits(num_classes)
 
 
 def _fold_fuse_bias(state: State) -> dict[str, str]:
-    """A bias before BatchNorm only shifts its mean; ours has none."""
+    """Folds the bias before BatchNorm, which this package's head lacks: it only shifts the mean."""
     bias, mean = "decoder.linear_fuse.0.bias", "decoder.linear_fuse.1.running_mean"
     if bias not in state or mean not in state:
         return {}
     state[mean] = state[mean] - state.pop(bias)
-    return {bias: "into the running mean of the BatchNorm behind it"}
+    return {bias: "into the running mean of the BatchNorm after it"}
 
 
-_CONV_SEG = {"decode_head.conv_seg.": "made by its framework, used by no SegFormer"}
+_CONV_SEG = {"decode_head.conv_seg.": "its framework makes it, and SegFormer does not use it"}
 _STAGES = "stages.{s}."
 _BLOCKS = "stages.{s}.blocks.{j}."
+_REDUCTION = "stages.{s}.blocks.{j}.attention.sequence_reduction."
 
 _NVIDIA_BACKBONE: Table = {
     _STAGES + "embed.proj": "patch_embed{s+1}.proj",
@@ -292,7 +226,7 @@ NVIDIA = SegFormerLayout(
     unused=_CONV_SEG,
 )
 
-# The same names; the file cannot tell, so that these two must be asked for.
+# These two have the same names as NVIDIA's, so that only layout=… distinguishes them.
 SITHU = replace(NVIDIA, name="sithu", numerics=Numerics(norm_eps=1e-5))
 BUBBLIIIING = replace(
     NVIDIA,
@@ -310,7 +244,7 @@ TAO = SegFormerLayout(
         "norm": "decoder.linear_fuse.1",
         "classifier": "decoder.linear_pred",
     },
-    sign="decoder.linear_fuse.0.weight",
+    required="decoder.linear_fuse.0.weight",
     fold=_fold_fuse_bias,
 )
 
@@ -325,7 +259,7 @@ SMP = SegFormerLayout(
         "classifier": "segmentation_head.0",
     },
     prefix="encoder.",
-    sign="encoder.patch_embed1.proj.weight",
+    required="encoder.patch_embed1.proj.weight",
     numerics=Numerics(align_corners=True),
 )
 
@@ -359,13 +293,13 @@ HUGGINGFACE = SegFormerLayout(
     prefix="segformer.",
     classifier="classifier",
     has_config=True,
-    numerics=Numerics(
-        norm_eps=1e-5
-    ),  # all its LayerNorms have PyTorch's default, whatever layer_norm_eps its config states
+    # All its LayerNorms have PyTorch's default epsilon; layer_norm_eps in its config is not used.
+    numerics=Numerics(norm_eps=1e-5),
     expresses=("act",),
 )
 
-HUGGINGFACE_IN_MEMORY = replace(  # what transformers 5 calls the modules while they are in use, hence in every saved state_dict()
+# The modules' names in the models of transformers 5, hence in a state_dict() of one.
+HUGGINGFACE_IN_MEMORY = replace(
     HUGGINGFACE,
     name="huggingface_in_memory",
     marker="stages.0.patch_embeddings.proj.weight",
@@ -378,10 +312,8 @@ HUGGINGFACE_IN_MEMORY = replace(  # what transformers 5 calls the modules while 
             "stages.{s}.blocks.{j}.attention.k_proj",
             "stages.{s}.blocks.{j}.attention.v_proj",
         ),
-        _BLOCKS
-        + "attn.reduce.conv": "stages.{s}.blocks.{j}.attention.sequence_reduction.sequence_reduction",
-        _BLOCKS
-        + "attn.reduce.norm": "stages.{s}.blocks.{j}.attention.sequence_reduction.layer_norm",
+        _BLOCKS + "attn.reduce.conv": _REDUCTION + "sequence_reduction",
+        _BLOCKS + "attn.reduce.norm": _REDUCTION + "layer_norm",
         _BLOCKS + "attn.proj": "stages.{s}.blocks.{j}.attention.o_proj",
         _BLOCKS + "norm2": "stages.{s}.blocks.{j}.layernorm_after",
         _BLOCKS + "ffn.fc1": "stages.{s}.blocks.{j}.mlp.fc1",

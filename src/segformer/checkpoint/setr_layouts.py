@@ -1,4 +1,7 @@
-"""The layouts of SETR weights: mmsegmentation's, and fudan-zvg's, whose MLA head differs. In a row ``{s}`` is the block or level."""
+"""The layouts of SETR weights: mmsegmentation's, and fudan-zvg's, whose MLA head differs.
+
+In a table, ``{s}`` is the block or level.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,14 @@ from typing import Any, ClassVar
 
 import torch
 
-from segformer.checkpoint.files import State, WeightFile
+from segformer.checkpoint.formats import State, WeightFile
 from segformer.checkpoint.layout import BackboneOnlyError, Layout, Table
 from segformer.checkpoint.report import Report
 from segformer.data.classes import Classes
 
-PATCH = 16
+PATCH = 16  # pixels
+CLASSIFIER = "decode_head.classifier.weight"
+POSITIONS = "backbone.model.model.pos_embed"
 
 
 @dataclass(frozen=True)
@@ -22,11 +27,12 @@ class SETRLayout(Layout):
     """A layout of a Vision Transformer under one of SETR's heads.
 
     Args:
-        naive_scales: how many times the naive head enlarges before its classifier.
-        pup_scales: the same of the progressive head, whose last enlargement commutes with the
-            classifier, and with what follows only where the image is a whole number of patches.
-        mla: numerics of the MLA head.
-        backbone_numerics: numerics of the backbone, as arguments of ``TimmBackbone``.
+        naive_scales: Upsampling factors of the naive head's layers, before its classifier.
+        pup_scales: The same of the progressive head. The last upsampling gives equal logits before
+            and after the classifier; merged with the final upsampling to the image's size, it does
+            so only if the image is a whole number of patches.
+        mla: Numerics of the MLA head, as its arguments.
+        backbone_numerics: Numerics of the backbone, as arguments of ``TimmBackbone``.
     """
 
     naive_scales: tuple[int, ...] = (1,)
@@ -43,118 +49,132 @@ class SETRLayout(Layout):
     def infer(
         self, state: State, file: WeightFile, num_classes: int | None, report: Report
     ) -> dict[str, Any]:
-        """Sizes and the kind of head from the shapes."""
-        if self.theirs("decode_head.classifier.weight") not in state:
+        """Sizes and the kind of head come from the shapes."""
+        if self.their_key(CLASSIFIER) not in state:
             raise BackboneOnlyError(
-                f"{str(file.path)!r} holds a Vision Transformer without a decode head; build SETR(…, pretrained=True), which reads timm's"
+                f"{str(file.path)!r} holds a Vision Transformer without a decode head; build "
+                "SETR(…, pretrained=True), which reads timm's"
             )
-        _, tokens, width = self.shape("backbone.model.model.pos_embed", 3, state, file)
-        depth = self.count("backbone.model.model.blocks.{}.norm1.weight", state)
-        if (width, depth) not in self.BACKBONES:
-            known = ", ".join(f"{width} and {depth}" for width, depth in self.BACKBONES)
-            raise ValueError(
-                f"{str(file.path)!r} has a transformer of width {width} and {depth} blocks; SETR's have {known}"
-            )
-        is_mla = self.theirs("decode_head.aggregation.norms.0.weight") in state
-        side = isqrt(tokens - (not is_mla))
-        if side**2 != tokens - (not is_mla):
-            raise ValueError(
-                f"{str(file.path)!r} has a position embedding of {tokens} tokens, which is no square of patches"
-            )
-        known_classes, channels = self.shape("decode_head.classifier.weight", 4, state, file)[:2]
-        if is_mla:
-            blocks, head = (6, 12, 18, 24), "MLAHead"
-            channels, level = (
-                self.shape("decode_head.aggregation.projections.0.conv.weight", 4, state, file)[0],
-                channels // 4,
-            )
-            config = {"channels": channels, "level_channels": level, **dict(self.mla)}
-        else:
-            blocks = (10, 15, 20, 24)
-            is_naive = self.shape("decode_head.layers.0.conv.weight", 4, state, file)[-1] == 1
-            head, scales = (
-                ("NaiveHead", self.naive_scales) if is_naive else ("PUPHead", self.pup_scales)
-            )
-            layers = self.count("decode_head.layers.{}.conv.weight", state)
-            if layers != len(scales):
-                raise ValueError(
-                    f"{str(file.path)!r}: the {head} has {layers} layers where {len(scales)} are expected"
-                )
-            config = {"channels": channels, "scales": scales}
-        named = file.classes is not None and file.classes.fit(known_classes)
-        classes = file.classes if named else Classes.of_logits(known_classes)
+        is_mla = self.their_key("decode_head.aggregation.norms.0.weight") in state
+        backbone = self._backbone(is_mla, state, file)
+        head_class, head = (self._mla_head if is_mla else self._head_of_layers)(state, file)
+        known_classes, width = self.shape(CLASSIFIER, 4, state, file)[0], self._width(state, file)
+        is_named = file.classes is not None and file.classes.fit(known_classes)
+        classes = file.classes if is_named else Classes.of_logits(known_classes)
         return {
-            "backbone": {
-                "class": "TimmBackbone",
-                "config": {
-                    "name": self.BACKBONES[width, depth],
-                    "in_channels": self.shape(
-                        "backbone.model.model.patch_embed.proj.weight", 4, state, file
-                    )[1],
-                    "out_indices": [block * depth // 24 - 1 for block in blocks],
-                    "class_token": not is_mla,
-                    "img_size": PATCH * side,
-                    **dict(self.backbone_numerics),
-                },
-            },
+            "backbone": {"class": "TimmBackbone", "config": backbone},
             "decode_head": {
-                "class": head,
-                "config": {"in_channels": [width] * 4, "num_classes": known_classes, **config},
+                "class": head_class,
+                "config": {"in_channels": [width] * 4, "num_classes": known_classes, **head},
             },
             "classes": asdict(classes),  # type: ignore[arg-type]
             "align_corners": False,
         }
 
+    def _width(self, state: State, file: WeightFile) -> int:
+        return self.shape(POSITIONS, 3, state, file)[2]
+
+    def _backbone(self, is_mla: bool, state: State, file: WeightFile) -> dict[str, Any]:
+        """Returns the arguments of ``TimmBackbone``."""
+        width, tokens = self._width(state, file), self.shape(POSITIONS, 3, state, file)[1]
+        depth = self.count("backbone.model.model.blocks.{}.norm1.weight", state)
+        if (width, depth) not in self.BACKBONES:
+            known = ", ".join(f"{width} and {depth}" for width, depth in self.BACKBONES)
+            raise ValueError(
+                f"{str(file.path)!r} has a transformer of width {width} and {depth} blocks; "
+                f"SETR's have {known}"
+            )
+        patches = tokens if is_mla else tokens - 1  # without the class token
+        rows = isqrt(patches)
+        if rows**2 != patches:
+            raise ValueError(
+                f"{str(file.path)!r} has a position embedding of {tokens} tokens, which is no "
+                "square of patches; SETR reads weights of square images"
+            )
+        blocks = (6, 12, 18, 24) if is_mla else (10, 15, 20, 24)
+        stem = "backbone.model.model.patch_embed.proj.weight"
+        return {
+            "name": self.BACKBONES[width, depth],
+            "in_channels": self.shape(stem, 4, state, file)[1],
+            "out_indices": [block * depth // 24 - 1 for block in blocks],
+            "class_token": not is_mla,
+            "img_size": PATCH * rows,
+            **dict(self.backbone_numerics),
+        }
+
+    def _mla_head(self, state: State, file: WeightFile) -> tuple[str, dict[str, Any]]:
+        projection = "decode_head.aggregation.projections.0.conv.weight"
+        return "MLAHead", {
+            "channels": self.shape(projection, 4, state, file)[0],
+            "level_channels": self.shape(CLASSIFIER, 4, state, file)[1] // 4,
+            **dict(self.mla),
+        }
+
+    def _head_of_layers(self, state: State, file: WeightFile) -> tuple[str, dict[str, Any]]:
+        """Returns the naive head, whose convolutions are 1×1, or the progressive one."""
+        is_naive = self.shape("decode_head.layers.0.conv.weight", 4, state, file)[-1] == 1
+        head = "NaiveHead" if is_naive else "PUPHead"
+        scales = self.naive_scales if is_naive else self.pup_scales
+        layers = self.count("decode_head.layers.{}.conv.weight", state)
+        if layers != len(scales):
+            raise ValueError(
+                f"{str(file.path)!r}: the {head} has {layers} layers where {len(scales)} are "
+                "expected"
+            )
+        return head, {
+            "channels": self.shape(CLASSIFIER, 4, state, file)[1],
+            "scales": scales,
+        }
+
 
 def _without_class_token(state: State, pos_embed: str, cls_token: str) -> dict[str, str]:
-    """The class token is dropped before the first block, with its place in the position embedding."""
+    """Removes a class token that the model drops before its first block, and its position."""
     if cls_token not in state:
         return {}
     state[pos_embed] = state[pos_embed][:, 1:]
     del state[cls_token]
-    return {cls_token: "out: this model drops it before its first block"}
+    return {cls_token: "removed: this model drops it before its first block"}
 
 
 def _fold_mmsegmentation(state: State) -> dict[str, str]:
+    """Adds the patch embedding's bias, if it is missing, and removes an unused class token."""
     bias, folded = "backbone.patch_embed.projection.bias", {}
     if bias not in state:
         state[bias] = torch.zeros_like(state["backbone.patch_embed.projection.weight"][:, 0, 0, 0])
-        folded[bias] = "zeros: its patch embedding has none"
+        folded[bias] = "zeros: the file's patch embedding has no bias"
     if "neck.norm.0.weight" in state:
         folded |= _without_class_token(state, "backbone.pos_embed", "backbone.cls_token")
     return folded
 
 
 def _fold_fudan(state: State) -> dict[str, str]:
-    """A bias before BatchNorm only shifts its mean; the last convolution is the classifier."""
+    """Makes the last convolution the classifier, and folds biases into the BatchNorms."""
     folded = {}
     convs = sorted(key for key in state if re.fullmatch(r"decode_head\.conv_\d+\.weight", key))
     for key in (convs[-1], convs[-1].replace("weight", "bias")):
         if key in state:
             state[f"decode_head.classifier.{key.rpartition('.')[2]}"] = state.pop(key)
     for key in convs[:-1]:
-        bias, mean = (
-            key.replace("weight", "bias"),
-            key.replace("conv_", "syncbn_fc_").replace("weight", "running_mean"),
-        )
+        bias = key.replace("weight", "bias")
+        mean = key.replace("conv_", "syncbn_fc_").replace("weight", "running_mean")
         if bias in state and mean in state:
             state[mean] = state[mean] - state.pop(bias)
-            folded[bias] = "into the running mean of the BatchNorm behind it"
+            folded[bias] = "into the running mean of the BatchNorm after it"
     return folded
 
 
 def _fold_fudan_mla(state: State) -> dict[str, str]:
-    """Its concatenation is shallowest first, ours deepest first."""
+    """Reverses the classifier's input: theirs has the shallowest level first, ours the deepest."""
     classifier = state["decode_head.cls.weight"]
     state["decode_head.cls.weight"] = classifier.unflatten(1, (4, -1)).flip(1).flatten(1, 2)
     return _without_class_token(state, "backbone.pos_embed", "backbone.cls_token")
 
 
 _UNUSED = {
-    "backbone.norm.": "a norm behind the last block, which no head reads",
-    "backbone.ln1.": "a norm behind the last block, which no head reads",
+    "backbone.norm.": "a norm after the last block, which no head uses",
+    "backbone.ln1.": "a norm after the last block, which no head uses",
     "backbone.head.": "the ImageNet classifier",
-    "decode_head.conv_seg.": "made by its framework, used by no head of this layout",
+    "decode_head.conv_seg.": "its framework makes it, and no head of this layout uses it",
 }
 _VIT = "model.model"
 _BLOCKS = "model.model.blocks.{s}."
@@ -214,7 +234,7 @@ FUDAN = SETRLayout(
         "aggregation.norms.{s}": "backbone.norm_{s}",
         "classifier": "decode_head.classifier",
     },
-    sign="decode_head.conv_0.weight",
+    required="decode_head.conv_0.weight",
     unused=_UNUSED,
     holds="a Vision Transformer under SETR's naive or progressive head",
     fold=_fold_fudan,
@@ -234,7 +254,7 @@ FUDAN_MLA = SETRLayout(
         "levels.{s}.{j}.norm": "decode_head.mlahead.head{s+2}.{3*j+1}",
         "classifier": "decode_head.cls",
     },
-    sign="decode_head.cls.weight",
+    required="decode_head.cls.weight",
     unused=_UNUSED,
     holds="a Vision Transformer under SETR's MLA head",
     mla=(("kernel_size", 3), ("align_corners", True)),

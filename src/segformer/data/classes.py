@@ -12,9 +12,10 @@ IGNORE_INDEX = 255  # up to 255 classes
 
 
 def voc_palette(num_classes: int) -> tuple[Color, ...]:
-    """The PASCAL VOC colour of each index: its bits dealt to R, G and B, highest colour bit first.
+    """Returns PASCAL VOC's colours of the first class indices, the default of data sets.
 
-    Used wherever a data set brings no colours of its own. No two of the first 2²⁴ are equal.
+    The bits of an index go to R, G and B in turn, the lowest bits to the highest bits of a channel.
+    The colours of the first 2²⁴ indices differ.
     """
     channels = (
         [sum((k >> 3 * bit + c & 1) << 7 - bit for bit in range(8)) for c in range(3)]
@@ -24,28 +25,30 @@ def voc_palette(num_classes: int) -> tuple[Color, ...]:
 
 
 def ignore_index(num_classes: int) -> int:
-    """Returns the label of pixels that count nowhere: 255, or 65535 for more than 255 classes.
+    """Returns the label of ignored pixels: 255, or 65535 for more than 255 classes.
 
     Raises:
-        ValueError: If there are more classes than 16-bit label maps hold.
+        ValueError: If there are more than 65535 classes.
     """
     if num_classes > 65535:
         raise ValueError(
-            f"{num_classes} classes; 16-bit label maps hold 65535 and the ignored value"
+            f"{num_classes} classes; use at most 65535, as 16-bit label maps hold no more beside "
+            "the ignored value"
         )
     return IGNORE_INDEX if num_classes <= IGNORE_INDEX else 65535
 
 
 @dataclass(frozen=True)
 class Classes:
-    """What the indices of a label map stand for: ``names[k]`` and the RGB colour ``colors[k]`` (0 to 255).
+    """Names and colours of the class indices in a label map.
 
     Args:
-        names: one name a class, in the order of the indices.
-        colors: one RGB triple a class; by default the PASCAL VOC palette.
+        names: Name of each class, in the order of the indices.
+        colors: RGB triple (0 to 255) of each class; by default the PASCAL VOC palette.
 
     Raises:
-        ValueError: when there are no names, a name occurs twice, names and colours differ in number, or a colour is none.
+        ValueError: If there are no names, a name occurs twice, names and colours differ in number,
+            or a colour is not three integers from 0 to 255.
     """
 
     names: Sequence[str]
@@ -57,19 +60,22 @@ class Classes:
         colors = [tuple(color) for color in self.colors] or voc_palette(len(self.names))
         if len(colors) != len(self.names):
             raise ValueError(
-                f"{len(self.names)} class names but {len(colors)} colours; give one RGB colour a class or none at all"
+                f"{len(self.names)} class names but {len(colors)} colours; give one RGB colour for "
+                "each class, or no colours"
             )
         repeated = [name for k, name in enumerate(self.names) if name in self.names[:k]]
         if repeated:
             raise ValueError(
-                f"the class name {repeated[0]!r} occurs more than once; give each class its own"
+                f"the class name {repeated[0]!r} occurs more than once; give each class a name of "
+                "its own"
             )
         for name, color in zip(self.names, colors, strict=True):
             if len(color) != 3 or not all(
                 isinstance(channel, int) and 0 <= channel <= 255 for channel in color
             ):
                 raise ValueError(
-                    f"the colour of {name!r} is {color}; give three whole numbers (red, green, blue) from 0 to 255"
+                    f"the colour of {name!r} is {color}; give three integers (red, green, blue) "
+                    "from 0 to 255"
                 )
         object.__setattr__(self, "names", tuple(map(str, self.names)))
         object.__setattr__(self, "colors", tuple(colors))
@@ -84,7 +90,10 @@ class Classes:
 
     @classmethod
     def of_table(cls, name: str) -> Classes:
-        """The classes of a table in this package: a name a row, and where they are known its red, green and blue."""
+        """Returns the classes in a CSV file of this package, with columns name, red, green, blue.
+
+        A file without the last three gives the PASCAL VOC colours.
+        """
         table = resources.files("segformer.data") / "tables" / f"{name}.csv"
         rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
         colors = (
@@ -96,20 +105,20 @@ class Classes:
 
     @classmethod
     def unnamed(cls, num_classes: int) -> Classes:
-        """Classes known by number only: ``class 0``, ``class 1``, … in the PASCAL VOC colours."""
+        """Returns classes named ``class 0``, ``class 1``, … in the PASCAL VOC colours."""
         return cls([f"class {k}" for k in range(num_classes)])
 
     @classmethod
     def of_logits(cls, num_logits: int) -> Classes:
-        """The unnamed classes that so many logits tell apart: two by one logit."""
+        """Returns the unnamed classes of a number of logits; one logit is for two classes."""
         return cls.unnamed(max(2, num_logits))
 
     def fit(self, num_logits: int) -> bool:
-        """Whether so many logits tell these classes apart: one for each, or one for two."""
+        """Returns whether a number of logits fits: one for each class, or one for two classes."""
         return len(self) in (num_logits, max(2, num_logits))
 
     def with_background(self) -> Classes:
-        """These classes behind a black background, as a model of one logit labels them."""
+        """Returns a black background class followed by these classes, for a model of one logit."""
         name = "other" if "background" in self.names else "background"
         colors = () if (0, 0, 0) in self.colors else [(0, 0, 0), *self.colors]
         return Classes([name, *self.names], colors)

@@ -1,4 +1,4 @@
-"""Image files: which of a folder's files they are, what their headers say, and their pixels."""
+"""Image files: how they are found in a folder, their headers, and their pixels."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ READ_SUFFIXES = (
 )
 UNREAD_SUFFIXES = (".heic", ".heif", ".jxl", ".exr", ".hdr", ".dng", ".cr2", ".cr3", ".nef", ".arw")
 IMAGE_SUFFIXES = READ_SUFFIXES + UNREAD_SUFFIXES
-NO_DATA = ("__MACOSX", "@eaDir")  # folders that an archiver and a file server leave behind
-FULL_RANGE = 1 << 15  # 16-bit values below it may be those of 10, 12, 14 or 15 bits
+SYSTEM_FOLDERS = ("__MACOSX", "@eaDir")  # made by an archiver and a file server
+# An image of 16 bits without a greater value may hold values of 10, 12, 14 or 15 bits.
+FULL_RANGE = 1 << 15
 
 
 def find_images(folder: str | os.PathLike[str]) -> list[Path]:
     """Returns every image file below a folder, sorted by path.
 
-    Links to folders are followed. Files and folders whose name starts with a dot, and those that
-    an operating system leaves behind, are not data. A file of a kind that is not read, such as
-    ``.heic``, is returned too: reading it raises an error with its name.
+    Links to folders are followed. Files and folders whose name starts with a dot, and folders that
+    operating systems add, are left out. Files in formats that cannot be read, such as ``.heic``,
+    are returned, too, so that reading them raises an error with their name.
 
     Raises:
         FileNotFoundError: If there is no such folder, or no image in it.
@@ -49,32 +50,32 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def _files(folder: Path, parents: tuple[Path, ...]) -> Iterator[Path]:
-    here = folder.resolve()
-    if here in parents:  # a link to a folder that holds it
+    resolved = folder.resolve()
+    if resolved in parents:  # a link to a folder above it
         return
     for path in folder.iterdir():
-        if path.name.startswith(".") or path.name in NO_DATA:
+        if path.name.startswith(".") or path.name in SYSTEM_FOLDERS:
             continue
         if path.is_dir():
-            yield from _files(path, (*parents, here))
+            yield from _files(path, (*parents, resolved))
         elif path.is_file():
             yield path
 
 
 @dataclass(frozen=True)
 class Header:
-    """What an image file says of itself before its pixels.
+    """Properties of an image file that are read without decoding its pixels.
 
     Args:
-        path: The file.
+        path: Path of the file.
         format: Pillow's name of its format.
         mode: Pillow's name of its channels.
-        size: Height and width, as stored.
+        size: Height and width in pixels, as stored.
         greatest: Greatest value that a sample of the file can have, such as 255.
-        pages: Number of images in the file; reduced copies and masks of a TIFF do not count.
-        orientation: EXIF's number for how to turn it, from 1 (upright) to 8, or None.
-        compression: Name of the compression, where the format has several.
-        palette: Colours that the values of a palette image stand for.
+        pages: Number of images in the file, without the reduced copies and masks of a TIFF.
+        orientation: EXIF's number for its rotation, from 1 (upright) to 8, or None.
+        compression: Name of the compression, if the format has several.
+        palette: Colours of a palette image's values.
         transparent: Whether some of these colours are transparent.
         inverted: Whether the file stores 0 as white.
     """
@@ -93,7 +94,7 @@ class Header:
 
     @property
     def shown_size(self) -> tuple[int, int]:
-        """Height and width once the image is turned upright."""
+        """Height and width in pixels after the image is turned upright."""
         height, width = self.size
         return (width, height) if (self.orientation or 1) >= 5 else (height, width)
 
@@ -106,27 +107,27 @@ class Decoded(NamedTuple):
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
-    """Returns what a file says of itself; its pixels are not decoded.
+    """Returns the header of a file, without decoding its pixels.
 
     Raises:
-        ValueError: If the file is no image that is read, or holds several.
+        ValueError: If the file is no image that can be read, or holds several images.
     """
-    with _naming(path), Image.open(path) as image:
+    with _errors_with_path(path), Image.open(path) as image:
         header = _header(Path(path), image)
-    _refuse_unread(header)
+    _check_readable(header)
     return header
 
 
 def decode(path: str | os.PathLike[str]) -> Decoded:
-    """Reads a file.
+    """Returns a file's header and its image, turned upright.
 
     Raises:
         ValueError: If it cannot be decoded, or holds several images.
     """
-    with _naming(path), Image.open(path) as image:
+    with _errors_with_path(path), Image.open(path) as image:
         header = _header(Path(path), image)
         if header.pages == 1 and not _is_misread(header):
-            if image.format == "PNG":  # decoding alone does not look at the checksums of the pixels
+            if image.format == "PNG":  # decoding does not compare the checksums of the pixels
                 with Image.open(path) as checked:
                     checked.verify()
             image.load()
@@ -135,20 +136,21 @@ def decode(path: str | os.PathLike[str]) -> Decoded:
         turned = (
             ImageOps.exif_transpose(image) if image.getexif().get(ORIENTATION, 1) != 1 else image
         )
-    _refuse_unread(header)
+    _check_readable(header)
     return Decoded(header, turned)
 
 
 @contextmanager
-def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns whatever a decoder raises into a ValueError with the file's name."""
+def _errors_with_path(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns any error of a decoder into a ValueError that names the file."""
     try:
         yield
     except FileNotFoundError:
         raise
     except Image.DecompressionBombError as error:
         raise ValueError(
-            f"image {str(path)!r} is larger than Pillow reads ({error}); save its pixels with numpy.save: `segformer predict` maps NAME.npy"
+            f"image {str(path)!r} is larger than Pillow reads ({error}); save its pixels with "
+            "numpy.save: `segformer predict` reads NAME.npy in parts"
         ) from error
     except Exception as error:  # OSError, SyntaxError, struct.error, …
         suffix = Path(path).suffix.lower()
@@ -158,20 +160,22 @@ def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _is_misread(header: Header) -> bool:
-    """Whether Pillow takes a BMP's values of 4 or 8 bits for ones of 1 or 8."""
+    """Returns whether Pillow reads a BMP's 4-bit or 8-bit values as 1-bit or 8-bit values."""
     wrong = (("1", 15), ("1", 255), ("L", 15))
     return header.format == "BMP" and (header.mode, header.greatest) in wrong
 
 
-def _refuse_unread(header: Header) -> None:
-    """Refuse what Pillow reads in part, or wrongly."""
+def _check_readable(header: Header) -> None:
+    """Raises ValueError for files that Pillow reads only in part, or wrongly."""
     if _is_misread(header):
         raise ValueError(
-            f"{str(header.path)!r} is a BMP with a grey palette of few colours, which Pillow misreads; save it as PNG"
+            f"{str(header.path)!r} is a BMP with a grey palette of few colours, which Pillow "
+            "misreads; save it as PNG"
         )
     if header.pages > 1:
         raise ValueError(
-            f"{str(header.path)!r} holds {header.pages} images (pages or frames); save each to a file of its own"
+            f"{str(header.path)!r} holds {header.pages} images (pages or frames); save each to a "
+            "file of its own"
         )
 
 
@@ -202,22 +206,22 @@ def _orientation(exif: Any) -> int | None:
 
 
 def _raw_mode(image: Any) -> str:
-    """The layout of the file's samples in Pillow's words, such as L;4 for grey of 4 bits."""
+    """Returns Pillow's name of the file's samples, such as L;4 for 4-bit grey."""
     arguments = image.tile[0][3] if image.tile else image.mode
-    return (
-        arguments if isinstance(arguments, str) else str(arguments[0] if arguments else image.mode)
-    )
+    if isinstance(arguments, str):
+        return arguments
+    return str(arguments[0] if arguments else image.mode)
 
 
 def _greatest(path: Path, image: Any) -> int:
-    """The greatest value of a sample in the file, which may be another than that of Pillow's mode."""
+    """Returns the greatest value of a sample in the file; Pillow's mode may have a greater one."""
     if image.format == "TIFF":
         return int((1 << max(image.tag_v2.get(BITS_PER_SAMPLE, (1,)))) - 1)
     if image.format == "BMP" and image.mode in ("1", "L"):
         with path.open("rb") as file:
             start = file.read(30)
-        place = 24 if start[14] == 12 else 28  # the old header's, and that of all others
-        return int((1 << int.from_bytes(start[place : place + 2], "little")) - 1)
+        offset = 24 if start[14] == 12 else 28  # of the old header, and of all others
+        return int((1 << int.from_bytes(start[offset : offset + 2], "little")) - 1)
     if image.mode == "1":
         return 1
     if image.format == "PPM" and image.tile[0][0] != "raw":
@@ -227,9 +231,7 @@ def _greatest(path: Path, image: Any) -> int:
 
 
 def _pages(image: Any) -> int:
-    if (
-        image.format == "MPO"
-    ):  # a camera's: the first is the photograph, the others are made from it
+    if image.format == "MPO":  # a camera's photograph, followed by images made from it
         return 1
     frames = int(getattr(image, "n_frames", 1))
     if image.format != "TIFF" or frames == 1:
@@ -249,16 +251,16 @@ def _compression(path: Path, image: Any) -> str:
 
 
 def _chunks(path: Path) -> list[bytes]:
-    """The names of a RIFF file's chunks."""
+    """Returns the names of a RIFF file's chunks."""
     names = []
     with path.open("rb") as file:
         end = file.seek(0, os.SEEK_END)
-        place = 12
-        while place + 8 <= end:
-            file.seek(place)
+        offset = 12
+        while offset + 8 <= end:
+            file.seek(offset)
             names.append(file.read(4))
             size = int.from_bytes(file.read(4), "little")
-            place += 8 + size + size % 2
+            offset += 8 + size + size % 2
     return names
 
 
@@ -274,27 +276,28 @@ def _palette(image: Any) -> tuple[Color, ...]:
 
 
 def read_image(path: str | os.PathLike[str]) -> tv_tensors.Image:
-    """Reads an image file as RGB uint8 (3, H, W), turned upright as its EXIF orientation says.
+    """Returns an image file as RGB uint8 (3, H, W), turned upright by its EXIF orientation.
 
-    An alpha channel is dropped; the colours below it are kept. 16-bit values are divided by 257
-    where they use their range, or are 8-bit values times 257.
+    An alpha channel is dropped; the colours of transparent pixels are kept. 16-bit values are
+    divided by 257.
 
     Raises:
-        ValueError: If the file cannot be decoded, holds several images, or its values do not say
-            which of them is white.
+        ValueError: If the file cannot be decoded, holds several images, or its values do not show
+            which of them is white, such as 16-bit values below 32768 that are not multiples of 257.
     """
     return rgb(decode(path))
 
 
 def rgb(file: Decoded) -> tv_tensors.Image:
-    """The pixels of a decoded file as RGB uint8 (3, H, W)."""
+    """Returns the pixels of a decoded file as RGB uint8 (3, H, W)."""
     header, image = file
     what = f"image {str(header.path)!r}"
     if image.mode == "F" or (image.mode == "I" and header.format not in ("PNG", "PPM")):
         raise ValueError(
-            f"{what} has mode {image.mode}, whose scale of values is unknown; save it with 8 or 16 bits a channel"
+            f"{what} has mode {image.mode}, whose scale of values is unknown; save it with 8 or 16 "
+            "bits per channel"
         )
-    if image.mode.startswith("I"):  # Pillow's own conversion would clip all above 255
+    if image.mode.startswith("I"):  # Pillow's own conversion clips values at 255
         image = Image.fromarray(_eight_bits(np.array(image), header, what))
         pixels = np.array(image.convert("RGB"))
     else:
@@ -302,8 +305,8 @@ def rgb(file: Decoded) -> tv_tensors.Image:
             pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
         except ValueError as error:
             raise ValueError(f"{what} has mode {image.mode} ({error}); save it as RGB") from error
-        if header.greatest > 255 and header.format != "PPM":  # Pillow keeps the upper 8 bits alone
-            _refuse_dark(256 * int(pixels.max(initial=0)) + 255, what)
+        if header.greatest > 255 and header.format != "PPM":  # Pillow keeps only the upper 8 bits
+            _check_range(256 * int(pixels.max(initial=0)) + 255, what)
     return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
 
 
@@ -313,18 +316,19 @@ def _eight_bits(values: np.ndarray, header: Header, what: str) -> np.ndarray:
     if header.format == "TIFF" and header.greatest == 4095:  # twelve bits, packed
         return (values // 16).astype(np.uint8)
     if header.format != "PPM" and (values % 257).any():  # Pillow scales a PPM by its maximum
-        _refuse_dark(int(values.max()), what)
+        _check_range(int(values.max()), what)
     return (values // 257).astype(np.uint8)
 
 
-def _refuse_dark(greatest: int, what: str) -> None:
+def _check_range(greatest: int, what: str) -> None:
+    """Raises ValueError if 16-bit values may be those of fewer bits."""
     if greatest < FULL_RANGE:
         raise ValueError(
-            f"{what} has 16 bits and no value above {greatest}: it may hold 10, 12 or 14 bits, or "
-            "be dark; scale its values to 8 bits, or to 0 to 65535"
+            f"{what} has 16 bits and no value above {greatest}: it may be dark, or hold values of "
+            "10, 12 or 14 bits; scale its values to 8 bits, or to 0 to 65535"
         )
 
 
 def is_transparent(header: Header) -> bool:
-    """Whether reading the file as RGB drops transparency."""
+    """Returns whether reading the file as RGB drops transparency."""
     return header.transparent or header.mode in ("RGBA", "LA", "PA", "RGBa", "La")

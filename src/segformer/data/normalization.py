@@ -1,4 +1,4 @@
-"""What becomes of an image's pixels before a network sees them."""
+"""How the pixels of images are normalised before they enter a network."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Normalization:
-    """``(pixels · scale - mean) / std``, each channel by itself.
+    """``(pixels · scale - mean) / std``, for each channel separately.
 
-    It belongs to a network's weights: :class:`segformer.SegmentationModel` carries it, saves it, and
-    every command prepares images by it.
+    It belongs to a network's weights: a :class:`segformer.SegmentationModel` has one and saves it,
+    and every command normalises images by it.
 
     Args:
-        mean: mean of each channel, after scaling.
-        std: standard deviation of each channel, after scaling.
-        scale: factor of the pixels, which are 0 to 255.
+        mean: Mean of each channel, after scaling.
+        std: Standard deviation of each channel, after scaling.
+        scale: Factor of the pixels, which are 0 to 255.
 
     Raises:
-        ValueError: when mean and std differ in number, a value is not finite, or std or scale is
-            not positive.
+        ValueError: If mean and std differ in number, a value is not finite, or std or scale is not
+            positive.
     """
 
     mean: Sequence[float]
@@ -35,7 +35,9 @@ class Normalization:
         for name in ("mean", "std"):
             object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
         if len(self.mean) != len(self.std) or not self.mean:
-            raise ValueError(f"mean={self.mean} and std={self.std} must have one value a channel")
+            raise ValueError(
+                f"mean={self.mean} and std={self.std} must have one value for each channel"
+            )
         if not all(map(math.isfinite, (*self.mean, *self.std, self.scale))):
             raise ValueError(
                 f"mean={self.mean}, std={self.std} and scale={self.scale} must be finite"
@@ -44,15 +46,16 @@ class Normalization:
             raise ValueError(f"std={self.std} and scale={self.scale} must be greater than 0")
 
     def __call__(self, image: Tensor) -> Tensor:
-        """Pixels (…, C, H, W) of 0 to 255 to float32, normalised.
+        """Returns pixels (…, C, H, W) of 0 to 255 as float32, normalised.
 
         Raises:
-            ValueError: when the image has another number of channels.
+            ValueError: If the image has another number of channels.
         """
         if image.shape[-3] != len(self.mean):
             raise ValueError(
-                f"an image of {image.shape[-3]} channels, to be normalised with the mean and std of "
-                f"{len(self.mean)}; give the model a normalization with one value a channel"
+                f"an image of {image.shape[-3]} channels, to be normalised with the mean and std "
+                f"of {len(self.mean)}; give the model a normalization with one value for each "
+                "channel"
             )
         mean = torch.tensor(self.mean, device=image.device)[:, None, None]
         std = torch.tensor(self.std, device=image.device)[:, None, None]
@@ -60,7 +63,10 @@ class Normalization:
         return image.to(torch.float32, copy=True).mul_(factor).sub_(mean / std)
 
     def for_channels(self, channels: int) -> Normalization:
-        """The same for another number of channels: the mean of all values for each, as timm does."""
+        """Returns the normalization of another number of channels.
+
+        Each channel gets the mean of the values of all channels, as in timm.
+        """
         if channels == len(self.mean):
             return self
         mean, std = (sum(values) / len(values) for values in (self.mean, self.std))

@@ -1,4 +1,4 @@
-"""The data sets of the papers, as they are downloaded, with their classes and the meaning of their label maps."""
+"""The data sets of the papers, in the folders and files in which they are published."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ Root = str | os.PathLike[str]
 
 
 class ADE20K(FolderDataset):
-    """ADE20K's 150 classes of the scene-parsing challenge: ``root/images/training`` beside ``root/annotations/training``.
+    """ADE20K with the 150 classes of the scene-parsing challenge.
 
-    A label map's 0 is no class, its 1 to 150 are the classes 0 to 149.
+    In the label maps 0 is ignored, and 1 to 150 are the classes 0 to 149.
 
     Args:
-        root: the folder ``ADEChallengeData2016``.
+        root: The folder ``ADEChallengeData2016``, with ``images/{split}`` and
+            ``annotations/{split}``.
         split: ``"training"`` or ``"validation"``.
     """
 
@@ -37,10 +38,10 @@ class ADE20K(FolderDataset):
 
 
 class Cityscapes(FolderDataset):
-    """Cityscapes' 19 classes of evaluation, from the labels as they are downloaded, ``*_gtFine_labelIds.png``.
+    """Cityscapes with the 19 classes of its evaluation, from ``*_gtFine_labelIds.png``.
 
     Args:
-        root: the folder with ``leftImg8bit`` and ``gtFine``.
+        root: Folder with ``leftImg8bit`` and ``gtFine``.
         split: ``"train"`` or ``"val"``.
     """
 
@@ -63,12 +64,12 @@ class Cityscapes(FolderDataset):
 
 
 class VOC2012(FolderDataset):
-    """PASCAL VOC 2012: 20 classes and the background; the objects' outlines are 255.
+    """PASCAL VOC 2012: 20 classes and the background; the objects' outlines are ignored (255).
 
     Args:
-        root: the folder ``VOCdevkit/VOC2012``.
+        root: The folder ``VOCdevkit/VOC2012``.
         split: ``"train"``, ``"val"``, ``"trainval"`` or another list in ``ImageSets/Segmentation``.
-        labels: the folder of the label maps.
+        labels: Name of the folder of label maps.
     """
 
     CLASSES = Classes.of_table("voc2012")
@@ -79,22 +80,25 @@ class VOC2012(FolderDataset):
 
 
 class VOC2012Aug(VOC2012):
-    """PASCAL VOC 2012 with the label maps of SBD beside its own, in ``SegmentationClassAug``; the training split is ``"trainaug"``."""
+    """PASCAL VOC 2012 with additional label maps of SBD, all in ``SegmentationClassAug``.
+
+    Its training split is ``"trainaug"``.
+    """
 
     def __init__(self, root: Root, split: str) -> None:
         super().__init__(root, split, "SegmentationClassAug")
 
 
 class COCOStuff(FolderDataset):
-    """COCO-Stuff's 171 things and stuffs, from the pixel maps ``stuffthingmaps_trainval2017``.
+    """COCO-Stuff with 171 things and stuffs, from the label maps ``stuffthingmaps_trainval2017``.
 
     Args:
-        root: the folder with ``images/{split}`` and ``annotations/{split}``.
+        root: Folder with ``images/{split}`` and ``annotations/{split}``.
         split: ``"train2017"`` or ``"val2017"``.
     """
 
     CLASSES = Classes.of_table("coco_stuff")
-    UNUSED = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)  # values of the 182 that COCO gave up
+    UNUSED = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)  # of the 182 values
 
     def __init__(self, root: Root, split: str) -> None:
         values = [value for value in range(182) if value not in self.UNUSED]
@@ -108,10 +112,10 @@ class COCOStuff(FolderDataset):
 
 
 class CamVid(FolderDataset):
-    """CamVid's 11 classes in the copy of the SegNet tutorial; 11 is unlabelled.
+    """CamVid with 11 classes, in the copy of the SegNet tutorial; 11 is ignored.
 
     Args:
-        root: the folder with ``images/{split}`` and ``labels/{split}``.
+        root: Folder with ``images/{split}`` and ``labels/{split}``.
         split: ``"train"``, ``"val"`` or ``"test"``.
     """
 
@@ -124,14 +128,16 @@ class CamVid(FolderDataset):
 
 
 class CamVid32(FolderDataset):
-    """CamVid's own 32 classes, of which the black void is no class, from its label maps in colours, ``*_L.png``.
+    """CamVid with its own 31 classes, from its label maps in colours, ``*_L.png``.
+
+    The 32nd class, void, is black and ignored.
 
     Args:
-        root: the folder with ``images/{split}`` and ``labels/{split}``.
-        split: the split's name.
+        root: Folder with ``images/{split}`` and ``labels/{split}``.
+        split: Name of the split.
     """
 
-    CLASSES = Classes.of_table("camvid32")  # 31
+    CLASSES = Classes.of_table("camvid32")
 
     def __init__(self, root: Root, split: str) -> None:
         super().__init__(

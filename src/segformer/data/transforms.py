@@ -1,4 +1,7 @@
-"""SegFormer's training augmentation (arXiv 2105.15203, section 4.1) as torchvision v2 transforms of an image and its label map."""
+"""SegFormer's training augmentation (arXiv 2105.15203, section 4.1).
+
+The classes are torchvision v2 transforms of an image and its label map.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +20,25 @@ from segformer.data.normalization import IMAGENET, Normalization
 
 
 class RandomScaledCrop(v2.Transform):
-    """Resize by one random factor for height and width, and cut out a random window; only the window is ever resized.
+    """Resizes by a random factor, and crops a random window.
 
-    The image is resized bilinear, the label map to its nearest pixel. The window is drawn again (ten times at most) while one class fills
-    more than ``cat_max_ratio`` of it. What is smaller than ``size`` once resized is left as small; :class:`PadTo` fills it up.
+    Only the window is resized: bilinear for the image, nearest for the label map. Another window is
+    drawn (up to ten times) while one class fills more than ``cat_max_ratio`` of it. If the resized
+    image is smaller than ``size``, so is the result; :class:`PadTo` pads it.
 
     Args:
-        size: height and width of the window in pixels.
-        scale: the least and the greatest factor.
-        base: (long side, short side) in pixels into which the unscaled image is fitted first, aspect kept; by default its own size.
-        cat_max_ratio: the greatest share of the window's labelled pixels that one class may have; 1 takes any window.
+        size: Height and width of the window in pixels.
+        scale: Smallest and greatest factor.
+        base: (long side, short side) in pixels that the image is first fitted into, with its aspect
+            ratio; by default its own size.
+        cat_max_ratio: Greatest share of a class in the window's labelled pixels; 1 accepts any
+            window.
+
+    Raises:
+        ValueError: If ``scale`` is not two positive factors in ascending order.
     """
 
-    TRIES = 10
+    ATTEMPTS = 10
 
     def __init__(
         self,
@@ -40,27 +49,30 @@ class RandomScaledCrop(v2.Transform):
     ) -> None:
         super().__init__()
         if not 0 < scale[0] <= scale[1]:
-            raise ValueError(f"scale={tuple(scale)} must be two positive factors, the least first")
+            raise ValueError(
+                f"scale={tuple(scale)} must be two positive factors, the smaller first"
+            )
         self.size, self.scale, self.base = tuple(size), tuple(scale), tuple(base) if base else None
         self.cat_max_ratio = cat_max_ratio
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """The window in the unscaled image, and its size once resized."""
-        whole = query_size(flat_inputs)
+        """Returns the window in the unscaled image, and its size after resizing."""
+        image_size = query_size(flat_inputs)
         factor = float(torch.empty(()).uniform_(*self.scale))
         if self.base is not None:
-            factor *= min(max(self.base) / max(whole), min(self.base) / min(whole))
+            factor *= min(max(self.base) / max(image_size), min(self.base) / min(image_size))
         size = [
-            min(most, max(1, round(side * factor)))
-            for most, side in zip(self.size, whole, strict=True)
+            min(limit, max(1, round(length * factor)))
+            for limit, length in zip(self.size, image_size, strict=True)
         ]
         height, width = (
-            max(1, min(side, round(new / factor))) for new, side in zip(size, whole, strict=True)
+            max(1, min(length, round(resized / factor)))
+            for resized, length in zip(size, image_size, strict=True)
         )
         labels = [inpt for inpt in flat_inputs if isinstance(inpt, tv_tensors.Mask)]
-        for _ in range(self.TRIES):
-            top = int(torch.randint(whole[0] - height + 1, ()))
-            left = int(torch.randint(whole[1] - width + 1, ()))
+        for _ in range(self.ATTEMPTS):
+            top = int(torch.randint(image_size[0] - height + 1, ()))
+            left = int(torch.randint(image_size[1] - width + 1, ()))
             if all(
                 self._is_varied(label[..., top : top + height, left : left + width])
                 for label in labels
@@ -87,11 +99,14 @@ class RandomScaledCrop(v2.Transform):
 
 
 class PadTo(v2.Transform):
-    """Pad right and bottom up to ``size``: images with 0, label maps with the ignored value.
+    """Pads right and bottom up to ``size``: images with 0, label maps with the ignored value.
 
-    Larger inputs pass unchanged.
-    After normalisation an image's 0 is the mean colour, as in the official pipeline. The ignored
-    value is 255, and 65535 in label maps of int32, which have more than 255 classes.
+    Larger inputs are returned unchanged. After normalisation an image's 0 is the mean colour, as in
+    the official pipeline. The ignored value is 255, and 65535 for int32 label maps, which have more
+    than 255 classes.
+
+    Args:
+        size: Smallest height and width of the result in pixels.
     """
 
     def __init__(self, size: Sequence[int]) -> None:
@@ -110,19 +125,21 @@ class PadTo(v2.Transform):
 
 
 class PhotometricDistortion(v2.Transform):
-    """Brightness, contrast, saturation and hue, each changed half the time; contrast before or after the others at random.
+    """Changes brightness, contrast, saturation and hue, each with a probability of one half.
 
-    Brightness is added (on the scale of 0 to 255), contrast and saturation multiply (the saturation of HSV), hue turns.
+    Brightness is added (on the scale of 0 to 255), contrast and HSV's saturation are multiplied,
+    and HSV's hue is rotated. Contrast comes before or after the others at random.
 
     Args:
-        brightness: the greatest change in either direction.
-        contrast: least and greatest factor.
-        saturation: least and greatest factor.
-        hue: the greatest turn in either direction, in degrees. The published 18 counts OpenCV's 8-bit hues, of 2° each.
+        brightness: Greatest change in either direction.
+        contrast: Smallest and greatest factor.
+        saturation: Smallest and greatest factor.
+        hue: Greatest rotation in either direction, in degrees. The published value of 18 is in
+            OpenCV's 8-bit units of 2°.
     """
 
     CHANGES = ("brightness", "contrast", "saturation", "hue")
-    PIXELS = 1 << 16  # at once: what one operation leaves is still in cache for the next
+    PIXELS = 1 << 16  # at a time, so that each operation finds the last one's result in the cache
 
     def __init__(
         self,
@@ -132,14 +149,11 @@ class PhotometricDistortion(v2.Transform):
         hue: float = 36.0,
     ) -> None:
         super().__init__()
-        self.brightness, self.contrast, self.saturation, self.hue = (
-            brightness,
-            tuple(contrast),
-            tuple(saturation),
-            hue,
-        )
+        self.brightness, self.hue = brightness, hue
+        self.contrast, self.saturation = tuple(contrast), tuple(saturation)
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Returns a random amount for each change, or None for no change."""
         ranges = (
             (-self.brightness, self.brightness),
             self.contrast,
@@ -164,19 +178,20 @@ class PhotometricDistortion(v2.Transform):
         height = max(1, self.PIXELS // image.shape[-1])
         for rows, target in zip(image.split(height, -2), changed.split(height, -2), strict=True):
             pixels = torch.empty(rows.shape, device=image.device).copy_(rows)
-            target.copy_(self._changed(pixels, params).round_().int())  # by int: twice as fast
+            target.copy_(
+                self._changed(pixels, params).round_().int()
+            )  # twice as fast as a direct conversion
         return tv_tensors.wrap(changed, like=inpt)
 
     def _changed(self, image: Tensor, params: dict[str, Any]) -> Tensor:
-        """RGB (3, H, W) from 0 to 255, changed in place."""
+        """Changes RGB (3, H, W) from 0 to 255 in place."""
         if params["brightness"] is not None:
             image.add_(params["brightness"]).clamp_(0, 255)
         if params["contrast"] is not None and params["contrast_first"]:
             image.mul_(params["contrast"]).clamp_(0, 255)
         if params["hue"] is not None:
-            _turn(
-                image, params["hue"], 1.0 if params["saturation"] is None else params["saturation"]
-            )
+            saturation = 1.0 if params["saturation"] is None else params["saturation"]
+            _rotate_hue(image, params["hue"], saturation)
         elif params["saturation"] is not None:
             _saturate(image, params["saturation"])
         if params["contrast"] is not None and not params["contrast_first"]:
@@ -185,28 +200,31 @@ class PhotometricDistortion(v2.Transform):
 
 
 def _value_and_chroma(image: Tensor) -> tuple[Tensor, Tensor]:
-    """HSV's value, and what it leaves of the least channel; saturation is their ratio."""
+    """Returns HSV's value, the greatest channel, and its chroma, greatest minus smallest channel.
+
+    Saturation is chroma divided by value.
+    """
     red, green, blue = image
-    value = torch.maximum(red, green)
-    least = torch.minimum(red, green)
+    value, smallest = torch.maximum(red, green), torch.minimum(red, green)
     torch.maximum(value, blue, out=value)
-    return value, torch.sub(value, torch.minimum(least, blue, out=least), out=least)
+    torch.minimum(smallest, blue, out=smallest)
+    return value, torch.sub(value, smallest, out=smallest)
 
 
 def _saturate(image: Tensor, factor: float) -> None:
-    """Multiply HSV's saturation, in place; 1 is the most there is."""
+    """Multiplies HSV's saturation, in place, up to at most 1."""
     value, chroma = _value_and_chroma(image)
     factors = torch.minimum(chroma * factor, value).div_(chroma.clamp_min_(1e-6))
     for channel in image:
         torch.addcmul(value, value - channel, factors, value=-1, out=channel)
 
 
-def _turn(image: Tensor, degrees: float, saturation: float) -> None:
-    """Turn HSV's hue and multiply its saturation, in place.
+def _rotate_hue(image: Tensor, degrees: float, saturation: float) -> None:
+    """Rotates HSV's hue and multiplies its saturation, in place.
 
-    The hue h is counted in sixths of the circle, from red; back in RGB a channel is value - chroma · clamp(u, 0, 1), where u is 2 - |h - 3|
-    for red, |h - 2| - 1 for green and |h - 4| - 1 for blue. Choices are blends by masks of 0 and 1: on CPUs PyTorch's `where` takes
-    several times as long.
+    The hue h is in sixths of the circle, from red. In RGB a channel is value - chroma ·
+    clamp(u, 0, 1), where u is 2 - |h - 3| for red, |h - 2| - 1 for green and |h - 4| - 1 for blue.
+    Masks of 0 and 1 blend the cases, as PyTorch's `where` takes several times as long on CPUs.
     """
     red, green, blue = image
     value, chroma = _value_and_chroma(image)
@@ -226,14 +244,15 @@ def _turn(image: Tensor, degrees: float, saturation: float) -> None:
 
 
 class Normalize(v2.Transform):
-    """uint8 images (C, H, W) to float32, normalised; label maps pass.
+    """Normalises uint8 images (C, H, W) to float32; returns label maps unchanged.
 
     Args:
-        normalization: mean, standard deviation and scale, by default ImageNet's. In a fit the
-            network's own takes its place (:meth:`segformer.train.data.SegmentationData.normalize_as`).
+        normalization: Mean, standard deviation and scale, by default ImageNet's. ``segformer fit``
+            replaces it by the network's own
+            (:meth:`segformer.train.data.SegmentationData.normalize_as`).
 
     Raises:
-        TypeError: for an image that is not uint8, whose scale of values is unknown.
+        TypeError: If an image is not uint8, so that its scale of values is unknown.
     """
 
     def __init__(self, normalization: Normalization = IMAGENET) -> None:
@@ -244,12 +263,14 @@ class Normalize(v2.Transform):
         if isinstance(inpt, tv_tensors.Mask):
             return inpt
         if inpt.dtype != torch.uint8:
-            raise TypeError(f"an image of {inpt.dtype}; normalisation takes uint8, 0 to 255")
+            raise TypeError(
+                f"an image of {inpt.dtype}; normalisation takes uint8, 0 to 255: convert it"
+            )
         return tv_tensors.wrap(self.normalization(inpt.as_subclass(Tensor)), like=inpt)
 
 
 def normalizers(transform: Any) -> Iterator[Normalize]:
-    """Every :class:`Normalize` in a transform, and in those that it is composed of."""
+    """Yields every :class:`Normalize` in a transform and in the transforms it is composed of."""
     if isinstance(transform, Normalize):
         yield transform
     for part in getattr(transform, "transforms", ()):
@@ -257,14 +278,14 @@ def normalizers(transform: Any) -> Iterator[Normalize]:
 
 
 class TrainTransform(v2.Compose):
-    """The published augmentation: random scale, crop, flip, photometric distortion, normalisation, padding.
+    """The published augmentation: scale, crop, flip, distort colours, normalise, and pad.
 
     Args:
-        crop_size: height and width of the result in pixels.
-        scale: least and greatest factor of the random scale.
-        base: see :class:`RandomScaledCrop`.
-        cat_max_ratio: see :class:`RandomScaledCrop`.
-        distortion: what becomes of the colours; by default :class:`PhotometricDistortion`.
+        crop_size: Height and width of the result in pixels.
+        scale: Smallest and greatest factor of the random scale.
+        base: See :class:`RandomScaledCrop`.
+        cat_max_ratio: See :class:`RandomScaledCrop`.
+        distortion: Transform of the colours; by default :class:`PhotometricDistortion`.
     """
 
     def __init__(

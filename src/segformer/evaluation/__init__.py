@@ -1,6 +1,6 @@
-"""The papers' protocols of measurement, metrics, and images larger than memory."""
+"""The papers' evaluation protocols, metrics, and images larger than memory."""
 
-from segformer.evaluation.batches import as_batch, normalize_for, own_size_labels, pad_to_least
+from segformer.evaluation.batches import as_batch, normalize_for, own_size_labels, pad_to_min_size
 from segformer.evaluation.large import label_large
 from segformer.evaluation.metrics import Scores
 from segformer.evaluation.protocols import (
@@ -28,5 +28,5 @@ __all__ = [
     "label_large",
     "normalize_for",
     "own_size_labels",
-    "pad_to_least",
+    "pad_to_min_size",
 ]

@@ -1,4 +1,4 @@
-"""Images as the batches that a model takes."""
+"""From images to the batches that a model takes."""
 
 from __future__ import annotations
 
@@ -10,32 +10,35 @@ from torch import Tensor, nn
 
 from segformer.data.normalization import IMAGENET
 from segformer.data.transforms import Normalize, PadTo
-from segformer.models import evaluating
+from segformer.ops.modes import evaluating
 
 
-def pad_to_least(model: Any, images: Tensor) -> Tensor:
-    """Pads images (…, H, W) right and bottom with 0 up to the least size that the model takes."""
-    least = getattr(getattr(model, "backbone", None), "min_size", 1)
-    return PadTo((least, least))(images)
+def pad_to_min_size(model: Any, images: Tensor) -> Tensor:
+    """Pads images (…, H, W) right and bottom with 0 up to the backbone's ``min_size``."""
+    min_size = getattr(getattr(model, "backbone", None), "min_size", 1)
+    return PadTo((min_size, min_size))(images)
 
 
 def own_size_labels(model: Any, images: Tensor) -> Tensor:
-    """Images (B, C, H, W) of any size to labels (B, H, W), by the model's own ``predict``."""
-    labels = model.predict(pad_to_least(model, images))
+    """Returns the labels (B, H, W) of images (B, C, H, W) of any size, by ``model.predict``."""
+    labels = model.predict(pad_to_min_size(model, images))
     return labels[..., : images.shape[-2], : images.shape[-1]]
 
 
 def normalize_for(model: Any) -> Normalize:
-    """The transform that normalises images by a model's ``normalization``, or by ImageNet's."""
+    """Returns the transform of a model's ``normalization``, or of ImageNet's if it has none."""
     return Normalize(getattr(model, "normalization", IMAGENET))
 
 
 def as_batch(model: Any, image: Tensor, device: str | torch.device) -> Tensor:
-    """An image, uint8 (3, H, W), as a batch that the model takes: normalised, padded to its least size, in its precision."""
+    """Returns an image, uint8 (3, H, W), as a batch (1, 3, H', W') that the model takes.
+
+    It is normalised, padded to the model's smallest size, and in the precision of its parameters.
+    """
     dtype = next(model.parameters()).dtype if isinstance(model, nn.Module) else torch.float32
-    return pad_to_least(model, normalize_for(model)(image))[None].to(device, dtype)
+    return pad_to_min_size(model, normalize_for(model)(image))[None].to(device, dtype)
 
 
 def in_evaluation(model: Any) -> AbstractContextManager[Any]:
-    """Evaluation mode inside, for what has one."""
+    """Context manager with the model in evaluation mode, if it is a module."""
     return evaluating(model) if isinstance(model, nn.Module) else nullcontext()

@@ -1,4 +1,4 @@
-"""What is measured of a segmentation, from its confusion matrix."""
+"""The metrics of a segmentation, from its confusion matrix."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from segformer.data.classes import Classes
 
 @dataclass(frozen=True)
 class Scores:
-    """Shares from 0 to 1. A class that is neither in the labels nor predicted has IoU NaN and counts in no mean.
+    """Scores from 0 to 1.
+
+    A class that is neither in the labels nor in the predictions has an IoU of NaN, and is left out
+    of the means.
 
     Args:
-        miou: mean of the classes' intersections over unions.
-        pixel_accuracy: share of the labelled pixels that are right (aAcc).
-        iou: each class's intersection over union.
-        mean_accuracy: mean of the classes' accuracies (mAcc).
-        accuracy: share of each class's labelled pixels that are right.
-        confusion: pixels (K, K), rows the labels and columns the predictions.
+        miou: Mean of the classes' intersections over unions.
+        pixel_accuracy: Share of correct pixels in all labelled pixels (aAcc).
+        iou: Intersection over union of each class.
+        mean_accuracy: Mean of the classes' accuracies (mAcc).
+        accuracy: Share of correct pixels in each class's labelled pixels.
+        confusion: Number of pixels (K, K): rows are labels, columns are predictions.
     """
 
     miou: float
@@ -33,22 +36,22 @@ class Scores:
 
     @classmethod
     def of(cls, confusion: Tensor) -> Scores:
-        """Scores of a (K, K) matrix of pixel counts, rows the labels and columns the predictions."""
+        """Returns the scores of a confusion matrix (K, K): rows are labels, columns predictions."""
         confusion = confusion.double()
-        right = confusion.diagonal()
-        iou = right / (confusion.sum(0) + confusion.sum(1) - right)
-        accuracy = right / confusion.sum(1)
-        means = (
-            float(iou.nanmean()),
-            float(right.sum() / confusion.sum()),
-            float(accuracy.nanmean()),
-        )
+        correct = confusion.diagonal()
+        iou = correct / (confusion.sum(0) + confusion.sum(1) - correct)
+        accuracy = correct / confusion.sum(1)
         return cls(
-            means[0], means[1], tuple(iou.tolist()), means[2], tuple(accuracy.tolist()), confusion
+            miou=float(iou.nanmean()),
+            pixel_accuracy=float(correct.sum() / confusion.sum()),
+            iou=tuple(iou.tolist()),
+            mean_accuracy=float(accuracy.nanmean()),
+            accuracy=tuple(accuracy.tolist()),
+            confusion=confusion,
         )
 
     def table(self, classes: Classes) -> str:
-        """Per-class IoU and accuracy, their means, and the pixel accuracy, in per cent."""
+        """Returns a table of the IoU and accuracy of each class, and their means, in per cent."""
         names = self.names(classes)
         width = max(14, *map(len, names))
         columns = zip(names, self.iou, self.accuracy, strict=True)
@@ -64,7 +67,7 @@ class Scores:
         return "\n".join([f"{'class':{width}}   IoU %   Acc %", line, *rows, line, *means])
 
     def to_dict(self, classes: Classes) -> dict[str, Any]:
-        """The scores by name, as strict JSON has them: ``None`` in place of NaN."""
+        """Returns the scores by name, for strict JSON with ``None`` in place of NaN."""
         means = {
             "miou": self.miou,
             "mean_accuracy": self.mean_accuracy,
@@ -81,7 +84,7 @@ class Scores:
         }
 
     def names(self, classes: Classes) -> tuple[str, ...]:
-        """The classes' names; one logit tells a single class from a second one, which is everything else."""
+        """Returns the names of the classes, and of everything else for a single class."""
         if (len(classes), len(self.iou)) == (1, 2):
             return (*classes.names, f"not {classes.names[0]}")
         return tuple(classes.names)

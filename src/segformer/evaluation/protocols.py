@@ -1,7 +1,7 @@
-"""The papers' protocols of measurement, for any module that maps images to logits.
+"""The papers' evaluation protocols, for any module that maps images to logits.
 
-An image is fitted into a size, labelled whole or through windows that overlap, at one size or several, and flipped; the probabilities of
-all of these are averaged at the image's own size.
+An image is resized, and labelled whole or in overlapping windows, at one scale or several, and
+flipped. The class probabilities of all these passes are averaged at the image's own size.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from segformer.data.classes import ignore_index
 from segformer.data.labels import check_labels
-from segformer.evaluation.batches import in_evaluation, normalize_for, pad_to_least
+from segformer.evaluation.batches import in_evaluation, normalize_for, pad_to_min_size
 from segformer.evaluation.metrics import Scores
 from segformer.ops import upsample, with_background
 
@@ -25,30 +25,32 @@ ToLogits = Callable[[Tensor], Tensor]
 
 
 def own_size_logits(model: ToLogits, images: Tensor) -> Tensor:
-    """Images (B, C, H, W) of any size to logits (B, K, H, W)."""
-    padded = pad_to_least(model, images)
+    """Returns the logits (B, K, H, W) of images (B, C, H, W) of any size."""
+    padded = pad_to_min_size(model, images)
     return upsample(model(padded), padded.shape[-2:])[..., : images.shape[-2], : images.shape[-1]]
 
 
 @dataclass(frozen=True)
 class Whole:
-    """Images as they are."""
+    """Labels whole images."""
 
     def logits(self, model: ToLogits, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) to logits (B, K, H, W)."""
+        """Returns the logits (B, K, H, W) of images (B, C, H, W)."""
         return own_size_logits(model, images)
 
 
 @dataclass(frozen=True)
 class Slide:
-    """Windows of ``crop_size``, ``stride`` apart, the last ones moved back to the border; logits are averaged where they overlap.
+    """Labels images in windows, and averages the logits of windows that overlap.
+
+    The last windows of a row or column are moved back to the border.
 
     Args:
-        crop_size: height and width of a window in pixels.
-        stride: pixels between two windows, down and across.
+        crop_size: Height and width of a window in pixels.
+        stride: Vertical and horizontal distance of two windows in pixels.
 
     Raises:
-        ValueError: when windows would leave gaps.
+        ValueError: If there would be gaps between windows.
     """
 
     crop_size: Size
@@ -59,33 +61,32 @@ class Slide:
             0 < stride <= crop for stride, crop in zip(self.stride, self.crop_size, strict=True)
         ):
             raise ValueError(
-                f"stride={self.stride} must be from 1 to crop_size={self.crop_size}, or pixels between windows get no label"
+                f"stride={self.stride} must be from 1 to crop_size={self.crop_size}; with a "
+                "greater one, pixels between windows get no label"
             )
 
     def starts(self, height: int, width: int) -> tuple[list[int], list[int]]:
-        """Where windows start, down and across."""
+        """Returns the top rows and the left columns of the windows."""
 
-        def along(side: int, crop: int, stride: int) -> list[int]:
-            count = max(0, -(-(side - crop) // stride)) + 1
-            return [max(0, min(place * stride, side - crop)) for place in range(count)]
+        def along(length: int, crop: int, stride: int) -> list[int]:
+            count = max(0, -(-(length - crop) // stride)) + 1
+            return [max(0, min(k * stride, length - crop)) for k in range(count)]
 
-        return along(height, self.crop_size[0], self.stride[0]), along(
-            width, self.crop_size[1], self.stride[1]
+        return (
+            along(height, self.crop_size[0], self.stride[0]),
+            along(width, self.crop_size[1], self.stride[1]),
         )
 
     def logits(self, model: ToLogits, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) to logits (B, K, H, W)."""
+        """Returns the logits (B, K, H, W) of images (B, C, H, W)."""
         tops, lefts = self.starts(*images.shape[-2:])
         total: Any = None
         count = images.new_zeros(images.shape[-2:])
         for top in tops:
             for left in lefts:
-                rows, columns = (
-                    slice(top, top + self.crop_size[0]),
-                    slice(left, left + self.crop_size[1]),
-                )
-                crop = images[:, :, rows, columns]
-                logits = own_size_logits(model, crop)
+                rows = slice(top, top + self.crop_size[0])
+                columns = slice(left, left + self.crop_size[1])
+                logits = own_size_logits(model, images[:, :, rows, columns])
                 if total is None:
                     total = logits.new_zeros(*logits.shape[:2], *images.shape[-2:])
                 total[:, :, rows, columns] += logits
@@ -95,14 +96,16 @@ class Slide:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How images are measured.
+    """How images are labelled for an evaluation.
 
     Args:
         mode: :class:`Whole` or :class:`Slide`.
-        scale: long and short side in pixels into which an image is fitted, its proportions kept; by default its own size.
-        multiple: what its sides are then rounded up to, which bends its proportions a little (the official code's aligned resize).
-        ratios: factors of the size, one pass each.
-        flip: a pass more each, mirrored.
+        scale: Long and short side in pixels that an image is fitted into, with its aspect ratio; by
+            default its own size.
+        multiple: Its height and width are then rounded up to multiples of this number, which
+            changes the aspect ratio slightly (the official code's aligned resize).
+        ratios: Factors of the size, with one pass for each.
+        flip: Whether each pass is repeated with the mirrored image.
     """
 
     mode: Whole | Slide = Whole()
@@ -112,13 +115,13 @@ class Protocol:
     flip: bool = False
 
     def sizes(self, height: int, width: int) -> list[Size]:
-        """The height and width of each pass."""
+        """Returns the height and width of each pass."""
         fit = 1.0
         if self.scale is not None:
             fit = min(max(self.scale) / max(height, width), min(self.scale) / min(height, width))
 
-        def rounded(side: float) -> int:
-            return max(1, -(-int(side + 0.5) // self.multiple)) * self.multiple
+        def rounded(length: float) -> int:
+            return max(1, -(-int(length + 0.5) // self.multiple)) * self.multiple
 
         return [
             (rounded(height * fit * ratio), rounded(width * fit * ratio)) for ratio in self.ratios
@@ -127,7 +130,13 @@ class Protocol:
     def probabilities(
         self, model: ToLogits, images: Tensor, size: Sequence[int] | None = None
     ) -> Tensor:
-        """Images (B, C, H, W), normalised, to the mean of all passes' class probabilities (B, K, *size*); by default at their own size."""
+        """Returns the class probabilities (B, K, *size*), the mean of all passes.
+
+        Args:
+            model: Module that maps images to logits.
+            images: Normalised images (B, C, H, W).
+            size: Height and width of the result; by default those of the images.
+        """
         wanted = tuple(images.shape[-2:] if size is None else size)
         total: Any = 0
         for resized in self.sizes(images.shape[-2], images.shape[-1]):
@@ -140,14 +149,18 @@ class Protocol:
 
     @torch.no_grad()
     def predict(self, model: Any, images: Tensor, size: Sequence[int] | None = None) -> Tensor:
-        """Images (B, C, H, W), normalised, to labels (B, *size*) int64; the model, where it is a module, in evaluation mode."""
+        """Returns the labels (B, *size*), int64; the arguments are those of :meth:`probabilities`.
+
+        A module is in evaluation mode meanwhile.
+        """
         with in_evaluation(model):
             return self.probabilities(model, images, size).argmax(1)
 
 
 WINDOWS = Slide((1024, 1024), (768, 768))  # Cityscapes'
 
-# By data set: at one size, and with test-time augmentation, as the official code measured (its tools/test.py with and without --aug-test).
+# By data set, as in the official code: at one size (tools/test.py), and the ratios of its test-time
+# augmentation (--aug-test).
 TTA_RATIOS = {
     "ade20k": (0.75, 0.875, 1.0, 1.125, 1.25),
     "ade20k-640": (0.75, 0.875, 1.0, 1.125, 1.25),
@@ -165,10 +178,10 @@ PROTOCOLS = {
 
 
 def find_protocol(name: str, tta: bool = False) -> Protocol:
-    """A protocol by its name, with the papers' test-time augmentation where it is asked for.
+    """Returns a protocol by its name, with the papers' test-time augmentation if ``tta`` is set.
 
     Raises:
-        ValueError: when there is none of this name.
+        ValueError: If there is no protocol of this name.
     """
     if name not in PROTOCOLS:
         raise ValueError(f"unknown protocol {name!r}; choose one of {', '.join(PROTOCOLS)}")
@@ -182,29 +195,28 @@ def evaluate(
     *,
     device: str | torch.device = "cpu",
 ) -> Scores:
-    """The scores of any module that maps normalised images (B, 3, H, W) to logits, of any size, on a data set.
+    """Returns the scores of a model on a data set.
 
     Args:
-        model: the module, or any function; a Hugging Face model is given as ``lambda images: model(images).logits``. Images are normalised
-            by its ``normalization``, where it has one, and by ImageNet's mean and standard deviation otherwise.
-        dataset: samples (image uint8 (3, H, W), label (H, W)) and their ``classes``; 255 counts nowhere, and 65535 in place
-            of it for more than 255 classes.
-        protocol: how images are measured; by default whole, at their own size.
-        device: where the model lies.
+        model: Module or function that maps normalised images (B, 3, H, W) to logits of any size;
+            for a Hugging Face model, ``lambda images: model(images).logits``. Its
+            ``normalization`` is used if it has one, otherwise ImageNet's.
+        dataset: Samples (image uint8 (3, H, W), label (H, W)), with ``classes``. The label 255 is
+            ignored, or 65535 for more than 255 classes.
+        protocol: How images are labelled; by default whole, at their own size.
+        device: Device of the model.
     """
     from torchmetrics.classification import MulticlassConfusionMatrix
 
-    protocol = protocol or Protocol()
-    classes = len(dataset.classes)
-    confusion = MulticlassConfusionMatrix(max(2, classes), ignore_index=ignore_index(classes)).to(
-        device
-    )
-    prepare = normalize_for(model)
+    protocol, normalize = protocol or Protocol(), normalize_for(model)
+    num_labels = max(2, len(dataset.classes))
+    confusion = MulticlassConfusionMatrix(
+        num_labels, ignore_index=ignore_index(len(dataset.classes))
+    ).to(device)
     for index in tqdm(range(len(dataset)), "evaluate", unit="image"):
         image, label = dataset[index]
-        check_labels(label, max(2, classes), f"label map {index}")
-        images = prepare(image)[None].to(device)
-        confusion.update(
-            protocol.predict(model, images, label.shape), label[None].long().to(device)
-        )
+        check_labels(label, num_labels, f"label map {index}")
+        images = normalize(image)[None].to(device)
+        predicted = protocol.predict(model, images, label.shape)
+        confusion.update(predicted, label[None].long().to(device))
     return Scores.of(confusion.compute())

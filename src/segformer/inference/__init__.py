@@ -1,5 +1,5 @@
-"""From files to label maps and pictures."""
+"""From image files to label maps and pictures."""
 
-from segformer.inference.pipeline import label_array, label_file, main, plan
+from segformer.inference.pipeline import label_array, label_file, label_files, plan
 
-__all__ = ["label_array", "label_file", "main", "plan"]
+__all__ = ["label_array", "label_file", "label_files", "plan"]

@@ -16,9 +16,9 @@ IGNORED = (0, 0, 0)
 
 
 def indexed(labels: np.ndarray, classes: Classes) -> Image.Image:
-    """Labels (H, W) as a picture whose pixel values are the class indices.
+    """Returns labels (H, W) as a picture whose pixel values are the class indices.
 
-    Up to 255 classes it has a palette of their colours; for more it is grey, of 16 bits.
+    It has a palette of the classes' colours. For more than 255 classes it is 16-bit grey.
     """
     image = Image.fromarray(labels.astype(file_type(len(classes))))
     if classes.ignore_index == IGNORE_INDEX:
@@ -28,7 +28,7 @@ def indexed(labels: np.ndarray, classes: Classes) -> Image.Image:
 
 
 def colored(labels: np.ndarray, classes: Classes) -> Image.Image:
-    """Labels (H, W) as an RGB picture of the classes' colours; ignored pixels are black."""
+    """Returns labels (H, W) as an RGB picture in the classes' colours; ignored pixels are black."""
     colors = np.zeros((classes.ignore_index + 1, 3), np.uint8)
     colors[: len(classes)] = classes.colors
     return Image.fromarray(colors[labels])
@@ -37,16 +37,19 @@ def colored(labels: np.ndarray, classes: Classes) -> Image.Image:
 def overlay(
     image: Image.Image, labels: np.ndarray, classes: Classes, alpha: float = 0.55
 ) -> Image.Image:
-    """The colours of the labels (H, W), at opacity ``alpha``, over an image of the same size; ignored pixels show the image alone."""
+    """Returns an image under the colours of its labels (H, W), with opacity ``alpha``.
+
+    Ignored pixels show the image without colour.
+    """
     is_ignored = labels == classes.ignore_index
     opacity = Image.fromarray(np.where(is_ignored, 0, round(255 * alpha)).astype(np.uint8))
     return Image.composite(colored(labels, classes), image.convert("RGB"), opacity)
 
 
 def with_legend(picture: Image.Image, labels: np.ndarray, classes: Classes) -> Image.Image:
-    """A picture above the colours and names of the classes that occur in its labels (H, W).
+    """Returns a picture above the colours and names of the classes in its labels (H, W).
 
-    Text grows with the picture: a name is readable where a whole photograph fits a screen.
+    The text is larger for larger pictures, so that it is readable when they are scaled to a screen.
     """
     shown = [k for k in np.unique(labels).tolist() if k != classes.ignore_index]
     if not shown:
@@ -61,11 +64,11 @@ def with_legend(picture: Image.Image, labels: np.ndarray, classes: Classes) -> I
 def legend(
     classes: Classes, width: int, shown: Sequence[int] | None = None, text: int = TEXT
 ) -> Image.Image:
-    """A box of colour and a name for each class, in as many rows as ``width`` pixels need.
+    """Returns a picture with a box of colour and a name for each class.
 
     Args:
-        classes: Names and colours.
-        width: Width in pixels; a name that needs more makes it wider.
+        classes: Names and colours of the classes.
+        width: Width in pixels; greater if a name does not fit into it.
         shown: Indices of the classes, by default all.
         text: Size of the text in pixels.
     """
@@ -78,15 +81,20 @@ def legend(
     rows = -(-len(shown) // columns)
     image = Image.new("RGB", (width, rows * row + gap), "white")
     draw = ImageDraw.Draw(image)
-    for place, k in enumerate(shown):
-        x, y = place % columns * column + gap, place // columns * row + gap
+    for position, k in enumerate(shown):
+        x, y = position % columns * column + gap, position // columns * row + gap
         draw.rectangle((x, y, x + box, y + text), classes.colors[k], "black")
         draw.text((x + box + gap, y + text // 2), classes.names[k], "black", font, anchor="lm")
     return image
 
 
 def sheet(columns: Mapping[str, Sequence[Image.Image]], classes: Classes) -> Image.Image:
-    """Pictures side by side under their column's title, a row a sample, the legend below."""
+    """Returns a table of pictures under their columns' titles, with a legend at the bottom.
+
+    Args:
+        columns: Pictures by the title of their column; each row is one sample.
+        classes: Names and colours of the classes.
+    """
     font = ImageFont.load_default(18)
     widths = [max(picture.width for picture in pictures) for pictures in columns.values()]
     heights = [

@@ -1,12 +1,11 @@
-"""From image files to label maps: ``segformer predict WEIGHTS IMAGE… --out DIR``."""
+"""From image files to label maps."""
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
 import tempfile
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -20,49 +19,49 @@ from segformer.evaluation import WINDOWS, Slide, as_batch, label_large
 from segformer.inference.pictures import indexed, overlay, with_legend
 from segformer.models import SegFormer, SegmentationModel
 
-ARRAY = ".npy"  # an image of any size, mapped into memory
+ARRAY = ".npy"  # images of any size, which are mapped into memory
 
 
 def label_file(
     model: SegmentationModel, path: str | os.PathLike[str], slide: Slide | None = None
 ) -> tuple[Image.Image, np.ndarray]:
-    """An image file, turned upright, and its labels (H, W) at its own size.
+    """Returns an image, turned upright, and its labels (H, W).
 
     Labels are uint8, or uint16 for more than 255 classes.
 
     Args:
-        model: the network.
-        path: the image file.
-        slide: label it through windows, for images larger than what the network was trained on, or whose logits are larger than memory.
+        model: The model.
+        path: Path of the image file.
+        slide: Windows for images much larger than those of the training, or whose logits do not fit
+            into memory; by default the image is labelled whole.
 
     Raises:
-        ValueError: naming the file, when it cannot be decoded.
+        ValueError: If the file cannot be decoded. The message names it.
     """
     image, device = read_image(path), next(model.parameters()).device
-    if slide is not None and (
-        image.shape[1] > slide.crop_size[0] or image.shape[2] > slide.crop_size[1]
-    ):
-        pixels = image.permute(1, 2, 0).numpy()
-        labels = np.zeros(pixels.shape[:2], file_type(model.num_classes))
+    height, width = image.shape[1:]
+    pixels = image.permute(1, 2, 0).numpy()
+    if slide is not None and (height > slide.crop_size[0] or width > slide.crop_size[1]):
+        labels = np.zeros((height, width), file_type(model.num_classes))
         label_large(model, pixels, labels, slide, device=device)
-        return Image.fromarray(pixels), labels
-    predicted = model.predict(as_batch(model, image, device))[0, : image.shape[1], : image.shape[2]]
-    labels = predicted.cpu().numpy().astype(file_type(model.num_classes))
-    return Image.fromarray(image.permute(1, 2, 0).numpy()), labels
+    else:
+        predicted = model.predict(as_batch(model, image, device))[0, :height, :width]
+        labels = predicted.cpu().numpy().astype(file_type(model.num_classes))
+    return Image.fromarray(pixels), labels
 
 
 def label_array(model: SegmentationModel, path: Path, target: Path, slide: Slide) -> np.ndarray:
-    """An image that need not fit into memory, ``.npy``, RGB uint8 (H, W, 3), and its labels, another: mapped, not read.
+    """Labels an ``.npy`` image that need not fit into memory; returns the labels (H, W), mapped.
 
     Args:
-        model: the network.
-        path: the image's file.
-        target: the labels' file, uint8 (H, W), or uint16 for more than 255 classes; it is there
-            when all of it is.
-        slide: the windows, of which a band at a time is in memory.
+        model: The model.
+        path: File of the image, RGB uint8 (H, W, 3).
+        target: File for the labels, uint8 (H, W), or uint16 for more than 255 classes. It is
+            created when it is complete.
+        slide: The windows.
 
     Raises:
-        ValueError: naming the file, when it holds no RGB image.
+        ValueError: If the file holds no RGB image. The message names it.
     """
     partial = target.with_name(f".{target.name}.part")
     try:
@@ -82,131 +81,151 @@ def label_array(model: SegmentationModel, path: Path, target: Path, slide: Slide
 def plan(
     sources: Iterable[str], out: Path, overwrite: bool = False, share: slice = slice(None)
 ) -> dict[Path, tuple[Path, ...]]:
-    """The files to write for each image of the given files and folders: label map ``out/NAME.png`` and ``out/NAME_overlay.png``.
+    """Returns the files to write for each image: ``out/NAME.png`` and ``out/NAME_overlay.png``.
 
-    Of ``NAME.npy``, given by itself, it is ``out/NAME.npy`` alone. Subfolders are kept. Of several processes each takes its ``share``.
+    For ``NAME.npy`` it is only ``out/NAME.npy``. Subfolders are kept.
+
+    Args:
+        sources: Image files, and folders of them.
+        out: Folder to write into.
+        overwrite: Whether existing files are replaced; an image to label never is.
+        share: Part of the images that this process labels.
 
     Raises:
-        FileNotFoundError: when a file or folder is missing or a folder holds no image.
-        FileExistsError: when a file to write is there already, unless ``overwrite`` says so; an image to label is never overwritten.
-        ValueError: when two images would share a file to write.
+        FileNotFoundError: If a file or folder is missing or a folder holds no image.
+        FileExistsError: If a file to write exists already.
+        ValueError: If two images would be written to the same file.
     """
     targets_of: dict[Path, tuple[Path, ...]] = {}
     for source in map(Path, sources):
         if not source.exists():
             raise FileNotFoundError(f"no image or folder {str(source)!r}")
-        folder, paths = (
-            (source, find_images(source)) if source.is_dir() else (source.parent, [source])
-        )
-        for path in paths:
-            target = out / path.relative_to(folder)
-            label_map = target.with_suffix(".png")
-            targets_of[path] = (
-                (target,)
-                if path.suffix == ARRAY
-                else (label_map, label_map.with_name(f"{target.stem}_overlay.png"))
-            )
+        folder = source if source.is_dir() else source.parent
+        for path in find_images(source) if source.is_dir() else [source]:
+            targets_of[path] = _targets(out / path.relative_to(folder))
+    _check_distinct(targets_of)
     images = {path.resolve() for path in targets_of}
-    taken: dict[Path, Path] = {}
+    own = dict(list(targets_of.items())[share])
+    for target in chain(*own.values()):
+        if target.resolve() in images or (target.exists() and not overwrite):
+            raise FileExistsError(
+                f"{str(target)!r} exists already; choose another folder with --out, or add "
+                "--overwrite"
+            )
+    return own
+
+
+def _targets(path: Path) -> tuple[Path, ...]:
+    """Returns the files to write for an image of this path in the output folder."""
+    if path.suffix == ARRAY:
+        return (path,)
+    label_map = path.with_suffix(".png")
+    return label_map, label_map.with_name(f"{path.stem}_overlay.png")
+
+
+def _check_distinct(targets_of: dict[Path, tuple[Path, ...]]) -> None:
+    source_of: dict[Path, Path] = {}
     for path, targets in targets_of.items():
         for target in targets:
-            if target in taken:
-                both = f"{str(taken[target])!r} and {str(path)!r}"
+            if target in source_of:
                 raise ValueError(
-                    f"{both} would both be written to {str(target)!r}; label them one by one"
+                    f"{str(source_of[target])!r} and {str(path)!r} would both be written to "
+                    f"{str(target)!r}; label them one by one, into different folders"
                 )
-            taken[target] = path
-    mine = dict(list(targets_of.items())[share])
-    for targets in mine.values():
-        for target in targets:
-            if target.resolve() in images or (target.exists() and not overwrite):
-                raise FileExistsError(
-                    f"{str(target)!r} is there already; choose another folder with --out, or add --overwrite"
-                )
-    return mine
+            source_of[target] = path
 
 
-def main(args: list[str]) -> None:
-    """``segformer predict``: writes ``NAME.png`` and ``NAME_overlay.png`` for each image.
+def label_files(
+    weights: str,
+    sources: Iterable[str],
+    out: Path,
+    *,
+    windows: tuple[int, int] | None = None,
+    overwrite: bool = False,
+    device: str | None = None,
+) -> None:
+    """Writes ``NAME.png`` and ``NAME_overlay.png`` for each image, and prints the classes' shares.
 
-    They are class indices with their palette, and colours over the image with their legend.
+    The first file holds the class indices, with a palette; the second the image under the classes'
+    colours, with a legend. Processes that ``torchrun`` starts share the images.
+
+    Args:
+        weights: File, folder or Hugging Face id of the model.
+        sources: Image files, or folders of images.
+        out: Folder of the written files; made if it is missing.
+        windows: Size and stride of square windows for images much larger than those of the
+            training; by default images are labelled whole.
+        overwrite: Replace files of an earlier run.
+        device: Such as ``"cpu"``; by default the GPU, if there is one.
+
+    Raises:
+        OSError: If a file or folder is missing, exists already or cannot be written.
+        ValueError: If images cannot be read; the others are still labelled.
     """
-    parser = argparse.ArgumentParser(
-        "segformer predict", description="Label images with a trained network."
-    )
-    parser.add_argument(
-        "weights",
-        help="file, folder or Hugging Face id, in any layout that SegFormer.from_pretrained reads",
-    )
-    parser.add_argument(
-        "images",
-        nargs="+",
-        help="image files, or folders of them; NAME.npy, uint8 (H, W, 3), need not fit into memory",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        help="folder for the label maps and overlays; made where it is missing",
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace label maps and overlays of an earlier run"
-    )
-    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=device, help="such as cpu or cuda:0")
-    what = "label through square windows, such as 1024 768; in memory are the logits of a band, classes × CROP × the width × 4 bytes"
-    parser.add_argument("--slide", type=int, nargs=2, metavar=("CROP", "STRIDE"), help=what)
-    options = parser.parse_args(args)
-    try:
-        _predict(options)
-    except (OSError, ValueError) as error:
-        sys.exit(f"segformer predict: {error}")
-
-
-def _predict(options: argparse.Namespace) -> None:
-    share = slice(
-        int(os.environ.get("RANK", 0)), None, int(os.environ.get("WORLD_SIZE", 1))
-    )  # torchrun's
-    targets_of = plan(options.images, options.out, options.overwrite, share)
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=options.out).close()
-    except OSError as error:
-        raise OSError(
-            f"the folder {str(options.out)!r} cannot be written ({error.strerror}); choose another with --out"
-        ) from error
-    model = SegFormer.from_pretrained(options.weights).to(options.device)
-    slide = Slide((options.slide[0],) * 2, (options.slide[1],) * 2) if options.slide else None
-    counts = np.zeros(max(2, len(model.classes)), dtype=np.int64)  # one logit tells two apart
-    refused = []
+    slide = Slide((windows[0],) * 2, (windows[1],) * 2) if windows else None
+    targets_of = plan(sources, out, overwrite, _share())
+    _check_writable(out)
+    model = SegFormer.from_pretrained(weights).to(device or _default_device())
+    counts = np.zeros(max(2, len(model.classes)), dtype=np.int64)  # one logit is for two classes
+    errors = []
     for path, targets in tqdm(targets_of.items(), "predict", unit="image"):
-        targets[0].parent.mkdir(parents=True, exist_ok=True)
         try:
-            if path.suffix == ARRAY:
-                labels = label_array(model, path, targets[0], slide or WINDOWS)
-            else:
-                image, labels = label_file(model, path, slide)
-                indexed(labels, model.classes).save(targets[0])
-                shown = overlay(image, labels, model.classes)
-                with_legend(shown, labels, model.classes).save(targets[1])
-        except ValueError as error:  # one broken image must not cost the others
-            refused.append(str(error))
+            labels = _label_and_save(model, path, targets, slide)
+        except ValueError as error:  # the other images are still labelled
+            errors.append(str(error))
             continue
-        for row in labels:  # counted one by one: NumPy counts in a copy of eight times the size
+        for row in labels:  # by rows, as NumPy counts in a copy of eight times the size
             counts += np.bincount(row, minlength=len(counts))
     if counts.any():
         print(_histogram(counts, model))
-    print(f"{len(targets_of) - len(refused)} images labelled in {options.out}")
-    if refused:
-        raise ValueError("; ".join(refused))
+    print(f"{len(targets_of) - len(errors)} images labelled in {out}")
+    if errors:
+        raise ValueError("; ".join(errors))
+
+
+def _share() -> slice:
+    """Returns this process's share of the images, as ``torchrun`` numbers its processes."""
+    return slice(int(os.environ.get("RANK", 0)), None, int(os.environ.get("WORLD_SIZE", 1)))
+
+
+def _default_device() -> str:
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+
+
+def _check_writable(folder: Path) -> None:
+    """Makes a folder; raises OSError if no file can be written into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise OSError(
+            f"the folder {str(folder)!r} cannot be written ({error.strerror}); choose another with "
+            "--out"
+        ) from error
+
+
+def _label_and_save(
+    model: SegmentationModel, path: Path, targets: tuple[Path, ...], slide: Slide | None
+) -> np.ndarray:
+    """Writes the files of an image; returns its labels (H, W)."""
+    targets[0].parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ARRAY:
+        return label_array(model, path, targets[0], slide or WINDOWS)
+    image, labels = label_file(model, path, slide)
+    label_map, picture = targets
+    indexed(labels, model.classes).save(label_map)
+    shown = overlay(image, labels, model.classes)
+    with_legend(shown, labels, model.classes).save(picture)
+    return labels
 
 
 def _histogram(counts: np.ndarray, model: SegmentationModel) -> str:
-    """Each class's share of all pixels, the greatest first."""
+    """Returns a table of each class's share of the pixels, the greatest first."""
     shares = counts / counts.sum()
-    width = max(map(len, model.classes.names))
+    names = model.classes.names
+    width = max(map(len, names))
     rows = [
-        f"{model.classes.names[k]:{width}}  {100 * shares[k]:6.2f} %  {'#' * round(40 * shares[k])}".rstrip()
+        f"{names[k]:{width}}  {100 * shares[k]:6.2f} %  {'#' * round(40 * shares[k])}".rstrip()
         for k in np.argsort(-shares, kind="stable")
         if counts[k]
     ]

@@ -1,4 +1,8 @@
-"""The all-MLP decoder of SegFormer (arXiv 2105.15203, section 3.2)."""
+"""The all-MLP decoder of SegFormer (arXiv 2105.15203, section 3.2).
+
+``all_mlp`` and ``upsample_and_fuse`` return what the equations beside them say. Their plain
+definitions are in :mod:`segformer.ops`, together with faster implementations.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +13,14 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segformer.networks.config import Config
+from segformer.networks.config import Config, check_at_least_1, check_features
 from segformer.networks.initialization import init_weights
 from segformer.ops import all_mlp, upsample_and_fuse
 
 
 @dataclass(frozen=True)
 class AllMLPConfig(Config):
-    """The arguments of :class:`AllMLPHead`, which describes them.
+    """The arguments of :class:`AllMLPHead`, checked; see there for their meaning.
 
     Raises:
         ValueError: as :class:`AllMLPHead`.
@@ -30,34 +34,30 @@ class AllMLPConfig(Config):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "in_channels", tuple(self.in_channels))
-        if self.num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, got {self.num_classes}")
-        if self.channels < 1:
-            raise ValueError(f"the decoder's width must be at least 1 channel, got {self.channels}")
-        if not self.in_channels:
-            raise ValueError("in_channels is empty; the head needs at least one feature map")
+        check_features(self.in_channels)
+        check_at_least_1(num_classes=self.num_classes, channels=self.channels)
 
 
 class AllMLPHead(nn.Module):
-    """The all-MLP decoder (equation 4).
+    """The all-MLP decoder (equation 4), with BatchNorm, ReLU and dropout as released.
 
-    It projects each level to ``channels``, upsamples all to the finest, concatenates them, coarsest
-    first, fuses them, and classifies each pixel:
-
-        F̂_i = Linear(C_i, C)(F_i)
-        F̂_i = Upsample(H/4 × W/4)(F̂_i)
-        F = ReLU(BatchNorm(Linear(4C, C)(Concat(F̂_i))))
+        F̂_i = Linear(C_i, C)(F_i)                                    for each level i
+        F̂_i = Upsample(H/4 × W/4)(F̂_i)                               bilinear, align_corners=False
+        F = ReLU(BatchNorm(Linear(4C, C)(Concat(F̂_4, F̂_3, F̂_2, F̂_1))))
         M = Linear(C, K)(Dropout(F))
 
+    The second and third Linear act on (B, C, H, W): they are 1×1 convolutions. The concatenation is
+    coarsest first, as in the released weights. The caller upsamples M to the size of the image.
+
     Args:
-        in_channels: number of channels of each feature map, finest first.
+        in_channels: number of channels C_i of each feature map, finest first.
         num_classes: number of classes K.
-        channels: width of the decoder (256 in B0 and B1, 768 in B2 to B5).
+        channels: width C of the decoder (256 in B0 and B1, 768 in B2 to B5).
         dropout: probability that a whole channel is dropped before the classifier.
         norm_eps: BatchNorm epsilon.
 
     Attributes:
-        config: the arguments that build this head again.
+        config: the arguments, from which the head can be built again.
 
     Raises:
         ValueError: if ``num_classes`` or ``channels`` is below 1, or there are no feature maps.
@@ -78,6 +78,7 @@ class AllMLPHead(nn.Module):
         self.projections = nn.ModuleList(
             self.projection(c, channels, norm_eps) for c in in_channels
         )
+        # No bias: BatchNorm has one.
         self.fuse = nn.Conv2d(len(in_channels) * channels, channels, 1, bias=False)
         self.norm = nn.BatchNorm2d(channels, eps=norm_eps)
         self.dropout = nn.Dropout2d(dropout)
@@ -86,22 +87,23 @@ class AllMLPHead(nn.Module):
 
     @staticmethod
     def projection(in_channels: int, channels: int, norm_eps: float) -> nn.Module:
-        """The layer that projects one level to the decoder's width."""
+        """The layer that projects one level to the decoder's width; it has no norm here."""
         return nn.Linear(in_channels, channels)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Maps (B, C_i, H_i, W_i), finest first, to logits (B, num_classes, H_0, W_0)."""
+        """Maps (B, C_i, H_i, W_i), finest first, to logits (B, num_classes, H_1, W_1)."""
+        # The four lines of equation 4 above, in one function, because all are fused where possible.
         return all_mlp(
             features, self.projections, self.fuse, self.norm, self.dropout, self.classifier
         )
 
 
 class MMSegHead(AllMLPHead):
-    """The all-MLP decoder as mmsegmentation builds it.
+    """The all-MLP decoder of mmsegmentation, for its checkpoints.
 
     Each level goes through a 1×1 convolution, BatchNorm and ReLU before it is upsampled, and the
-    concatenation is finest first. Arguments and attributes are those of :class:`AllMLPHead`; a width
-    of 256 is what its configurations use for all variants.
+    concatenation is finest first. Arguments and attributes are those of :class:`AllMLPHead`;
+    mmsegmentation's configurations use a width of 256 for all variants.
     """
 
     @staticmethod
@@ -109,10 +111,15 @@ class MMSegHead(AllMLPHead):
         """The layers that project one level to the decoder's width."""
         conv = nn.Conv2d(in_channels, channels, 1, bias=False)
         norm = nn.BatchNorm2d(channels, eps=norm_eps)
+        # The names are those of mmsegmentation's own module.
         return nn.Sequential(OrderedDict(conv=conv, norm=norm, act=nn.ReLU()))
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Maps (B, C_i, H_i, W_i), finest first, to logits (B, num_classes, H_0, W_0)."""
+        """Maps (B, C_i, H_i, W_i), finest first, to logits (B, num_classes, H_1, W_1)."""
         levels = [project(x) for x, project in zip(features, self.projections, strict=True)]
-        x = self.norm(upsample_and_fuse(levels, self.fuse))
-        return self.classifier(self.dropout(F.relu(x)))
+        x: Tensor = upsample_and_fuse(
+            levels, self.fuse
+        )  # (B, C, H_1, W_1): fuse(concat(upsample(levels)))
+        x = self.dropout(F.relu(self.norm(x)))
+        x = self.classifier(x)
+        return x

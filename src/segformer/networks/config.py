@@ -1,20 +1,39 @@
-"""What builds a part again."""
+"""The arguments that build a part again."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
 
-class Config:
+class Config(Mapping[str, Any]):
     """Base of the frozen dataclasses that hold a part's arguments: ``type(part)(**part.config)``.
 
-    The values are numbers, names, and tuples and mappings of them, so that a file can hold them.
+    As a mapping it has what a file can hold: numbers, strings, and lists and mappings of them.
     """
 
-    def keys(self) -> list[str]:
-        """The names of the arguments."""
-        return [field.name for field in fields(self)]  # type: ignore[arg-type]
-
     def __getitem__(self, name: str) -> Any:
-        return getattr(self, name)
+        if name not in iter(self):
+            raise KeyError(name)
+        value = getattr(self, name)
+        return list(value) if isinstance(value, tuple) else value
+
+    def __iter__(self) -> Iterator[str]:
+        return (field.name for field in fields(self))  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(fields(self))  # type: ignore[arg-type]
+
+
+def check_at_least_1(**sizes: int) -> None:
+    """Raises ValueError if a size is below 1."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
+
+
+def check_features(in_channels: tuple[int, ...]) -> None:
+    """Raises ValueError if there are no feature maps for a head."""
+    if not in_channels:
+        raise ValueError("in_channels is empty; the head needs at least one feature map")

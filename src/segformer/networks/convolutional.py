@@ -1,19 +1,22 @@
-"""The convolutional Segformer of Phil Wang's segformer-pytorch: MiT's stages with other parts, under a head without non-linearities.
+"""The convolutional Segformer of Phil Wang's segformer-pytorch: MiT's stages with other parts.
 
-Where it differs from the paper's network: no biases in the attention, whose keys and values come straight from one strided convolution;
-a LayerNorm of its own; a pointwise convolution more in the Mix-FFN, whose expansion is 8, 8, 4, 4 (the paper's table 6, not its weights);
-no norm after a patch embedding or a stage; nearest-neighbour upsampling; neither BatchNorm, ReLU nor dropout in the head.
+It differs from the paper's network as follows. The attention has no biases, and its keys and values
+come from one strided convolution. LayerNorm adds epsilon outside the root. The Mix-FFN has one more
+pointwise convolution, and its expansion is 8, 8, 4, 4 (the paper's table 6, not its weights). No
+norm follows a patch embedding or a stage. The head upsamples by nearest neighbour, and has no
+BatchNorm, ReLU or dropout.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from segformer.networks.config import Config, check_at_least_1, check_features
 from segformer.networks.images import smallest_side
 from segformer.networks.initialization import init_weights
 from segformer.networks.mit import (
@@ -31,7 +34,7 @@ PerStage = int | Sequence[int]
 
 
 class ChannelNorm(nn.Module):
-    """(x - mean) / (standard deviation + eps) over the channels of (B, H, W, C); eps is outside the root."""
+    """(x - mean) / (standard deviation + eps) over the channels of a map (B, H, W, C)."""
 
     def __init__(self, dim: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -45,18 +48,25 @@ class ChannelNorm(nn.Module):
 
 
 class KeysAndValues(nn.Module):
-    """Keys and values (B, ⌊H/R⌋, ⌊W/R⌋, 2C) of a map (B, H, W, C), by one convolution of stride R."""
+    """Keys and values of a map by one R×R convolution of stride R.
+
+    (B, H, W, C) → (B, ⌊H/R⌋, ⌊W/R⌋, 2C)
+    """
 
     def __init__(self, dim: int, ratio: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(dim, 2 * dim, ratio, ratio, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        x = self.conv(x.permute(0, 3, 1, 2))
+        return x.permute(0, 2, 3, 1)
 
 
 class ConvolutionalAttention(EfficientSelfAttention):
-    """Attention without biases, whose keys and values are one convolution. (B, H, W, C) → (B, H, W, C)."""
+    """Attention without biases, whose keys and values are one convolution.
+
+    (B, H, W, C) → (B, H, W, C)
+    """
 
     def __init__(self, dim: int, heads: int, ratio: int) -> None:
         nn.Module.__init__(self)
@@ -72,25 +82,81 @@ class SeparableConv(nn.Sequential):
 
     def __init__(self, channels: int) -> None:
         depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
-        super().__init__(
-            OrderedDict(depthwise=depthwise, pointwise=nn.Conv2d(channels, channels, 1))
-        )
+        pointwise = nn.Conv2d(channels, channels, 1)
+        super().__init__(OrderedDict(depthwise=depthwise, pointwise=pointwise))
         self.out_channels = channels
 
 
 class ConvolutionalFFN(MixFFN):
-    """Mix-FFN with a separable convolution in the depthwise one's place. (B, H, W, C) → (B, H, W, C)."""
+    """Mix-FFN with a separable convolution instead of the depthwise one.
+
+    (B, H, W, C) → (B, H, W, C)
+    """
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__(dim, hidden_dim, nn.GELU())
         self.dwconv = SeparableConv(hidden_dim)  # type: ignore[assignment]
 
 
-class ConvolutionalMiT(Pyramid):
-    """MiT's stages with the convolutional parts; arguments as for :class:`~segformer.ConvSegFormer`.
+@dataclass(frozen=True)
+class ConvolutionalMiTConfig(Config):
+    """The arguments of :class:`ConvolutionalMiT`, with one value a stage.
 
     Raises:
-        ValueError: when an argument has neither one value nor one a stage, or heads do not divide the channels.
+        ValueError: as :class:`ConvolutionalMiT`.
+    """
+
+    dims: PerStage = (32, 64, 160, 256)
+    heads: PerStage = (1, 2, 5, 8)
+    ff_expansion: PerStage = (8, 8, 4, 4)
+    reduction_ratio: PerStage = (8, 4, 2, 1)
+    num_layers: PerStage = 2
+    in_channels: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("dims", "heads", "ff_expansion", "reduction_ratio", "num_layers"):
+            object.__setattr__(self, name, one_a_stage(name, getattr(self, name)))
+        check_at_least_1(in_channels=self.in_channels)
+        for dim, heads in zip(self.dims, self.heads, strict=True):  # type: ignore[arg-type]
+            if dim % heads:
+                raise ValueError(
+                    f"a stage of {dim} channels cannot be split into {heads} heads; "
+                    f"choose a divisor of {dim}"
+                )
+
+
+def one_a_stage(name: str, values: PerStage) -> tuple[int, ...]:
+    """Returns four values, or one value four times.
+
+    Raises:
+        ValueError: if there are neither one value nor four, or a value is below 1.
+    """
+    four = (values,) * 4 if isinstance(values, int) else tuple(values)
+    if len(four) != 4 or min(four) < 1:
+        raise ValueError(f"{name}={values!r} is neither one positive integer nor four, one a stage")
+    return four
+
+
+class ConvolutionalMiT(Pyramid):
+    """MiT's four stages with the convolutional parts.
+
+    Each argument but ``in_channels`` is one value, or four, one a stage.
+
+    Args:
+        dims: number of channels.
+        heads: number of attention heads.
+        ff_expansion: width of the Mix-FFN over the stage's channels.
+        reduction_ratio: how many times coarser keys and values are than queries, a side.
+        num_layers: number of blocks.
+        in_channels: number of channels of the images.
+
+    Attributes:
+        channels: number of channels of each feature map, finest first.
+        config: the arguments that build this encoder again.
+
+    Raises:
+        ValueError: if an argument has neither one value nor four, a value is below 1, or heads do
+            not divide the channels.
     """
 
     def __init__(
@@ -102,89 +168,73 @@ class ConvolutionalMiT(Pyramid):
         num_layers: PerStage = 2,
         in_channels: int = 3,
     ) -> None:
-        given = {
-            "dims": dims,
-            "heads": heads,
-            "ff_expansion": ff_expansion,
-            "reduction_ratio": reduction_ratio,
-            "num_layers": num_layers,
-        }
-        sizes = {name: one_a_stage(name, values) for name, values in given.items()}
-        if in_channels < 1:
-            raise ValueError(f"in_channels must be at least 1, got {in_channels}")
-        stages, before = [], in_channels
-        for s, (dim, head, expansion, ratio, depth) in enumerate(zip(*sizes.values(), strict=True)):
-            if dim % head:
-                raise ValueError(
-                    f"a stage of {dim} channels cannot be split into {head} heads; choose a divisor of {dim}"
-                )
-            embed = OverlapPatchEmbed(before, dim, *patch(s), lambda dim: nn.Identity())
-            blocks: list[nn.Module] = [
-                Block(
-                    dim,
-                    ConvolutionalAttention(dim, head, ratio),
-                    ConvolutionalFFN(dim, expansion * dim),
-                    ChannelNorm,
-                )
-                for _ in range(depth)
-            ]
-            stages.append(Stage(embed, blocks, nn.Identity()))
-            before = dim
-        super().__init__(
-            stages, in_channels, sizes["dims"], smallest_side(sizes["reduction_ratio"])
+        config = ConvolutionalMiTConfig(
+            dims, heads, ff_expansion, reduction_ratio, num_layers, in_channels
         )
-        self.config: dict[str, Any] = {**sizes, "in_channels": in_channels}
+        sizes: list[tuple[int, ...]] = list(config.values())[:-1]
+        stages, channels = [], in_channels
+        for s, (dim, head, expansion, ratio, depth) in enumerate(zip(*sizes, strict=True)):
+            embed = OverlapPatchEmbed(channels, dim, *patch(s), lambda dim: nn.Identity())
+            blocks = [block(dim, head, ratio, expansion) for _ in range(depth)]
+            stages.append(Stage(embed, blocks, nn.Identity()))
+            channels = dim
+        dims, _, _, ratios, _ = sizes
+        super().__init__(stages, in_channels, tuple(dims), smallest_side(ratios))
+        self.config = config
 
 
-def one_a_stage(name: str, values: PerStage) -> tuple[int, ...]:
-    """Four values, or one repeated.
+def block(dim: int, heads: int, ratio: int, expansion: int) -> nn.Module:
+    """One transformer block of the convolutional parts."""
+    attn = ConvolutionalAttention(dim, heads, ratio)
+    ffn = ConvolutionalFFN(dim, expansion * dim)
+    return Block(dim, attn, ffn, ChannelNorm)
+
+
+@dataclass(frozen=True)
+class LinearHeadConfig(Config):
+    """The arguments of :class:`LinearHead`, which describes them.
 
     Raises:
-        ValueError: on another number of values, or one below 1.
+        ValueError: as :class:`LinearHead`.
     """
-    four = (values,) * 4 if isinstance(values, int) else tuple(values)
-    if len(four) != 4 or min(four) < 1:
-        raise ValueError(f"{name}={values!r} is neither one positive integer nor four, one a stage")
-    return four
+
+    in_channels: tuple[int, ...]
+    num_classes: int
+    channels: int = 256
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "in_channels", tuple(self.in_channels))
+        check_features(self.in_channels)
+        check_at_least_1(num_classes=self.num_classes, channels=self.channels)
 
 
 class LinearHead(nn.Module):
-    """The decoder: 1×1 convolutions and nearest-neighbour upsampling, nothing that is not linear.
+    """A decoder of 1×1 convolutions and nearest-neighbour upsampling, without non-linearities.
 
-    Each level is projected to ``channels`` and upsampled to the finest; the concatenation, finest
-    first, is fused and classified by two more 1×1 convolutions.
+    It projects each level to ``channels``, upsamples all to the finest, and applies two more 1×1
+    convolutions to the concatenation, finest first: one that fuses, one that classifies.
 
     Args:
-        in_channels: channels of the feature maps, finest first.
-        num_classes: classes to tell apart.
-        channels: the decoder's width.
+        in_channels: number of channels of each feature map, finest first.
+        num_classes: number of classes K.
+        channels: width of the decoder.
 
     Attributes:
-        config: the arguments that build this head again, JSON-able.
+        config: the arguments that build this head again.
 
     Raises:
-        ValueError: when ``num_classes`` or ``channels`` is below 1.
+        ValueError: if ``num_classes`` or ``channels`` is below 1, or there are no feature maps.
     """
 
     def __init__(self, in_channels: Sequence[int], num_classes: int, channels: int = 256) -> None:
         super().__init__()
-        if num_classes < 1 or channels < 1:
-            raise ValueError(
-                f"num_classes and the decoder's width must be at least 1, got {num_classes} and {channels}"
-            )
-        self.config: dict[str, Any] = {
-            "in_channels": list(in_channels),
-            "num_classes": num_classes,
-            "channels": channels,
-        }
+        self.config = LinearHeadConfig(tuple(in_channels), num_classes, channels)
         self.num_classes = num_classes
-        self.projections: Any = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in in_channels)
-        self.fuse: Any = nn.Conv2d(
-            len(in_channels) * channels, channels, 1
-        )  # the concatenation is finest first
-        self.classifier: Any = nn.Conv2d(channels, num_classes, 1)
+        self.projections = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in in_channels)
+        self.fuse = nn.Conv2d(len(in_channels) * channels, channels, 1)
+        self.classifier = nn.Conv2d(channels, num_classes, 1)
         self.apply(init_weights)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Feature maps (B, C_i, H_i, W_i), finest first, to logits (B, num_classes, H_0, W_0)."""
+        """Maps (B, C_i, H_i, W_i), finest first, to logits (B, num_classes, H_0, W_0)."""
         return linear_head(features, self.projections, self.fuse, self.classifier)

@@ -1,4 +1,4 @@
-"""Which images an encoder takes, and what it refuses."""
+"""Which images an encoder takes."""
 
 from __future__ import annotations
 
@@ -13,44 +13,49 @@ torch.fx.wrap("check_images")  # it reads shapes, which torch.fx does not have w
 def smallest_side(sr_ratios: Sequence[int]) -> int:
     """Height and width in pixels of the smallest image, at least 32.
 
-    Below it some stage's map would be smaller than one cell of its sequence reduction.
+    In a smaller one, the map of some stage would be smaller than one cell of its sequence
+    reduction.
     """
-    return max(32, *(4 * 2**s * ratio for s, ratio in enumerate(sr_ratios)))
+    return max(32, *((4 << s) * ratio for s, ratio in enumerate(sr_ratios)))
 
 
 def check_images(images: Tensor, in_channels: int, min_size: int) -> None:
-    """Refuse anything but float images (B, ``in_channels``, H, W) of at least ``min_size``.
+    """Check that images are float (B, ``in_channels``, H, W), with H and W ≥ ``min_size``.
 
     Raises:
-        ValueError: naming the shape or type that was given, and the cure.
+        ValueError: if they are not.
     """
+    shape = tuple(images.shape)
     if images.ndim != 4:
         raise ValueError(
-            f"images must be (B, C, H, W), got shape {tuple(images.shape)}; add the batch dimension with images[None]"
+            f"images must be (B, C, H, W), got shape {shape}; add the batch dimension with "
+            "images[None]"
         )
     channels, height, width = images.shape[1:]
     if channels != in_channels:
         raise ValueError(
-            f"images have {channels} channels (shape {tuple(images.shape)}), the model takes "
-            f"{in_channels}; build it with in_channels={channels}, or permute the images to "
-            "(B, C, H, W)"
+            f"images have {channels} channels (shape {shape}), the model takes {in_channels}; "
+            f"build it with in_channels={channels}, or permute the images to (B, C, H, W)"
         )
     if height < min_size or width < min_size:
         raise ValueError(
-            f"images of {height}×{width} are too small; at least {min_size}×{min_size}: resize or pad them"
+            f"images of {height}×{width} are too small; at least {min_size}×{min_size}: "
+            "resize or pad them"
         )
     if not images.is_floating_point():
         raise ValueError(
-            f"images are {images.dtype}; convert them to float and normalise with the ImageNet mean and std"
+            f"images are {images.dtype}; convert them to float and normalise with the ImageNet "
+            "mean and std"
         )
 
 
 def refuse_scripting(self: nn.Module) -> None:
-    """What torch.jit.script calls before it compiles a module.
+    """Called by torch.jit.script before it compiles a module (``__prepare_scriptable__``).
 
     Raises:
         NotImplementedError: always, since TorchScript cannot compile these networks.
     """
     raise NotImplementedError(
-        f"torch.jit.script cannot compile {type(self).__name__}; PyTorch has deprecated it: use torch.export.export, or torch.jit.trace"
+        f"torch.jit.script cannot compile {type(self).__name__}; PyTorch has deprecated it: use "
+        "torch.export.export, or torch.jit.trace"
     )

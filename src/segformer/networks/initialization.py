@@ -1,4 +1,4 @@
-"""How every layer starts, in backbone and head alike."""
+"""Initialisation of the layers of backbones and heads."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from torch import nn
 def init_weights(module: nn.Module) -> None:
     """Initialise one layer in place; meant for :meth:`torch.nn.Module.apply`.
 
-    Linear layers: normal with standard deviation 0.02, truncated at ±2. Convolutions: normal with variance 2 / fan-out, where the
-    fan-out of a grouped convolution counts one group only. Biases: zero. Norms keep PyTorch's weight 1 and bias 0.
+    Linear layers: normal with standard deviation 0.02, truncated at ±2. Convolutions: normal with
+    variance 2 / fan-out, where the fan-out of a grouped convolution is that of one group. Biases:
+    zero. Norms keep PyTorch's weight 1 and bias 0.
     """
     if isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=0.02)

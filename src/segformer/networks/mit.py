@@ -1,7 +1,12 @@
 """MiT, the hierarchical Mix Transformer encoder of SegFormer (arXiv 2105.15203, section 3.1).
 
-Inside a stage a map stays (B, H, W, C): it carries its own shape, and permuted to (B, C, H, W) it is
-channels-last memory, so that convolutions and the pyramid share it without a copy.
+Where the released weights differ from the paper's text, the comments say so.
+
+Inside a stage a map is (B, H, W, C): the tensor carries height and width, and its view
+(B, C, H, W) has the channels-last memory format, so that convolutions need no copy.
+
+``linear``, ``attention`` and ``mix_ffn`` return what the equations beside them say. Their plain
+definitions are in :mod:`segformer.ops`, together with faster implementations for some devices.
 """
 
 from __future__ import annotations
@@ -16,29 +21,30 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from segformer.networks.config import Config
+from segformer.networks.config import Config, check_at_least_1
 from segformer.networks.images import check_images, refuse_scripting, smallest_side
 from segformer.networks.initialization import init_weights
 from segformer.ops import attention, linear, mix_ffn
 
-Norm = Callable[[int], nn.Module]
+Norm = Callable[[int], nn.Module]  # makes a norm for a number of channels
 
 
 @dataclass(frozen=True)
 class Variant(Config):
-    """One size of SegFormer (paper, table 6). Each tuple has one value a stage.
+    """One size of SegFormer (table 6). Each tuple has one value per stage.
 
     Args:
-        dims: number of channels.
-        depths: number of blocks.
-        decoder_channels: width of the decoder.
-        heads: number of attention heads.
-        sr_ratios: how many times coarser keys and values are than queries, a side.
-        mlp_ratio: width of the Mix-FFN over the stage's channels: 4 in every stage of the released
-            weights; the paper's table prints 8, 8, 4, 4.
+        dims: number of channels C_i.
+        depths: number of blocks L_i.
+        decoder_channels: width C of the decoder (section 4.2).
+        heads: number of attention heads N_i.
+        sr_ratios: factor R_i by which keys and values are coarser than queries, along each side.
+        mlp_ratio: hidden channels of the Mix-FFN divided by C_i, the same in all stages: 4 in the
+            released weights, while table 6 prints 8, 8, 4, 4.
 
     Raises:
-        ValueError: if the tuples differ in length, or heads do not divide the channels.
+        ValueError: if the tuples differ in length, a number is below 1, or heads do not divide the
+            channels.
     """
 
     dims: tuple[int, ...]
@@ -50,16 +56,21 @@ class Variant(Config):
 
     def __post_init__(self) -> None:
         for name in ("dims", "depths", "heads", "sr_ratios"):
-            values = tuple(getattr(self, name))
+            values = tuple(getattr(self, name))  # a file has lists
             object.__setattr__(self, name, values)
             if len(values) != len(self.dims):
                 raise ValueError(
-                    f"{name}={values} does not have one value a stage; dims={self.dims} has {len(self.dims)}"
+                    f"{name}={values} does not have one value a stage; dims={self.dims} has "
+                    f"{len(self.dims)}"
                 )
+        for name in ("dims", "heads", "sr_ratios"):
+            check_at_least_1(**{name: min(getattr(self, name), default=0)})
+        check_at_least_1(decoder_channels=self.decoder_channels, mlp_ratio=self.mlp_ratio)
         for dim, heads in zip(self.dims, self.heads, strict=True):
             if dim % heads:
                 raise ValueError(
-                    f"a stage of {dim} channels cannot be split into {heads} heads; choose a divisor of {dim}"
+                    f"a stage of {dim} channels cannot be split into {heads} heads; "
+                    f"choose a divisor of {dim}"
                 )
 
 
@@ -74,7 +85,7 @@ VARIANTS = {
 
 
 def find_variant(variant: str | Variant | Mapping[str, Any]) -> Variant:
-    """The :class:`Variant` of a name or of its fields, or the variant itself.
+    """Returns the :class:`Variant` of this name or with these fields; a variant is returned as is.
 
     Raises:
         ValueError: if no variant has this name.
@@ -89,7 +100,7 @@ def find_variant(variant: str | Variant | Mapping[str, Any]) -> Variant:
 
 
 def variant_name(variant: Variant) -> str | None:
-    """The name of the encoder with these sizes in :data:`VARIANTS`, under a decoder of any width."""
+    """Returns the name in :data:`VARIANTS` of the variant with the same encoder, or None."""
     for name, known in VARIANTS.items():
         if replace(variant, decoder_channels=known.decoder_channels) == known:
             return name
@@ -97,7 +108,9 @@ def variant_name(variant: Variant) -> str | None:
 
 
 class OverlapPatchEmbed(nn.Module):
-    """Overlapped patch merging (section 3.1): a strided convolution of overlapping patches, a norm.
+    """Overlapped patch merging (section 3.1): a convolution whose stride is below its kernel size.
+
+    The released network adds a LayerNorm.
 
     (B, C_in, H, W) → (B, ⌈H/stride⌉, ⌈W/stride⌉, C_out)
     """
@@ -110,14 +123,18 @@ class OverlapPatchEmbed(nn.Module):
         self.norm = norm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.proj(x)  # (B, C_out, H/stride, W/stride)
-        return self.norm(x.permute(0, 2, 3, 1))
+        x = self.proj(x)  # (B, C_out, ⌈H/stride⌉, ⌈W/stride⌉)
+        x = self.norm(x.permute(0, 2, 3, 1))
+        return x
 
 
 class SpatialReduction(nn.Module):
     """The sequence reduction before keys and values (section 3.1, equation 2).
 
-    The paper reshapes each R×R patch into one token and projects it: an R×R convolution of stride R.
+    The sequence of H·W tokens becomes R² times shorter: the R×R tokens of a square are projected to
+    one, by a convolution of kernel size and stride R. Equation 2 calls R what is R² here (64, 16,
+    4, 1); table 6 has R = 8, 4, 2, 1. The released network adds a LayerNorm, and drops the rows and
+    columns beyond the last whole square.
 
     (B, H, W, C) → (B, ⌊H/R⌋, ⌊W/R⌋, C)
     """
@@ -128,14 +145,16 @@ class SpatialReduction(nn.Module):
         self.norm = norm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(x.permute(0, 3, 1, 2))  # (B, C, H/R, W/R)
-        return self.norm(x.permute(0, 2, 3, 1))
+        x = self.conv(x.permute(0, 3, 1, 2))  # (B, C, ⌊H/R⌋, ⌊W/R⌋)
+        x = self.norm(x.permute(0, 2, 3, 1))
+        return x
 
 
 class EfficientSelfAttention(nn.Module):
     """Self-attention over a reduced sequence of keys and values (section 3.1, equations 1 and 2).
 
-    Attention(Q, K, V) = softmax(Q Kᵀ / √d_head) V for each head; then a projection.
+    For each head: Attention(Q, K, V) = softmax(Q Kᵀ / √d_head) V. The heads, of C / ``heads``
+    channels each, are concatenated and projected.
 
     (B, H, W, C) → (B, H, W, C)
     """
@@ -150,15 +169,16 @@ class EfficientSelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q = linear(x, self.q)  # (B, H, W, C)
-        kv = linear(self.reduce(x), self.kv)  # (B, H/R, W/R, 2C): keys, then values
-        return linear(attention(q, kv, self.heads), self.proj)
+        kv = linear(self.reduce(x), self.kv)  # (B, ⌊H/R⌋, ⌊W/R⌋, 2C): all keys, then all values
+        x = attention(q, kv, self.heads)  # (B, H, W, C): equation 1, heads concatenated
+        return linear(x, self.proj)
 
 
 class MixFFN(nn.Module):
     """Mix-FFN (section 3.1, equation 3): MLP(GELU(Conv3×3(MLP(x)))).
 
-    The zero padding of the depthwise convolution tells positions, so that no position embedding is
-    needed. The residual is the block's.
+    Each MLP is one linear layer, and the convolution is depthwise. Its zero padding leaks the
+    position, so that no position embedding is needed. :class:`Block` adds the residual.
 
     (B, H, W, C) → (B, H, W, C)
     """
@@ -171,13 +191,15 @@ class MixFFN(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        # fc2(act(dwconv(fc1(x)))), with hidden_dim channels between fc1 and fc2
         return mix_ffn(x, self.fc1, self.dwconv, self.act, self.fc2)
 
 
 class Block(nn.Module):
-    """One transformer block, norms first: attention, then Mix-FFN.
+    """One transformer block (figure 2): attention, then Mix-FFN, each after a norm.
 
-    Each is a residual that is dropped at random in training (stochastic depth).
+    As in the released network, each residual branch is skipped at random in training, image by
+    image (stochastic depth).
 
     (B, H, W, C) → (B, H, W, C)
     """
@@ -194,13 +216,14 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.ffn(self.norm2(x)))
+        x = x + self.drop_path(self.ffn(self.norm2(x)))
+        return x
 
 
 class Stage(nn.Module):
-    """One level of the pyramid: patch embedding, blocks, norm.
+    """One stage of figure 2: patch merging, then blocks. The released network adds a norm.
 
-    (B, C_in, H, W) → (B, C_out, ⌈H/s⌉, ⌈W/s⌉), in channels-last memory
+    (B, C_in, H, W) → (B, C_out, ⌈H/stride⌉, ⌈W/stride⌉), in channels-last memory
     """
 
     def __init__(self, embed: nn.Module, blocks: list[nn.Module], norm: nn.Module) -> None:
@@ -211,23 +234,27 @@ class Stage(nn.Module):
         self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.embed(x)  # (B, H/s, W/s, C_out)
+        x = self.embed(x)  # (B, ⌈H/stride⌉, ⌈W/stride⌉, C_out)
         for block in self.blocks:
             x = checkpoint(block, x, use_reentrant=False) if self.grad_checkpointing else block(x)
-        return self.norm(x).permute(0, 3, 1, 2)
+        x = self.norm(x)
+        return x.permute(0, 3, 1, 2)
 
 
 class Pyramid(nn.Module):
-    """Stages in a row, each with a coarser map than the one before.
+    """A sequence of stages, whose maps are the features: base of all encoders of this shape.
 
     Args:
         stages: modules from (B, C, H, W) to a coarser map.
         in_channels: number of channels of the images.
         channels: number of channels of each feature map, finest first.
-        min_size: height and width in pixels of the smallest image.
+        min_size: smallest height and width of an image, in pixels.
+
+    Attributes:
+        STEM: name of the weight that has one input channel per channel of the images.
     """
 
-    STEM = "stages.0.embed.proj.weight"  # the first convolution, which reads the images' channels
+    STEM = "stages.0.embed.proj.weight"
 
     def __init__(
         self,
@@ -243,30 +270,31 @@ class Pyramid(nn.Module):
         self.min_size = min_size
         self.apply(init_weights)
 
-    __prepare_scriptable__ = refuse_scripting
+    __prepare_scriptable__ = refuse_scripting  # torch.jit.script calls it
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations.
 
-        Training takes less memory and about a third more time.
+        Training takes less memory, and one more forward pass.
         """
         for stage in self.stages:
             stage.grad_checkpointing = enable  # type: ignore[assignment]
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Images (B, C, H, W) to four maps (B, C_i, ⌈H/s⌉, ⌈W/s⌉), s = 4, 8, 16, 32, finest first.
+        """Images (B, C, H, W) to maps (B, C_i, ⌈H/s_i⌉, ⌈W/s_i⌉), s_i = 4, 8, 16, 32.
 
         Raises:
-            ValueError: if the images are not (B, ``in_channels``, H ≥ 32, W ≥ 32).
+            ValueError: if the images are not (B, ``in_channels``, H, W), or H or W is below
+                ``min_size``.
         """
-        return self.pyramid(images, len(self.stages))
+        return self.first_features(images, len(self.stages))
 
-    def pyramid(self, images: Tensor, depth: int) -> list[Tensor]:
-        """The maps of the first ``depth`` stages."""
+    def first_features(self, images: Tensor, count: int) -> list[Tensor]:
+        """The maps of the first ``count`` stages, for models that use no others."""
         check_images(images, self.in_channels, self.min_size)
-        x = images.contiguous(memory_format=torch.channels_last)
+        x = images.contiguous(memory_format=torch.channels_last)  # then every map is
         features = []
-        for stage in self.stages[:depth]:
+        for stage in self.stages[:count]:
             x = stage(x)
             features.append(x)
         return features
@@ -274,7 +302,7 @@ class Pyramid(nn.Module):
 
 @dataclass(frozen=True)
 class MiTConfig(Config):
-    """The arguments of :class:`MiT`, which describes them.
+    """The arguments of :class:`MiT`, checked; see there for their meaning.
 
     Raises:
         ValueError: as :class:`MiT`.
@@ -290,9 +318,8 @@ class MiTConfig(Config):
     def __post_init__(self) -> None:
         size = find_variant(self.variant)
         if not isinstance(self.variant, str):
-            object.__setattr__(self, "variant", asdict(size))
-        if self.in_channels < 1:
-            raise ValueError(f"in_channels must be at least 1, got {self.in_channels}")
+            object.__setattr__(self, "variant", asdict(size))  # plain values, for a file
+        check_at_least_1(in_channels=self.in_channels)
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path is a probability below 1, got {self.drop_path}")
         if self.act not in MiT.ACTIVATIONS:
@@ -301,7 +328,7 @@ class MiTConfig(Config):
 
 
 class MiT(Pyramid):
-    """The Mix Transformer encoder (section 3.1): four stages, each at half the resolution before.
+    """The Mix Transformer encoder (section 3.1): stages at strides 4, 8, 16 and 32.
 
     Args:
         variant: ``"b0"`` … ``"b5"``, or a :class:`Variant` of your own (or its fields).
@@ -309,7 +336,7 @@ class MiT(Pyramid):
         drop_path: stochastic-depth rate of the last block; it rises linearly from 0 at the first.
         norm_eps: LayerNorm epsilon in the blocks and at the end of a stage (1e-6 in the released
             weights).
-        embed_norm_eps: LayerNorm epsilon after a patch embedding and after the sequence reduction
+        embed_norm_eps: LayerNorm epsilon after patch merging and after the sequence reduction
             (1e-5 in the released weights).
         act: activation in Mix-FFN: ``"gelu"`` (exact, as released) or ``"gelu_tanh"``.
 
@@ -343,26 +370,28 @@ class MiT(Pyramid):
         embed_norm = partial(nn.LayerNorm, eps=embed_norm_eps)
         rates = iter(linear_rates(drop_path, sum(size.depths)))
 
-        def block(dim: int, heads: int, sr_ratio: int) -> nn.Module:
-            attn = EfficientSelfAttention(dim, heads, sr_ratio, embed_norm)
+        def make_block(dim: int, heads: int, ratio: int, rate: float) -> nn.Module:
+            # The released weights' sequence reduction has the epsilon of patch merging.
+            attn = EfficientSelfAttention(dim, heads, ratio, embed_norm)
             ffn = MixFFN(dim, size.mlp_ratio * dim, self.ACTIVATIONS[act]())
-            return Block(dim, attn, ffn, norm, next(rates))
+            return Block(dim, attn, ffn, norm, rate)
 
-        stages, channels = [], in_channels
-        for s, (dim, depth) in enumerate(zip(size.dims, size.depths, strict=True)):
-            embed = OverlapPatchEmbed(channels, dim, *patch(s), embed_norm)
-            blocks = [block(dim, size.heads[s], size.sr_ratios[s]) for _ in range(depth)]
+        stages, before = [], in_channels
+        sizes = zip(size.dims, size.depths, size.heads, size.sr_ratios, strict=True)
+        for i, (dim, depth, heads, ratio) in enumerate(sizes):
+            embed = OverlapPatchEmbed(before, dim, *patch(i), embed_norm)
+            blocks = [make_block(dim, heads, ratio, next(rates)) for _ in range(depth)]
             stages.append(Stage(embed, blocks, norm(dim)))
-            channels = dim
+            before = dim
         super().__init__(stages, in_channels, size.dims, smallest_side(size.sr_ratios))
         self.config = config
 
 
 def patch(stage: int) -> tuple[int, int]:
-    """Kernel size and stride of a stage's patch embedding (section 3.1)."""
+    """Kernel size and stride of a stage's patch merging (section 3.1); stages count from 0."""
     return (3, 2) if stage else (7, 4)
 
 
 def linear_rates(last: float, depth: int) -> list[float]:
-    """Stochastic-depth rates that rise linearly from 0 at the first block to that of the last."""
+    """The stochastic-depth rates of all blocks: linear from 0 at the first to ``last``."""
     return [last * block / max(1, depth - 1) for block in range(depth)]

@@ -1,12 +1,13 @@
-"""Any of timm's feature pyramids or Vision Transformers as a backbone."""
+"""Any feature pyramid or Vision Transformer of timm as a backbone."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import timm
 import torch
@@ -17,9 +18,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from segformer.data.normalization import IMAGENET, Normalization
+from segformer.networks.config import Config, check_at_least_1
 from segformer.ops import upsample
 
-# Arguments that say where weights come from; what is built of a file has them from the file.
+# Arguments that say where weights come from. A model that is built for a file has them from the
+# file.
 SOURCES = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 # Arguments of the functions that build a timm model, and not of the model.
 BUILDERS = {
@@ -29,43 +32,88 @@ BUILDERS = {
 }
 
 
+@dataclass(frozen=True)
+class TimmConfig(Config):
+    """The arguments of :class:`TimmBackbone`, which describes them, but for ``pretrained``.
+
+    The entries of ``options`` are entries of this mapping, too.
+
+    Raises:
+        ValueError: as :class:`TimmBackbone`.
+    """
+
+    name: str
+    in_channels: int = 3
+    out_indices: tuple[int, ...] = ()
+    class_token: bool = True
+    positions: str = "bicubic"
+    fit: str = "resize"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    FITS: ClassVar[tuple[str, ...]] = ("resize", "pad")
+    POSITIONS: ClassVar[tuple[str, ...]] = ("bicubic", "bilinear")
+
+    def __post_init__(self) -> None:
+        check_at_least_1(in_channels=self.in_channels)
+        for name, known in (("positions", self.POSITIONS), ("fit", self.FITS)):
+            if self[name] not in known:
+                raise ValueError(f"{name}={self[name]!r}; choose one of {', '.join(known)}")
+        options = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in self.options.items()
+            if name not in SOURCES
+        }
+        object.__setattr__(self, "options", options)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from (name for name in super().__iter__() if name != "options")
+        yield from self.options
+
+    def __len__(self) -> int:
+        return super().__len__() - 1 + len(self.options)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.options[name] if name in self.options else super().__getitem__(name)
+
+
 class TimmBackbone(nn.Module):
     """A timm model's feature maps, finest first, at any image size.
 
-    Where a model takes whole patches or windows only, or drops what is left over, the image is interpolated (or padded, see ``fit``)
-    to the next size that divides. A Vision Transformer's position embedding is resampled to the image's grid, its class and other
-    prefix tokens are left out of the maps. The few models that timm builds for one size of image (such as maxvit, hiera and coat) take
-    no other.
+    Some models take whole patches or windows only, or drop the rest of an image. Then the image is
+    interpolated, or padded, to the next size that divides. A Vision Transformer's position
+    embedding is resampled to the image's grid, and its class and other prefix tokens are in no map.
+    The few models that timm builds for one image size, such as maxvit, hiera and coat, take no
+    other.
 
     Args:
         name: timm's name, such as ``"resnet50"`` or ``"vit_large_patch16_384"``.
-        pretrained: load timm's weights for it from the Hugging Face hub.
-        in_channels: channels of the images.
-        out_indices: which of its feature maps, or of a Vision Transformer's blocks, are read, from 0. By default one map a stride from 4
-            on; of a model of one stride four, evenly spread over its depth.
-        class_token: whether a Vision Transformer's class token goes through the blocks beside the patches (it is in no map).
+        pretrained: whether to load timm's weights for it from the Hugging Face hub.
+        in_channels: number of channels of the images.
+        out_indices: the feature maps, or a Vision Transformer's blocks, that are returned, counted
+            from 0. By default the last map of each stride from 4 on; of a model whose maps have one
+            stride, four maps evenly spread over its depth.
+        class_token: whether a Vision Transformer's class token passes through the blocks beside the
+            patches.
         positions: how a Vision Transformer's position embedding is resampled: ``"bicubic"``, with
             antialiasing, as timm does, or ``"bilinear"``, without, as mmsegmentation's SETR does.
-        fit: how an image gets a size that divides: ``"resize"``, by which positions keep their
-            proportions, or ``"pad"``, with zeros right and below, as mmsegmentation's SETR does.
-        **options: more of the timm model's own arguments, such as ``drop_path_rate`` or ``img_size``.
+        fit: how an image gets a size that divides: ``"resize"``, which keeps proportions, or
+            ``"pad"``, with zeros right and below, as mmsegmentation's SETR does.
+        **options: further arguments of the timm model, such as ``drop_path_rate`` or ``img_size``.
 
     Attributes:
-        channels: channels of the feature maps, finest first.
-        strides: pixels a cell, of each.
-        min_size: pixels a side of the smallest image.
-        multiple: what the sides are rounded up to, where the model asks for it.
-        normalization: how images are normalised: with ``pretrained`` as timm says for its weights,
-            and as for ImageNet without.
-        config: the arguments that build this backbone again, JSON-able.
+        channels: number of channels of each feature map, finest first.
+        strides: the stride in pixels of each feature map.
+        min_size: height and width in pixels of the smallest image.
+        multiple: what height and width are rounded up to.
+        normalization: how images are normalised: with ``pretrained`` as timm does for its weights,
+            otherwise as for ImageNet.
+        config: the arguments that build this backbone again.
 
     Raises:
-        ValueError: on an unknown name, a model without feature maps, an index that is out of range, no class token to leave out, or
-            ``positions`` or ``fit`` that are unknown or that the model does not have.
+        ValueError: if the name is unknown, the model has no feature maps, an index is out of range,
+            there is no class token to leave out, or ``positions`` or ``fit`` is unknown or does not
+            apply to the model.
     """
-
-    FITS = ("resize", "pad")
-    POSITIONS = ("bicubic", "bilinear")
 
     def __init__(
         self,
@@ -80,74 +128,37 @@ class TimmBackbone(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        if in_channels < 1:
-            raise ValueError(f"in_channels must be at least 1, got {in_channels}")
-        for argument, value, known in (
-            ("positions", positions, self.POSITIONS),
-            ("fit", fit, self.FITS),
-        ):
-            if value not in known:
-                raise ValueError(f"{argument}={value!r}; choose one of {', '.join(known)}")
-        strides = _strides(name, options)
-        indices = (
-            _spread(strides)
-            if out_indices is None
-            else [index if index >= 0 else len(strides) + index for index in out_indices]
-        )
-        if any(after <= before for before, after in pairwise(indices)):
-            raise ValueError(
-                f"out_indices {out_indices} of {name!r} must rise: the maps come finest first, each once"
-            )
-        outside = [index for index in indices if not 0 <= index < len(strides)]
-        if outside or not indices:
-            raise ValueError(
-                f"out_indices {out_indices} of {name!r}, which has {len(strides)} feature maps; choose from 0 to {len(strides) - 1}"
-            )
-        self.config: dict[str, Any] = {
-            "name": name,
-            "in_channels": in_channels,
-            "out_indices": list(indices),
-            "class_token": class_token,
-            "positions": positions,
-            "fit": fit,
-            **{option: value for option, value in options.items() if option not in SOURCES},
-        }
-        wanted = {
-            "features_only": True,
-            "in_chans": in_channels,
-            "out_indices": tuple(indices),
-            **options,
-        }
-        try:
-            model: Any = _create(name, pretrained=pretrained, **wanted)
-        except (RuntimeError, AttributeError) as error:
-            raise ValueError(
-                f"{name!r} has no feature maps to read: {error}; choose another of timm.list_models()"
-            ) from error
+        arguments = {"class_token": class_token, "positions": positions, "fit": fit}
+        config = TimmConfig(name, in_channels, **arguments, options=options)  # type: ignore[arg-type]
+        indices = _chosen(name, out_indices, _strides(name, options))
+        self.config = TimmConfig(name, in_channels, indices, **arguments, options=config.options)  # type: ignore[arg-type]
+        wanted = {"in_chans": in_channels, "out_indices": indices, **options}
+        self.model = _pyramid(name, pretrained=pretrained, **wanted)
+        inner = getattr(self.model, "model", self.model)
         if not class_token:
-            _leave_out_class_token(getattr(model, "model", model), name)
+            _leave_out_class_token(inner, name)
         if positions == "bilinear":
-            _resample_bilinear(getattr(model, "model", model), name)
-        self.model = model
+            _resample_bilinear(inner, name)
         self.fit = fit
-        normalization = _normalization(model) if pretrained else IMAGENET
+        normalization = _normalization(self.model) if pretrained else IMAGENET
         self.normalization = normalization.for_channels(in_channels)
         self.in_channels = in_channels
-        self.channels = tuple(model.feature_info.channels())
-        self.strides = tuple(model.feature_info.reduction())
+        self.channels = tuple(self.model.feature_info.channels())
+        self.strides = tuple(self.model.feature_info.reduction())
         self.min_size = max(self.strides)
         with torch.device("meta"):
-            self.multiple = _multiple(_create(name, **wanted), in_channels, self.strides)
+            self.multiple = _multiple(_pyramid(name, **wanted), in_channels, self.strides)
 
     @classmethod
-    def checked_config(cls, config: dict[str, Any]) -> dict[str, Any]:
-        """A config as a file states it, without what says where weights come from.
+    def checked_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns a file's config without the arguments that say where weights come from.
 
-        A file may come from anybody: it names one of timm's own models, and arguments of that model's
-        class with plain values, so that building it reads no other file and opens no address.
+        A file may come from anybody. It may name one of timm's own models and arguments of that
+        model's class with plain values, so that building it reads no other file and opens no
+        address.
 
         Raises:
-            ValueError: naming what is no such thing.
+            ValueError: if the file names anything else.
         """
         config = {name: value for name, value in config.items() if name not in SOURCES}
         if not isinstance(config.get("name"), str) or not timm.is_model(config["name"]):
@@ -165,35 +176,30 @@ class TimmBackbone(nn.Module):
         return config
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute parts in the backward pass instead of keeping their activations, as the timm model has it."""
-        model: Any = (
-            self.model if hasattr(self.model, "set_grad_checkpointing") else self.model.model
-        )
+        """Recompute parts in the backward pass instead of keeping their activations."""
+        has_method = hasattr(self.model, "set_grad_checkpointing")
+        model: Any = self.model if has_method else self.model.model
         model.set_grad_checkpointing(enable)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Images (B, C, H, W) to maps (B, C_i, ⌈H/s_i⌉, ⌈W/s_i⌉), H and W rounded up to ``multiple``.
+        """Images (B, C, H, W) to maps (B, C_i, ⌈H/s_i⌉, ⌈W/s_i⌉).
+
+        H and W are rounded up to ``multiple``.
 
         Raises:
-            ValueError: when the images are not (B, ``in_channels``, H, W) or smaller than one cell of the coarsest map.
+            ValueError: if the images are not (B, ``in_channels``, H, W), or smaller than one cell
+                of the coarsest map.
         """
-        height, width = self._checked(images)
-        size = [-(-side // self.multiple) * self.multiple for side in (height, width)]
-        if size != [height, width]:
-            images = self._fitted(images, size)
-        maps = [to_channels_first(self.model, x) for x in self.model(images)]
+        self._check(images)
+        maps = [to_channels_first(self.model, x) for x in self.model(self._fitted(images))]
         if any(x.ndim != 4 for x in maps):
+            shapes = [tuple(x.shape) for x in maps]
             raise ValueError(
-                f"{self.config['name']!r} gives {[tuple(x.shape) for x in maps]}, which are no maps (B, C, H, W)"
+                f"{self.config.name!r} returns {shapes}, which are no maps (B, C, H, W)"
             )
         return maps
 
-    def _fitted(self, images: Tensor, size: Sequence[int]) -> Tensor:
-        if self.fit == "resize":
-            return upsample(images, size)
-        return F.pad(images, (0, size[1] - images.shape[-1], 0, size[0] - images.shape[-2]))
-
-    def _checked(self, images: Tensor) -> tuple[int, int]:
+    def _check(self, images: Tensor) -> None:
         if images.ndim != 4 or images.shape[1] != self.in_channels:
             raise ValueError(
                 f"images must be (B, {self.in_channels}, H, W), got shape {tuple(images.shape)}"
@@ -201,21 +207,30 @@ class TimmBackbone(nn.Module):
         height, width = images.shape[-2:]
         if min(height, width) < self.min_size:
             raise ValueError(
-                f"images of {height}×{width} are too small for {self.config['name']!r}, whose cells are {self.min_size} pixels wide; "
-                "resize or pad them"
+                f"images of {height}×{width} are too small for {self.config.name!r}, whose "
+                f"coarsest cells are {self.min_size} pixels wide; resize or pad them"
             )
-        return height, width
+
+    def _fitted(self, images: Tensor) -> Tensor:
+        """The images at the next size that ``multiple`` divides."""
+        height, width = images.shape[-2:]
+        size = [-(-side // self.multiple) * self.multiple for side in (height, width)]
+        if size == [height, width]:
+            return images
+        if self.fit == "resize":
+            return upsample(images, size)
+        return F.pad(images, (0, size[1] - width, 0, size[0] - height))
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value is a number, a text, a truth value, none, or a list of such."""
+    """Whether a value is a number, a string, a truth value, None, or a list of such values."""
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, bool | int | float | str)
 
 
 def _arguments(name: str) -> set[str]:
-    """The arguments of a timm model's own class; ``**`` where it has more, for its configuration."""
+    """The arguments of a timm model's own class, and ``**`` if it passes others on."""
     with torch.device("meta"):
         kinds = type(timm.create_model(name)).__mro__
     own = [kind for kind in kinds if not kind.__module__.startswith(("torch.", "builtins"))]
@@ -230,79 +245,100 @@ def _normalization(model: Any) -> Normalization:
     return Normalization(mean, std)
 
 
+def _pyramid(name: str, **options: Any) -> Any:
+    """The timm model as a pyramid of feature maps.
+
+    Raises:
+        ValueError: if timm cannot build one.
+    """
+    try:
+        return _create(name, features_only=True, **options)
+    except (RuntimeError, AttributeError) as error:
+        raise ValueError(
+            f"{name!r} has no feature maps: {error}; choose another of timm.list_models()"
+        ) from error
+
+
 def _create(name: str, **options: Any) -> nn.Module:
-    """The timm model, open to images of any size where that must be asked for."""
-    for asked in ({"dynamic_img_size": True, **options}, options):
+    """The timm model, for images of any size if the model has an argument for that."""
+    for arguments in ({"dynamic_img_size": True, **options}, options):
         try:
-            return timm.create_model(name, **asked)
+            return timm.create_model(name, **arguments)
         except TypeError as error:
             if "dynamic_img_size" not in str(error):
                 raise ValueError(f"{name!r} does not take these arguments: {error}") from error
     raise ValueError(f"{name!r} does not take the argument dynamic_img_size")
 
 
-def _strides(name: str, options: dict[str, Any]) -> list[int]:
+def _strides(name: str, options: Mapping[str, Any]) -> list[int]:
     """The stride of each of the model's feature maps."""
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), 5, 0.5)
-        raise ValueError(
-            f"unknown timm model {name!r}; "
-            + (f"did you mean {', '.join(near)}?" if near else "see timm.list_models()")
-        )
+        cure = f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"
+        raise ValueError(f"unknown timm model {name!r}; {cure}")
     with torch.device("meta"):
         infos = getattr(_create(name, **options), "feature_info", None)
     if not infos:
         raise ValueError(
-            f"{name!r} has no feature maps; choose one of timm.list_models() that supports features_only"
+            f"{name!r} has no feature maps; choose one of timm.list_models() that supports "
+            "features_only"
         )
     return [info["reduction"] for info in infos]
 
 
-def _spread(strides: list[int]) -> list[int]:
-    """The last map of each stride from 4 on, or four maps spread over the depth where all have one stride."""
-    if len(set(strides)) == 1:
-        return (
-            [len(strides) * quarter // 4 - 1 for quarter in range(1, 5)]
-            if len(strides) >= 4
-            else list(range(len(strides)))
+def _chosen(name: str, indices: Sequence[int] | None, strides: list[int]) -> tuple[int, ...]:
+    """The indices of the maps that are read, from 0."""
+    if indices is None:
+        return tuple(_spread(strides))
+    chosen = tuple(index if index >= 0 else len(strides) + index for index in indices)
+    if any(after <= before for before, after in pairwise(chosen)):
+        raise ValueError(
+            f"out_indices {indices} of {name!r} must rise: the maps come finest first, each once"
         )
-    last = {stride: index for index, stride in enumerate(strides) if stride >= 4}
-    return sorted(last.values())
+    if not chosen or chosen[0] < 0 or chosen[-1] >= len(strides):
+        raise ValueError(
+            f"out_indices {indices} of {name!r}, which has {len(strides)} feature maps; choose "
+            f"from 0 to {len(strides) - 1}"
+        )
+    return chosen
+
+
+def _spread(strides: list[int]) -> list[int]:
+    """The last map of each stride from 4 on; if all maps have one stride, four over the depth."""
+    if len(set(strides)) > 1:
+        last = {stride: index for index, stride in enumerate(strides) if stride >= 4}
+        return sorted(last.values())
+    if len(strides) < 4:
+        return list(range(len(strides)))
+    return [len(strides) * quarter // 4 - 1 for quarter in range(1, 5)]
 
 
 @torch.no_grad()
 def _multiple(model: Any, in_channels: int, strides: Sequence[int]) -> int:
-    """What an image's sides must divide by for maps of ⌈side/stride⌉, tried with a size that does not divide."""
+    """What height and width must divide by for maps of ⌈side/stride⌉; an odd size is tried."""
     side = 2 * max(strides) + 1
+    images = torch.empty(1, in_channels, side, side, device="meta")
     try:
-        maps = [
-            to_channels_first(model, x)
-            for x in model.eval()(torch.empty(1, in_channels, side, side, device="meta"))
-        ]
+        maps = [to_channels_first(model, x) for x in model.eval()(images)]
     except Exception:  # each model refuses such a size in its own way
         return max(strides)
-    fits = all(
-        x.shape[2:] == (-(-side // stride),) * 2 for x, stride in zip(maps, strides, strict=True)
-    )
-    return 1 if fits else max(strides)
+    sizes = [(-(-side // stride),) * 2 for stride in strides]
+    return 1 if [x.shape[2:] for x in maps] == sizes else max(strides)
 
 
 def to_channels_first(model: Any, x: Tensor) -> Tensor:
-    """A feature map (B, C, H, W), as the head reads it, whatever the model's own format."""
-    return (
-        x.permute(0, 3, 1, 2) if Format(getattr(model, "output_fmt", "NCHW")) == Format.NHWC else x
-    )
+    """A feature map (B, C, H, W) of a timm model, whatever the model's own format."""
+    is_last = Format(getattr(model, "output_fmt", "NCHW")) == Format.NHWC
+    return x.permute(0, 3, 1, 2) if is_last else x
 
 
 def _leave_out_class_token(vit: Any, name: str) -> None:
-    """Cut the class token off a Vision Transformer, and its place off the position embedding."""
-    if (
-        getattr(vit, "cls_token", None) is None
-        or getattr(vit, "num_prefix_tokens", 0) != 1
-        or vit.no_embed_class
-    ):
+    """Remove the class token of a Vision Transformer, and its position."""
+    has_one = getattr(vit, "cls_token", None) is not None and vit.num_prefix_tokens == 1
+    if not has_one or vit.no_embed_class:
         raise ValueError(
-            f"{name!r} has no class token, or more tokens beside the patches, so that class_token=False cannot leave it out"
+            f"{name!r} has no class token, or more tokens beside the patches, so that "
+            "class_token=False cannot leave it out"
         )
     vit.cls_token = None
     vit.num_prefix_tokens = 0
@@ -310,10 +346,10 @@ def _leave_out_class_token(vit: Any, name: str) -> None:
 
 
 class BilinearVisionTransformer(VisionTransformer):
-    """timm's Vision Transformer, with its position embedding resampled bilinear, without antialiasing."""
+    """timm's Vision Transformer with a position embedding resampled bilinear, not antialiased."""
 
     def _pos_embed(self, x: Tensor) -> Tensor:
-        """Patches (B, H, W, C) to tokens (B, N, C), the class token first where there is one."""
+        """Patches (B, H, W, C) to tokens (B, N, C), the class token first if there is one."""
         positions = resample_abs_pos_embed(
             self.pos_embed,
             list(x.shape[1:3]),
@@ -322,24 +358,22 @@ class BilinearVisionTransformer(VisionTransformer):
             interpolation="bilinear",
             antialias=False,
         )
-        tokens = x.flatten(1, 2)
+        tokens: Tensor = x.flatten(1, 2)
         if self.cls_token is not None:
             tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), tokens], dim=1)
-        return self.pos_drop(tokens + positions)
+        tokens = self.pos_drop(tokens + positions)
+        return tokens
 
 
 def _resample_bilinear(vit: Any, name: str) -> None:
-    """Have a Vision Transformer's position embedding resampled as mmsegmentation does."""
-    is_simple = (
+    """Make a Vision Transformer resample its position embedding as mmsegmentation does."""
+    is_plain = (
         type(vit) is VisionTransformer and vit.reg_token is None and vit.pos_embed is not None
     )
-    if (
-        not is_simple
-        or not vit.dynamic_img_size
-        or (vit.cls_token is not None and vit.no_embed_class)
-    ):
+    has_positions = is_plain and (vit.cls_token is None or not vit.no_embed_class)
+    if not has_positions or not vit.dynamic_img_size:
         raise ValueError(
-            f"{name!r} is no plain Vision Transformer with a position embedding of patches and class "
-            "token, so that positions='bilinear' cannot be had; leave it 'bicubic'"
+            f"{name!r} is no plain Vision Transformer with a position embedding of patches and "
+            "class token, which positions='bilinear' needs; leave it 'bicubic'"
         )
     vit.__class__ = BilinearVisionTransformer

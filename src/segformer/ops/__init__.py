@@ -1,8 +1,6 @@
-"""The operators that the networks are made of, each with its plain definition and faster
-implementations.
+"""The operators of the networks: a plain definition each, and faster implementations beside it.
 
-``python -m segformer.ops`` prints which implementation runs when; inside ``with plain():`` none
-does.
+``python -m segformer.ops`` prints which implementation runs when. ``with plain():`` turns them off.
 """
 
 from segformer.ops.all_mlp import all_mlp, linear_head, upsample_and_fuse

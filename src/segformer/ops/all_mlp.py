@@ -1,9 +1,8 @@
 """The all-MLP decoder, fused at each level's own resolution.
 
 The paper projects each level to D channels (W_i, b_i), upsamples all to the finest, concatenates,
-and fuses with a 1×1 convolution F before BatchNorm. Nothing non-linear stands between W_i and
-BatchNorm, and bilinear interpolation acts on each channel alone with weights that sum to one, so
-that
+and fuses with a 1×1 convolution F before BatchNorm. Everything between W_i and BatchNorm is linear,
+and bilinear interpolation acts on each channel separately with weights that sum to one, so that
 
     F · concat(up(W_i x_i + b_i)) = Σ up(F_i W_i x_i + F_i b_i),
 
@@ -29,7 +28,7 @@ from segformer.ops.conditions import (
     is_traced,
     without_autocast,
 )
-from segformer.ops.linear import affine, linear
+from segformer.ops.linear import Layer, affine, linear
 from segformer.ops.registry import operator
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -39,11 +38,11 @@ DROPOUTS = (nn.Dropout2d, nn.Dropout, nn.Identity)
 @operator
 def all_mlp(
     features: Sequence[Tensor],
-    projections: Iterable[Any],
-    fuse: Any,
-    norm: Any,
-    dropout: Any,
-    classifier: Any,
+    projections: Iterable[Layer],
+    fuse: Layer,
+    norm: Layer,
+    dropout: Layer,
+    classifier: Layer,
 ) -> Tensor:
     """The all-MLP decoder (arXiv 2105.15203, section 3.2, equation 4).
 
@@ -65,15 +64,9 @@ def all_mlp(
     return classifier(dropout(F.relu(norm(x))))
 
 
-def is_affine(
-    features: Sequence[Tensor],
-    projections: Iterable[Any],
-    fuse: Any,
-    norm: Any,
-    dropout: Any,
-    classifier: Any,
-) -> bool:
+def is_affine(features: Sequence[Tensor], *layers: Any) -> bool:
     """in evaluation, for plain layers in full precision"""
+    projections, fuse, norm, dropout, classifier = layers
     return (
         not (norm.training or dropout.training)
         and all(map(_is_linear, projections))
@@ -87,18 +80,10 @@ def is_affine(
     )
 
 
-def takes_groups(
-    features: Sequence[Tensor],
-    projections: Iterable[Any],
-    fuse: Any,
-    norm: Any,
-    dropout: Any,
-    classifier: Any,
-) -> bool:
+def takes_groups(features: Sequence[Tensor], *layers: Any) -> bool:
     """in evaluation on CPUs, without gradients or autocast, for plain layers"""
-    in_full_precision = in_pieces(features[0]) and not torch.is_autocast_enabled("cpu")
-    layers = (projections, fuse, norm, dropout, classifier)
-    return in_full_precision and is_affine(features, *layers)
+    is_reduced = torch.is_autocast_enabled("cpu")
+    return in_pieces(features[0]) and not is_reduced and is_affine(features, *layers)
 
 
 @all_mlp.implementation(when=takes_groups)
@@ -110,9 +95,9 @@ def in_groups_of_channels(
     dropout: Any,
     classifier: Any,
 ) -> Tensor:
-    """Composed with BatchNorm, a group of channels at a time from the features to the logits.
+    """Composed with BatchNorm, some channels at a time from the features to the logits.
 
-    Every channel between the two is by itself, so that all groups use the same few temporaries.
+    Channels are independent until the classifier, so that all groups share the same temporaries.
     """
     (finest, *coarser), weights, bias = _composed(features, projections, fuse, norm)
     batch, height, width, _ = finest.shape
@@ -120,7 +105,7 @@ def in_groups_of_channels(
     size = 2 * memory.PIECE // (pixels * bias.element_size()) // 32 * 32
     size = max(32, min(128, size))
     fine = bias.new_empty(pixels * size)
-    logits = classifier.bias.expand(batch, height, width, -1).contiguous()
+    logits: Tensor = classifier.bias.expand(batch, height, width, -1).contiguous()
     for start in range(0, len(bias), size):
         group = slice(start, start + size)
         x = affine(finest, weights[0][group], bias[group])
@@ -139,7 +124,7 @@ def composed(
     fuse: Any,
     norm: Any,
     dropout: Any,
-    classifier: Any,
+    classifier: Layer,
 ) -> Tensor:
     """Composed with BatchNorm: one product a level."""
     maps, weights, bias = _composed(features, projections, fuse, norm)
@@ -149,12 +134,7 @@ def composed(
 
 
 def fusion_is_plain(
-    features: Sequence[Tensor],
-    projections: Iterable[Any],
-    fuse: Any,
-    norm: Any,
-    dropout: Any,
-    classifier: Any,
+    features: Sequence[Tensor], projections: Iterable[Any], fuse: Any, *layers: Any
 ) -> bool:
     """in training, for a plain fusion"""
     return is_plain_convolution(fuse, 1, bias=False)
@@ -165,9 +145,9 @@ def fused_at_each_level(
     features: Sequence[Tensor],
     projections: Iterable[Any],
     fuse: Any,
-    norm: Any,
-    dropout: Any,
-    classifier: Any,
+    norm: Layer,
+    dropout: Layer,
+    classifier: Layer,
 ) -> Tensor:
     """Σ up(F_i (W_i x_i + b_i)); F_i W_i is composed where W_i is plain and that costs less."""
     fused = []
@@ -224,7 +204,7 @@ def _is_linear(module: Any) -> bool:
 def _projected(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A projection of maps (B, h, w, C) to (B, D, h, w).
 
-    In graphs it is a convolution, which engines go on from in their own memory order.
+    In compiled graphs it is a convolution, whose memory format compilers choose themselves.
     """
     if torch.compiler.is_compiling():
         return F.conv2d(x.permute(0, 3, 1, 2), weight[..., None, None], bias)
@@ -232,7 +212,7 @@ def _projected(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 @operator
-def upsample_and_fuse(levels: Sequence[Tensor], fuse: Any) -> Tensor:
+def upsample_and_fuse(levels: Sequence[Tensor], fuse: Layer) -> Tensor:
     """F · concat(up(x_i)): levels (B, D_i, H_i, W_i), finest first, to (B, D, H_0, W_0).
 
     Args:
@@ -257,7 +237,7 @@ def fused_before_upsampling(levels: Sequence[Tensor], fuse: Any) -> Tensor:
 
 @operator
 def linear_head(
-    features: Sequence[Tensor], projections: Iterable[Any], fuse: Any, classifier: Any
+    features: Sequence[Tensor], projections: Iterable[Layer], fuse: Layer, classifier: Layer
 ) -> Tensor:
     """C · F · concat(up(W_i x_i)), where up copies the nearest cell; logits (B, K, H_0, W_0).
 
@@ -291,7 +271,7 @@ def classified_before_upsampling(
     classify, size = classifier.weight.flatten(1), features[0].shape[-2:]
     widths = [project.out_channels for project in projections]
     blocks = (classify @ fuse.weight.flatten(1)).split(widths, dim=1)  # C F_i: (K, D)
-    total: Any = (classify @ fuse.bias + classifier.bias)[:, None, None]
+    total: Tensor = (classify @ fuse.bias + classifier.bias)[:, None, None]
     for x, block, project in zip(features, blocks, projections, strict=True):
         weight = block @ project.weight.flatten(1)
         x = F.conv2d(x, weight[:, :, None, None], block @ project.bias)

@@ -1,4 +1,4 @@
-"""Labels from stride-4 logits, without ever holding the logits of all pixels."""
+"""Labels from stride-4 logits, without full-size logits in memory."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from segformer.ops import memory
 from segformer.ops.bilinear import places, positions, strips, upsample
 from segformer.ops.conditions import is_recorded, without_autocast
 from segformer.ops.registry import operator
-from segformer.ops.triton import runs_on
+from segformer.ops.triton import assert_agrees, comparison, example, in_float32, runs_on
 
 
 def with_background(logits: Tensor) -> Tensor:
-    """One logit (B, 1, h, w), as binary models have it, as the second of two, over a first of 0.
+    """The one logit of a binary model (B, 1, h, w) as the second of two, where the first is 0.
 
-    Logits of more classes are returned as they are.
+    Logits of more classes are returned unchanged.
     """
     return F.pad(logits, (0, 0, 0, 0, 1, 0)) if logits.shape[1] == 1 else logits
 
@@ -27,7 +27,7 @@ def with_background(logits: Tensor) -> Tensor:
 def upsample_argmax(logits: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
     """The class of each pixel: ``upsample(logits, size).argmax(1)``.
 
-    Where two classes tie to the last bit, implementations may label them differently.
+    Where two classes tie to the last bit, implementations may choose differently.
 
     Args:
         logits: (B, K, h, w).
@@ -42,8 +42,10 @@ def upsample_argmax(logits: Tensor, size: Sequence[int], align_corners: bool = F
 
 def interpolates(logits: Tensor, size: Sequence[int], align_corners: bool = False) -> bool:
     """on CPUs"""
-    is_needed = logits.shape[2:] != tuple(size) and logits.numel() > 0
-    return is_needed and not is_recorded(logits)
+    # First, since a graph that is recorded does not depend on sizes.
+    if is_recorded(logits):
+        return False
+    return logits.shape[2:] != tuple(size) and logits.numel() > 0
 
 
 def labels_by_triton(logits: Tensor, size: Sequence[int], align_corners: bool = False) -> bool:
@@ -66,9 +68,15 @@ def argmax_by_triton(logits: Tensor, size: Sequence[int], align_corners: bool = 
         return kernels.argmax(logits.contiguous(), places(logits, size, align_corners))
 
 
+@comparison
+def _compare(device: torch.device) -> None:
+    labels = argmax_by_triton(in_float32(example(), device), (13, 7))
+    assert_agrees(labels, upsample_argmax.plain(example(), (13, 7)))
+
+
 @upsample_argmax.implementation(when=labels_on_gpu)
 def argmax_in_strips(logits: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
-    """All classes of all pixels, strip by strip: the host does not wait for the device."""
+    """All classes of all pixels, a strip at a time, without synchronisation with the device."""
     logits = logits.detach().permute(0, 2, 3, 1)
     labels = torch.empty(len(logits), *size, dtype=torch.int64, device=logits.device)
     with without_autocast(logits):
@@ -81,10 +89,10 @@ def argmax_in_strips(logits: Tensor, size: Sequence[int], align_corners: bool = 
 def argmax_between_cells(
     logits: Tensor, size: Sequence[int], align_corners: bool = False
 ) -> Tensor:
-    """Classes are interpolated only between cells that disagree, or are not finite.
+    """Interpolates classes only between cells that disagree, or are not finite.
 
-    An interpolated pixel is a convex mix of four cells. Where all four agree on the greatest class,
-    it is the pixel's.
+    An interpolated pixel is a convex combination of four cells. Where all four have the same
+    greatest class, the pixel has it, too.
     """
     logits = logits.detach().permute(0, 2, 3, 1).contiguous()  # (B, h, w, K)
     with without_autocast(logits):
@@ -92,28 +100,23 @@ def argmax_between_cells(
 
 
 class _Gaps:
-    """Along one axis, the gaps before the first cell and between neighbouring ones, and the pixels
-    in each.
+    """The gaps between neighbouring cells along one axis, with one before the first cell.
 
     Attributes:
-        of_pixel: the gap of each pixel.
-        first, second: the cells whose mix each gap's pixels are.
-        pixels: each gap's pixels (gaps, the most a gap has), -1 where it has fewer.
-        shares: the second cell's share of each (gaps, the most a gap has).
+        of_pixel: the gap of each pixel (target,).
+        first, second: the cells at both ends of each gap (gaps,).
+        pixels: the pixels in each gap (gaps, P), padded with -1; P is the most that a gap has.
+        shares: the second cell's share of each of these pixels (gaps, P).
     """
 
     def __init__(self, source: int, target: int, align_corners: bool, like: Tensor) -> None:
         low, share = positions(source, target, align_corners, like)
-        clamped = (share == 0) & (
-            low == 0
-        )  # pixels before the first cell's centre, and on it, have a gap of their own
+        clamped = (share == 0) & (low == 0)  # pixels up to the first cell's centre: gap 0
         self.of_pixel = torch.where(clamped, 0, low + 1)
         cells = torch.arange(source, device=like.device)
         following = (cells + int(source != target)).clamp_max(source - 1)
-        self.first, self.second = (
-            torch.cat([cells[:1], cells]),
-            torch.cat([following[:1], following]),
-        )
+        self.first = torch.cat([cells[:1], cells])
+        self.second = torch.cat([following[:1], following])
         counts = torch.bincount(self.of_pixel, minlength=source + 1)
         within = torch.arange(int(counts.max()), device=like.device)
         exist = within < counts[:, None]
@@ -122,19 +125,18 @@ class _Gaps:
 
 
 def _argmax_between_cells(logits: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
-    """Only between cells that disagree are classes interpolated. Logits (B, h, w, K), contiguous."""
+    """:func:`argmax_between_cells` of contiguous logits (B, h, w, K)."""
     _, h, w, classes = logits.shape
     rows, columns = (
         _Gaps(source, target, align_corners, logits)
         for source, target in zip((h, w), size, strict=True)
     )
     cells = logits.argmax(3)
-    # 0 · ∞ is not a number, which counts as the greatest: beside cells that are not finite all
-    # classes are interpolated.
+    # 0 · ∞ is NaN, which counts as the greatest: between cells that are not finite all classes are
+    # interpolated. Such cells get different negative marks, so that they never agree.
     finite = logits.sum(3, dtype=rows.shares.dtype).isfinite()
-    marks = cells.where(
-        finite, -1 - torch.arange(cells.numel(), device=cells.device).view_as(cells)
-    )  # agree with none but themselves
+    negative = -1 - torch.arange(cells.numel(), device=cells.device).view_as(cells)
+    marks = cells.where(finite, negative)
     above, below = marks[:, rows.first], marks[:, rows.second]
     corner = above[:, :, columns.first]
     disagree = (
@@ -154,37 +156,36 @@ def _argmax_between_cells(logits: Tensor, size: tuple[int, int], align_corners: 
         vertical, horizontal = (
             torch.stack([1 - shares, shares], 2) for shares in (rows.shares[i], columns.shares[j])
         )
-        shares = (
-            torch.einsum("nyp,nxq->nyxpq", vertical, horizontal).flatten(3).flatten(1, 2)
-        )  # (n, pixels a quad, 4)
+        shares = torch.einsum("nyp,nxq->nyxpq", vertical, horizontal)
+        shares = shares.flatten(3).flatten(1, 2)  # (n, pixels of a quad, 4)
         y, x = rows.pixels[i][:, :, None], columns.pixels[j][:, None, :]
-        places = (
-            ((b[:, None, None] * size[0] + y) * size[1] + x)
-            .where((y >= 0) & (x >= 0), -1)
-            .flatten(1)
-        )
-        best = _best_class(shares, values, flat_cells[corners])
+        places = (b[:, None, None] * size[0] + y) * size[1] + x
+        places = places.where((y >= 0) & (x >= 0), -1).flatten(1)
+        best = _best_class(shares, values, flat_cells[corners], finite.view(-1)[corners].all(1))
         exist = places >= 0
         labels.view(-1)[places[exist]] = best[exist]
     return labels
 
 
-def _best_class(shares: Tensor, values: Tensor, candidates: Tensor) -> Tensor:
-    """``(shares @ values).argmax(2)``:
+def _best_class(shares: Tensor, values: Tensor, candidates: Tensor, finite: Tensor) -> Tensor:
+    """``(shares @ values).argmax(2)``: the greatest class of each pixel (n, P).
 
-    the greatest class (n, P) of pixels that mix four corners' values (n, 4, K) with shares (n, P,
-    4).
+    Between finite corners, a class that is smaller at all corners than the bound below wins in no
+    pixel. The bound is the smallest, over the corners, of the candidates' mean value: in each pixel
+    some candidate reaches it.
 
-    The candidates (n, 4) are the corners' own greatest classes. In every pixel one of them is at
-    least their mean, which is at least the mean at the corner where it is least: a class that is
-    below that bound at all corners wins nowhere.
+    Args:
+        shares: of the four corners in each pixel (n, P, 4).
+        values: of all classes at the corners (n, 4, K).
+        candidates: the greatest class of each corner (n, 4).
+        finite: whether the values at all corners are finite (n,).
     """
-    candidates = candidates.sort(1).values  # of equal classes the first counts
+    candidates = candidates.sort(1).values  # argmax returns the first of equal classes
     chosen = values.gather(2, candidates[:, None].expand(-1, 4, -1))  # (n, 4 corners, 4 candidates)
     bound = chosen.mean(2).amin(1)
     others = values.amax(1).scatter_(1, candidates, -torch.inf).amax(1)
     best = candidates.gather(1, torch.bmm(shares, chosen).argmax(2))
-    contested = ~(others < bound)  # also where anything is not a number
+    contested = ~(finite & (others < bound))
     if contested.any():
         step = max(1, memory.PIECE // (shares.shape[1] * values.shape[2] * values.element_size()))
         for quads in contested.nonzero()[:, 0].split(step):

@@ -1,7 +1,7 @@
 """Bilinear interpolation between stride-4 maps and pixels, for any ratio and any target size.
 
-The centres of the corner pixels coincide where ``align_corners`` is true, as some public weights
-were trained; by default their edges do.
+With ``align_corners=True``, as some public weights were trained, the centres of the corner pixels
+coincide; by default their outer edges do.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from segformer.ops import memory
 from segformer.ops.registry import operator
-from segformer.ops.triton import runs_on
+from segformer.ops.triton import assert_agrees, comparison, example, in_float32, runs_on
 
 
 def upsample(x: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
@@ -39,7 +39,7 @@ def upsample_sum(maps: Sequence[Tensor]) -> Tensor:
     """
     total = maps[0]
     for x in maps[1:]:
-        total = upsample(x, total.shape[-2:]).add_(total)  # into the map just made: no third one
+        total = upsample(x, total.shape[-2:]).add_(total)  # in place: no third map
     return total
 
 
@@ -50,7 +50,7 @@ def sums_on_gpu(maps: Sequence[Tensor]) -> bool:
 
 @upsample_sum.implementation(when=sums_on_gpu)
 def sum_by_triton(maps: Sequence[Tensor]) -> Tensor:
-    """One pass a map; the interpolated maps are never in memory."""
+    """One pass over each map, without interpolated maps in memory."""
     from segformer.ops import triton_kernels as kernels
 
     total, *others = (x.permute(0, 2, 3, 1).contiguous() for x in maps)
@@ -61,11 +61,21 @@ def sum_by_triton(maps: Sequence[Tensor]) -> Tensor:
     return total.permute(0, 3, 1, 2)
 
 
-def positions(source: int, target: int, align_corners: bool, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Along one axis, each target pixel lies between the cells low and low + 1 (or the last), with
-    the share of the second.
+@comparison
+def _compare(device: torch.device) -> None:
+    maps = [torch.ones(2, 40, 13, 7, dtype=torch.double), example()]
+    assert_agrees(sum_by_triton([in_float32(x, device) for x in maps]), upsample_sum.plain(maps))
 
-    As interpolate computes them: (target,) int64 and float.
+
+def positions(source: int, target: int, align_corners: bool, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each target pixel lies between two source cells, along one axis.
+
+    Pixel p is (1 - share[p]) of cell low[p] plus share[p] of the next one, as
+    :func:`torch.nn.functional.interpolate` computes it.
+
+    Returns:
+        low: (target,) int64
+        share: (target,) float32, or the wider type of ``like``
     """
     dtype = torch.promote_types(like.dtype, torch.float32)
     pixels = torch.arange(target, device=like.device, dtype=dtype)
@@ -90,17 +100,17 @@ def places(x: Tensor, size: Sequence[int], align_corners: bool) -> list[tuple[Te
 def strips(
     logits: Tensor, size: Sequence[int], align_corners: bool
 ) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
-    """Full-size logits of logits (B, h, w, K) in strips of rows.
+    """Interpolate logits (B, h, w, K) to *size*, a strip of rows at a time.
 
-    Yields the strip's rows, the rows of cells they are made of, their shares (n, cells), and the
-    strip (B, n, W, K).
+    Yields:
+        The strip's rows, the rows of cells that they mix, the cells' shares (n, cells), and the
+        strip (B, n, W, K).
     """
     batch, h, _, classes = logits.shape
     height, width = size
     low, share = positions(h, height, align_corners, logits)
-    on_cpu = torch.empty(
-        0, dtype=share.dtype, device="cpu"
-    )  # slices need numbers, and nothing waits for a GPU
+    # Slices need numbers; computed on the CPU they need no synchronisation with a GPU.
+    on_cpu = torch.empty(0, dtype=share.dtype, device="cpu")
     bounds = positions(h, height, align_corners, on_cpu)[0].tolist()
     piece = memory.GPU_PIECE if logits.is_cuda else memory.PIECE
     n = max(1, piece // max(1, batch * width * classes * share.element_size()))
@@ -108,9 +118,8 @@ def strips(
         rows = slice(start, min(start + n, height))
         cells = slice(bounds[rows.start], min(bounds[rows.stop - 1] + 2, h))
         crop = logits[:, cells].permute(0, 3, 1, 2).to(share.dtype)  # (B, K, cells, w)
-        wide = upsample(crop, (crop.shape[2], width), align_corners).permute(
-            0, 2, 3, 1
-        )  # (B, cells, W, K)
+        wide = upsample(crop, (crop.shape[2], width), align_corners)
+        wide = wide.permute(0, 2, 3, 1)  # (B, cells, W, K)
         offset = low[rows] - cells.start
         mix = torch.zeros(len(offset), crop.shape[2], dtype=share.dtype, device=share.device)
         mix.scatter_(1, offset[:, None], 1 - share[rows, None])
@@ -122,7 +131,7 @@ def narrowed(wide: Tensor, w: int, align_corners: bool) -> Tensor:
     """The transpose of interpolation along the width: (B, cells, W, K) to (B, cells, w, K)."""
     batch, cells, width, classes = wide.shape
     x = wide.permute(0, 3, 1, 2)
-    narrow = torch.ops.aten.upsample_bilinear2d_backward(
+    narrow: Tensor = torch.ops.aten.upsample_bilinear2d_backward(
         x, [cells, width], [batch, classes, cells, w], align_corners
     )
     return narrow.permute(0, 2, 3, 1)

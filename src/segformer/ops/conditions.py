@@ -1,4 +1,4 @@
-"""What the conditions of implementations ask of tensors and modules."""
+"""Properties of tensors and modules that the conditions of implementations test."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 
 def in_pieces(x: Tensor) -> bool:
-    """On a CPU, with neither gradients nor a graph recorded: work may be done piece by piece."""
+    """Whether ``x`` is on a CPU, and neither gradients nor a graph is recorded.
+
+    Then work may be done piece by piece, in place.
+    """
     records = torch.is_grad_enabled() or is_recorded(x)
     return not records and x.device.type == "cpu" and x.numel() > 0
 
@@ -20,7 +23,7 @@ def in_pieces(x: Tensor) -> bool:
 def is_recorded(x: Tensor) -> bool:
     """Whether operations on ``x`` are recorded as a graph or transformed by torch.func.
 
-    Then sizes and values must not decide what is computed, and nothing may be written in place.
+    Then the computation may not depend on sizes and values, or write in place.
     """
     return is_traced(x) or is_transformed()
 
@@ -41,19 +44,19 @@ def is_transformed() -> bool:
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    """A context in which operations on the device of ``x`` keep their precision."""
-    if x.is_meta:  # which has no autocast
+    """Context in which operations on the device of ``x`` keep their precision."""
+    if x.is_meta:  # autocast does not support meta tensors
         return nullcontext()
     return torch.autocast(x.device.type, enabled=False)
 
 
 def is_plain(module: Any, *kinds: type[nn.Module]) -> bool:
-    """Whether a module computes what its class defines, from tensors that only PyTorch touches.
+    """Whether a module computes exactly what its class defines.
 
-    Only then may its parameters be used without calling it. The class must be exactly one of
-    ``kinds``. The module must have no ``forward`` of its own and no hooks, nor may there be global
-    ones: adapters, offloading, old-style weight norm and pruning use these. Its tensors must be no
-    subclass, such as a DTensor or a quantised tensor.
+    Only then may its parameters be used without calling it. The module's class is one of ``kinds``,
+    and no subclass. The instance has no ``forward`` and no hooks, and there are no global hooks:
+    adapters, offloading, weight norm and pruning use these. Its tensors are no subclass, such as a
+    DTensor or a quantised tensor.
     """
     return (
         type(module) in kinds
@@ -94,7 +97,7 @@ def _is_plain_tensor(x: Tensor | None) -> bool:
 
 def has_global_hooks() -> bool:
     """Whether hooks are registered for all modules (torch.nn.modules.module.register_module_…)."""
-    return bool(torch.nn.modules.module._has_any_global_hook())
+    return any(getattr(torch.nn.modules.module, f"_global{hooks}") for hooks in HOOKS)
 
 
 def hooked_module(model: nn.Module) -> str | None:

@@ -1,6 +1,4 @@
-"""The cross-entropy of stride-4 logits at the resolution of the target, without logits of that
-size.
-"""
+"""Cross-entropy of stride-4 logits at the target's resolution, without full-size logits."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ from torch import Tensor
 from segformer.ops.bilinear import narrowed, places, strips, upsample
 from segformer.ops.conditions import is_recorded, without_autocast
 from segformer.ops.registry import operator
-from segformer.ops.triton import runs_on
+from segformer.ops.triton import assert_agrees, comparison, example, in_float32, runs_on
 
 
 @operator
@@ -33,13 +31,13 @@ def upsample_cross_entropy(
     Args:
         logits: (B, K, h, w) of any floating type; the loss is computed in float32 at least.
         target: class indices (B, H, W), int64.
-        weight: one weight a class.
-        ignore_index: the target's value that counts nowhere. A batch of nothing else costs 0, and
-            its gradient is 0.
+        weight: one weight a class (K,).
+        ignore_index: the value of pixels without a class. The loss and the gradient of a batch of
+            such pixels are 0.
         align_corners: see :func:`~segformer.ops.upsample`.
         label_smoothing: share of the target that is spread over all classes.
-        over_all_pixels: divide by the number of all pixels, as the official training does, instead
-            of the (weights of the) valid ones.
+        over_all_pixels: whether to divide by the number of all pixels, as the official training
+            does, instead of by the sum of the valid pixels' weights.
 
     Raises:
         ValueError: if the target's shape, or the number of weights, does not fit the logits.
@@ -57,7 +55,7 @@ def _plain(
     align_corners: bool,
     smoothing: float,
 ) -> Tensor:
-    """The summed cross-entropy, by PyTorch's own operations."""
+    """The sum of the pixels' cross-entropies, by PyTorch's own operations."""
     dtype = torch.promote_types(logits.dtype, torch.float32)
     return F.cross_entropy(
         upsample(logits, target.shape[-2:], align_corners).to(dtype),
@@ -76,10 +74,11 @@ def _denominator(
     ignore_index: int,
     over_all_pixels: bool,
 ) -> Tensor:
-    """What the summed loss is divided by, after its arguments are checked."""
+    """Check the arguments, and return what the summed loss is divided by."""
     if target.ndim != 3 or len(target) != len(logits):
         raise ValueError(
-            f"the target's shape {tuple(target.shape)} is not (B, H, W) with the batch of the logits, {tuple(logits.shape)}"
+            f"the target's shape {tuple(target.shape)} is not (B, H, W) with the batch of the "
+            f"logits, {tuple(logits.shape)}"
         )
     if weight is not None and weight.shape != logits.shape[1:2]:
         raise ValueError(
@@ -104,7 +103,7 @@ def loss_in_strips(logits: Tensor, target: Tensor, *args: Any, **options: Any) -
 
 
 def _hold_infinities(logits: Tensor) -> bool:
-    """Whether some value on a CPU is not finite: in a strip's products it would reach other rows."""
+    """Whether a value on a CPU is not finite; a strip's products would spread it to all rows."""
     if logits.device.type != "cpu":
         return False
     dtype = torch.promote_types(logits.dtype, torch.float32)
@@ -112,25 +111,19 @@ def _hold_infinities(logits: Tensor) -> bool:
 
 
 @upsample_cross_entropy.implementation(when=loss_by_triton)
-def cross_entropy_by_triton(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
-    ignore_index: int = 255,
-    align_corners: bool = False,
-    *,
-    label_smoothing: float = 0.0,
-    over_all_pixels: bool = False,
-) -> Tensor:
+def cross_entropy_by_triton(*args: Any, **options: Any) -> Tensor:
     """Two passes over the pixels, one for the loss and one for its gradient."""
-    total = _denominator(logits, target, weight, ignore_index, over_all_pixels)
-    options = (weight, ignore_index, align_corners, label_smoothing)
-    with without_autocast(logits):
-        return _CrossEntropy.apply(summed_by_triton, logits, target, *options) / total
+    return _with_gradient(summed_by_triton, *args, **options)
 
 
 @upsample_cross_entropy.implementation(when=loss_in_strips)
-def cross_entropy_in_strips(
+def cross_entropy_in_strips(*args: Any, **options: Any) -> Tensor:
+    """A strip of full-size logits at a time, for the loss and its gradient."""
+    return _with_gradient(summed_in_strips, *args, **options)
+
+
+def _with_gradient(
+    summed: Callable[..., tuple[Tensor, Tensor | None]],
     logits: Tensor,
     target: Tensor,
     weight: Tensor | None = None,
@@ -140,15 +133,16 @@ def cross_entropy_in_strips(
     label_smoothing: float = 0.0,
     over_all_pixels: bool = False,
 ) -> Tensor:
-    """Rows of full-size logits are made, used for the loss and its gradient, and dropped."""
+    """The operator by a function that returns the summed loss and its gradient."""
     total = _denominator(logits, target, weight, ignore_index, over_all_pixels)
     options = (weight, ignore_index, align_corners, label_smoothing)
     with without_autocast(logits):
-        return _CrossEntropy.apply(summed_in_strips, logits, target, *options) / total
+        loss: Tensor = _CrossEntropy.apply(summed, logits, target, *options)
+    return loss / total
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """The summed cross-entropy, whose gradient is made with it."""
+    """The sum of the pixels' cross-entropies; the forward pass computes the gradient, too."""
 
     @staticmethod
     def forward(
@@ -179,7 +173,7 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
         gradient, logits, target, weight = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph=True: the gradient will be differentiated again
+        if torch.is_grad_enabled():  # create_graph=True
             loss = _plain(logits, target, weight, *ctx.options)
             (d_logits,) = torch.autograd.grad(loss, logits, d_loss, create_graph=True)
         else:
@@ -196,21 +190,25 @@ def summed_in_strips(
     align_corners: bool,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Of logits (B, h, w, K):
+    """Loss and gradient, a strip at a time.
 
-    -Σ share[t] log p[t] - Σ spread[k] log p[k] over the valid pixels, and its gradient (B, h, w,
-    K).
+    The loss is -Σ share[t] log p[t] - Σ spread[k] log p[k], summed over the valid pixels.
 
-    The gradient is made while a strip is at hand.
+    Args:
+        logits: (B, h, w, K).
+        target: class indices (B, H, W).
+        share, spread: (K,).
+        ignore_index, align_corners: see :func:`upsample_cross_entropy`.
+        with_gradient: whether to compute the gradient.
+
+    Returns:
+        The loss, a scalar, and its gradient (B, h, w, K) or None.
     """
     batch, _, w, classes = logits.shape
     size = (target.shape[-2], target.shape[-1])
     loss = torch.zeros((), dtype=share.dtype, device=logits.device)
-    gradient = (
-        torch.zeros(logits.shape, dtype=share.dtype, device=logits.device)
-        if with_gradient
-        else None
-    )
+    like: Any = {"dtype": share.dtype, "device": logits.device}
+    gradient = torch.zeros(logits.shape, **like) if with_gradient else None
     for rows, cells, mix, strip in strips(logits, size, align_corners):
         log_p = _log_softmax(strip)
         truth = target[:, rows]
@@ -223,25 +221,20 @@ def summed_in_strips(
         if gradient is None:
             continue
         p = log_p.exp_()
-        d = (
-            p.mul_(of_truth)
-            if spread is None
-            else p.mul_(of_truth + spread.sum() * valid[..., None])
-        )
+        of_all = of_truth if spread is None else of_truth + spread.sum() * valid[..., None]
+        d = p.mul_(of_all)
         d.scatter_add_(3, truth, -of_truth)
         if spread is not None:
             d -= spread * valid[..., None]
-        wide = mix.T @ d.flatten(2)
-        gradient[:, cells] += narrowed(
-            wide.view(batch, mix.shape[1], size[1], classes), w, align_corners
-        )
+        wide = (mix.T @ d.flatten(2)).view(batch, mix.shape[1], size[1], classes)
+        gradient[:, cells] += narrowed(wide, w, align_corners)
     return loss, gradient
 
 
 def _log_softmax(strip: Tensor) -> Tensor:
-    """Over the last dimension. Fewer values than a CPU's register holds, PyTorch takes one by one:
+    """log_softmax over the last dimension.
 
-    ten times slower than side by side.
+    PyTorch is ten times slower on CPUs if that dimension is shorter than a vector register.
     """
     if strip.shape[-1] < 16 and strip.device.type == "cpu":
         return torch.log_softmax(strip.mT.contiguous(), -2).mT.contiguous()
@@ -257,7 +250,7 @@ def summed_by_triton(
     align_corners: bool,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """:func:`summed_in_strips` by Triton's kernels."""
+    """:func:`summed_in_strips` by the Triton kernels."""
     from segformer.ops import triton_kernels as kernels
 
     classes = logits.shape[3]
@@ -269,3 +262,17 @@ def summed_by_triton(
     loss, log_sum = kernels.cross_entropy(*arguments)
     gradient = kernels.cross_entropy_gradient(*arguments, log_sum) if with_gradient else None
     return loss.sum(), gradient
+
+
+@comparison
+def _compare(device: torch.device) -> None:
+    target = torch.arange(2 * 13 * 7).view(2, 13, 7) % 41
+    for smoothing in (0.0, 0.1):
+        options: Any = {"ignore_index": 40, "label_smoothing": smoothing}
+        ours, plain = in_float32(example(), device).requires_grad_(), example().requires_grad_()
+        weight = torch.arange(1.0, 41.0, device=device)
+        with torch.enable_grad():
+            loss = cross_entropy_by_triton(ours, target.to(device), weight, **options)
+            expected = upsample_cross_entropy.plain(plain, target, weight.cpu().double(), **options)
+        assert_agrees(loss, expected)
+        assert_agrees(torch.autograd.grad(loss, ours)[0], torch.autograd.grad(expected, plain)[0])

@@ -1,6 +1,7 @@
-"""CUDA graphs: what a function launches on the device, recorded once for inputs of a shape, and replayed as a whole.
+"""CUDA graphs: the kernels of a function, recorded once for inputs of a shape, then replayed.
 
-A small network at batch 1 spends its time on launching some two hundred kernels one by one; a replay launches all of them at once.
+A small network at batch 1 launches some two hundred kernels, which takes longer than to run them; a
+replay launches all at once.
 """
 
 from __future__ import annotations
@@ -17,35 +18,34 @@ Function = Callable[[Tensor], Tensor]
 
 
 def record(function: Function, x: Tensor) -> Function:
-    """The function of tensors like ``x``, replayed as a CUDA graph; its memory is held as long as the function returned."""
-    with (
-        torch.inference_mode(False),
-        torch.no_grad(),
-    ):  # else nothing could be copied there outside of that mode
+    """Record a function as a CUDA graph, and return the replay for tensors like ``x``.
+
+    The memory of the graph is kept as long as the returned function.
+    """
+    # An inference tensor could not be written to outside of inference mode.
+    with torch.inference_mode(False), torch.no_grad():
         given = torch.empty_like(x).copy_(x)
     with torch.cuda.device(x.device):
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(
-            stream
-        ):  # libraries choose their kernels and take their workspaces before anything is recorded
+        # Libraries choose their kernels and allocate workspaces before the recording.
+        with torch.cuda.stream(stream):
             for _ in range(3):
                 function(given)
         torch.cuda.current_stream().wait_stream(stream)
         graph, done = torch.cuda.CUDAGraph(), torch.cuda.Event()
         _forget_workspaces()
-        with torch.cuda.graph(
-            graph, stream=stream, capture_error_mode="thread_local"
-        ):  # other threads may load images meanwhile
+        # Other threads may use the device during the recording.
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             result = function(given)
         _forget_workspaces()
 
     def replay(x: Tensor) -> Tensor:
         stream = torch.cuda.current_stream(x.device)
-        stream.wait_event(done)  # the replay before, which another stream may have begun
+        stream.wait_event(done)  # the last replay may run on another stream
         given.copy_(x)
         graph.replay()
-        copy = result.clone()  # the next replay writes over it
+        copy = result.clone()  # the next replay overwrites the result
         done.record(stream)
         return copy
 
@@ -53,19 +53,24 @@ def record(function: Function, x: Tensor) -> Function:
 
 
 def _forget_workspaces() -> None:
-    """Let cuBLAS take a workspace in the graph's own memory, and nobody else after it: one from outside could be freed under the graph."""
+    """Make cuBLAS allocate a new workspace.
+
+    The graph needs one in its own memory, since others may be freed, and no later work may use it.
+    """
     getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)()
 
 
 class Graphs:
-    """A module's recorded functions: the last few, by the shape of their input and whatever else makes them differ.
+    """The recorded functions of a module: the last few, by the shape of the input and a key.
 
-    Weights that change in place are seen by the next replay. A module, parameter or buffer that is added, takes another's place, or moves
-    to other memory makes all records void; so does another value of a plain attribute, such as a norm's epsilon.
+    A replay uses weights that have changed in place. All records are dropped if a module, parameter
+    or buffer is added, replaced or moved to other memory, or if a plain attribute changes, such as
+    a norm's epsilon.
 
     Args:
-        record: takes a function and an input for it, and returns what does the same for inputs of that shape.
-        most: records held; each holds the memory that one call takes.
+        record: takes a function and an input, and returns a function that does the same for inputs
+            of that shape.
+        most: number of records that are kept; each keeps the memory of one call.
     """
 
     def __init__(
@@ -75,12 +80,12 @@ class Graphs:
         self.records: OrderedDict[Hashable, Function] = OrderedDict()
         self.seen: list[tuple[dict[str, Any], int, str, Any, int]] = []
         self.settings: list[tuple[dict[str, Any], str, Any]] = []
-        self.lock = threading.Lock()  # threads that serve the same model share a record's memory
+        self.lock = threading.Lock()  # all threads write to the same memory of a record
 
     def __call__(
         self, module: nn.Module, function: Function, x: Tensor, key: Hashable = ()
     ) -> Tensor:
-        """``function(x)``, which depends on the module's weights, on ``key``, and on nothing else."""
+        """Returns ``function(x)``, which may depend on the module and on ``key`` only."""
         with self.lock:
             if not self.seen or not self._still_hold():
                 self.records.clear()
@@ -117,7 +122,7 @@ def _contents(module: nn.Module) -> list[tuple[dict[str, Any], int, str, Any, in
 
 
 def _settings(module: nn.Module) -> list[tuple[dict[str, Any], str, Any]]:
-    """The numbers and names that a module computes with; its mode is the function's matter."""
+    """The plain attributes of a module, but for its mode, which the function sets."""
     kinds = (bool, int, float, str, tuple)
     return [
         (module.__dict__, name, value)

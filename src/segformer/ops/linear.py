@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 from segformer.ops.conditions import is_plain, is_traced
 from segformer.ops.registry import operator
 
+Layer = Callable[[Tensor], Tensor]
+
 
 @operator
-def linear(x: Tensor, layer: Any) -> Tensor:
+def linear(x: Tensor, layer: Layer) -> Tensor:
     """A linear layer over a map: (B, H, W, C) → (B, H, W, D).
 
     Args:
@@ -27,7 +30,7 @@ def linear(x: Tensor, layer: Any) -> Tensor:
 
 
 def convolution_wins(x: Tensor, layer: Any) -> bool:
-    """on AMD processors with AVX-512 and more than one thread, for float32 maps and a plain layer"""
+    """on AMD processors with AVX-512 and several threads, for float32 maps and a plain layer"""
     return affine_by_convolution(x) and is_plain(layer, nn.Linear)
 
 

@@ -1,7 +1,7 @@
 """How much memory one temporary may take, and how glibc's allocator treats large blocks.
 
-A CPU's allocator gives large blocks back to the system as soon as they are free, and touching a
-fresh one costs more than filling it. A map that is needed once is better made in pieces that stay
+A CPU's allocator returns large blocks to the system as soon as they are free, and the first access
+to a new block costs more than filling it. A map that is used once is computed in pieces that stay
 in cache.
 """
 
@@ -17,10 +17,10 @@ GPU_PIECE = 256 << 20  # on a GPU, where each piece costs some launches
 
 
 def keep_large_blocks() -> None:
-    """Let glibc keep the large blocks that this process frees, for the next ones.
+    """Make glibc keep the large blocks that this process frees, and reuse them.
 
-    It is a setting of the whole process, which from then on keeps as much memory as it once took:
-    programs such as the command line choose it, importing a library does not.
+    The setting holds for the whole process, whose memory never shrinks afterwards. Programs such as
+    the command line choose it; importing this library does not.
     """
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt
@@ -29,9 +29,8 @@ def keep_large_blocks() -> None:
         mallopt(*no_trimming)
 
 
-# From the largest block that a program has freed, glibc learns which ones to serve from memory that
-# it holds (mallopt(3), the dynamic threshold, 32 MiB at most). The first forward pass would free
-# such a block after its work; here one is freed before it. It is never touched, so it takes no
-# memory.
+# glibc serves blocks up to the size of the largest one freed so far (mallopt(3), the dynamic
+# threshold, 32 MiB at most) from memory that it keeps. The first forward pass would free such a
+# block only at its end, so one is freed here. It is never accessed, so it takes no memory.
 _freed = torch.empty((32 << 20) - (64 << 10), dtype=torch.uint8, device="cpu")
 del _freed

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from segformer.ops import memory
 from segformer.ops.conditions import in_pieces, is_plain, is_plain_convolution
-from segformer.ops.linear import linear
+from segformer.ops.linear import Layer, linear
 from segformer.ops.registry import operator
 
 
 @operator
-def mix_ffn(x: Tensor, fc1: Any, dwconv: Any, act: Any, fc2: Any) -> Tensor:
+def mix_ffn(x: Tensor, fc1: Layer, dwconv: Layer, act: Layer, fc2: Layer) -> Tensor:
     """MLP(GELU(Conv3×3(MLP(x)))) (arXiv 2105.15203, section 3.1, equation 3).
 
     Args:
@@ -37,6 +37,7 @@ def strips_win(x: Tensor, fc1: Any, dwconv: Any, act: Any, fc2: Any) -> bool:
     return (
         in_pieces(x)
         and is_plain(fc1, nn.Linear)
+        and is_plain(dwconv, nn.Conv2d)
         and is_plain_convolution(dwconv, 3, groups=dwconv.out_channels)
         and is_plain(act, nn.GELU, nn.ReLU, nn.SiLU)
         and is_plain(fc2, nn.Linear)
@@ -46,7 +47,7 @@ def strips_win(x: Tensor, fc1: Any, dwconv: Any, act: Any, fc2: Any) -> bool:
 
 @mix_ffn.implementation(when=strips_win)
 def in_strips(x: Tensor, fc1: Any, dwconv: Any, act: Any, fc2: Any) -> Tensor:
-    """Some rows at a time: the hidden map, four times as wide as ``x``, is never whole in memory."""
+    """Some rows at a time: the hidden map, four times as wide as ``x``, is never all in memory."""
     height, out, rows = x.shape[1], torch.empty_like(x), _rows(x, dwconv.out_channels)
     for image, result in zip(x.split(1), out.split(1), strict=True):
         for start in range(0, height, rows):

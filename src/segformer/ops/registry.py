@@ -1,8 +1,7 @@
 """Operators: functions with a plain definition, and faster implementations beside it.
 
-The plain definition is what the operator means: it is always right, differentiable and traceable,
-and
-it calls the modules that it is given. An implementation runs where its condition holds.
+The plain definition is always right, differentiable and traceable, and it calls the modules that
+it gets. An implementation runs where its condition holds.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _plain = ContextVar("plain", default=os.environ.get(VARIABLE, "0") not in ("", "
 
 @contextmanager
 def plain() -> Iterator[None]:
-    """Inside, in this thread, every operator computes its plain definition; for whoever debugs.
+    """Context in which every operator of this thread runs its plain definition, for debugging.
 
     The environment variable SEGFORMER_PLAIN=1 does the same for a whole process.
     """
@@ -40,13 +39,13 @@ class Implementation(Generic[P, R]):
     """A faster way to compute an operator.
 
     Args:
-        function: computes the same as the operator's plain definition.
+        function: returns the same as the operator's plain definition.
         when: takes the operator's arguments and returns whether ``function`` may run. The first
-            line of its docstring completes the sentence "Runs when …".
+            line of its docstring is the condition in the printed table.
     """
 
     function: Callable[P, R]
-    when: Callable[P, bool]
+    when: Callable[..., bool]
 
 
 class Operator(Generic[P, R]):
@@ -60,8 +59,10 @@ class Operator(Generic[P, R]):
         self.implementations: list[Implementation[P, R]] = []
         update_wrapper(self, plain)
 
-    def implementation(self, when: Callable[P, bool]) -> Callable[[Callable[P, R]], Callable[P, R]]:
-        """Decorator that registers an implementation behind the ones that are there already."""
+    def implementation(
+        self, when: Callable[..., bool]
+    ) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        """Decorator that registers an implementation, to be tried after the earlier ones."""
 
         def register(function: Callable[P, R]) -> Callable[P, R]:
             self.implementations.append(Implementation(function, when))
@@ -81,17 +82,14 @@ OPERATORS: dict[str, Operator[Any, Any]] = {}
 
 
 def operator(plain: Callable[P, R]) -> Operator[P, R]:
-    """Decorator that makes an operator of its plain definition."""
+    """Decorator that turns a plain definition into an operator."""
     made = Operator(plain)
     OPERATORS[plain.__name__] = made
     return made
 
 
 def table() -> str:
-    """Which implementation runs when:
-
-    one row an implementation, in the order in which they are tried.
-    """
+    """Which implementation runs when, as text: one row each, in the order of trial."""
     rows = [("operator", "implementation", "runs when")]
     for name, made in OPERATORS.items():
         names = [name, *[""] * len(made.implementations)]

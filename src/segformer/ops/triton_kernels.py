@@ -1,12 +1,12 @@
-"""The operators of :mod:`segformer.ops` as Triton kernels, for the devices that Triton
-compiles for.
+"""The operators of :mod:`segformer.ops` as Triton kernels, for the devices Triton compiles for.
 
-What is as large as the pixels is written only where it is the result; the stride-4 maps it comes
-from are read from cache. Maps are (B, h, w, C), contiguous. ``places`` says, for the rows and for
-the columns, which cell each pixel lies behind and its share of the next, as
-:mod:`segformer.ops` computes them; everything is computed in the precision of these shares.
-Nothing waits for the device, and no two programs write to one place: results are the same to the
-bit from run to run.
+Maps are (B, h, w, C), contiguous. ``places`` holds, for rows and for columns, the cell before each
+pixel and its share of the next, as :func:`segformer.ops.bilinear.positions` computes them. The
+kernels compute in the precision of these shares.
+
+They write only results, and read stride-4 maps, which stay in cache. They never synchronise with
+the host, and no two programs write to one place, so that results are the same to the bit from run
+to run.
 """
 
 from __future__ import annotations
@@ -20,22 +20,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-PIXELS, CLASSES = (
-    16,
-    32,
-    # of one block: it leaves a program about 64 registers a thread, so that a multiprocessor can be
-    # full
-)
-FUSION = {
-    "enable_fp_fusion": True
-}  # multiply-adds in one rounding; said here because Triton's default is changing
-SIZES = [
-    "h",
-    "w",
-    "height",
-    "width",
-    "ignore_index",
-]  # not worth a compilation each time they are 1 or a multiple of 16
+# Pixels and classes of one block. A program then needs about 64 registers a thread, so that a
+# multiprocessor can be full.
+PIXELS, CLASSES = 16, 32
+FUSION = {"enable_fp_fusion": True}  # fused multiply-adds; Triton's default is changing
+# Arguments that Triton shall not recompile for when they are 1 or a multiple of 16.
+SIZES = ["h", "w", "height", "width", "ignore_index"]
 LARGEST = tl.constexpr(2**31 - 1)
 
 Places = Sequence[tuple[Tensor, Tensor]]
@@ -43,7 +33,7 @@ Result = TypeVar("Result")
 
 
 def on_its_device(function: Callable[..., Result]) -> Callable[..., Result]:
-    """Launch on the device of the first argument, which need not be the current one."""
+    """Decorator that launches kernels on the device of the first argument."""
 
     @wraps(function)
     def launch(first: Tensor, *others: object) -> Result:
@@ -55,10 +45,7 @@ def on_its_device(function: Callable[..., Result]) -> Callable[..., Result]:
 
 @on_its_device
 def argmax(logits: Tensor, places: Places) -> Tensor:
-    """Labels (B, H, W) int64 of logits (B, h, w, K), interpolated;
-
-    what is not a number counts as the greatest.
-    """
+    """Labels (B, H, W) int64 of interpolated logits (B, h, w, K); NaN counts as the greatest."""
     batch, (rows, columns) = len(logits), places
     labels = torch.empty(
         batch, len(rows[0]), len(columns[0]), dtype=torch.int64, device=logits.device
@@ -86,7 +73,7 @@ def cross_entropy(
     spread: Tensor | None,
     ignore_index: int,
 ) -> tuple[Tensor, Tensor]:
-    """Each pixel's loss, and the logarithm of the sum of its classes' exponentials: (B, H, W) both.
+    """The loss of each pixel, and the logsumexp of its logits: both (B, H, W).
 
     The loss is -share[t] log p[t] - Σ_k spread[k] log p[k] where the target is t, and 0 where it is
     ``ignore_index``.
@@ -122,14 +109,13 @@ def cross_entropy_gradient(
     ignore_index: int,
     log_sum: Tensor,
 ) -> Tensor:
-    """The gradient (B, h, w, K) of the sum of the losses:
+    """The gradient (B, h, w, K) of the sum of the losses.
 
-    each cell gathers it from the pixels that it is mixed into.
+    Each cell sums it over the pixels that it contributes to.
     """
     rows, columns = places
     gradient = torch.empty(logits.shape, dtype=log_sum.dtype, device=logits.device)
-    # The pixels between cells i and i + 1 are those from the first that lies behind cell i to the
-    # first behind cell i + 1.
+    # The first pixel after each cell: those between cells i and i + 1 lie from one to the next.
     first_row, first_column = (
         torch.searchsorted(low, torch.arange(cells + 1, device=low.device))
         for (low, _), cells in zip(places, logits.shape[1:3], strict=True)
@@ -157,9 +143,9 @@ def cross_entropy_gradient(
 
 @on_its_device
 def add_upsampled(out: Tensor, x: Tensor, coarse: Tensor, places: Places) -> None:
-    """``out`` = x + coarse, interpolated: maps (B, H, W, C), and coarse (B, h, w, C).
+    """Write x + interpolated(coarse) to ``out``, which may be ``x``.
 
-    ``out`` may be ``x``.
+    ``x`` and ``out`` are (B, H, W, C), ``coarse`` is (B, h, w, C).
     """
     rows, columns = places
     if x.numel():
@@ -179,22 +165,19 @@ def _sizes(cells: Tensor, pixels: Tensor) -> tuple[int, ...]:
 
 
 def _classes(logits: Tensor) -> int:
-    return min(CLASSES, triton.next_power_of_2(logits.shape[3]))
+    return min(CLASSES, int(triton.next_power_of_2(logits.shape[3])))
 
 
 @triton.jit
-def _place(low, shares, pixel, exists, cells):  # type: ignore[no-untyped-def]
-    """The cells before and behind a pixel, and its share of the second."""
+def _place(low, shares, pixel, exists, cells):
+    """The cells before and after a pixel, and its share of the second."""
     before = tl.load(low + pixel, exists, 0).to(tl.int32)
     return before, tl.minimum(before + 1, cells - 1), tl.load(shares + pixel, exists, 0.0)
 
 
 @triton.jit
-def _own_pixels(low_y, shares_y, low_x, shares_x, h, w, height, width, pixels: tl.constexpr):  # type: ignore[no-untyped-def]
-    """A program's part of one row of pixels, and the cells they lie between:
-
-    of the program's first two indices.
-    """
+def _own_pixels(low_y, shares_y, low_x, shares_x, h, w, height, width, pixels: tl.constexpr):
+    """The program's part of a row of pixels, by its first two indices, and the cells around it."""
     row = tl.program_id(0).to(tl.int64)
     x = tl.program_id(1) * pixels + tl.arange(0, pixels)
     inside = x < width
@@ -204,9 +187,10 @@ def _own_pixels(low_y, shares_y, low_x, shares_x, h, w, height, width, pixels: t
 
 
 @triton.jit
-def _mix(maps, image, top, bottom, share_y, left, right, share_x, k, exist, w, classes):  # type: ignore[no-untyped-def]
-    """The interpolated values (P, K) of one row's pixels (P,) and classes (K,), in interpolate's
-    order of operations.
+def _mix(maps, image, top, bottom, share_y, left, right, share_x, k, exist, w, classes):
+    """The interpolated values (P, K) of a row's pixels (P,) and classes (K,).
+
+    The order of operations is that of :func:`torch.nn.functional.interpolate`.
     """
     upper, lower = maps + (image + top) * w * classes, maps + (image + bottom) * w * classes
     left, right, share_x = (
@@ -224,8 +208,9 @@ def _mix(maps, image, top, bottom, share_y, left, right, share_x, k, exist, w, c
 
 
 @triton.jit(do_not_specialize=SIZES)
-def _argmax(  # type: ignore[no-untyped-def]
-    labels, logits, low_y, shares_y, low_x, shares_x, h, w, classes, height, width, pixels: tl.constexpr, at_once: tl.constexpr
+def _argmax(
+    labels, logits, low_y, shares_y, low_x, shares_x, h, w, classes, height, width,
+    pixels: tl.constexpr, at_once: tl.constexpr,
 ):  # fmt: skip
     row, x, inside, top, bottom, share_y, left, right, share_x = _own_pixels(
         low_y, shares_y, low_x, shares_x, h, w, height, width, pixels
@@ -263,7 +248,7 @@ def _argmax(  # type: ignore[no-untyped-def]
 
 
 @triton.jit(do_not_specialize=SIZES)
-def _cross_entropy(  # type: ignore[no-untyped-def]
+def _cross_entropy(
     loss, log_sum, logits, low_y, shares_y, low_x, shares_x, target, share, spread, ignore_index,
     h, w, classes, height, width, smooth: tl.constexpr, pixels: tl.constexpr, at_once: tl.constexpr,
 ):  # fmt: skip
@@ -304,9 +289,7 @@ def _cross_entropy(  # type: ignore[no-untyped-def]
             weights += tl.sum(weight, 0)
         value = tl.where((k < classes)[None, :], value, float("-inf"))
         now = tl.maximum(greatest, tl.max(value, 1))
-        base = tl.where(
-            now == float("-inf"), 0.0, now
-        )  # so that a block of classes that are all -∞ adds nothing
+        base = tl.where(now == float("-inf"), 0.0, now)  # classes that are all -∞ add nothing
         total = total * tl.exp(greatest - base) + tl.sum(tl.exp(value - base[:, None]), 1)
         greatest = now
     log_total = greatest + tl.log(total)
@@ -318,8 +301,9 @@ def _cross_entropy(  # type: ignore[no-untyped-def]
 
 
 @triton.jit(do_not_specialize=SIZES)
-def _gradient(  # type: ignore[no-untyped-def]
-    gradient, logits, low_y, shares_y, low_x, shares_x, first_row, first_column, target, share, spread, spread_sum, log_sum, ignore_index,
+def _gradient(
+    gradient, logits, low_y, shares_y, low_x, shares_x, first_row, first_column,
+    target, share, spread, spread_sum, log_sum, ignore_index,
     h, w, classes, height, width, pixels: tl.constexpr, at_once: tl.constexpr,
 ):  # fmt: skip
     cell = tl.program_id(0).to(tl.int64)
@@ -357,8 +341,9 @@ def _gradient(  # type: ignore[no-untyped-def]
 
 
 @triton.jit(do_not_specialize=SIZES)
-def _add_upsampled(  # type: ignore[no-untyped-def]
-    out, x, coarse, low_y, shares_y, low_x, shares_x, h, w, channels, height, width, pixels: tl.constexpr, at_once: tl.constexpr
+def _add_upsampled(
+    out, x, coarse, low_y, shares_y, low_x, shares_x, h, w, channels, height, width,
+    pixels: tl.constexpr, at_once: tl.constexpr,
 ):  # fmt: skip
     row, column, inside, top, bottom, share_y, left, right, share_x = _own_pixels(
         low_y, shares_y, low_x, shares_x, h, w, height, width, pixels

@@ -1,1 +1,1 @@
-"""Training with Lightning. Nothing outside this package and the command line imports it."""
+"""Training with Lightning. Only the command line imports this package."""

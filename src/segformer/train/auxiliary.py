@@ -1,4 +1,4 @@
-"""Losses on what a network computes on its way to the logits, which only training needs."""
+"""Auxiliary heads: losses on the feature maps of a network, in training only."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from segformer.models import SegmentationModel
 
 
 class Auxiliary(nn.Module):
-    """Heads on some of a module's feature maps, each with a loss of its own (SETR, arXiv 2012.15840, section 4.1).
+    """Heads on feature maps of a module, each with its own loss (SETR, arXiv 2012.15840, 4.1).
 
-    They belong to the training task: the network, and what is saved or exported of it, has none.
+    They are part of the training task. The network, and what is saved or exported of it, has none.
 
     Args:
-        network: the network that is trained.
-        head: makes a head of one map's channels, in a list, and the number of classes.
-        levels: which of the maps have a head.
-        weights: of each head's loss in the sum, or one for all.
-        reads: the network's module whose maps are read, by its name; it has their ``channels``.
+        network: The network that is trained.
+        head: Makes a head from the channels of one map, in a list, and the number of classes.
+        levels: Indices of the maps that have a head.
+        weights: Weight of each head's loss in the sum, or one weight for all.
+        reads: Name of the module whose maps the heads take; it has an attribute ``channels``.
 
     Raises:
-        ValueError: when the network has no such module or level, or the weights are not as many as the levels.
+        ValueError: If the network has no such module or level, or the number of weights is not
+            that of the levels.
     """
 
     def __init__(
@@ -42,17 +43,19 @@ class Auxiliary(nn.Module):
         )
         if len(self.weights) != len(levels):
             raise ValueError(
-                f"{len(self.weights)} auxiliary weights {self.weights} for {len(levels)} heads; give one a head, or one for all"
+                f"{len(self.weights)} auxiliary weights {self.weights} for {len(levels)} heads; "
+                "give one for each head, or one for all"
             )
         modules = dict(network.named_modules())
         if not hasattr(modules.get(reads), "channels"):
             raise ValueError(
-                f"the network has no module {reads!r} with feature maps for auxiliary heads to read"
+                f"the network has no module {reads!r} with feature maps for auxiliary heads"
             )
         channels: Any = modules[reads].channels
         if not levels or not all(0 <= level < len(channels) for level in levels):
             raise ValueError(
-                f"auxiliary heads on levels {list(levels)} of {reads!r}, which has {len(channels)}: 0 to {len(channels) - 1}"
+                f"auxiliary heads on levels {list(levels)} of {reads!r}, which has "
+                f"{len(channels)}: 0 to {len(channels) - 1}"
             )
         self.levels = tuple(levels)
         self.reads = reads
@@ -60,7 +63,7 @@ class Auxiliary(nn.Module):
 
     @contextmanager
     def watching(self, network: nn.Module) -> Iterator[list[Tensor]]:
-        """Inside, the list fills with the maps of the watched module, once it is called."""
+        """Context in which the returned list receives the maps of the module that heads read."""
         maps: list[Tensor] = []
         handle = network.get_submodule(self.reads).register_forward_hook(
             lambda module, inputs, output: maps.extend(output)
@@ -71,7 +74,12 @@ class Auxiliary(nn.Module):
             handle.remove()
 
     def forward(self, maps: Sequence[Tensor], loss: Callable[[Tensor], Tensor]) -> Tensor:
-        """The weighted sum of the heads' losses; ``loss`` takes logits (B, K, h, w) of any size."""
+        """Returns the weighted sum of the heads' losses.
+
+        Args:
+            maps: All feature maps of the module, (B, C_i, h_i, w_i).
+            loss: Takes logits (B, K, h, w) of any size.
+        """
         losses = [
             weight * loss(head([maps[level]]))
             for weight, head, level in zip(self.weights, self.heads, self.levels, strict=True)

@@ -1,4 +1,4 @@
-"""Averages of the weights over a run."""
+"""Averages of the weights during a run."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 class EMA(WeightAveraging):
     """An exponential moving average of the weights, whose decay warms up.
 
-    After n updates the decay is min(decay, (1 + n) / (10 + n)), as in TensorFlow's ``ExponentialMovingAverage`` with
-    ``num_updates``: a run much shorter than 1 / (1 - decay) steps does not end near its initial weights.
+    After n updates the decay is min(decay, (1 + n) / (10 + n)), as in TensorFlow's
+    ``ExponentialMovingAverage`` with ``num_updates``. With a constant decay, the average of a run
+    much shorter than 1 / (1 - decay) steps would be close to the initial weights.
 
     Args:
         decay: Share of the average that an update keeps, from 0 to 1.
-        device: Device of the average; by default the model's.
-        use_buffers: Average buffers, such as BatchNorm's statistics, too.
+        device: Device of the average, by default the model's.
+        use_buffers: Average buffers too, such as BatchNorm's statistics.
 
     Raises:
         ValueError: If ``decay`` is not between 0 and 1.
@@ -41,6 +42,13 @@ class EMA(WeightAveraging):
 def update(
     averages: Sequence[Tensor], weights: Sequence[Tensor], updates: Any, decay: float
 ) -> None:
-    """Move averages towards weights, after so many updates."""
+    """Moves averages towards weights.
+
+    Args:
+        averages: The averages, changed in place.
+        weights: The weights, in the same order.
+        updates: Number of earlier updates.
+        decay: Share of an average that is kept, after the warm-up.
+    """
     count = int(updates)
     get_ema_multi_avg_fn(min(decay, (1 + count) / (10 + count)))(averages, weights, updates)

@@ -1,17 +1,18 @@
-"""``segformer check --config …``: read every pair before a run does, and say what is there and what is wrong."""
+"""``segformer check``: read every image and label map before training, and list what is wrong."""
 
 from __future__ import annotations
 
 import hashlib
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -21,26 +22,92 @@ from segformer.data.datasets import DataError, FolderDataset, count_labels
 from segformer.data.images import is_transparent, read_header
 from segformer.inference.pictures import colored, overlay, sheet
 from segformer.train.data import SegmentationData, Transformed
+from segformer.train.parser import Parser
 
 SPLITS = ("train", "val", "test")
-RUN = (  # a run's options, which are not looked at
+IGNORED_OPTIONS = (  # a run's options, which say nothing about the data
     *("model", "trainer", "seed_everything", "one_logit", "checkpoint", "resume", "report"),
     *("ckpt_path", "weights", "weights_only", "protocol", "tta"),
 )
-SHOWN = 6  # samples of a split in the picture
-NAMED = 10  # warnings that are printed, before the rest is counted
+SHOWN_SAMPLES = 6  # of a split, in the picture
+SHOWN_SIZES = 4  # of a split, in the report
+SHOWN_WARNINGS = 10  # the others are counted
+
+
+def main(arguments: list[str]) -> None:
+    """Checks the data of a config, print the report and write a picture of samples.
+
+    Raises:
+        SystemExit: With code 1 if there is a problem.
+    """
+    options = parse(arguments)
+    try:
+        data, faults = build_data(options.data)
+    except (OSError, ValueError) as error:
+        print(f"problem: {error}\n\n1 problems")
+        sys.exit(1)
+    findings = check(data, options.num_workers)
+    findings.problems[:0] = faults
+    print(findings.text(data.classes))
+    if picture := draw(data):
+        Path(options.out).parent.mkdir(parents=True, exist_ok=True)
+        picture.save(options.out)
+        print(f"look at {options.out}")
+    if findings.problems:
+        sys.exit(1)
+
+
+def parse(arguments: list[str]) -> Namespace:
+    """Returns the options: those of the data, ``out`` and ``num_workers``.
+
+    Raises:
+        argparse.ArgumentError: If an option is unknown or its value has the wrong type.
+    """
+    parser = Parser(
+        "segformer check",
+        description="Read every image and label map of a config, before training.",
+    )
+    parser.add_argument("--config", action="config")
+    parser.add_subclass_arguments(SegmentationData, "data", required=True)
+    parser.add_argument(
+        "--out", type=str, default="check.png", help="picture of samples and their labels"
+    )
+    parser.add_argument("--num_workers", type=int, default=2, help="number of loader processes")
+    for other in IGNORED_OPTIONS:
+        parser.add_argument(f"--{other}", type=Any, default=None)
+    return parser.parse_args(arguments)
+
+
+def build_data(settings: Namespace) -> tuple[SegmentationData, list[str]]:
+    """Returns the data module of its settings, and the faults that were found on the way.
+
+    Raises:
+        ValueError: If no pair of an image and a label map is left.
+        FileNotFoundError: If a folder is missing or empty.
+    """
+    # jsonargparse builds the parts of the data module only. It would quote the whole config in the
+    # errors of the data module itself.
+    module, _, name = settings.class_path.rpartition(".")
+    kind: Any = getattr(import_module(module), name)
+    parts = Parser()
+    parts.add_class_arguments(kind, "data", instantiate=False)
+    given = Namespace(data=settings.get("init_args", Namespace()))
+    try:
+        return kind(**parts.instantiate_classes(given).data), []
+    except DataError as error:
+        return error.found, error.faults
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What one pair holds, or what is wrong with it.
+    """What one pair of an image and a label map contains, or what is wrong with it.
 
     Args:
         size: Height and width.
-        histogram: Pixels (K + 1,) of each class, and of none.
-        digest: Equal for equal images alone.
+        histogram: Number of pixels (K + 1,) of each class, and of ignored pixels.
+        digest: Hash of the image's pixels.
         is_transparent: Whether the image has an alpha channel, which is dropped.
-        problems: A sentence a fault.
+        problems: One sentence for each fault.
     """
 
     size: tuple[int, int] = (0, 0)
@@ -51,7 +118,7 @@ class Sample:
 
 
 class Samples(Dataset):
-    """A data set's pairs, read as training reads them, each summed up."""
+    """The :class:`Sample` of each pair of a data set, read as training reads it."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
@@ -68,14 +135,18 @@ class Samples(Dataset):
             faults = self.dataset.faults_of(index) if is_folder else []
             return Sample(problems=tuple(faults or [str(error)]))
         pixels = image.numpy()
+        content = pixels.tobytes() + str(pixels.shape).encode()
         return Sample(
             (label.shape[0], label.shape[1]),
             count_labels(label, len(self.dataset.classes)),
-            hashlib.blake2b(
-                pixels.tobytes() + str(pixels.shape).encode(), digest_size=16
-            ).hexdigest(),
+            hashlib.blake2b(content, digest_size=16).hexdigest(),
             is_folder and is_transparent(read_header(self.dataset.pairs[index][0])),
         )
+
+    def name(self, index: int) -> str:
+        """Returns the image file of a pair, or its index if the data set has no files."""
+        pairs = getattr(self.dataset, "pairs", None)
+        return str(pairs[index][0]) if pairs else f"sample {index}"
 
 
 def _unchanged(image: Any, label: Any) -> tuple[Any, Any]:
@@ -84,14 +155,14 @@ def _unchanged(image: Any, label: Any) -> tuple[Any, Any]:
 
 @dataclass
 class Findings:
-    """What was found in all splits.
+    """The result of a check.
 
     Args:
-        counts: pairs of each split.
-        sizes: how many pairs have which size, by split.
-        histograms: pixels (K + 1,) of each class, and of none, by split.
-        problems: what is wrong, a sentence a file or pair.
-        warnings: what may be meant so.
+        counts: Number of pairs of each split.
+        sizes: Number of pairs of each size (height, width), by split.
+        histograms: Number of pixels (K + 1,) of each class, and of ignored pixels, by split.
+        problems: Faults to correct, one sentence for each.
+        warnings: What may be intended, one sentence for each.
     """
 
     counts: dict[str, int] = field(default_factory=dict)
@@ -101,94 +172,109 @@ class Findings:
     warnings: list[str] = field(default_factory=list)
 
     def text(self, classes: Classes) -> str:
-        """A report for a person."""
-        lines = []
-        for split, count in self.counts.items():
-            sizes = sorted(self.sizes[split].items(), key=lambda item: -item[1])
-            shown = ", ".join(
-                f"{number} of {height}×{width}" for (height, width), number in sizes[:4]
-            )
-            lines.append(
-                f"{split}: {count} pairs; {shown}"
-                + (f" and {len(sizes) - 4} sizes more" if len(sizes) > 4 else "")
-            )
-        width = max(map(len, [*classes.names, "ignored"]))
-        lines += [
-            "",
-            f"{'share of pixels, %':{width + 4}}" + "".join(f"{split:>9}" for split in self.counts),
+        """Returns the report that is printed."""
+        sections = [
+            [self._sizes_of(split) for split in self.counts],
+            self._shares(classes),
+            _shortened([f"warning: {sentence}" for sentence in self.warnings]),
+            [f"problem: {sentence}" for sentence in self.problems],
+            [f"{len(self.problems)} problems" if self.problems else "no problems"],
         ]
-        for k, name in enumerate([*classes.names, "ignored"]):
-            shares = [
-                100 * self.histograms[split][k] / max(1, self.histograms[split].sum())
-                for split in self.counts
-            ]
-            lines.append(f"{name:{width + 4}}" + "".join(f"{share:9.3f}" for share in shares))
-        warnings = [f"warning: {sentence}" for sentence in self.warnings[:NAMED]]
-        if len(self.warnings) > NAMED:
-            warnings.append(f"and {len(self.warnings) - NAMED} warnings more")
-        problems = [f"problem: {sentence}" for sentence in self.problems]
-        for sentences in filter(None, (warnings, problems)):
-            lines += ["", *sentences]
-        return "\n".join(
-            [*lines, "", f"{len(self.problems)} problems" if self.problems else "no problems"]
-        )
+        return "\n\n".join("\n".join(lines) for lines in sections if lines)
+
+    def _sizes_of(self, split: str) -> str:
+        sizes = sorted(self.sizes[split].items(), key=lambda item: -item[1])
+        shown = ", ".join(f"{n} of {height}×{width}" for (height, width), n in sizes[:SHOWN_SIZES])
+        more = len(sizes) - SHOWN_SIZES
+        rest = f" and {more} sizes more" if more > 0 else ""
+        return f"{split}: {self.counts[split]} pairs; {shown}{rest}"
+
+    def _shares(self, classes: Classes) -> list[str]:
+        """Returns a table of each class's share in the pixels of each split."""
+        names = [*classes.names, "ignored"]
+        width = max(map(len, names)) + 4
+        lines = [f"{'share of pixels, %':{width}}" + "".join(f"{s:>9}" for s in self.counts)]
+        totals = {split: max(1, self.histograms[split].sum()) for split in self.counts}
+        for k, name in enumerate(names):
+            shares = [100 * self.histograms[split][k] / totals[split] for split in self.counts]
+            lines.append(f"{name:{width}}" + "".join(f"{share:9.3f}" for share in shares))
+        return lines
+
+
+def _shortened(warnings: list[str]) -> list[str]:
+    more = len(warnings) - SHOWN_WARNINGS
+    return [*warnings[:SHOWN_WARNINGS], f"and {more} warnings more"] if more > 0 else warnings
 
 
 def check(data: SegmentationData, num_workers: int = 2) -> Findings:
-    """Read every pair of a data module's splits, with a progress bar."""
+    """Reads every pair of a data module's splits, with a progress bar."""
     findings = Findings()
-    seen: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    images: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for split in SPLITS:
         dataset = getattr(data, split)
-        if dataset is None:
-            continue
-        findings.counts[split] = len(dataset)
-        findings.sizes[split] = defaultdict(int)
-        histogram = findings.histograms[split] = np.zeros(len(data.classes) + 1, np.int64)
-        transparent = []
-        samples = DataLoader(Samples(dataset), batch_size=None, num_workers=num_workers)
-        for index, sample in enumerate(tqdm(samples, f"check {split}", unit="pair")):
-            findings.problems += sample.problems
-            if sample.histogram is None:
-                continue
-            findings.sizes[split][sample.size] += 1
-            histogram += sample.histogram
-            pairs = getattr(dataset, "pairs", None)
-            name = str(pairs[index][0]) if pairs else f"sample {index}"
-            seen[sample.digest].append((split, name))
-            transparent += [name] if sample.is_transparent else []
-            if sample.histogram[-1] == sample.histogram.sum():
-                findings.warnings.append(f"{name} has no labelled pixel")
-        absent = [name for k, name in enumerate(data.classes.names) if not histogram[k]]
-        if absent:
-            more = f" and {len(absent) - NAMED} classes more" if len(absent) > NAMED else ""
-            findings.warnings.append(f"{split} has no pixel of {', '.join(absent[:NAMED])}{more}")
-        if transparent:
-            findings.warnings.append(
-                f"{len(transparent)} images of {split} have transparency, which is dropped: {transparent[0]}, …"
-            )
-        if isinstance(dataset, FolderDataset) and findings.sizes[split]:
-            findings.problems += dataset.lone_class(histogram)
-    for places in seen.values():
-        if len({split for split, _ in places}) > 1:
-            findings.problems.append(
-                "one image is in two splits: "
-                + ", ".join(f"{name} ({split})" for split, name in places)
-            )
-        elif len(places) > 1:
-            findings.warnings.append(
-                f"one image is in {places[0][0]} more than once: "
-                + ", ".join(name for _, name in places)
-            )
+        if dataset is not None:
+            for digest, name in _check_split(findings, split, dataset, num_workers):
+                images[digest].append((split, name))
+    _find_repeated(findings, list(images.values()))
     return findings
 
 
-def picture(data: SegmentationData) -> Image.Image | None:
-    """Samples of the first split with their labels beside and over them; none where none could be read."""
+def _check_split(
+    findings: Findings, split: str, dataset: Any, num_workers: int
+) -> Iterator[tuple[str, str]]:
+    """Adds what a split contains to the findings; yields the digest and name of each image."""
+    findings.counts[split] = len(dataset)
+    findings.sizes[split] = defaultdict(int)
+    histogram = findings.histograms[split] = np.zeros(len(dataset.classes) + 1, np.int64)
+    transparent = []
+    samples = Samples(dataset)
+    loader = DataLoader(samples, batch_size=None, num_workers=num_workers)
+    for index, sample in enumerate(tqdm(loader, f"check {split}", unit="pair")):
+        findings.problems += sample.problems
+        if sample.histogram is None:
+            continue
+        name = samples.name(index)
+        findings.sizes[split][sample.size] += 1
+        histogram += sample.histogram
+        transparent += [name] if sample.is_transparent else []
+        if sample.histogram[-1] == sample.histogram.sum():
+            findings.warnings.append(f"{name} has no labelled pixel")
+        yield sample.digest, name
+    findings.warnings += _absent_classes(split, histogram, dataset.classes)
+    if transparent:
+        findings.warnings.append(
+            f"{len(transparent)} images of {split} have transparency, which is dropped: "
+            f"{transparent[0]}, …"
+        )
+    if isinstance(dataset, FolderDataset) and findings.sizes[split]:
+        findings.problems += dataset.lone_class(histogram)
+
+
+def _absent_classes(split: str, histogram: np.ndarray, classes: Classes) -> list[str]:
+    """Returns a warning that lists the classes without a pixel, if there are any."""
+    absent = [name for k, name in enumerate(classes.names) if not histogram[k]]
+    more = len(absent) - SHOWN_WARNINGS
+    rest = f" and {more} classes more" if more > 0 else ""
+    shown = ", ".join(absent[:SHOWN_WARNINGS])
+    return [f"{split} has no pixel of {shown}{rest}"] if absent else []
+
+
+def _find_repeated(findings: Findings, images: list[list[tuple[str, str]]]) -> None:
+    """Adds images that occur more than once, each a list of its splits and names."""
+    for places in images:
+        if len({split for split, _ in places}) > 1:
+            files = ", ".join(f"{name} ({split})" for split, name in places)
+            findings.problems.append(f"one image is in two splits: {files}")
+        elif len(places) > 1:
+            files = ", ".join(name for _, name in places)
+            findings.warnings.append(f"one image is in {places[0][0]} more than once: {files}")
+
+
+def draw(data: SegmentationData) -> Image.Image | None:
+    """Returns training images beside their labels and under them; None if none can be read."""
     columns: dict[str, list[Image.Image]] = {"image": [], "labels": [], "both": []}
-    for index in (
-        np.linspace(0, len(data.train) - 1, min(SHOWN, len(data.train))).astype(int).tolist()
-    ):
+    count = len(data.train)
+    for index in np.linspace(0, count - 1, min(SHOWN_SAMPLES, count)).astype(int).tolist():
         try:
             image, label = data.train[index]
         except (ValueError, OSError):
@@ -198,55 +284,3 @@ def picture(data: SegmentationData) -> Image.Image | None:
         columns["labels"].append(colored(label.numpy(), data.classes))
         columns["both"].append(overlay(rgb, label.numpy(), data.classes))
     return sheet(columns, data.classes) if columns["image"] else None
-
-
-def load(args: list[str]) -> tuple[Namespace, SegmentationData, list[str]]:
-    """The command's options, its data, and what is wrong with them before a file is read.
-
-    Raises:
-        ValueError: If there are no data to read.
-        FileNotFoundError: If a folder is missing or empty.
-    """
-    parser = ArgumentParser(
-        "segformer check",
-        description="Read every image and label map of a config's data, before a run does.",
-    )
-    parser.add_argument("--config", action="config")
-    parser.add_subclass_arguments(SegmentationData, "data", required=True)
-    parser.add_argument(
-        "--out", type=str, default="check.png", help="a picture of samples with their labels"
-    )
-    parser.add_argument("--num_workers", type=int, default=2)
-    for other in RUN:
-        parser.add_argument(f"--{other}", type=Any, default=None)
-    options = parser.parse_args(args)
-    # jsonargparse makes the parts of the data; the data themselves are made here, as it would put
-    # the whole config into what they raise.
-    module, _, name = options.data.class_path.rpartition(".")
-    kind: Any = getattr(import_module(module), name)
-    parts = ArgumentParser()
-    parts.add_class_arguments(kind, "data", instantiate=False)
-    given = Namespace(data=options.data.get("init_args", Namespace()))
-    arguments = parts.instantiate_classes(given).data
-    try:
-        return options, kind(**arguments), []
-    except DataError as error:
-        return options, error.found, error.faults
-
-
-def main(args: list[str]) -> None:
-    """The command: exits with 1 when there is a problem."""
-    try:
-        options, data, faults = load(args)
-    except (OSError, ValueError) as error:
-        print(f"problem: {error}\n\n1 problems")
-        sys.exit(1)
-    findings = check(data, options.num_workers)
-    findings.problems[:0] = faults
-    print(findings.text(data.classes))
-    if shown := picture(data):
-        Path(options.out).parent.mkdir(parents=True, exist_ok=True)
-        shown.save(options.out)
-        print(f"look at {options.out}")
-    if findings.problems:
-        sys.exit(1)

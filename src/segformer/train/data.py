@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision import tv_tensors
 
 from segformer.data.classes import Classes
-from segformer.data.datasets import PROVED, DataError, FolderDataset
+from segformer.data.datasets import SAMPLED_PAIRS, DataError, FolderDataset
 from segformer.data.labels import Coding, check_labels, label_type
 from segformer.data.normalization import IMAGENET, Normalization
 from segformer.data.transforms import Normalize, normalizers
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class Transformed(Dataset):
-    """A data set's samples, their labels checked, behind a transform."""
+    """The transformed samples of a data set; raises ValueError for an invalid label map."""
 
     def __init__(self, dataset: Any, transform: Callable[..., Any]) -> None:
         self.dataset = dataset
@@ -41,13 +41,12 @@ class Transformed(Dataset):
             label, len(self.dataset.classes), f"label map {index} of {type(self.dataset).__name__}"
         )
         label = label.to(label_type(len(self.dataset.classes)))
-        return self.transform(
-            tv_tensors.Image(image), tv_tensors.Mask(label)
-        )  # a plain label would not be cropped with its image
+        # A label that is no Mask would not be cropped with its image.
+        return self.transform(tv_tensors.Image(image), tv_tensors.Mask(label))
 
 
 def by_size(samples: Sequence[tuple[Tensor, Tensor]]) -> list[Any]:
-    """Batches of images (B, 3, H, W) and labels (B, H, W), one for each size among the samples."""
+    """Returns batches of images (B, 3, H, W) and labels (B, H, W), one for each size."""
     groups: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
     for image, label in samples:
         groups.setdefault(image.shape, []).append((image, label))
@@ -55,17 +54,17 @@ def by_size(samples: Sequence[tuple[Tensor, Tensor]]) -> list[Any]:
 
 
 class SegmentationData(LightningDataModule):
-    """Training, validation and test sets of one list of classes.
+    """Training, validation and test sets with the same classes.
 
     Args:
-        train: samples (image uint8 (3, H, W), label (H, W) of integers), with their ``classes``.
-        val: samples measured while training and at its end.
-        train_transform: makes a training sample of a fixed size of one of any.
-        test: samples measured once, at the end.
-        batch_size: training images a step and device.
-        val_batch_size: images at once in validation and test, which run at the images' own size:
-            those of a batch that have one size run together.
-        num_workers: loader processes for training.
+        train: Samples (image (3, H, W) uint8, label (H, W) of integers), with ``classes``.
+        val: Samples measured during and after training.
+        train_transform: Makes a training sample of a fixed size from a sample of any size.
+        test: Samples measured once, after training.
+        batch_size: Training images per step and device.
+        val_batch_size: Images per batch in validation and test. Images are measured at their own
+            size; those of a batch that have the same size are computed together.
+        num_workers: Number of loader processes for training.
     """
 
     def __init__(
@@ -84,11 +83,8 @@ class SegmentationData(LightningDataModule):
         self.test: Any = test
         self.train_transform = train_transform
         self.normalization = IMAGENET
-        self.batch_size, self.val_batch_size, self.num_workers = (
-            batch_size,
-            val_batch_size,
-            num_workers,
-        )
+        self.batch_size, self.val_batch_size = batch_size, val_batch_size
+        self.num_workers = num_workers
 
     @property
     def classes(self) -> Classes:
@@ -99,16 +95,17 @@ class SegmentationData(LightningDataModule):
         return len(self.classes)
 
     def normalize_as(self, normalization: Normalization) -> None:
-        """Normalise the images of all splits so: a network's task says how, before a run.
+        """Sets the normalization of the images of all splits.
 
-        Every :class:`~segformer.data.transforms.Normalize` in the training transform is set; a
-        transform without one is left as it is, which is logged.
+        The training task calls this before a run. It sets each
+        :class:`~segformer.data.transforms.Normalize` in the training transform. If there is none,
+        the transform stays unchanged and a warning is logged.
         """
         parts = list(normalizers(self.train_transform))
         if not parts and normalization != IMAGENET:
             logger.warning(
-                "the network takes images normalised by %s, and the training transform has no "
-                "segformer.data.transforms.Normalize to set; see that it does the same",
+                "the network takes images normalized by %s, but the training transform has no "
+                "segformer.data.transforms.Normalize; make it normalize in the same way",
                 normalization,
             )
         for part in parts:
@@ -116,14 +113,14 @@ class SegmentationData(LightningDataModule):
         self.normalization = normalization
 
     def prove(self) -> None:
-        """Look at all files of training and validation before a run does.
+        """Checks the files of training and validation before a run.
 
-        Headers of all are read, and the pixels of 64 pairs of each split. Classes that
-        occur in none of these are logged. Data sets that are no
-        :class:`~segformer.data.datasets.FolderDataset` are not looked at.
+        Reads the headers of all files, and the pixels of 64 pairs of each split. Logs the classes
+        that do not occur in these pairs. Data sets that are no
+        :class:`~segformer.data.datasets.FolderDataset` are not checked.
 
         Raises:
-            DataError: If a file is not read, or a label map's meaning is not plain.
+            DataError: If a file cannot be read, or the meaning of a label map is ambiguous.
         """
         faults = []
         for split, dataset in (("training", self.train), ("validation", self.val)):
@@ -136,7 +133,7 @@ class SegmentationData(LightningDataModule):
                 continue
             if absent:
                 more = f" and {len(absent) - 10} more" if len(absent) > 10 else ""
-                looked = f"{min(PROVED, len(dataset))} of {len(dataset)} {split} label maps"
+                looked = f"{min(SAMPLED_PAIRS, len(dataset))} of {len(dataset)} {split} label maps"
                 rank_zero_info(f"{looked} were read: none holds {', '.join(absent[:10])}{more}")
         if faults:
             raise DataError(faults, self)
@@ -162,25 +159,23 @@ class SegmentationData(LightningDataModule):
 
     @property
     def _place(self) -> tuple[int, int]:
-        """This process's number, of how many."""
+        """The index of this process, and the number of processes."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _start(self) -> tuple[int, int]:
-        """The epoch and batch that come next."""
-        return (
-            self._epoch_and_batch(self.trainer.fit_loop.total_batch_idx + 1)
-            if self.trainer
-            else (0, 0)
-        )
+        """Returns the next epoch and batch."""
+        if not self.trainer:
+            return 0, 0
+        return self._epoch_and_batch(self.trainer.fit_loop.total_batch_idx + 1)
 
     def _epoch_and_batch(self, taken: int) -> tuple[int, int]:
-        """Where the batch is that training takes after so many others; ``overfit_batches`` repeats the same few."""
+        """Returns the epoch and the number of the batch that follows ``taken`` others."""
         trainer: Any = self.trainer
         epoch, number = divmod(taken, min(len(self.batches), trainer.num_training_batches))
-        return (0 if trainer.overfit_batches else epoch), number
+        return (0 if trainer.overfit_batches else epoch), number  # overfit_batches repeats its few
 
     def state_dict(self) -> dict[str, Any]:
-        """What the order of the batches depends on, besides how many were taken."""
+        """Returns the settings on which the order of the batches depends."""
         trainer: Any = self.trainer
         return {
             "seed_everything": run_seed(),
@@ -191,10 +186,10 @@ class SegmentationData(LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuse to go on in another order.
+        """Checks that a resumed run gets the batches that it would have had.
 
         Raises:
-            ValueError: when the run that is resumed had another seed, data or batch size.
+            ValueError: If the run had another seed, batch size or number of images.
         """
         if self.trainer is None or self.trainer.state.fn != "fit":
             return
@@ -205,12 +200,13 @@ class SegmentationData(LightningDataModule):
         ]
         if changed:
             raise ValueError(
-                f"the run cannot be resumed with other batches ({'; '.join(changed)}); set what it had, or start a new run "
-                "from its weights with --model.network segformer.Pretrained --model.network.source CHECKPOINT"
+                f"the run cannot be resumed with other batches ({'; '.join(changed)}); set what it "
+                "had, or start a new run from its weights with --model.network "
+                "segformer.Pretrained --model.network.source CHECKPOINT"
             )
 
     def names_of(self, taken: int) -> list[str]:
-        """The files of the batch that this process takes after so many others, or the samples' indices."""
+        """Returns the files of the batch that follows ``taken`` others, or its samples' indices."""
         pairs = getattr(self.train, "pairs", None)
         draws = self.batches.batch(*self._epoch_and_batch(taken))
         return [str(pairs[draw.index][0]) if pairs else f"sample {draw.index}" for draw in draws]
@@ -221,7 +217,8 @@ class SegmentationData(LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         if self.test is None:
             raise ValueError(
-                "these data have no test split; run `segformer validate` in place of `segformer test`"
+                "these data have no test split; "
+                "run `segformer validate` in place of `segformer test`"
             )
         return self._whole_images(self.test)
 
@@ -240,11 +237,11 @@ class StandardData(SegmentationData):
     """A data set of the papers.
 
     Args:
-        dataset: its class in :mod:`segformer.data.standard`.
-        root: its folder.
-        train_split: its name for the training images.
-        val_split: its name for the validation images.
-        train_transform: see :class:`SegmentationData`, as the others.
+        dataset: Class in :mod:`segformer.data.standard`.
+        root: Folder of the data set.
+        train_split: Name of the training split in this data set.
+        val_split: Name of the validation split in this data set.
+        train_transform: See :class:`SegmentationData`, also for the further arguments.
     """
 
     def __init__(
@@ -266,7 +263,7 @@ class StandardData(SegmentationData):
             raise DataError(faults, self)
 
 
-SPLIT = "{split}"  # in a pattern, the place of the split's name
+SPLIT = "{split}"  # is replaced by the name of a split in a pattern
 SPLIT_NAMES = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation"),
@@ -275,30 +272,31 @@ SPLIT_NAMES = {
 
 
 class FolderData(SegmentationData):
-    """A folder ``root`` with ``images/{split}`` beside ``labels/{split}``, for the splits train, val and, where it is there, test.
+    """A folder with ``images/{split}`` and ``labels/{split}``, for train, val and optionally test.
 
-    The folders of a split may also be called training; valid or validation; testing.
+    A split's folders may also be named training; valid or validation; testing.
 
     Args:
-        root: the folder.
-        classes: names and colours.
-        train_transform: see :class:`SegmentationData`.
-        ignore_index: the label maps' value for no class; by default 255, and 65535 for more than
+        root: The folder.
+        classes: Names and colours.
+        train_transform: See :class:`SegmentationData`.
+        ignore_index: Value of label maps for no class; by default 255, and 65535 for more than
             255 classes.
-        label_map: the class of each value of a label map, see :class:`~segformer.data.datasets.FolderDataset`.
-        images: pattern of the folders of images below ``root``.
-        labels: pattern of the folders of label maps below ``root``; it may be that of the images.
-        image_suffix: what image names end in that their label maps' do not, see
+        label_map: Class of each value of a label map; see
             :class:`~segformer.data.datasets.FolderDataset`.
-        label_suffix: the same of label maps, such as ``_mask``.
-        palette: what values of palette files mean, where their palettes do not prove it: ``index``
-            or ``color``.
-        batch_size: see :class:`SegmentationData`, as the others.
+        images: Pattern of the folders of images below ``root``.
+        labels: Pattern of the folders of label maps below ``root``; may equal ``images``.
+        image_suffix: End of image names that label maps do not have; see
+            :class:`~segformer.data.datasets.FolderDataset`.
+        label_suffix: End of label map names that images do not have, such as ``_mask``.
+        palette: Meaning of the values in palette files, if their palettes do not show it:
+            ``index`` or ``color``.
+        batch_size: See :class:`SegmentationData`, also for the further arguments.
 
     Raises:
-        FileNotFoundError: when a folder is missing or empty.
-        ValueError: when a pattern holds no ``{split}``, a split has two folders, or images and
-            label maps have no pair.
+        FileNotFoundError: If a folder is missing or empty.
+        ValueError: If a pattern has no ``{split}``, a split has two folders, or images and label
+            maps have no pair.
     """
 
     def __init__(
@@ -317,11 +315,7 @@ class FolderData(SegmentationData):
         label_suffix: str = "",
         palette: Coding | None = None,
     ) -> None:
-        for name, pattern in (("images", images), ("labels", labels)):
-            if SPLIT not in pattern:
-                raise ValueError(
-                    f"{name}={pattern!r} holds no {SPLIT}: all splits would be the same files; write it where they differ"
-                )
+        _check_patterns(images=images, labels=labels)
 
         def split(name: str) -> FolderDataset:
             return FolderDataset(
@@ -344,10 +338,19 @@ class FolderData(SegmentationData):
             raise DataError(faults, self)
 
 
+def _check_patterns(**patterns: str) -> None:
+    for name, pattern in patterns.items():
+        if SPLIT not in pattern:
+            raise ValueError(
+                f"{name}={pattern!r} holds no {SPLIT}: all splits would be the same files; "
+                "write it where they differ"
+            )
+
+
 def _collecting(
     faults: list[str], make: Callable[..., FolderDataset], *arguments: Any
 ) -> FolderDataset:
-    """A data set of what is whole; what is not joins the faults."""
+    """Returns a data set of the valid pairs; adds the faults of the others to ``faults``."""
     try:
         return make(*arguments)
     except DataError as error:
@@ -356,7 +359,7 @@ def _collecting(
 
 
 def _split_name(root: Path, images: str, kind: str) -> str | None:
-    """The name that a split's folder of images has, None where there is no such folder.
+    """Returns the name of a split's folder of images, None if there is none.
 
     Raises:
         ValueError: If there are two.
@@ -367,14 +370,14 @@ def _split_name(root: Path, images: str, kind: str) -> str | None:
         folders = " and ".join(str(folder_of[name]) for name in found)
         raise ValueError(f"{kind} images are in {folders}; remove one")
     if found and found[0] != kind:
-        rank_zero_info(f"{str(folder_of[found[0]])!r} is taken as the split {kind}")
+        rank_zero_info(f"{str(folder_of[found[0]])!r} is used as the split {kind}")
     return found[0] if found else None
 
 
 def _test_split(
     faults: list[str], make: Callable[[str], FolderDataset], name: str
 ) -> FolderDataset | None:
-    """The test split, which may go without label maps: then there is nothing to measure on it."""
+    """Returns the test split, None if it has no label maps."""
     try:
         return _collecting(faults, make, name)
     except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""A folder for each run, whatever its logger: its checkpoints, config and results, and no other run's."""
+"""One folder for each run, with any logger: its checkpoints, its config and its results."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from lightning.pytorch.utilities import rank_zero_only
 
 CSV = "lightning.pytorch.loggers.CSVLogger"
 FOLLOWERS = ("CSVLogger", "TensorBoardLogger")  # loggers that write into SAVE_DIR/NAME/VERSION
-NAMES = ("name", "project", "experiment_name")  # what loggers call a group of runs
+NAMES = ("name", "project", "experiment_name")  # options of loggers for the name of several runs
 UNNAMED = "lightning_logs"  # Lightning's default name
+CHECKPOINTS = "checkpoints"  # folder of the checkpoints in a run's folder
 
 
 @dataclass(frozen=True)
 class Runs:
-    """Where a config's runs lie: ``folder/version_0``, ``folder/version_1`` and so on.
+    """The runs of a config: ``folder/version_0``, ``folder/version_1`` and so on.
 
     Args:
         folder: SAVE_DIR/NAME of the first logger; without one, ``default_root_dir/lightning_logs``.
-        version: The name that the config gives the run, if any.
+        version: Name that the config gives the run, if any.
     """
 
     folder: Path
@@ -32,7 +33,7 @@ class Runs:
 
     @classmethod
     def of(cls, trainer: Namespace) -> Runs:
-        """The runs of a trainer's settings."""
+        """Returns the runs of a trainer's settings."""
         root = trainer.get("default_root_dir") or "."
         loggers = loggers_of(trainer)
         options = (loggers[0].get("init_args") if loggers else None) or Namespace()
@@ -42,17 +43,15 @@ class Runs:
         return cls(Path(options.get("save_dir") or root) / str(name), named)
 
     def folders(self) -> list[Path]:
-        """The runs there are, the newest first; the one that the config names, where it names one."""
+        """Returns the folder that the config names, or those of all runs, the newest first."""
         if self.version is not None:
             return [self.folder / self.version]
         return [path for _, path in sorted(self._numbered(), reverse=True)]
 
     def next(self) -> Path:
-        """The folder of a new run."""
-        return (
-            self.folder
-            / f"version_{1 + max((number for number, _ in self._numbered()), default=-1)}"
-        )
+        """Returns the folder of a new run."""
+        last = max((number for number, _ in self._numbered()), default=-1)
+        return self.folder / f"version_{last + 1}"
 
     def _numbered(self) -> list[tuple[int, Path]]:
         numbers = (
@@ -61,8 +60,31 @@ class Runs:
         return [(int(number), path) for number, path in numbers if number.isdigit()]
 
 
+def run_folder(runs: Runs, checkpoint: Path | None) -> Path:
+    """Returns the folder of the resumed run, the one that the config names, or a new one.
+
+    Args:
+        runs: The runs of the config.
+        checkpoint: The checkpoint from which a run is resumed, if any.
+
+    Raises:
+        FileExistsError: If the config names the folder of another run.
+    """
+    for folder in runs.folders():
+        checkpoints = (folder / CHECKPOINTS).resolve()
+        if checkpoint and checkpoint.resolve().parent == checkpoints:
+            # Loggers warn of a folder that exists, as that of a resumed run does.
+            warnings.filterwarnings("ignore", "(Experiment logs|Checkpoint) directory .* exists")
+            keep_metrics(folder)
+            return folder
+    if runs.version is None:
+        return runs.next()
+    refuse_to_overwrite(runs.folder / runs.version)
+    return runs.folder / runs.version
+
+
 def loggers_of(trainer: Namespace) -> list[Namespace]:
-    """The settings of a trainer's loggers; the default one is written out first."""
+    """Returns the settings of a trainer's loggers; those of the default logger are set first."""
     if trainer.get("logger") in (None, True):
         options = Namespace(
             save_dir=trainer.get("default_root_dir") or ".", name=UNNAMED, version=None
@@ -74,7 +96,7 @@ def loggers_of(trainer: Namespace) -> list[Namespace]:
 
 
 def follow(trainer: Namespace, runs: Runs, folder: Path) -> None:
-    """Let the loggers that write into the runs' folder write into this run's."""
+    """Sets the run's folder for all loggers that write into the folder of the runs."""
     for logger in loggers_of(trainer):
         follows = str(logger.class_path).rpartition(".")[2] in FOLLOWERS
         if follows and Runs.of(Namespace(logger=logger)).folder == runs.folder:
@@ -82,28 +104,30 @@ def follow(trainer: Namespace, runs: Runs, folder: Path) -> None:
 
 
 def refuse_to_overwrite(folder: Path) -> None:
-    """Raise FileExistsError if a folder holds a run already."""
-    if (folder / "model.safetensors").exists() or any(folder.glob("checkpoints/*.ckpt")):
+    """Raises FileExistsError if a folder holds a run already."""
+    if (folder / "model.safetensors").exists() or any(folder.glob(f"{CHECKPOINTS}/*.ckpt")):
         raise FileExistsError(
-            f"{str(folder)!r} holds a run already; go on with it by --ckpt_path last, or give another logger version"
+            f"{str(folder)!r} holds a run already; go on with it by --ckpt_path last, "
+            "or give another logger version"
         )
 
 
 @rank_zero_only
 def keep_metrics(folder: Path) -> None:
-    """Put the table of a run's first part aside; the CSV logger begins it anew."""
+    """Renames the metrics of a resumed run, which the CSV logger would overwrite."""
     metrics = folder / "metrics.csv"
     if metrics.is_file():
         metrics.rename(folder / f"metrics_{len(list(folder.glob('metrics*.csv')))}.csv")
 
 
 class RunFolder(SaveConfigCallback):
-    """Keeps a run's checkpoints in its folder, and writes the config there.
+    """Sets the folder of a run's checkpoints, and writes the config into the run's folder.
 
     Args:
         parser: Writes the config.
-        config: The settings as the command was given them.
+        config: The settings after defaults and changes; not used.
         folder: The run's folder.
+        given: The settings as the command received them, which are written.
     """
 
     def __init__(self, parser: Any, config: Namespace, folder: Path, given: Namespace) -> None:
@@ -111,12 +135,11 @@ class RunFolder(SaveConfigCallback):
         self.folder = folder
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.folder = Path(
-            trainer.strategy.broadcast(str(self.folder))
-        )  # other processes may have counted later
+        # Another process may have counted the folders later, when there was one more.
+        self.folder = Path(trainer.strategy.broadcast(str(self.folder)))
         for callback in trainer.checkpoint_callbacks:
             if getattr(callback, "dirpath", "") is None:
-                callback.dirpath = str(self.folder / "checkpoints")  # type: ignore[attr-defined]
+                callback.dirpath = str(self.folder / CHECKPOINTS)  # type: ignore[attr-defined]
         super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -130,8 +153,8 @@ class RunFolder(SaveConfigCallback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Tell the other callbacks where the run's checkpoints lie now, if its folder was moved."""
-        here = self.folder / "checkpoints"
+        """Corrects the paths in the callbacks' states, if the run's folder was moved."""
+        here = self.folder / CHECKPOINTS
         path = Path(str(trainer.ckpt_path))
         if path.resolve().parent != here.resolve():
             return
@@ -141,7 +164,7 @@ class RunFolder(SaveConfigCallback):
 
 
 def _move(state: dict[str, Any], here: str) -> None:
-    """Replace the folder of a ModelCheckpoint's paths."""
+    """Replaces the folder of a ModelCheckpoint's paths."""
 
     def moved(path: str) -> str:
         return str(Path(here) / Path(path).name) if path else path

@@ -1,4 +1,4 @@
-"""The official optimisation of SegFormer (arXiv 2105.15203, section 4.1): parameter groups and learning-rate schedules."""
+"""Optimizers, parameter groups and learning-rate schedules (arXiv 2105.15203, section 4.1)."""
 
 from __future__ import annotations
 
@@ -19,35 +19,34 @@ from segformer.models import SegmentationModel
 def param_groups(
     network: SegmentationModel, head_lr_mult: float = 10.0, auxiliary: nn.Module | None = None
 ) -> list[dict[str, Any]]:
-    """The published groups: the backbone's norms without weight decay; the heads, their norms included, at ``head_lr_mult`` × the rate.
+    """Returns the published parameter groups.
 
-    Biases decay, as they did in the published runs. A group's ``lr_mult`` is for :func:`apply_lr_mult`.
+    The backbone's norms have no weight decay. All other parameters have, biases included, as in
+    the published runs.
+
+    Args:
+        network: The network that is trained.
+        head_lr_mult: Learning rate of the heads over that of the backbone, for
+            :func:`apply_lr_mult`.
+        auxiliary: Further heads of the training task.
     """
     norms = {
         id(parameter)
         for module in network.backbone.modules()
-        if "norm"
-        in type(
-            module
-        ).__name__.lower()  # LayerNorm, BatchNorm2d, and those of timm and of this package
+        if "norm" in type(module).__name__.lower()  # of PyTorch, timm and this package
         for parameter in module.parameters(recurse=False)
     }
     backbone = list(network.backbone.parameters())
+    heads = [*network.decode_head.parameters(), *(auxiliary.parameters() if auxiliary else ())]
     return [
         {"params": [p for p in backbone if id(p) not in norms], "lr_mult": 1.0},
         {"params": [p for p in backbone if id(p) in norms], "lr_mult": 1.0, "weight_decay": 0.0},
-        {
-            "params": [
-                *network.decode_head.parameters(),
-                *(auxiliary.parameters() if auxiliary else ()),
-            ],
-            "lr_mult": head_lr_mult,
-        },
+        {"params": heads, "lr_mult": head_lr_mult},
     ]
 
 
 def apply_lr_mult(optimizer: Optimizer) -> Optimizer:
-    """Multiply each group's learning rate by its ``lr_mult``, before a scheduler takes it as its base."""
+    """Multiplies each group's learning rate by its ``lr_mult``, before a scheduler is made."""
     for group in optimizer.param_groups:
         group["lr"] *= group.get("lr_mult", 1.0)
     return optimizer
@@ -61,15 +60,15 @@ class OfficialAdamW(torch.optim.AdamW):
 
 
 class Poly(LambdaLR):
-    """Linear warm-up from ``warmup_ratio``, then (1 - step / total)^power down to 0, or to a floor.
+    """Linear warm-up, then decay of the learning rate as (1 - step / total_steps)^power.
 
     Args:
-        optimizer: its learning rates are the ones without warm-up at step 0.
-        total_steps: optimizer steps of the whole run.
-        warmup_steps: steps of the warm-up; a run shorter than ten times that warms up for a tenth of it.
-        warmup_ratio: the first step's share of the learning rate.
-        power: 1.0 is a straight line.
-        min_lr: the floor of every group's learning rate.
+        optimizer: Its learning rates are those of step 0 without warm-up.
+        total_steps: Number of optimizer steps of the whole run.
+        warmup_steps: Number of steps of the warm-up, at most a tenth of the run.
+        warmup_ratio: Factor of the learning rate at the first step.
+        power: Exponent of the decay; 1.0 is linear.
+        min_lr: Learning rate of each group at the end of the run.
     """
 
     def __init__(
@@ -94,7 +93,15 @@ class Poly(LambdaLR):
 
 
 class OneCycle(LambdaLR):
-    """Cosine warm-up from ``start`` × the learning rate over the first ``warmup`` of the run, cosine decay to ``end`` × after it."""
+    """Cosine warm-up, then cosine decay of the learning rate.
+
+    Args:
+        optimizer: Its learning rates are those at the end of the warm-up.
+        total_steps: Number of optimizer steps of the whole run.
+        warmup: Share of the run that is warm-up.
+        start: Factor of the learning rate at the first step.
+        end: Factor of the learning rate at the last step.
+    """
 
     def __init__(
         self,
@@ -114,30 +121,30 @@ class OneCycle(LambdaLR):
 
 
 def _cosine(first: float, last: float, done: float) -> float:
+    """Returns a value on half a cosine wave from ``first`` to ``last``; ``done`` is in [0, 1]."""
     return last + (first - last) * (1 + math.cos(math.pi * done)) / 2
 
 
 class Muon(Optimizer):
-    """AdamW whose updates of weight matrices are momentum made orthogonal (Muon; Jordan et al. 2024, Liu et al. arXiv 2502.16982).
+    """Muon: updates of weight matrices are orthogonalized momentum, all others are AdamW's.
 
-    Training from random weights, it needs far fewer steps than AdamW. PyTorch's and timm's own Muon orthogonalise in bfloat16, which a CPU
-    without bfloat16 arithmetic emulates eighty times slower; this one works in the parameters' own precision.
+    From random weights, it needs far fewer steps than AdamW. PyTorch's and timm's Muon
+    orthogonalize in bfloat16, which a CPU without bfloat16 arithmetic emulates eighty times slower.
+    This one computes in the precision of the parameters. Source: Jordan et al. 2024; Liu et al.,
+    arXiv 2502.16982.
 
     Args:
-        params: parameters or groups of them. Convolutions count as matrices of (out, in · kernel); vectors and depthwise convolutions take
-            AdamW's update.
-        lr: learning rate for both: an orthogonal update is scaled to the size of AdamW's.
-        momentum: of the matrices' gradients, applied as Nesterov's.
+        params: Parameters or groups of them. Convolutions are matrices (out, in · kernel). Vectors
+            and depthwise convolutions get AdamW's update.
+        lr: Learning rate of both; an orthogonal update is scaled to the size of AdamW's.
+        momentum: Nesterov momentum of the matrices' gradients.
         betas: AdamW's coefficients.
-        weight_decay: decoupled, as in AdamW.
+        weight_decay: Decoupled weight decay, as in AdamW.
         eps: AdamW's epsilon.
     """
 
-    QUINTIC = (
-        3.4445,
-        -4.7750,
-        2.0315,
-    )  # pushes every singular value towards 1, fastest from near 0
+    # This polynomial moves each singular value towards 1, the smallest ones fastest.
+    QUINTIC = (3.4445, -4.7750, 2.0315)
     STEPS = 5
     ADAMW_RMS = 0.2  # root mean square of a typical AdamW update
 
@@ -162,8 +169,8 @@ class Muon(Optimizer):
         )
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """One update of every parameter with a gradient."""
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Updates each parameter that has a gradient."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -196,7 +203,7 @@ class Muon(Optimizer):
         p.addcdiv_(mean, square.sqrt_().add_(group["eps"]), value=-group["lr"])
 
     def _orthogonal(self, same_shape: list[Any], group: dict[str, Any]) -> None:
-        """Matrices of one shape go through the iteration as one batch."""
+        """Updates matrices of one shape, as one batch."""
         updates = []
         for p in same_shape:
             state = self.state[p]
@@ -211,10 +218,15 @@ class Muon(Optimizer):
 
 
 def orthogonalize(matrices: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
-    """Newton-Schulz iteration on (N, m, n): about U Vᵀ of each matrix's singular value decomposition U S Vᵀ.
+    """Returns approximately U Vᵀ of each matrix U S Vᵀ (N, m, n), by Newton-Schulz iteration.
 
-    A step is X ← P X, where P = a + b X Xᵀ + c (X Xᵀ)². All of the P commute, so that X Xᵀ becomes P X Xᵀ P, and the long side of X is met
-    only at the beginning and at the end.
+    A step is X ← P X, where P = a + b X Xᵀ + c (X Xᵀ)². All of the P commute, so that X Xᵀ becomes
+    P X Xᵀ P. Only the first and the last product have the long side of X.
+
+    Args:
+        matrices: Matrices (N, m, n).
+        coefficients: a, b and c.
+        steps: Number of steps.
     """
     a, b, c = coefficients
 

@@ -1,7 +1,8 @@
-"""Which samples a batch holds, and with which random numbers: functions of the seed and the batch's number in the run.
+"""The order of the training samples, and the seeds of their augmentation.
 
-That number is the one thing to save: Lightning counts the batches that training has taken, and its checkpoints hold the
-count. An interrupted run goes on exactly as if it had not been, with any number of loader processes.
+Both are functions of the run's seed and of the batch's number in the run. Lightning counts the
+batches of a run, and its checkpoints contain the count. A resumed run therefore gets the same
+batches as an uninterrupted one, with any number of loader processes.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 
 def run_seed() -> int:
-    """The seed of the run, as ``seed_everything`` leaves it for all of its processes."""
+    """Returns the seed of the run, which ``seed_everything`` sets for all processes."""
     return int(os.environ.get("PL_GLOBAL_SEED", 0))
 
 
 def mixed(*numbers: int) -> int:
-    """A seed that depends on all of the numbers."""
+    """Returns a seed that depends on all of the numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
@@ -32,8 +33,8 @@ class Draw:
     """One sample of one epoch.
 
     Args:
-        index: of the sample in its data set.
-        seed: of its augmentation's random numbers.
+        index: Index of the sample in its data set.
+        seed: Seed of its augmentation.
     """
 
     index: int
@@ -41,7 +42,7 @@ class Draw:
 
 
 class Seeded(Dataset):
-    """A data set whose samples are asked for by :class:`Draw`, and made with its random numbers."""
+    """A data set whose index is a :class:`Draw`, with which the random numbers are seeded."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
@@ -50,10 +51,8 @@ class Seeded(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, draw: Draw) -> Any:
-        others = (
-            random.getstate(),
-            np.random.get_state(),
-        )  # a transform of the user's may draw from these
+        # A user's transform may draw from any of the three generators.
+        python, numpy = random.getstate(), np.random.get_state()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(draw.seed)
             random.seed(draw.seed)
@@ -61,20 +60,23 @@ class Seeded(Dataset):
             try:
                 return self.dataset[draw.index]
             finally:
-                random.setstate(others[0])
-                np.random.set_state(others[1])
+                random.setstate(python)
+                np.random.set_state(numpy)
 
 
 class Batches(Sampler[list[Draw]]):
-    """An epoch's batches for one process of several, each sample drawn once; what fills no batch for all of them is left for other epochs.
+    """The batches of an epoch for one of several processes, in random order.
+
+    Each sample occurs at most once in an epoch. Samples that do not fill a batch for each process
+    are left out, different ones in each epoch.
 
     Args:
-        length: samples there are.
-        batch_size: samples a batch.
-        seed: of the run.
-        rank: this process's number of ``world_size``.
-        world_size: processes that share an epoch.
-        start: epoch and batch to begin with, asked for each time the batches are iterated.
+        length: Number of samples.
+        batch_size: Number of samples in a batch.
+        seed: Seed of the run.
+        rank: Index of this process.
+        world_size: Number of processes.
+        start: Returns the epoch and the batch to start from; called for each iteration.
     """
 
     def __init__(
@@ -88,13 +90,13 @@ class Batches(Sampler[list[Draw]]):
     ) -> None:
         self.length, self.batch_size, self.seed = length, batch_size, seed
         self.rank, self.world_size, self.start = rank, world_size, start
-        self._known = -1, torch.empty(0)  # the last epoch that was asked for, and its order
+        self._latest = -1, torch.empty(0)  # an epoch and its order
 
     def __len__(self) -> int:
         return self.length // (self.batch_size * self.world_size)
 
     def batch(self, epoch: int, number: int) -> list[Draw]:
-        """The batch of a number, without those before it."""
+        """Returns a batch of an epoch by its number."""
         place = (number * self.world_size + self.rank) * self.batch_size
         return [
             Draw(index, mixed(self.seed, epoch, index))
@@ -102,14 +104,10 @@ class Batches(Sampler[list[Draw]]):
         ]
 
     def _order(self, epoch: int) -> torch.Tensor:
-        if epoch != self._known[0]:
-            self._known = (
-                epoch,
-                torch.randperm(
-                    self.length, generator=torch.Generator().manual_seed(mixed(self.seed, epoch))
-                ),
-            )
-        return self._known[1]
+        if epoch != self._latest[0]:
+            generator = torch.Generator().manual_seed(mixed(self.seed, epoch))
+            self._latest = epoch, torch.randperm(self.length, generator=generator)
+        return self._latest[1]
 
     def __iter__(self) -> Iterator[list[Draw]]:
         epoch, first = self.start()
@@ -117,24 +115,25 @@ class Batches(Sampler[list[Draw]]):
 
 
 class ResumableLoader(DataLoader):
-    """A loader that starts when its first batch is asked for: a resumed run has read its place in the data by then.
+    """A loader that starts with the request for its first batch.
 
-    Lightning makes the iterator before that, where the schedule needs the length of an epoch (``max_epochs``).
+    With ``max_epochs``, the schedule needs the length of an epoch, and Lightning makes the iterator
+    before a resumed run has loaded its number of batches.
     """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         yield from super().__iter__()
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the place is Lightning's own count of batches."""
+        """Returns nothing; Lightning saves the number of batches."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing is to be restored."""
+        """Does nothing."""
 
 
 class Share(Sampler[int]):
-    """The samples that one process of several measures, each by one process only."""
+    """The samples that one of several processes measures; no two processes share one."""
 
     def __init__(self, length: int, rank: int, world_size: int) -> None:
         self.indices = range(rank, length, world_size)

@@ -1,4 +1,4 @@
-"""Progress where there is no terminal: lines for a log file."""
+"""Progress as lines of text, for output that is no terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from segformer.train.task import optimizer_steps
 
 
 class ProgressLines(ProgressBar):
-    """Prints a line at each validation and every few minutes: step, loss, mIoU and the time left.
+    """Prints step, loss, mIoU and remaining time, after each validation and every few minutes.
 
     Args:
         minutes: Minutes between two lines.
@@ -40,7 +40,7 @@ class ProgressLines(ProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._loss = outputs["loss"].detach()  # read with a line only: reading waits for the device
+        self._loss = outputs["loss"].detach()  # float() would wait for the device
         if self._is_due():
             self._print(self._of_training(trainer))
 
@@ -81,9 +81,8 @@ class ProgressLines(ProgressBar):
         if (miou := trainer.callback_metrics.get("val/miou")) is not None:
             words.append(f"mIoU {100 * float(miou):.2f} %")
         if done := trainer.global_step - self._first_step:
-            words.append(
-                f"{_duration((time.monotonic() - self._begun) / done * (steps - trainer.global_step))} left"
-            )
+            seconds = (time.monotonic() - self._begun) / done * (steps - trainer.global_step)
+            words.append(f"{_duration(seconds)} left")
         return ", ".join(words)
 
     def _is_due(self) -> bool:
@@ -96,6 +95,6 @@ class ProgressLines(ProgressBar):
 
 
 def _duration(seconds: float) -> str:
-    """Hours and minutes; below an hour minutes and seconds."""
+    """Returns hours and minutes, or minutes and seconds if it is less than an hour."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"

@@ -1,4 +1,4 @@
-"""What a run leaves behind for a person: tables, curves, and pictures of what the network sees."""
+"""The report of a run: tables, curves, and pictures of labels and predictions."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from segformer.train.task import SegmentationTask
 
 
 class Report(Callback):
-    """Keeps the history of a run and writes ``results.json``, ``curves.png`` and ``predictions.png``.
+    """Records the history of a run and writes its tables and pictures.
 
     Args:
-        samples: rows of ``predictions.png``, spread evenly over the validation set.
-        every_n_batches: batches between two points of the loss curve, each the mean of the batches since the one before.
+        samples: Number of validation samples in ``predictions.png``, evenly spaced.
+        every_n_batches: Number of batches whose mean loss is a point of the loss curve.
     """
 
     def __init__(self, samples: int = 6, every_n_batches: int = 20) -> None:
@@ -46,9 +46,7 @@ class Report(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._losses.append(
-            outputs["loss"].detach()
-        )  # read only now and then: reading waits for the device
+        self._losses.append(outputs["loss"].detach())  # item() would wait for the device
         if len(self._losses) == self.every_n_batches:
             loss = torch.stack(self._losses).mean().item() * trainer.accumulate_grad_batches
             self.history["train/loss"].append((trainer.global_step, loss))
@@ -62,7 +60,13 @@ class Report(Callback):
 
     @rank_zero_only
     def write_scores(self, scores: dict[str, Scores], classes: Classes, folder: Path) -> None:
-        """Write ``results.json`` and ``confusion.png``, and print the table of the split measured last."""
+        """Writes ``results.json`` and ``confusion.png``; prints the table of the last split.
+
+        Args:
+            scores: Scores of each split, in the order of their measurement.
+            classes: Names of the classes.
+            folder: The run's folder.
+        """
         results = {split: score.to_dict(classes) for split, score in scores.items()}
         (folder / "results.json").write_text(
             json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8"
@@ -73,7 +77,7 @@ class Report(Callback):
 
     @rank_zero_only
     def draw(self, task: SegmentationTask, data: SegmentationData, folder: Path) -> None:
-        """Write ``curves.png`` and ``predictions.png``, and say where everything is."""
+        """Writes ``curves.png`` and ``predictions.png``, and prints the paths of all results."""
         self.curves().savefig(folder / "curves.png", dpi=110)
         self.predictions(task, data).save(folder / "predictions.png")
         print(f"\nweights   {folder / 'model.safetensors'}")
@@ -81,7 +85,7 @@ class Report(Callback):
         print(f"look at   {folder / 'predictions.png'}")
 
     def curves(self) -> Figure:
-        """Training loss and validation mIoU against the step."""
+        """Returns the curves of training loss and validation mIoU over the steps."""
         figure = Figure((9, 3.6), layout="constrained")
         for place, (name, points) in enumerate(self.history.items()):
             axes = figure.add_subplot(1, 2, place + 1)
@@ -92,12 +96,11 @@ class Report(Callback):
         return figure
 
     def predictions(self, task: SegmentationTask, data: SegmentationData) -> Image.Image:
-        """Image, label and prediction of evenly spread validation samples, side by side."""
+        """Returns image, label and prediction of validation samples, side by side."""
         columns: dict[str, list[Image.Image]] = {"image": [], "label": [], "prediction": []}
         count = len(data.val)
-        for index in (
-            np.linspace(0, count - 1, min(self.samples, count)).round().astype(int).tolist()
-        ):
+        indices = np.linspace(0, count - 1, min(self.samples, count)).round().astype(int)
+        for index in indices.tolist():
             image, label = data.val[index]
             images = normalize_for(task.network)(image)[None].to(next(task.network.parameters()))
             prediction = own_size_labels(task.network, images)[0].cpu()
@@ -108,31 +111,27 @@ class Report(Callback):
 
 
 def confusion_picture(scores: Scores, classes: Classes) -> Figure:
-    """Of each class's labelled pixels (a row), the shares that are predicted as each class (the columns)."""
+    """Returns the confusion matrix: a row has the predictions for one labelled class, in shares."""
     shares = scores.confusion / scores.confusion.sum(1, keepdim=True).clamp_min(1)
     names = scores.names(classes)
     side = max(5.0, min(0.32 * len(names) + 2.5, 30.0))
     figure = Figure((side + 0.8, side), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(shares.numpy(force=True), vmin=0, vmax=1, cmap="viridis")
-    places = range(len(names))
-    axes.set_xticks(places, names, rotation=90)
-    axes.set_yticks(places, names)
+    axes.set_xticks(range(len(names)), names, rotation=90)
+    axes.set_yticks(range(len(names)), names)
     axes.tick_params(labelsize=8)
     axes.set(xlabel="predicted", ylabel="labelled")
     if len(names) <= 30:
-        for row in places:
-            for column in places:
-                share = float(shares[row, column])
-                if share >= 0.01:
-                    axes.text(
-                        column,
-                        row,
-                        f"{100 * share:.0f}",
-                        ha="center",
-                        va="center",
-                        fontsize=7,
-                        color="w" if share < 0.6 else "k",
-                    )
+        _write_percentages(axes, shares)
     figure.colorbar(image, shrink=0.8, label="share of the labelled pixels")
     return figure
+
+
+def _write_percentages(axes: Any, shares: Tensor) -> None:
+    """Writes each share of at least 1 % into its cell of the confusion matrix."""
+    for row, column in (shares >= 0.01).nonzero().tolist():
+        share = float(shares[row, column])
+        color = "w" if share < 0.6 else "k"
+        text = {"ha": "center", "va": "center", "fontsize": 7, "color": color}
+        axes.text(column, row, f"{100 * share:.0f}", **text)

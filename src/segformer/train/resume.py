@@ -1,4 +1,4 @@
-"""Runs that survive interruptions: checkpoints that are whole or absent, and the way back to the newest of them."""
+"""Resuming an interrupted run: how checkpoints are written, and how the newest one is found."""
 
 from __future__ import annotations
 
@@ -19,19 +19,22 @@ from segformer.train.folders import Runs
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place, to the disk, and only then into it: what was there before is there until then."""
+    """Writes a checkpoint to a temporary file, and renames it once it is complete on the disk.
+
+    A run that is killed while it writes leaves the previous file intact.
+    """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
-        """Write it.
+        """Writes a checkpoint.
 
         Raises:
-            OSError: naming the file, when it cannot be written; nothing of it is left then.
+            OSError: If the file cannot be written; no part of it is left.
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.glob(".*.ckpt.part"):  # by a run that was killed while it wrote
+        for left in path.parent.glob(".*.ckpt.part"):  # of a run that was killed while it wrote
             left.unlink(missing_ok=True)
         partial = path.with_name(f".{path.name}.part")
         try:
@@ -42,23 +45,23 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             os.replace(partial, path)
         except BaseException as error:
             partial.unlink(missing_ok=True)
-            if isinstance(
-                error, OSError | RuntimeError
-            ):  # PyTorch's own writer tells a full disk as a RuntimeError
+            if isinstance(error, OSError | RuntimeError):  # PyTorch's error for a full disk
                 raise OSError(
-                    f"cannot write the checkpoint {str(path)!r} ({error}); earlier ones are whole: make room and resume"
+                    f"cannot write the checkpoint {str(path)!r} ({error}); earlier ones are whole: "
+                    "make room and resume"
                 ) from error
             raise
 
 
 class Resumable(ModelCheckpoint):
-    """Saves the run's newest two states, for resuming: every so many steps, and when it is told to stop (SIGTERM, Ctrl-C).
+    """Saves the state of a run for resuming, at regular steps and at SIGTERM or Ctrl-C.
 
-    A state is saved between two optimizer steps, after the validation that is due there. A stop waits for that point; a
-    second signal does not, and saves nothing.
+    The newest two states are kept. A state is saved between two optimizer steps, after a validation
+    that is due there. After a signal the run continues to that point, saves, and exits. After a
+    second signal it stops at once, without a checkpoint.
 
     Args:
-        every_n_train_steps: Optimizer steps between two of them.
+        every_n_train_steps: Number of optimizer steps between two states.
     """
 
     def __init__(self, every_n_train_steps: int = 200) -> None:
@@ -71,18 +74,16 @@ class Resumable(ModelCheckpoint):
             save_on_train_epoch_end=False,
             enable_version_counter=False,
         )
-        self.signal = 0  # that told the run to stop
+        self.signal = 0  # number of the signal that stops the run
         self._handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(
-                callback, GradientAccumulationScheduler
-            ):  # Lightning asks it at the start of an epoch only
-                trainer.accumulate_grad_batches = callback.get_accumulate_grad_batches(
-                    trainer.current_epoch
-                )
+            # Lightning calls the scheduler at the start of an epoch only.
+            if isinstance(callback, GradientAccumulationScheduler):
+                factor = callback.get_accumulate_grad_batches(trainer.current_epoch)
+                trainer.accumulate_grad_batches = factor
         if threading.current_thread() is threading.main_thread():
             self.signal = 0
             self._handlers = {
@@ -108,7 +109,7 @@ class Resumable(ModelCheckpoint):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Save nothing: after an error, or in the middle of a step, there is no state to go on from."""
+        """Saves nothing: a run cannot continue from the middle of a step."""
         self._give_handlers_back()
 
     def on_train_batch_end(
@@ -139,7 +140,7 @@ class Resumable(ModelCheckpoint):
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint in a folder that can be read; those that cannot are named aloud."""
+    """Returns the newest checkpoint of a folder that can be read; warns of those that cannot."""
     for path in sorted(
         folder.glob("*.ckpt"), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True
     ):
@@ -153,21 +154,25 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What a checkpoint's file holds, mapped, not read.
+    """Returns the content of a checkpoint; its tensors are mapped, not read.
 
     Raises:
-        ValueError: If the file is truncated or no checkpoint.
+        ValueError: If the file is truncated or is no checkpoint.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # a truncated file raises whatever the unpickler trips over
+    except Exception as error:  # a truncated file raises errors of many classes
         raise ValueError(
             f"the checkpoint {str(path)!r} is broken ({type(error).__name__})"
         ) from error
 
 
 def best_checkpoint(newest: Path) -> Path | None:
-    """The best checkpoint of a run, as its newest one names it; a run that was not validated yet has none."""
+    """Returns the best checkpoint of a run, None before the first validation.
+
+    Args:
+        newest: The newest checkpoint of the run, which names the best.
+    """
     states = read_checkpoint(newest)["callbacks"]
     named = [
         state["best_model_path"]
@@ -181,20 +186,21 @@ def best_checkpoint(newest: Path) -> Path | None:
 def find_checkpoint(
     ckpt_path: str, runs: Path, folders: Sequence[Path] | None = None
 ) -> Path | None:
-    """What ``--ckpt_path`` means: a file, or the ``last`` or ``best`` checkpoint of the newest run that has one.
+    """Returns the checkpoint that ``--ckpt_path`` names, None if no run has one yet.
 
     Args:
-        ckpt_path: The file's path, ``last`` or ``best``.
-        runs: The folder of the runs.
-        folders: The runs to look at, the newest first; by default the folder's ``version_N``.
+        ckpt_path: Path of a file; or ``last`` or ``best``, for the newest run with a checkpoint.
+        runs: Folder of the runs.
+        folders: Folders of the runs, the newest first; by default each ``version_N`` in ``runs``.
 
     Raises:
-        FileNotFoundError: If a file is named that does not exist.
+        FileNotFoundError: If the file does not exist.
     """
     if ckpt_path not in ("last", "best"):
         if not Path(ckpt_path).is_file():
             raise FileNotFoundError(
-                f"no checkpoint {ckpt_path!r}; --ckpt_path last finds the newest one of the newest run in {str(runs)!r}"
+                f"no checkpoint {ckpt_path!r}; --ckpt_path last finds the newest one of the newest "
+                f"run in {str(runs)!r}"
             )
         return Path(ckpt_path)
     folders = Runs(runs, None).folders() if folders is None else folders

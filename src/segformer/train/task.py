@@ -1,4 +1,4 @@
-"""One training task for every network."""
+"""The training task, the same for all networks."""
 
 from __future__ import annotations
 
@@ -30,19 +30,24 @@ GRADIENTS_KEY = "accumulated_gradients"
 
 
 class SegmentationTask(LightningModule):
-    """Trains and measures a network; the network itself sees neither targets nor optimizers.
+    """Trains and measures a network.
 
-    The defaults are the official recipe (arXiv 2105.15203, section 4.1): AdamW at 6e-5 with weight decay 0.01, the decode head at ten
-    times the rate, linear warm-up over 1,500 steps and a straight decay to 0. The loss is a mean over the valid pixels.
+    The defaults are the official recipe (arXiv 2105.15203, section 4.1): AdamW at 6e-5 with weight
+    decay 0.01, the decode head at ten times the rate, linear warm-up over 1,500 steps and linear
+    decay to 0. The loss is the mean over the valid pixels.
 
     Args:
-        network: the model to train.
-        loss: stride-4 logits (B, K, h, w), target (B, H, W) and the network's ``align_corners`` to a scalar; by default cross-entropy.
-        optimizer: makes the optimizer of parameter groups.
-        scheduler: makes the schedule of the optimizer and the run's number of optimizer steps; stepped after each.
-        head_lr_mult: the decode head's learning rate over the backbone's; the auxiliary heads' too.
-        auxiliary: makes, of the network, losses besides the main one; none by default.
-        protocol: how images are measured; by default whole, at their own size, without full-size logits.
+        network: The model to train.
+        loss: Computes a scalar from stride-4 logits (B, K, h, w), the target (B, H, W) and the
+            network's ``align_corners``; by default cross-entropy.
+        optimizer: Makes the optimizer from parameter groups.
+        scheduler: Makes the schedule from the optimizer and the run's number of optimizer steps.
+        head_lr_mult: Learning rate of the decode head and auxiliary heads over the backbone's.
+        auxiliary: Makes auxiliary heads from the network; by default there are none.
+        protocol: How images are measured; by default whole and at their own size.
+
+    Raises:
+        ValueError: If the loss has weights for another number of classes.
     """
 
     def __init__(
@@ -58,37 +63,34 @@ class SegmentationTask(LightningModule):
         super().__init__()
         self.network = network
         self.loss = loss or CrossEntropy()
-        labels = max(2, network.num_classes)  # one logit tells two classes apart
-        for weight in (
-            weight
-            for module in self.loss.modules()
-            if (weight := getattr(module, "weight", None)) is not None
-        ):
-            if len(weight) != labels:
+        labels = max(2, network.num_classes)  # one logit separates two classes
+        for module in self.loss.modules():
+            weight = getattr(module, "weight", None)
+            if weight is not None and len(weight) != labels:
                 raise ValueError(
-                    f"the loss weighs {len(weight)} classes, the network tells {labels} apart; give one weight a class"
+                    f"the loss weighs {len(weight)} classes, the network has {labels}; "
+                    "give one weight for each class"
                 )
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
         self.head_lr_mult = head_lr_mult
         self.protocol = protocol
         self.auxiliary = auxiliary and auxiliary(network)
-        self._accumulated: dict[
-            str, Tensor
-        ] = {}  # gradients of a run that is resumed between two batches of a step
+        # Gradients of a run that is resumed between two batches of an optimizer step.
+        self._accumulated: dict[str, Tensor] = {}
         self.confusion = MulticlassConfusionMatrix(labels, ignore_index=ignore_index(labels))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)
 
     def setup(self, stage: str) -> None:
-        """Have the data normalise images as the network's weights want it."""
+        """Sets the normalization of the data to that of the network's weights."""
         data: Any = getattr(self.trainer, "datamodule", None)
         if hasattr(data, "normalize_as"):
             data.normalize_as(self.network.normalization)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Dropout's random numbers depend on the seed, the batch's number in the run and the process."""
+        """Seeds dropout by the run's seed, the batch's number in the run and the process."""
         torch.manual_seed(
             mixed(run_seed(), self.trainer.fit_loop.total_batch_idx, self.global_rank)
         )
@@ -118,8 +120,9 @@ class SegmentationTask(LightningModule):
             f"; its images: {', '.join(data.names_of(taken))}" if hasattr(data, "names_of") else ""
         )
         return (
-            f"the loss is {loss.item()} at step {self.global_step}, batch {batch_idx} of epoch {self.current_epoch}{files}. Look at them; "
-            "lower the learning rate, clip gradients (trainer.gradient_clip_val), or train in bf16-mixed or 32 in place of 16-mixed"
+            f"the loss is {loss.item()} at step {self.global_step}, batch {batch_idx} of epoch "
+            f"{self.current_epoch}{files}. Look at them; lower the learning rate, clip gradients "
+            "(trainer.gradient_clip_val), or train in bf16-mixed or 32 in place of 16-mixed"
         )
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
@@ -141,11 +144,8 @@ class SegmentationTask(LightningModule):
         self._log_scores("test")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Beside the weights, what they are weights of: ``from_pretrained`` reads the checkpoint too.
-
-        Between two batches whose gradients are accumulated, these belong to the state.
-        """
-        with suppress(ValueError):  # a network of the user's own parts
+        """Adds the network's description, for ``from_pretrained``, and accumulated gradients."""
+        with suppress(ValueError):  # a network with parts of the user's has no description
             checkpoint[METADATA_KEY] = json.dumps(describe(self.network))
         if self.trainer.fit_loop._should_accumulate():
             reduce = self.trainer.strategy.reduce
@@ -158,14 +158,18 @@ class SegmentationTask(LightningModule):
         self._accumulated = checkpoint.get(GRADIENTS_KEY, {})
 
     def on_train_start(self) -> None:
-        """Take up the gradients of a resumed run; Lightning sets all gradients to zero before this."""
+        """Restores accumulated gradients; Lightning sets all gradients to zero before this."""
         parameters = dict(self.named_parameters())
         for name, gradient in self._accumulated.items():
             parameters[name].grad = gradient.to(parameters[name])
         self._accumulated = {}
 
     def _measure(self, batch: Any) -> None:
-        """Images (B, C, H, W) and target (B, H, W), or a list of such pairs, one for each size."""
+        """Adds a batch to the confusion matrix.
+
+        Args:
+            batch: Images (B, C, H, W) and target (B, H, W), or a list of such pairs.
+        """
         for images, target in [batch] if isinstance(batch[0], Tensor) else batch:
             self.confusion.update(self._labels(images), target.long())
 
@@ -196,19 +200,17 @@ class SegmentationTask(LightningModule):
 
 
 def optimizer_steps(trainer: Trainer) -> float:
-    """Optimizer steps of the whole run, infinite if it has no end.
+    """Returns the number of optimizer steps of the whole run, infinite if it has no end.
 
-    Lightning's estimate takes one number of accumulated batches for all epochs.
+    Lightning's estimate assumes one number of accumulated batches for all epochs.
     """
     estimate = trainer.estimated_stepping_batches
+    if trainer.max_epochs in (None, -1):
+        return estimate
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, GradientAccumulationScheduler) and trainer.max_epochs not in (
-            None,
-            -1,
-        ):
-            factors = [
-                callback.get_accumulate_grad_batches(epoch) for epoch in range(trainer.max_epochs)
-            ]
+        if isinstance(callback, GradientAccumulationScheduler):
+            epochs = range(trainer.max_epochs)
+            factors = [callback.get_accumulate_grad_batches(epoch) for epoch in epochs]
             steps = sum(math.ceil(trainer.num_training_batches / factor) for factor in factors)
             return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
     return estimate

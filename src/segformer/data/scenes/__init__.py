@@ -1,7 +1,8 @@
 """Street scenes drawn on demand: training data without files or downloads.
 
-A scene is a small world in metres: x to the right of the road's middle, y up from the ground, z ahead. A pinhole camera
-looks at it, and its things are painted far to near, so that near ones hide far ones.
+Coordinates of a scene are in metres: x to the right of the road's middle, y up from the ground, z
+ahead. A pinhole camera views it. Objects are painted from far to near, so that near ones hide far
+ones.
 """
 
 from __future__ import annotations
@@ -22,20 +23,25 @@ __all__ = ["CLASSES", "Scenes"]
 
 
 def speckle(rng: np.random.Generator, size: tuple[int, int]) -> Floats:
-    """White noise with mean 0 and standard deviation 1; uniform, as it costs a fraction of normal noise."""
-    return (
-        np.frombuffer(rng.bytes(size[0] * size[1]), np.uint8).reshape(size) - np.float32(127.5)
-    ) / np.float32(73.9)
+    """Returns white noise with mean 0 and standard deviation 1.
+
+    It is uniform, which takes a fraction of the time of normal noise.
+    """
+    noise = np.frombuffer(rng.bytes(size[0] * size[1]), np.uint8).reshape(size)
+    return (noise - np.float32(127.5)) / np.float32(73.9)
 
 
 def photograph(canvas: Canvas) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Image (3, height, width) and label map (height, width) of a picture: rough surfaces, shadows, haze, lens and sensor."""
+    """Returns the image (3, height, width) and the label map (height, width) of a canvas.
+
+    Adds rough surfaces, shadows, haze, and the effects of lens and sensor to the image.
+    """
     rng, size, camera, air = canvas.rng, canvas.size, canvas.camera, canvas.weather
     label = np.array(canvas.image.resize(size[::-1], Image.Resampling.NEAREST).getchannel("A"))
     flat = np.asarray(canvas.image.convert("RGB").reduce(2)).transpose(2, 0, 1)
     y, x = (np.linspace(-1, 1, n, dtype=np.float32) for n in size)
     rough = GRAIN.take(label) * speckle(rng, size) + BLOTCH.take(label) * cells(rng, size, 70, 50)
-    # Shadows and haze on the ground come last, since only now is it known where the ground is in sight.
+    # Shadows and haze on the ground come last, when no more objects can hide the ground.
     ground = GROUND.take(label)
     below = (
         (y[:, None] + 1) * size[0]
@@ -47,11 +53,8 @@ def photograph(canvas: Canvas) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     )
     lit = np.where(ground, np.asarray(canvas.shadows) / np.float32(255), 1) * clear
     lens = rng.uniform(0.85, 1.25) * (1 - rng.uniform(0, 0.15) * (y[:, None] ** 2 + x**2))
-    image, balance, grain = (
-        np.empty(flat.shape, np.float32),
-        rng.normal(1, 0.025, 3).tolist(),
-        rng.uniform(0.5, 4),
-    )
+    image = np.empty(flat.shape, np.float32)
+    balance, grain = rng.normal(1, 0.025, 3).tolist(), rng.uniform(0.5, 4)
     for k in range(3):
         image[k] = ((flat[k] + rough) * lit + (1 - clear) * air.skyline[k]) * (
             lens * balance[k]
@@ -60,18 +63,19 @@ def photograph(canvas: Canvas) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 
 class Scenes(Dataset[tuple[tv_tensors.Image, tv_tensors.Mask]]):
-    """Endless street scenes with exact label maps; ``scenes[i]`` depends on ``seed``, ``i`` and ``size`` alone.
+    """Street scenes with exact label maps.
 
-    An item is an image, uint8 (3, height, width), and its label map, uint8 (height, width), of indices into
-    ``Scenes.classes``. Every index is another scene, whatever process draws it; another seed gives other scenes.
+    An item is an image, uint8 (3, height, width), and its label map, uint8 (height, width), of
+    indices into ``Scenes.classes``. It depends only on ``seed``, ``size`` and its index, not on the
+    process that draws it.
 
     Args:
-        length: how many scenes an epoch has.
-        size: height and width of a scene in pixels, each at least 32.
-        seed: which of the endless series to draw, zero or more; say 0 to train and 1 to validate.
+        length: Number of scenes in an epoch.
+        size: Height and width of a scene in pixels, each at least 32.
+        seed: Random seed, zero or more; use different seeds to train and to validate.
 
     Raises:
-        ValueError: for a length below 1, a size below 32 or a negative seed.
+        ValueError: If the length is below 1, the size below 32 or the seed negative.
     """
 
     classes = CLASSES
@@ -91,10 +95,10 @@ class Scenes(Dataset[tuple[tv_tensors.Image, tv_tensors.Mask]]):
         return self.length
 
     def __getitem__(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-        """Scene ``index``.
+        """Returns a scene's image and label map.
 
         Raises:
-            IndexError: unless ``0 <= index < len(self)``.
+            IndexError: If not ``0 <= index < len(self)``.
         """
         if not 0 <= index < self.length:
             raise IndexError(

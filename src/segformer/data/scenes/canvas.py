@@ -1,4 +1,4 @@
-"""What scenes are painted on: a canvas, with the camera and the weather that tell where and how things appear on it."""
+"""The canvas of a scene, with its camera, which projects objects, and its weather."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Triple = tuple[float, float, float]  # a point x, y, z or a colour
 Spot = tuple[float, float]  # a place on the ground x, z or a position on the canvas
 Ink = tuple[int, int, int, int]  # red, green, blue and class
 
-FAR = 230.0  # where the ground ends and the skyline stands
+FAR = 230.0  # metres to the end of the ground and the skyline
 SLICES = [FAR ** (k / 14) for k in range(15)]
 UP, BACK = (0.0, 1.0, 0.0), (0.0, 0.0, -1.0)
 WHITE, BLACK, GLASS, RED = (
@@ -29,7 +29,7 @@ WHITE, BLACK, GLASS, RED = (
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole that looks down a street, which may bend; projects metres to pixels of the canvas."""
+    """A pinhole camera above a street, which may bend: projects metres to pixels of the canvas."""
 
     focal: float
     centre: float
@@ -40,7 +40,7 @@ class Camera:
     roll: float
 
     def project(self, x: float, y: float, z: float) -> Spot:
-        """Column and row of a point; ``z`` must be positive."""
+        """Returns the column and row of a point; ``z`` must be positive."""
         scale = self.focal / z
         across = scale * (x - self.x + self.bend * z * z)
         return self.centre + across, self.horizon + scale * (self.height - y) + self.roll * across
@@ -48,7 +48,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class Weather:
-    """Colours of the sky, and what light and air do to the colours of things."""
+    """Colours of the sky, and the effects of light and air on the colours of objects."""
 
     zenith: Triple
     skyline: Triple
@@ -58,10 +58,10 @@ class Weather:
     shade: float  # brightness of ground in shadow
     lamps: float  # share of windows that are lit
     haze: float  # share of light lost per metre
-    sun: Triple  # unit vector towards it
+    sun: Triple  # unit vector towards the sun
 
     def ink(self, label: int, color: Triple, z: float, normal: Triple) -> Ink:
-        """How a surface that faces along ``normal`` looks from ``z`` metres away, with its class."""
+        """Returns the colour and class of a surface with this normal, ``z`` metres away."""
         (nx, ny, nz), (sx, sy, sz) = normal, self.sun
         facing, clear = max(0.0, 0.3 + 0.7 * (nx * sx + ny * sy + nz * sz)), exp(-self.haze * z)
         channels = zip(color, self.daylight, self.sunlight, self.skyline, strict=True)
@@ -73,13 +73,9 @@ class Weather:
 
 
 def weather(rng: np.random.Generator) -> Weather:
-    """A clear, an overcast or a dusky sky."""
-    turn, rise, haze, grey = (
-        rng.uniform(0, 2 * pi),
-        rng.uniform(0.5, 1.1),
-        rng.uniform(0.001, 0.007),
-        rng.uniform(165, 225),
-    )
+    """Returns the weather of a clear, an overcast or a dusky sky, at random."""
+    turn, rise = rng.uniform(0, 2 * pi), rng.uniform(0.5, 1.1)
+    haze, grey = rng.uniform(0.001, 0.007), rng.uniform(165, 225)
     sun = (cos(rise) * sin(turn), sin(rise), cos(rise) * cos(turn))
     kind = rng.random()
     if kind < 0.5:
@@ -115,9 +111,10 @@ def weather(rng: np.random.Generator) -> Weather:
 
 
 class Canvas:
-    """Image and label map of a scene as one RGBA picture whose alpha is the class, so that the two cannot disagree.
+    """Image and label map of a scene, in one RGBA picture whose alpha is the class.
 
-    The picture is twice as wide and high as the scene and averaged down in the end; labels are sampled, not averaged.
+    The picture is twice as wide and high as the scene. In the end its colours are averaged, and its
+    labels sampled.
     """
 
     def __init__(self, size: tuple[int, int], rng: np.random.Generator) -> None:
@@ -138,20 +135,18 @@ class Canvas:
         self.things: list[tuple[float, float, Callable[..., None], tuple[Any, ...]]] = []
 
     def place(self, draw: Callable[..., None], x: float, z: float, *shape: Any) -> None:
-        """Have a thing drawn at ``x`` and ``z``, over all that is farther away; unless it is well out of sight."""
-        if (
-            abs(self.camera.project(x, 0, z)[0] - self.size[1])
-            < self.size[1] + 8 * self.camera.focal / z
-        ):
+        """Adds an object at ``x`` and ``z`` to those to draw, unless it is far out of sight."""
+        distance = abs(self.camera.project(x, 0, z)[0] - self.size[1])
+        if distance < self.size[1] + 8 * self.camera.focal / z:
             self.things.append((z, x, draw, shape))
 
     def draw_things(self) -> None:
-        """Draw what was placed, far to near."""
+        """Draws the placed objects from far to near."""
         for z, x, draw, shape in sorted(self.things, key=lambda thing: -thing[0]):
             draw(self, x, z, *shape)
 
     def pick(self, palette: Sequence[Triple]) -> Triple:
-        """A colour like one of the palette."""
+        """Returns a colour similar to one of the palette."""
         which, bright, warm = self.rng.random(3).tolist()
         r, g, b = tone(palette[int(which * len(palette))], 0.8 + 0.4 * bright)
         return r + 16 * warm - 8, g, b - 16 * warm + 8
@@ -159,7 +154,7 @@ class Canvas:
     def polygon(
         self, label: int, color: Triple, points: Sequence[Triple], normal: Triple = BACK
     ) -> None:
-        """Fill a polygon with these corners."""
+        """Fills a polygon with these corners."""
         project = self.camera.project
         self.pen.polygon(
             [project(x, y, z) for x, y, z in points],
@@ -167,7 +162,7 @@ class Canvas:
         )
 
     def stroke(self, label: int, color: Triple, points: Sequence[Triple], width: float) -> None:
-        """Draw a line, at least a pixel of the scene wide so that none goes missing from the label map."""
+        """Draws a line, at least one pixel of the scene wide, so that the label map shows it."""
         z = points[0][2]
         path = [self.camera.project(*point) for point in points]
         self.pen.line(
@@ -177,14 +172,14 @@ class Canvas:
         )
 
     def disc(self, centre: Triple, radius: float, ink: Ink) -> None:
-        """Fill a disc that faces the camera."""
+        """Fills a disc that faces the camera."""
         (u, v), r = self.camera.project(*centre), self.camera.focal * radius / centre[2]
         self.pen.ellipse((u - r, v - r, u + r, v + r), ink)
 
     def strip(
         self, label: int, color: Triple, x0: float, x1: float, z0: float = 1.0, z1: float = FAR
     ) -> None:
-        """Fill a rectangle of ground; the haze over it comes with the shadows, when the picture is complete."""
+        """Fills a rectangle of ground; haze is added with the shadows, to the complete picture."""
         depths = [z0, *(z for z in SLICES if z0 < z < z1), z1]
         edge = [self.camera.project(x0, 0, z) for z in depths] + [
             self.camera.project(x1, 0, z) for z in reversed(depths)
@@ -192,7 +187,7 @@ class Canvas:
         self.pen.polygon(edge, self.weather.ink(label, color, 0, UP))
 
     def cast(self, a: Spot, b: Spot, low: float, high: float) -> None:
-        """Cast the shadow of a wall between two places on the ground, ``low`` to ``high`` above it."""
+        """Casts the shadow of a wall between two points, from ``low`` to ``high`` metres."""
         x, y, z = self.weather.sun
         outline = [
             (p[0] - h * x / y, p[1] - h * z / y)
@@ -201,33 +196,33 @@ class Canvas:
         self.darken(outline, self.weather.shade)
 
     def darken(self, outline: Sequence[Spot], brightness: float) -> None:
-        """Leave the ground within the outline only a share of its brightness."""
+        """Reduces the ground's brightness within an outline to a share."""
         corners = [self.camera.project(x, 0, max(1.0, z)) for x, z in outline]
         self.shadow_pen.polygon([(u / 2, v / 2) for u, v in corners], int(255 * brightness))
 
     def cast_round(self, x: float, z: float, radius: float, low: float, high: float) -> None:
-        """Cast the shadow of an upright cylinder: that of a wall square to the sun."""
+        """Casts the shadow of an upright cylinder, as that of a wall perpendicular to the sun."""
         sx, _, sz = self.weather.sun
         dx, dz = radius * sz / hypot(sx, sz), -radius * sx / hypot(sx, sz)
         self.cast((x - dx, z - dz), (x + dx, z + dz), low, high)
 
 
 def tone(color: Triple, brightness: float) -> Triple:
-    """A colour made darker or, above 1, brighter."""
+    """Returns a colour made darker or, above 1, brighter."""
     return color[0] * brightness, color[1] * brightness, color[2] * brightness
 
 
 def upright(a: Spot, b: Spot, low: float, high: float) -> list[Triple]:
-    """Corners of a wall between two places on the ground."""
+    """Returns the corners of a wall between two points on the ground."""
     return [(a[0], low, a[1]), (a[0], high, a[1]), (b[0], high, b[1]), (b[0], low, b[1])]
 
 
 def between(a: Spot, b: Spot, share: float) -> Spot:
-    """The place ``share`` of the way from ``a`` to ``b``."""
+    """Returns the point at a share of the way from ``a`` to ``b``."""
     return a[0] + share * (b[0] - a[0]), a[1] + share * (b[1] - a[1])
 
 
 def cells(rng: np.random.Generator, size: tuple[int, int], rows: int, columns: int) -> Floats:
-    """Smooth noise of this height and width, -1 to 1, with about so many bumps down and across."""
+    """Returns smooth noise (height, width) from -1 to 1 with this number of cells."""
     coarse = Image.frombytes("L", (columns, rows), rng.bytes(rows * columns))
     return np.asarray(coarse.resize(size[::-1], Image.Resampling.BILINEAR), np.float32) / 127.5 - 1

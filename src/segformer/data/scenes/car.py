@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import cos, hypot, pi, sin
 
-from segformer.data.scenes.canvas import BACK, BLACK, GLASS, RED, WHITE, Canvas, Spot, between, tone
+from segformer.data.scenes.canvas import (
+    BACK,
+    BLACK,
+    GLASS,
+    RED,
+    WHITE,
+    Camera,
+    Canvas,
+    Ink,
+    Spot,
+    Triple,
+    between,
+    tone,
+)
 from segformer.data.scenes.classes import CAR
 
 PAINTS = (
@@ -17,7 +31,8 @@ PAINTS = (
     (44, 72, 128),
     (56, 90, 68),
 )
-# Side views: along (metres ahead of the middle) and height, from the rear bumper over the roof to the front one.
+# Side views: metres ahead of the middle, and height, from the rear bumper over the roof to the
+# front bumper.
 SALOON = (
     (-2.25, 0.3),
     (-2.25, 0.95),
@@ -63,75 +78,130 @@ HALF = 0.88  # of a vehicle's width
 CIRCLE = [(cos(pi * k / 6), sin(pi * k / 6)) for k in range(12)]
 
 
+@dataclass(frozen=True)
+class Pose:
+    """Position and heading of a vehicle on the ground.
+
+    Args:
+        camera: Camera of the scene.
+        x: Metres to the right of the middle of the vehicle.
+        z: Metres ahead.
+        heading: Radians from straight ahead.
+    """
+
+    camera: Camera
+    x: float
+    z: float
+    heading: float
+
+    def spot(self, along: float, across: float) -> Spot:
+        """Returns a point on the ground, in metres along and across the vehicle."""
+        sine, cosine = sin(self.heading), cos(self.heading)
+        return self.x + along * sine + across * cosine, self.z + along * cosine - across * sine
+
+    def pixel(self, along: float, across: float, y: float) -> Spot:
+        """Returns a point of the vehicle on the canvas."""
+        x, z = self.spot(along, across)
+        return self.camera.project(x, y, z)
+
+
 def car(canvas: Canvas, x: float, z: float, heading: float) -> None:
-    """A vehicle, turned ``heading`` radians from straight ahead: a side view drawn out to a width."""
-    body, color, sine, cosine = (
-        BODIES[canvas.rng.integers(len(BODIES))],
-        canvas.pick(PAINTS),
-        sin(heading),
-        cos(heading),
+    """Draws a vehicle, turned ``heading`` radians from straight ahead: a side view with a width."""
+    body, paint = BODIES[canvas.rng.integers(len(BODIES))], canvas.pick(PAINTS)
+    pose = Pose(canvas.camera, x, z, heading)
+    # The body's left and right outline on the canvas, narrower at the roof than at the waist.
+    left, right = (
+        [
+            pose.pixel(a, side * HALF * (0.84 if k in (3, 4) else 1), y)
+            for k, (a, y) in enumerate(body)
+        ]
+        for side in (-1, 1)
     )
-    tail, nose, axle, fill = body[0][0], body[7][0], 0.62 * body[7][0], canvas.pen.polygon
-    black, white, red, glass, hub = (
-        canvas.weather.ink(CAR, c, z, BACK) for c in (BLACK, WHITE, RED, GLASS, tone(WHITE, 0.65))
-    )
+    draw_underside(canvas, pose, body)
+    draw_faces(canvas, pose, body, paint, left, right)
+    for side, outline in ((-1, left), (1, right)):
+        if turns_right(outline) == (side > 0):
+            draw_side(canvas, pose, body, paint, side, outline)
 
-    def spot(along: float, across: float) -> Spot:
-        return x + along * sine + across * cosine, z + along * cosine - across * sine
 
-    def at(along: float, across: float, y: float) -> Spot:
-        px, pz = spot(along, across)
-        return canvas.camera.project(px, y, pz)
+def ink(canvas: Canvas, pose: Pose, color: Triple) -> Ink:
+    """Returns the ink of an unpainted part."""
+    return canvas.weather.ink(CAR, color, pose.z, BACK)
 
-    base = [spot(tail, -HALF), spot(tail, HALF), spot(nose, HALF), spot(nose, -HALF)]
+
+def draw_underside(canvas: Canvas, pose: Pose, body: Sequence[Spot]) -> None:
+    """Draws the shadows on the ground, and the treads of the wheels."""
+    tail, nose = body[0][0], body[7][0]
+    base = [
+        pose.spot(*corner) for corner in ((tail, -HALF), (tail, HALF), (nose, HALF), (nose, -HALF))
+    ]
     canvas.cast(base[0], base[2], 0, 0.8 * body[3][1])
     canvas.cast(base[1], base[3], 0, 0.8 * body[3][1])
     canvas.darken(base, 0.4)
-    for along in (-axle, axle):
+    black = ink(canvas, pose, BLACK)
+    for along in axles(body):
         for across in (-HALF, HALF - 0.25):
-            fill(
-                [at(along, across + dx, y) for dx, y in ((0, 0), (0, 0.5), (0.25, 0.5), (0.25, 0))],
-                black,
-            )
-    # The body's left and right outline on the canvas, narrower at the roof than at the waist.
-    hull = [
-        [at(a, s * HALF * (0.84 if k in (3, 4) else 1), y) for k, (a, y) in enumerate(body)]
-        for s in (-1, 1)
-    ]
+            tread = ((0, 0), (0, 0.5), (0.25, 0.5), (0.25, 0))
+            canvas.pen.polygon([pose.pixel(along, across + dx, y) for dx, y in tread], black)
+
+
+def draw_faces(
+    canvas: Canvas,
+    pose: Pose,
+    body: Sequence[Spot],
+    paint: Triple,
+    left: Sequence[Spot],
+    right: Sequence[Spot],
+) -> None:
+    """Draws the visible faces from the rear over the roof to the front, between two outlines."""
+    fill, (sine, cosine) = canvas.pen.polygon, (sin(pose.heading), cos(pose.heading))
+    black, white, red, glass = (ink(canvas, pose, c) for c in (BLACK, WHITE, RED, GLASS))
     for k in range(7):
-        face = [hull[0][k], hull[0][k + 1], hull[1][k + 1], hull[1][k]]
+        face = [left[k], left[k + 1], right[k + 1], right[k]]
         if not turns_right(face):
             continue
         along, up = body[k + 1][0] - body[k][0], body[k + 1][1] - body[k][1]
         slope = hypot(along, up)
-        fill(
-            face,
-            canvas.weather.ink(
-                CAR, color, z, (-up / slope * sine, along / slope, -up / slope * cosine)
-            ),
-        )
+        normal = (-up / slope * sine, along / slope, -up / slope * cosine)
+        fill(face, canvas.weather.ink(CAR, paint, pose.z, normal))
         if k in (2, 4):
             fill(patch(face, 0.07, 0.93, 0.1, 0.9), glass)
         elif k in (0, 6):
             light, bumper = (red, 0.0) if k == 0 else (white, 0.8)
             fill(patch(face, 0.0, 1.0, bumper, bumper + 0.2), black)
-            for left, right, ink in ((0.03, 0.2, light), (0.8, 0.97, light), (0.38, 0.62, white)):
-                fill(patch(face, left, right, 0.35, 0.65), ink)
-    for side, outline in zip((-1, 1), hull, strict=True):
-        if turns_right(outline) != (side > 0):
-            continue
-        fill(outline, canvas.weather.ink(CAR, color, z, (side * cosine, 0.0, -side * sine)))
-        fill(patch(outline[2:6], 0.1, 0.48, 0.12, 0.88), glass)
-        fill(patch(outline[2:6], 0.54, 0.92, 0.12, 0.88), glass)
-        for along in (-axle, axle):
-            for radius, ink in ((0.34, black), (0.19, hub)):
-                fill(
-                    [at(along + radius * a, side * HALF, 0.34 + radius * b) for a, b in CIRCLE], ink
-                )
+            for start, end, color in ((0.03, 0.2, light), (0.8, 0.97, light), (0.38, 0.62, white)):
+                fill(patch(face, start, end, 0.35, 0.65), color)
+
+
+def draw_side(
+    canvas: Canvas,
+    pose: Pose,
+    body: Sequence[Spot],
+    paint: Triple,
+    side: int,
+    outline: Sequence[Spot],
+) -> None:
+    """Draws the left (-1) or right (1) side, with windows and wheels."""
+    fill, normal = canvas.pen.polygon, (side * cos(pose.heading), 0.0, -side * sin(pose.heading))
+    glass, black = ink(canvas, pose, GLASS), ink(canvas, pose, BLACK)
+    fill(outline, canvas.weather.ink(CAR, paint, pose.z, normal))
+    fill(patch(outline[2:6], 0.1, 0.48, 0.12, 0.88), glass)
+    fill(patch(outline[2:6], 0.54, 0.92, 0.12, 0.88), glass)
+    hub = ink(canvas, pose, tone(WHITE, 0.65))
+    for along in axles(body):
+        for radius, color in ((0.34, black), (0.19, hub)):
+            circle = [(along + radius * a, side * HALF, 0.34 + radius * b) for a, b in CIRCLE]
+            fill([pose.pixel(*point) for point in circle], color)
+
+
+def axles(body: Sequence[Spot]) -> tuple[float, float]:
+    """Returns the positions of the axles, in metres ahead of the middle."""
+    front = 0.62 * body[7][0]
+    return -front, front
 
 
 def turns_right(path: Sequence[Spot]) -> bool:
-    """Whether a path on the canvas runs clockwise, which the outsides of a body do for who sees them."""
+    """Returns whether a path on the canvas is clockwise, as the visible sides of a body are."""
     a, b, c, d = path[0], path[len(path) // 4], path[len(path) // 2], path[-1]
     return (c[0] - a[0]) * (d[1] - b[1]) > (c[1] - a[1]) * (d[0] - b[0])
 
@@ -139,6 +209,6 @@ def turns_right(path: Sequence[Spot]) -> bool:
 def patch(
     corners: Sequence[Spot], left: float, right: float, low: float, high: float
 ) -> list[Spot]:
-    """A part of a four-cornered face, whose corners run from bottom left over the top to bottom right."""
-    (a, b, c, d), places = corners, ((left, low), (left, high), (right, high), (right, low))
-    return [between(between(a, d, s), between(b, c, s), t) for s, t in places]
+    """Returns a part of a face with four corners, in order from bottom left to bottom right."""
+    (a, b, c, d), spots = corners, ((left, low), (left, high), (right, high), (right, low))
+    return [between(between(a, d, s), between(b, c, s), t) for s, t in spots]

@@ -1,4 +1,4 @@
-"""The classes of a scene, and how rough each is to look at."""
+"""The classes of a scene, and the roughness of their surfaces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sky, and what stands along a street: a function a noun."""
+"""The sky and the objects of a street. Each function draws one."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ SKINS, HAIRS = (
 
 
 def sky(canvas: Canvas) -> None:
-    """Fill the canvas with a gradient and clouds, and close the view with distant woods or roofs."""
+    """Fills the canvas with a gradient and clouds, and draws distant woods or roofs."""
     rng, air, camera = canvas.rng, canvas.weather, canvas.camera
     down = (
         np.clip(np.linspace(0, 2 * canvas.size[0] / camera.horizon, 48), 0, 1)[:, None, None] ** 1.3
@@ -91,7 +91,7 @@ def sky(canvas: Canvas) -> None:
 
 
 def building(canvas: Canvas, x: float, z: float, length: float) -> None:
-    """A house along the street, its far end at ``z`` and its front at ``x``, left (below 0) or right of the street."""
+    """Draws a house with its far end at ``z`` and its front at ``x`` (below 0: on the left)."""
     rng, side, near = canvas.rng, 1 if x > 0 else -1, z - length
     floors, storey, deep = int(rng.integers(1, 7)), rng.uniform(2.8, 3.6), rng.uniform(8, 12)
     height, back, middle = floors * storey + 0.6, x + side * deep, x + side * deep / 2
@@ -116,7 +116,7 @@ def building(canvas: Canvas, x: float, z: float, length: float) -> None:
     ):
         canvas.polygon(BUILDING, color, upright(a, b, 0, height), normal)
         canvas.polygon(BUILDING, trim, upright(a, b, height - 0.5, height), normal)
-        if normal != BACK or rng.random() < 0.4:  # many a gable has no windows
+        if normal != BACK or rng.random() < 0.4:  # many gables have no windows
             glaze(canvas, color, normal, a, b, rows, bay, share)
         if shop:
             canvas.polygon(BUILDING, trim, upright(a, b, 0, storey), normal)
@@ -133,13 +133,15 @@ def glaze(
     bay: float,
     share: float,
 ) -> None:
-    """Windows in the wall from ``a`` to ``b``, a row for each (low, high): bands of glass, parted by piers of wall."""
+    """Draws windows in the wall from ``a`` to ``b``, one row for each (low, high).
+
+    A row is a band of glass with pieces of wall over it.
+    """
     rng, (start, end) = canvas.rng, [canvas.camera.project(x, 0, z)[0] for x, z in (a, b)]
     if max(start, end) < 0 or min(start, end) > canvas.image.width:
         return
-    number = max(
-        1, round(min(dist(a, b) / bay, abs(end - start) / 14))
-    )  # far away, fewer that can be told apart
+    # Fewer windows on distant walls, so that each is wide enough to see.
+    number = max(1, round(min(dist(a, b) / bay, abs(end - start) / 14)))
     glass, margin = canvas.pick([GLASS]), (1 - share) / 2
 
     def panel(
@@ -162,7 +164,7 @@ def glaze(
 
 
 def tree(canvas: Canvas, x: float, z: float, height: float, trunk: float = 0.0) -> None:
-    """A tree, or a bush if it has no trunk: a heap of leaf clumps, the sunlit ones brighter."""
+    """Draws a tree, or without a trunk a bush, of clumps of leaves, brighter towards the sun."""
     rng, (sx, sy, _) = canvas.rng, canvas.weather.sun
     color, half = canvas.pick(LEAVES), (height - trunk) / 2
     wide = half * rng.uniform(0.6, 1.0)
@@ -175,7 +177,7 @@ def tree(canvas: Canvas, x: float, z: float, height: float, trunk: float = 0.0) 
     number = min(70, max(8, int(canvas.camera.focal * half / z / 4)))
     clumps = rng.normal(0, 0.33, (number, 2)).clip(-0.75, 0.75)
     light = clumps @ (sx, sy) + rng.normal(0, 0.3, number)
-    # Large clumps in the heart of the crown hold together the small ones at its rim.
+    # Clumps are large in the middle of the crown and small at its rim.
     sizes = rng.uniform(0.08, 0.24, number) + 0.32 * np.exp(-4 * (clumps**2).sum(1))
     for dx, dy, shade, size in np.column_stack((clumps, (2.5 + 3 * light).clip(0, 5), sizes))[
         light.argsort()
@@ -186,7 +188,7 @@ def tree(canvas: Canvas, x: float, z: float, height: float, trunk: float = 0.0) 
 def fence(
     canvas: Canvas, x: float, z: float, length: float, height: float, color: Triple, boards: bool
 ) -> None:
-    """A piece of fence along the street, its far end at ``z``: upright boards, or rails and a post."""
+    """Draws a piece of fence with its far end at ``z``: upright boards, or rails and a post."""
     near, side = z - length, (1.0 if x < canvas.camera.x else -1.0, 0.0, 0.0)
     canvas.cast((x, near), (x, z), 0, height)
     rows, number = (
@@ -204,12 +206,9 @@ def fence(
 
 
 def lamp(canvas: Canvas, x: float, z: float) -> None:
-    """A lamp post that leans its arm over the street."""
-    color, height, arm = (
-        canvas.pick(METALS),
-        canvas.rng.uniform(5, 8),
-        canvas.rng.uniform(0.8, 2) * (1 if x < 0 else -1),
-    )
+    """Draws a lamp post whose arm is above the street."""
+    color, height = canvas.pick(METALS), canvas.rng.uniform(5, 8)
+    arm = canvas.rng.uniform(0.8, 2) * (1 if x < 0 else -1)
     canvas.cast_round(x, z, 0.1, 0, height)
     canvas.stroke(POLE, color, [(x, 0, z), (x, height, z), (x + arm, height + 0.3, z)], 0.15)
     canvas.stroke(
@@ -218,11 +217,9 @@ def lamp(canvas: Canvas, x: float, z: float) -> None:
 
 
 def sign(canvas: Canvas, x: float, z: float) -> None:
-    """A traffic sign on its post."""
-    (frame, face, corners), top = (
-        PLATES[canvas.rng.integers(len(PLATES))],
-        canvas.rng.uniform(2.2, 2.9),
-    )
+    """Draws a traffic sign on its post."""
+    frame, face, corners = PLATES[canvas.rng.integers(len(PLATES))]
+    top = canvas.rng.uniform(2.2, 2.9)
     radius = canvas.rng.uniform(0.35, 0.6)
     canvas.cast_round(x, z, 0.08, 0, top)
     canvas.stroke(POLE, METALS[0], [(x, 0, z), (x, top, z)], 0.1)
@@ -234,7 +231,7 @@ def sign(canvas: Canvas, x: float, z: float) -> None:
 
 
 def person(canvas: Canvas, x: float, z: float) -> None:
-    """Somebody who stands or walks."""
+    """Draws a person who stands or walks."""
     rng = canvas.rng
     k = rng.uniform(0.9, 1.08) if rng.random() < 0.85 else rng.uniform(0.6, 0.85)
     coat, legs, skin, hair = (

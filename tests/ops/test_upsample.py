@@ -1,4 +1,7 @@
-"""The exact operators beside the plain ways, in float64, over sizes, ratios and values that hypothesis chooses."""
+"""The operators from cells to pixels beside PyTorch's, in float64.
+
+Hypothesis chooses sizes, ratios and values.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from segformer.ops import upsample, upsample_argmax, upsample_cross_entropy, upsample_sum
+from segformer.ops import (
+    cross_entropy,
+    upsample,
+    upsample_argmax,
+    upsample_cross_entropy,
+    upsample_sum,
+)
 
 sides = st.integers(1, 9)
 targets = st.integers(1, 40)
@@ -99,12 +108,34 @@ def test_argmax_of_logits_that_are_not_finite_is_the_plain_one(
     # Half way between two cells of 1e308 in two classes these tie, and the last bit decides.
     greatest, chosen = plain.amax(1), plain.gather(1, labels[:, None])[:, 0]
     same = (labels == plain.argmax(1)) | (greatest - chosen <= 1e-12 * greatest.abs())
-    # Where a pixel lies on a cell to the last bit, rounding decides whether 0 · ∞ or ε · ∞ is added of its neighbour.
+    # Where a pixel lies on a cell to the last bit, rounding decides whether 0 · ∞ or ε · ∞ of its
+    # neighbour is added.
     assert (
         same
         | lies_on_a_cell(logits.shape[2], height)[:, None]
         | lies_on_a_cell(logits.shape[3], width)
     ).all()
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("size", [(12, 12), (3, 12), (5, 9)], ids=str)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_nothing_times_infinity_is_not_a_number_and_the_greatest(
+    value: float, size: tuple[int, int], align_corners: bool
+) -> None:
+    """Pixels at the border of the map take nothing of the second cell, which may be infinite."""
+    for cell in ((0, 0), (1, 1), (0, 1)):
+        logits = torch.zeros(1, 3, 3, 3, dtype=torch.double)
+        logits[:, 2] = 1
+        logits[0, 1][cell] = value
+        plain = interpolate(logits, size, align_corners).argmax(1)
+        assert torch.equal(upsample_argmax(logits, size, align_corners), plain)
+
+
+def test_of_equal_classes_the_first_counts() -> None:
+    logits = torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.double).view(1, 2, 1, 2)
+    for x in (logits, logits.flip(1)):  # each class is first on the left once
+        assert upsample_argmax(x, (1, 3))[0, 0, 1] == 0
 
 
 def lies_on_a_cell(cells: int, pixels: int) -> Tensor:
@@ -115,7 +146,7 @@ def lies_on_a_cell(cells: int, pixels: int) -> Tensor:
 @pytest.mark.parametrize("classes", [1, 2, 1000])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 def test_argmax_in_any_precision_is_a_greatest_class(classes: int, dtype: torch.dtype) -> None:
-    """In low precision many classes tie once rounded: the label's value is the greatest all the same."""
+    """In low precision many classes tie once rounded; the label's value is still the greatest."""
     logits = torch.randn(2, classes, 8, 12).to(dtype)
     labels = upsample_argmax(logits, (30, 50))
     full = interpolate(logits.float(), (30, 50))
@@ -216,10 +247,29 @@ def test_cross_entropy_of_half_precision_is_computed_in_float32(dtype: torch.dty
     torch.testing.assert_close(gradient, wanted)
 
 
+@pytest.mark.parametrize("needed", [True, False])
+def test_a_gradient_is_computed_only_where_it_is_needed(
+    needed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gradients = []
+    summed = cross_entropy.summed_in_strips
+
+    def noted(*args: Any) -> tuple[Tensor, Tensor | None]:
+        loss, gradient = summed(*args)
+        gradients.append(gradient)
+        return loss, gradient
+
+    monkeypatch.setattr(cross_entropy, "summed_in_strips", noted)
+    logits = torch.randn(1, 3, 4, 4, requires_grad=needed)
+    upsample_cross_entropy(logits, torch.zeros(1, 8, 8, dtype=torch.int64))
+    assert [gradient is not None for gradient in gradients] == [needed]
+
+
 @pytest.mark.parametrize("batch", [0, 1])
-def test_a_batch_without_labels_costs_nothing(batch: int) -> None:
+@pytest.mark.parametrize("weight", [None, torch.ones(3)], ids=["", "weighted"])
+def test_a_batch_without_labels_costs_nothing(weight: Tensor | None, batch: int) -> None:
     logits = torch.randn(batch, 3, 4, 4, requires_grad=True)
-    loss = upsample_cross_entropy(logits, torch.full((batch, 16, 16), 255))
+    loss = upsample_cross_entropy(logits, torch.full((batch, 16, 16), 255), weight)
     loss.backward()
     assert loss == 0
     assert not logits.grad.any()
@@ -228,7 +278,10 @@ def test_a_batch_without_labels_costs_nothing(batch: int) -> None:
 @pytest.mark.parametrize("ignored", [16, 12, 4], ids="rows {} to 16 ignored".format)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_logits_that_are_not_finite_count_as_in_the_plain_way(value: float, ignored: int) -> None:
-    """The loss is not finite where such a value reaches a pixel that counts, and finite where it reaches ignored pixels alone."""
+    """The loss is not finite where such a value reaches a pixel that counts.
+
+    It is finite where it reaches ignored pixels alone.
+    """
     logits = torch.randn(1, 3, 4, 4)
     logits[0, 0, 2, 2] = value
     logits.requires_grad_()
@@ -311,7 +364,7 @@ def test_the_loss_has_second_derivatives(weighted: bool, over_all_pixels: bool) 
 
 
 def test_a_gradient_penalty_is_the_plain_losss() -> None:
-    """The gradient's own gradient with respect to what is behind the logits; the loss's incoming gradient needs none."""
+    """The gradient's own gradient, with respect to the layer that made the logits."""
     layer, x = (
         torch.nn.Conv2d(4, 3, 1).double(),
         torch.randn(1, 4, 5, 6, dtype=torch.double, requires_grad=True),

@@ -11,6 +11,7 @@ import torch
 from conftest import randomized
 from torch import Tensor, nn
 
+import segformer
 from segformer import ConvSegFormer, checkpoint
 from segformer.networks.convolutional import LinearHead
 
@@ -86,10 +87,18 @@ def test_one_step_of_training_has_the_oracles_gradients(name: str) -> None:
     layout.fold(gradients)  # type: ignore[arg-type]
     for key, parameter in ours.named_parameters():
         assert parameter.grad is not None
-        expected: Any = gradients[layout.theirs(key)]
+        expected: Any = gradients[layout.their_key(key)]
         torch.testing.assert_close(
             parameter.grad, expected.reshape(parameter.shape), rtol=1e-9, atol=1e-9
         )
+
+
+def test_the_old_name_warns_and_is_the_same_class() -> None:
+    with pytest.warns(DeprecationWarning, match="is now called segformer.ConvSegFormer"):
+        assert segformer.Segformer is ConvSegFormer
+    assert "Segformer" not in segformer.__all__
+    with pytest.raises(AttributeError, match="has no attribute 'SegForme'"):
+        _ = segformer.SegForme
 
 
 def test_the_parameters_are_the_oracles() -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,13 +14,10 @@ from torch import Tensor, nn
 from segformer.networks.all_mlp import AllMLPHead, MMSegHead
 from segformer.networks.convolutional import LinearHead
 from segformer.networks.mit import MixFFN
-from segformer.ops import OPERATORS, attention, linear, memory, operator, plain, table
+from segformer.ops import OPERATORS, memory
 from segformer.ops.registry import Implementation, Operator
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-ON_A_GPU = pytest.mark.filterwarnings(
-    "ignore:(invalid value|divide by zero):RuntimeWarning"  # NumPy's, in Triton's interpreter
-)
 
 
 def maps(*shapes: tuple[int, ...]) -> list[Tensor]:
@@ -91,10 +85,10 @@ def of_upsample_cross_entropy() -> Iterator[Arguments]:
         (40, True, True, {"label_smoothing": 0.1}),
         (5, True, False, {"over_all_pixels": True}),
     ):
-        target = torch.randint(classes, (2, 19, 13))
-        target[:, :4] = 255
+        target = torch.randint(classes, (2, 11, 7))
+        target[:, :3] = 255
         weight = 0.5 + torch.rand(classes, dtype=torch.double) if weighted else None
-        yield (*maps((2, classes, 5, 4)), target, weight, 255, align_corners), options
+        yield (*maps((2, classes, 4, 3)), target, weight, 255, align_corners), options
 
 
 EXAMPLES: dict[str, Callable[[], Iterator[Arguments]]] = {
@@ -129,7 +123,9 @@ def test_every_operator_has_examples() -> None:
     assert EXAMPLES.keys() == OPERATORS.keys()
 
 
-@ON_A_GPU
+@pytest.mark.filterwarnings(
+    "ignore:(invalid value|divide by zero):RuntimeWarning"  # NumPy's, in Triton's interpreter
+)
 @pytest.mark.parametrize(("made", "implementation"), IMPLEMENTATIONS)
 def test_an_implementation_is_its_plain_definition(
     made: Operator[..., Tensor],
@@ -160,66 +156,3 @@ def flat(args: Any) -> list[Tensor]:
     if isinstance(args, nn.Module):
         return list(args.parameters())
     return [x for arg in args for x in flat(arg)] if isinstance(args, list | tuple) else []
-
-
-def test_inside_plain_no_implementation_runs() -> None:
-    ran = []
-
-    @operator
-    def twice(x: int) -> int:
-        return 2 * x
-
-    try:
-
-        @twice.implementation(when=lambda x: x > 3)
-        def by_addition(x: int) -> int:
-            ran.append(x)
-            return x + x
-
-        assert (twice(2), twice(4)) == (4, 8)
-        with plain():
-            assert twice(5) == 10
-            with plain():
-                assert twice(5) == 10
-            assert twice(6) == 12
-        assert twice(7) == 14
-        assert ran == [4, 7]
-    finally:
-        del OPERATORS["twice"]
-
-
-def test_the_environment_turns_all_implementations_off() -> None:
-    code = (
-        "import torch; from segformer.ops import linear, operator\n"
-        "@operator\ndef f(x): return 'plain'\n"
-        "@f.implementation(when=lambda x: True)\ndef g(x): return 'fast'\n"
-        "print(f(1))"
-    )
-    for value, expected in (("1", "plain"), ("0", "fast"), ("", "fast")):
-        environment = {**os.environ, "SEGFORMER_PLAIN": value}
-        run = subprocess.run(
-            [sys.executable, "-c", code],
-            env=environment,
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        assert run.stdout.strip() == expected
-
-
-def test_the_table_names_every_implementation_and_its_condition() -> None:
-    shown = table()
-    for made in OPERATORS.values():
-        assert made.__name__ in shown
-        for implementation in made.implementations:
-            row = next(
-                row for row in shown.splitlines() if f" {implementation.function.__name__} " in row
-            )
-            assert implementation.when.__doc__
-            assert row.endswith(implementation.when.__doc__.splitlines()[0])
-
-
-def test_an_operator_keeps_its_definitions_name_and_docstring() -> None:
-    assert attention.__name__ == "attention"
-    assert "equation 1" in (attention.__doc__ or "")
-    assert linear.__wrapped__ is linear.plain  # type: ignore[attr-defined]

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from segformer import SegFormer, attention, workspace
+from segformer import SegFormer
+from segformer.ops import memory
+
+attention: Any = import_module("segformer.ops.attention")  # of the same name as its operator
 
 
 @pytest.fixture
 def tiles(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Every processor works in tiles here; the sizes of those that were worked."""
-    monkeypatch.setattr(attention, "by_convolution", lambda x: True)
+    """Every processor works in tiles; the sizes of the tiles that were worked."""
+    monkeypatch.setattr(attention, "products_by_convolution", lambda x: True)
     monkeypatch.setattr(attention, "TILE", 32 * 64)  # small maps too
     in_tiles, sizes = attention._heads, []
 
@@ -71,14 +77,17 @@ def test_a_tile_holds_a_pieces_scores(
     tiles: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Heads together where keys are few, one by one where they are many; PyTorch's attention where a tile would be too small."""
+    """Heads together where keys are few, one by one where they are many.
+
+    Where a tile would be too small, PyTorch's attention.
+    """
     monkeypatch.setattr(attention, "TILE", 32 * 1024)
     q, kv = torch.randn(1, queries, 1, 32 * heads), torch.randn(1, keys, 1, 64 * heads)
     with torch.no_grad():
         result = attention.attention(q, kv, heads)
     torch.testing.assert_close(result, plain(q, kv, heads), rtol=1e-5, atol=1e-5)
     assert tiles == expected
-    assert workspace.PIECE == 4 * 8192 * 256
+    assert memory.PIECE == 4 * 8192 * 256
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

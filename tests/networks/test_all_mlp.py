@@ -1,3 +1,7 @@
+"""The all-MLP head beside section 3.2 of the paper."""
+
+from __future__ import annotations
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +13,10 @@ from segformer.networks.mit import VARIANTS
 
 
 def literal_head(head: AllMLPHead, features: list[Tensor]) -> Tensor:
-    """Section 3.2 of the paper to the letter: project each level, upsample all, concatenate coarsest first, fuse, classify."""
+    """Section 3.2 of the paper, written out.
+
+    Project each level, upsample all, concatenate coarsest first, fuse, classify.
+    """
     size = features[0].shape[-2:]
     levels = []
     for x, proj in zip(features, head.projections, strict=True):
@@ -48,7 +55,7 @@ def test_head_is_the_papers(training: bool, size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("align", [(64, 96), (33, 71)], ids=str)
 def test_evaluation_in_groups_of_channels_is_the_papers(align: tuple[int, int]) -> None:
-    """BatchNorm folded, weights composed where that costs less, a few channels at a time: the same logits."""
+    """The same logits with BatchNorm folded, weights composed, and a few channels at a time."""
     head = randomized(AllMLPHead((8, 16, 20, 24), num_classes=7, channels=200)).double()
     features = pyramid((8, 16, 20, 24), *align)
     with torch.no_grad():
@@ -92,8 +99,8 @@ def test_changed_weights_count_at_once(name: str, change: str) -> None:
 
 
 @torch.no_grad()
-def test_hooks_and_replaced_modules_are_heeded() -> None:
-    """Whoever listens to a part of the head, or puts another in its place, gets the plain way."""
+def test_hooks_are_called_and_replaced_modules_are_used() -> None:
+    """A head with a hook, a parametrisation or another norm computes its plain definition."""
     head = randomized(AllMLPHead((8, 16, 20, 24), num_classes=7, channels=32)).double()
     features = pyramid((8, 16, 20, 24), 64, 64)
     heard: list[int] = []
@@ -154,19 +161,21 @@ def test_impossible_heads_are_refused() -> None:
         AllMLPHead((), 2)
 
 
-class Halved(AllMLPHead):
-    def project_and_fuse(self, features: list[Tensor]) -> Tensor:  # type: ignore[override]
-        return super().project_and_fuse(features) / 2
+class Halved(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) / 2
 
 
 @pytest.mark.parametrize("recorded", [True, False], ids=["with gradients", "without"])
 def test_parts_of_another_make_are_called(recorded: bool) -> None:
     features = [torch.randn(1, 8, 8, 8), torch.randn(1, 16, 4, 4)]
-    heads = [randomized(kind([8, 16], 3, 16)) for kind in (AllMLPHead, Halved)]
+    heads = [randomized(AllMLPHead([8, 16], 3, 16)) for _ in range(2)]
+    heads[1].fuse = Halved(32, 16, 1, bias=False)
     heads[1].load_state_dict(heads[0].state_dict())
     calls: list[nn.Module] = []
     with torch.set_grad_enabled(recorded):
         assert not torch.allclose(heads[0](features), heads[1](features))
+        torch.testing.assert_close(heads[1](features), literal_head(heads[1], features))
         for part in (heads[0].dropout, heads[0].norm, heads[0].classifier, heads[0].fuse):
             part.register_forward_hook(lambda module, *_: calls.append(module))
         heads[0](features)

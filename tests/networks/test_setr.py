@@ -1,4 +1,4 @@
-"""SETR: sizes and functions as published, timm's ViT as the judge of its tokens, and the layouts of its weights."""
+"""SETR beside its published sizes, timm's ViT, and the layouts of its weights."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def tiny(head: type[nn.Module], **options: Any) -> SETR:
     return randomized(SETR("tiny", 5, head, channels=16, img_size=64, **options))
 
 
-# mmsegmentation's configurations for ADE20K; the authors' own differ by a 3×3 classifier in MLA (+ 0.6 M), a fourth auxiliary head in PUP
-# (+ 2.4 M), and biases.
+# mmsegmentation's configurations for ADE20K. The authors' own differ by a 3×3 classifier in MLA
+# (+ 0.6 M), a fourth auxiliary head in PUP (+ 2.4 M), and biases.
 @pytest.mark.parametrize(
     ("head", "auxiliary", "published"),
     [
@@ -271,7 +271,7 @@ def test_the_authors_layout_of_mla_is_read_with_its_own_numerics(tmp_path: Path)
 
 
 def mmsegmentations_logits(model: SegmentationModel, images: Tensor) -> Tensor:
-    """Patches of the image padded right and below, positions bilinear, then the head, step by step."""
+    """Patches of the image padded right and below, bilinear positions, then the head."""
     vit, head, (height, width) = model.backbone.model.model, model.decode_head, images.shape[-2:]
     padded = F.pad(images, (0, -width % 16, 0, -height % 16))
     x = F.conv2d(padded, vit.patch_embed.proj.weight, vit.patch_embed.proj.bias, stride=16)
@@ -335,7 +335,7 @@ def test_what_fits_no_head_is_refused_by_name(tmp_path: Path) -> None:
     ("make", "message"),
     [
         (lambda: SETR("huge"), "unknown backbone 'huge'; choose one of large, base, deit, tiny"),
-        (lambda: SETR("tiny", 5, nn.Identity), "does not say which BLOCKS"),
+        (lambda: SETR("tiny", 5, nn.Identity), "has no BLOCKS"),
         (lambda: SETR("tiny", 0), "num_classes must be at least 1, got 0"),
         (lambda: PUPHead([], 5), "in_channels is empty"),
         (lambda: PUPHead([8], 5, scales=()), "scales must be at least 1"),

@@ -1,17 +1,26 @@
+"""Linear layers over maps as 1×1 convolutions, beside PyTorch's linear layers."""
+
 from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from segformer import SegFormer
 from segformer.ops.linear import convolution_is_faster, linear
 
+MODULES = [import_module(f"segformer.ops.{name}") for name in ("linear", "attention")]
+
 
 @pytest.fixture
 def by_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("linear", "attention"):
-        monkeypatch.setattr(f"segformer.{module}.by_convolution", lambda x: x.ndim == 4)
+    for module in MODULES:
+        monkeypatch.setattr(module, "products_by_convolution", lambda x: x.ndim == 4)
 
 
 @pytest.mark.usefixtures("by_convolution")
@@ -39,6 +48,27 @@ def test_a_model_is_the_same_either_way(
         torch.testing.assert_close(model(images), expected, rtol=0, atol=1e-12)
 
 
+class Functions(TorchFunctionMode):
+    """Notes which functions of PyTorch are called."""
+
+    def __init__(self) -> None:
+        self.called: set[Any] = set()
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.called.add(function)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.usefixtures("by_convolution")
+def test_every_product_over_a_map_is_a_convolution(tiny: SegFormer) -> None:
+    with torch.no_grad(), Functions() as functions:
+        tiny(torch.randn(1, 3, 64, 96))
+    assert F.conv2d in functions.called
+    assert F.linear not in functions.called
+
+
 @pytest.mark.parametrize(
     ("capability", "vendor", "faster"),
     [
@@ -51,5 +81,5 @@ def test_the_rule(
     capability: str, vendor: str, faster: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
-    monkeypatch.setattr("segformer.ops.linear._processor", lambda: vendor)
+    monkeypatch.setattr(MODULES[0], "_processor", lambda: vendor)
     assert convolution_is_faster.__wrapped__() == faster

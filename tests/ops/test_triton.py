@@ -1,4 +1,7 @@
-"""The Triton kernels beside the plain ways: on a CUDA device, or by Triton's interpreter, which runs them on any (tests/conftest.py)."""
+"""The Triton kernels beside the plain definitions.
+
+They run on a CUDA device, or in Triton's interpreter, which runs on CPUs too (tests/conftest.py).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from segformer import upsample
+from segformer import ops
+from segformer.ops import argmax, bilinear, cross_entropy, triton
 
 kernels = pytest.importorskip(
     "segformer.ops.triton_kernels", reason="reason: Triton is not installed", exc_type=ImportError
@@ -30,8 +34,8 @@ if DEVICE.type == "cuda":
 
 @pytest.fixture
 def by_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upsample, "_kernels", lambda x: kernels)
-    monkeypatch.setattr(upsample, "_hold_infinities", lambda x: False)  # a CPU's own way out
+    for module in (argmax, bilinear, cross_entropy):
+        monkeypatch.setattr(module, "runs_on", lambda x: True)
 
 
 @st.composite
@@ -61,7 +65,7 @@ def test_argmax_is_that_of_the_upsampled_logits(
 ) -> None:
     labels = kernels.argmax(
         logits.permute(0, 2, 3, 1).contiguous(),
-        upsample._places(logits.permute(0, 2, 3, 1), size, align_corners),
+        bilinear.places(logits.permute(0, 2, 3, 1), size, align_corners),
     )
     assert torch.equal(labels, interpolate(logits, size, align_corners).argmax(1))
 
@@ -72,7 +76,7 @@ def test_argmax_of_what_is_not_finite_is_the_plain_one(value: float) -> None:
     logits = torch.randn(1, 40, 4, 4, device=DEVICE)
     logits[0, 35, 1, 2] = logits[0, 3, 3, 0] = logits[0, 9, 0, 0] = value
     logits[0, :, 2, 2] = value
-    labels, plain = upsample.upsample_argmax(logits, (14, 14)), interpolate(logits, (14, 14))
+    labels, plain = ops.upsample_argmax(logits, (14, 14)), interpolate(logits, (14, 14))
     assert torch.equal(labels, plain.argmax(1))
 
 
@@ -113,7 +117,7 @@ def test_cross_entropy_is_torchs_over_the_upsampled_logits(
         )
     else:
         expected = F.cross_entropy(full, target, weight, **options)
-    loss = upsample.upsample_cross_entropy(
+    loss = ops.upsample_cross_entropy(
         logits,
         target,
         weight,
@@ -128,7 +132,7 @@ def test_cross_entropy_is_torchs_over_the_upsampled_logits(
     )
     torch.testing.assert_close(gradient, wanted, rtol=1e-10, atol=1e-10)
     with torch.no_grad():
-        same = upsample.upsample_cross_entropy(
+        same = ops.upsample_cross_entropy(
             logits,
             target,
             weight,
@@ -145,7 +149,7 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
     logits = torch.randn(1, 5, 3, 4, device=DEVICE).to(dtype).requires_grad_()
     target = torch.randint(0, 5, (1, 12, 16), device=DEVICE)
     loss, expected = (
-        upsample.upsample_cross_entropy(logits, target),
+        ops.upsample_cross_entropy(logits, target),
         F.cross_entropy(interpolate(logits.float(), (12, 16)), target),
     )
     torch.testing.assert_close(loss, expected)
@@ -156,7 +160,7 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
     assert gradient.dtype == dtype
     torch.testing.assert_close(gradient, wanted)
     assert torch.equal(
-        upsample.upsample_argmax(logits, (12, 16)), interpolate(logits.float(), (12, 16)).argmax(1)
+        ops.upsample_argmax(logits, (12, 16)), interpolate(logits.float(), (12, 16)).argmax(1)
     )
 
 
@@ -166,23 +170,23 @@ def test_what_is_not_finite_counts_where_it_is_seen(value: float) -> None:
     logits = torch.randn(1, 3, 4, 4, device=DEVICE)
     logits[0, 0, 2, 2] = value
     target = torch.zeros(1, 16, 16, dtype=torch.int64, device=DEVICE)
-    assert not upsample.upsample_cross_entropy(logits, target).isfinite()
+    assert not ops.upsample_cross_entropy(logits, target).isfinite()
     target[:, 4:] = 255
     expected = F.cross_entropy(interpolate(logits, (16, 16)), target, ignore_index=255)
-    torch.testing.assert_close(upsample.upsample_cross_entropy(logits, target), expected)
+    torch.testing.assert_close(ops.upsample_cross_entropy(logits, target), expected)
     logits[0, :, 0, 0] = float("-inf")  # one whole block of classes
-    assert upsample.upsample_cross_entropy(logits, target).isnan()
+    assert ops.upsample_cross_entropy(logits, target).isnan()
 
 
 @pytest.mark.usefixtures("by_kernels")
 @pytest.mark.parametrize("batch", [0, 1])
 def test_a_batch_without_labels_costs_nothing(batch: int) -> None:
     logits = torch.randn(batch, 3, 2, 2, device=DEVICE, requires_grad=True)
-    loss = upsample.upsample_cross_entropy(logits, torch.full((batch, 8, 8), 255, device=DEVICE))
+    loss = ops.upsample_cross_entropy(logits, torch.full((batch, 8, 8), 255, device=DEVICE))
     loss.backward()
     assert loss == 0
     assert not logits.grad.any()
-    assert upsample.upsample_argmax(logits, (8, 8)).shape == (batch, 8, 8)
+    assert ops.upsample_argmax(logits, (8, 8)).shape == (batch, 8, 8)
 
 
 @pytest.mark.usefixtures("by_kernels")
@@ -192,7 +196,7 @@ def test_a_batch_without_labels_costs_nothing(batch: int) -> None:
 )
 def test_a_target_outside_the_classes_is_refused() -> None:
     with pytest.raises(RuntimeError, match="out of bounds"):
-        upsample.upsample_cross_entropy(torch.zeros(1, 3, 4, 4), torch.full((1, 16, 16), 7))
+        ops.upsample_cross_entropy(torch.zeros(1, 3, 4, 4), torch.full((1, 16, 16), 7))
 
 
 @pytest.mark.parametrize("dtype", [torch.double, torch.bfloat16], ids=str)
@@ -204,7 +208,7 @@ def test_sum_is_the_sum_of_the_upsampled_maps(dtype: torch.dtype) -> None:
     copies = [level.clone() for level in levels]
     expected = sum(interpolate(level.double(), (5, 18)) for level in levels)
     with torch.no_grad():
-        total = upsample.upsample_sum(levels)
+        total = ops.upsample_sum(levels)
     tolerance = 1e-12 if dtype == torch.double else 4 * torch.finfo(dtype).eps
     torch.testing.assert_close(total.double(), expected, rtol=tolerance, atol=tolerance)
     assert total.dtype == dtype
@@ -214,7 +218,7 @@ def test_sum_is_the_sum_of_the_upsampled_maps(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("autocast", [False, True])
 def test_kernels_that_agree_are_taken(autocast: bool) -> None:
     with torch.autocast(DEVICE.type, torch.bfloat16, enabled=autocast):
-        assert upsample._kernels_of.__wrapped__(DEVICE) is kernels
+        assert triton.agrees_on.__wrapped__(DEVICE)
 
 
 def test_kernels_that_fail_are_replaced_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,15 +227,15 @@ def test_kernels_that_fail_are_replaced_with_a_warning(monkeypatch: pytest.Monke
 
     right = kernels.argmax
     monkeypatch.setattr(kernels, "argmax", wrong)
-    with pytest.warns(UserWarning, match=r"slower ways are taken\. AssertionError"):
-        assert upsample._kernels_of.__wrapped__(DEVICE) is None
+    with pytest.warns(UserWarning, match=r"slower implementations are used\. AssertionError"):
+        assert not triton.agrees_on.__wrapped__(DEVICE)
 
 
 COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from segformer import upsample_triton as kernels
+from segformer.ops import triton_kernels as kernels
 
 for name, constants in {
     "_argmax": dict(pixels=16, at_once=32),
@@ -240,19 +244,24 @@ for name, constants in {
     "_add_upsampled": dict(pixels=16, at_once=32),
 }.items():
     kernel = getattr(kernels, name)
-    half = dict.fromkeys(("logits", "x", "out", "coarse"), "*bf16")
-    whole = dict.fromkeys(("labels", "low_y", "low_x", "target", "first_row", "first_column"), "*i64")
-    single = dict.fromkeys(("shares_y", "shares_x", "share", "spread", "spread_sum", "loss", "log_sum", "gradient"), "*fp32")
-    types = {**half, **whole, **single, **dict.fromkeys(constants, "constexpr")}
+    types = dict.fromkeys(constants, "constexpr")
+    for kind, arguments in {
+        "*bf16": "logits x out coarse",
+        "*i64": "labels low_y low_x target first_row first_column",
+        "*fp32": "shares_y shares_x share spread spread_sum loss log_sum gradient",
+    }.items():
+        types |= dict.fromkeys(arguments.split(), kind)
     signature = {argument: types.get(argument, "i32") for argument in kernel.arg_names}
-    source = ASTSource(kernel, signature, {(kernel.arg_names.index(n),): value for n, value in constants.items()})
+    places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(kernel, signature, places)
     for capability in (80, 90):
-        print(name, capability, len(triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"]))
+        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+        print(name, capability, len(compiled.asm["cubin"]))
 """
 
 
 def test_they_compile_to_machine_code(tmp_path: Any) -> None:
-    """For an A100 and an H100, which need not be there: what the interpreter lets pass the compiler might not."""
+    """For an A100 and an H100, without one: the interpreter accepts more than the compiler."""
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     run = subprocess.run(
         [sys.executable, "-c", COMPILE],

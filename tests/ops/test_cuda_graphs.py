@@ -1,4 +1,7 @@
-"""Which records are kept and when they are void, with a stand-in for recording; tests/test_cuda.py records on a device."""
+"""Which records are kept and when they are void.
+
+A stand-in records here; tests/test_cuda.py records on a device.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ from segformer.ops.cuda_graphs import Function, Graphs
 
 
 class Records:
-    """Counts what is recorded, and computes like a graph: from the weights' memory at the time of the recording."""
+    """Counts what is recorded, and computes like a graph.
+
+    It reads the weights' memory of the time of the recording.
+    """
 
     def __init__(self) -> None:
         self.shapes: list[tuple[int, ...]] = []
@@ -46,6 +52,23 @@ def test_what_else_differs_is_recorded_apart(records: Records) -> None:
     graphs(module, module, x.T)
     graphs(module.double(), module, x.double())
     assert len(records.shapes) == 4
+
+
+def test_a_type_of_images_is_recorded_apart(records: Records) -> None:
+    module = nn.Linear(3, 3)
+    graphs, x = Graphs(records), torch.randn(3, 3)
+    for images in (x, x.bfloat16(), x):
+        assert graphs(module, torch.relu, images).dtype == images.dtype
+    assert len(records.shapes) == 2
+
+
+def test_the_mode_between_calls_makes_no_record_void(records: Records) -> None:
+    """The function sets the mode that it computes in."""
+    module = nn.Linear(3, 3)
+    graphs, x = Graphs(records), torch.randn(3, 3)
+    for training in (True, False, True):
+        graphs(module.train(training), module, x)
+    assert len(records.shapes) == 1
 
 
 def test_changes_that_a_record_would_not_see_make_it_void(records: Records) -> None:
@@ -93,7 +116,7 @@ def test_predict_by_graphs_is_predict(
     tiny: SegFormer, records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
-    monkeypatch.setattr("segformer.ops._kernels", lambda x: None)
+    monkeypatch.setattr("segformer.ops.triton.agrees_on", lambda device: False)
     tiny._graphs = Graphs(records)
     images = torch.randn(1, 3, 64, 96)
     for size in (None, (30, 40), None):

@@ -65,7 +65,7 @@ def test_features_are_channels_last_memory() -> None:
 )
 @settings(max_examples=60, deadline=None)
 def test_ffn_in_strips_is_the_whole(height: int, width: int, batch: int, piece: int) -> None:
-    """Strips of a few rows with their neighbours, where no gradient is recorded, against the map at once."""
+    """Strips of a few rows with their neighbours, beside the map at once with gradients."""
     ffn = MixFFN(4, 12, nn.GELU()).double()
     x = torch.randn(batch, height, width, 4, dtype=torch.double)
     whole = ffn(x)
@@ -75,9 +75,10 @@ def test_ffn_in_strips_is_the_whole(height: int, width: int, batch: int, piece: 
 
 
 def test_maps_are_never_copied() -> None:
-    """Channels-last end to end: what the profiler sees made contiguous are weights of convolutions, which stay as they are saved.
+    """Channels-last end to end.
 
-    Or an image's keys and values where attention takes them for such weights: smaller than any map.
+    What the profiler sees made contiguous are weights of convolutions, which stay as they are
+    saved. Or an image's keys and values, which are such weights in tiles: smaller than any map.
     """
     backbone = MiT(TINY).eval()
     images = torch.randn(2, 3, 64, 96).contiguous(memory_format=torch.channels_last)

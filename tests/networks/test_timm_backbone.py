@@ -46,7 +46,7 @@ def test_every_family_learns_and_predicts_at_any_size(name: str) -> None:
     logits = model(images)
     assert logits.shape == (2, 5, 65, 97)
     logits.square().sum().backward()
-    # the last map is read, hence every block; what timm keeps behind it for its classifier is pruned away
+    # The last map is read, hence every block; timm prunes what follows it for the classifier.
     assert [key for key, parameter in model.named_parameters() if parameter.grad is None] == []
     assert model.predict(images).shape == (2, 65, 97)
 
@@ -70,7 +70,7 @@ def test_by_default_one_map_a_stride_is_read_from_4_on() -> None:
 
 
 def test_an_image_between_two_multiples_keeps_its_proportions() -> None:
-    """The image is interpolated to whole patches, not padded: a map of what lies where stays one."""
+    """The image is interpolated to whole patches, not padded."""
     backbone = TimmBackbone("vit_tiny_patch16_224", img_size=64).eval()
     images = torch.randn(1, 3, 60, 90)
     whole = nn.functional.interpolate(images, size=(64, 96), mode="bilinear", align_corners=False)

@@ -1,0 +1,21 @@
+"""``segformer check``: read the data of a config before training."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+
+from segformer.cli import training
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    training.add_options(
+        parser,
+        training.CONFIG,
+        training.ROOT,
+        ("--out FILE", "picture to write, of samples and their labels; check.png by default"),
+        ("--num_workers N", "number of loader processes; 2 by default"),
+    )
+
+
+def run(parser: ArgumentParser, arguments: list[str]) -> None:
+    training.run("check", parser, arguments)

@@ -1,0 +1,27 @@
+"""``segformer fit``: train a network."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+
+from segformer.cli import training
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    training.add_options(
+        parser,
+        training.CONFIG,
+        training.ROOT,
+        ("--data.batch_size N", "training images per step and device"),
+        ("--model.network CLASS", "segformer.SegFormer, segformer.SETR, segformer.Pretrained, …"),
+        ("--model.network.backbone NAME", "size of the network: b0 … b5 for SegFormer"),
+        ("--trainer.max_steps N", "number of optimizer steps of the run"),
+        training.DEVICES,
+        training.PRECISION,
+        ("--seed_everything N", "seed of all random numbers"),
+        ("--ckpt_path FILE", "resume a run from this checkpoint; last: from its newest one"),
+    )
+
+
+def run(parser: ArgumentParser, arguments: list[str]) -> None:
+    training.run("lightning_cli", parser, ["fit", *arguments])

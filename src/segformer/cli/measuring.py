@@ -1,0 +1,24 @@
+"""Shared by ``segformer validate`` and ``segformer test``: the options of a measurement."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+
+from segformer.cli import training
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Adds the options that people use first."""
+    training.add_options(
+        parser,
+        training.CONFIG,
+        training.ROOT,
+        ("--data.val_batch_size N", "images of one size that are measured together"),
+        ("--weights FILE", "weights to measure: a file, a folder or a Hugging Face id"),
+        ("--ckpt_path FILE", "checkpoint to measure; best or last: that of the newest run"),
+        ("--protocol NAME", "measure as a paper does: ade20k, cityscapes, …"),
+        ("--tta", "average over several sizes and mirrored images, as --protocol defines"),
+        ("--trainer.accelerator NAME", "cpu, cuda or mps; the fastest there is by default"),
+        training.DEVICES,
+        training.PRECISION,
+    )

@@ -1,0 +1,49 @@
+"""``segformer predict``: label images with a trained network."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from pathlib import Path
+
+from segformer.inference import label_files
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("weights", metavar="WEIGHTS", help="file, folder or Hugging Face id")
+    parser.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="image file, folder of images, or .npy file, uint8 (H, W, 3), larger than memory",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of the label maps and overlays, created if missing",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the files of an earlier run"
+    )
+    parser.add_argument("--device", help="such as cpu or cuda:0; by default the GPU, if any")
+    parser.add_argument(
+        "--slide",
+        type=int,
+        nargs=2,
+        metavar=("CROP", "STRIDE"),
+        help="label through square windows, such as 1024 768; memory holds the logits of one band "
+        "of windows, classes × CROP × width × 4 bytes",
+    )
+
+
+def run(parser: ArgumentParser, arguments: list[str]) -> None:
+    options = parser.parse_args(arguments)
+    label_files(
+        options.weights,
+        options.images,
+        options.out,
+        windows=options.slide,
+        overwrite=options.overwrite,
+        device=options.device,
+    )

@@ -1,0 +1,54 @@
+"""Shared by the verbs of ``train/``: the options that people use first, and the call.
+
+Lightning's parser has an option for each setting of a config. The parsers here have the common
+ones, for the help and for completion; they do not read the arguments.
+"""
+
+from __future__ import annotations
+
+import logging
+from argparse import ArgumentParser
+from importlib import import_module
+
+from _segformer_command import refuse
+
+CONFIG = ("--config FILE", "YAML file of settings; the options on the command line override it")
+ROOT = ("--data.root DIR", "folder of the images and label maps")
+DEVICES = ("--trainer.devices N", "number of devices")
+PRECISION = ("--trainer.precision P", "32, bf16-mixed or 16-mixed; 32 by default")
+MORE = """\
+Each setting of the YAML is an option: a key below another one follows it after a dot.
+--data.help CLASS lists the options of a class of data; likewise --model.network.help."""
+ALWAYS = (
+    ("--print_config", "print the whole config, with all defaults, and exit"),
+    ("--help-all", "list all options and exit"),
+)
+
+
+def add_options(parser: ArgumentParser, *options: tuple[str, str]) -> None:
+    """Adds options, each as its name with a placeholder, and a sentence."""
+    for option, sentence in (*options, *ALWAYS):
+        name, _, placeholder = option.partition(" ")
+        if placeholder:
+            parser.add_argument(name, metavar=placeholder, help=sentence)
+        else:
+            parser.add_argument(name, action="store_true", help=sentence)
+    parser.usage = f"{parser.prog} --config FILE [options]"
+    parser.epilog = f"{MORE}\n\n{parser.epilog}"
+
+
+def run(module: str, parser: ArgumentParser, arguments: list[str]) -> None:
+    """Prints the short help, or runs a module of ``train/`` with the arguments.
+
+    Raises:
+        SystemExit: With code 2 if the extra ``[train]`` is not installed.
+    """
+    if {"-h", "--help"} & set(arguments):
+        parser.print_help()
+        return
+    try:
+        main = import_module(f"segformer.train.{module}").main
+    except ModuleNotFoundError as error:
+        refuse(f"{parser.prog} needs {error.name}; install segformer[train]", error)
+    logging.getLogger("lightning").handlers.clear()  # the root logger prints its messages already
+    main(["--help" if argument == "--help-all" else argument for argument in arguments])

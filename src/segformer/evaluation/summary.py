@@ -1,0 +1,96 @@
+"""A summary of a checkpoint, in lines of text."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from torch import nn
+
+from segformer.checkpoint import BackboneOnlyError, Numerics, Reading, describe, read
+from segformer.data.classes import Classes
+from segformer.evaluation.multiply_adds import multiply_adds
+from segformer.models import SegFormer, SegmentationModel
+
+SHOWN = 6  # names of classes
+
+
+def summarize(
+    source: str | os.PathLike[str], size: tuple[int, int] = (512, 512), **options: Any
+) -> str:
+    """Returns the layout, variant, classes, costs, numerics and dropped tensors of a checkpoint.
+
+    Args:
+        source: File, folder or Hugging Face id.
+        size: Height and width of the image for which multiply-adds are counted.
+        options: Further arguments of :func:`segformer.checkpoint.read`.
+
+    Raises:
+        OSError: If the source cannot be read.
+        ValueError: If its layout is not known, or its tensors do not fit the layout.
+    """
+    try:
+        reading = read(source, **options)
+    except BackboneOnlyError:
+        reading = read(source, **{**options, "num_classes": 1})
+        return _text(reading, _rows_of_backbone(reading))
+    model = SegFormer.compose(**reading.parts)
+    report = [f"{event:15}{subject}: {reason}" for event, subject, reason in reading.report.rows]
+    return "\n".join([_text(reading, _rows(reading, model, size)), *report])
+
+
+def _rows_of_backbone(reading: Reading) -> dict[str, str]:
+    return {
+        "layout": reading.report.layout,
+        "variant": reading.backbone.config["variant"],
+        "decode head": "none",
+        "parameters": f"{_parameters(reading.backbone):,}",
+    }
+
+
+def _rows(reading: Reading, model: SegmentationModel, size: tuple[int, int]) -> dict[str, str]:
+    description = describe(model)
+    backbone, head = description["backbone"]["config"], description["decode_head"]
+    billions = multiply_adds(model, *size) / 1e9
+    return {
+        "layout": reading.report.layout,
+        "variant": _variant(backbone),
+        "decode head": f"{head['class']}, {head['config']['channels']} channels",
+        "image channels": str(backbone["in_channels"]),
+        "classes": _names(reading.classes),
+        "parameters": f"{_parameters(model):,} ({next(model.parameters()).dtype})",
+        "multiply-adds": f"{billions:.1f} G at {size[0]}×{size[1]}",
+        "numerics": _numerics(description),
+        "normalization": str(reading.normalization),
+    }
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _names(classes: Classes) -> str:
+    names = ", ".join(classes.names[:SHOWN]) + (", …" if len(classes) > SHOWN else "")
+    return f"{len(classes)}: {names}"
+
+
+def _variant(config: dict[str, Any]) -> str:
+    """Returns the name of a backbone, or its sizes if it has no name."""
+    name = config.get("variant", config.get("name", config.get("dims")))
+    return name if isinstance(name, str) else f"custom, {name}"
+
+
+def _numerics(description: dict[str, Any]) -> str:
+    """Returns the settings with which the same weights give other outputs."""
+    if description["backbone"]["class"] == "MiT":
+        return str(Numerics.of(description))
+    config = {**description["backbone"]["config"], **description["decode_head"]["config"]}
+    names = ("positions", "fit", "norm_eps", "scales", "kernel_size")
+    settings = {name: config[name] for name in names if name in config}
+    settings["align_corners"] = config.get("align_corners", description["align_corners"])
+    return ", ".join(f"{name}={value}" for name, value in settings.items())
+
+
+def _text(reading: Reading, rows: dict[str, str]) -> str:
+    lines = [reading.report.source, *(f"{name:15}{value}" for name, value in rows.items())]
+    return "\n".join(lines)

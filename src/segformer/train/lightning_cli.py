@@ -1,0 +1,237 @@
+"""``segformer fit``, ``validate`` and ``test``: Lightning's command line for our task and data."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from lightning import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, WeightAveraging
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from segformer.checkpoint import describe
+from segformer.evaluation import find_protocol
+from segformer.evaluation.metrics import Scores
+from segformer.train.data import SegmentationData
+from segformer.train.folders import RunFolder, Runs, follow, run_folder
+from segformer.train.parser import Parser, add_options
+from segformer.train.progress import ProgressLines
+from segformer.train.report import Report
+from segformer.train.resume import AtomicCheckpointIO, find_checkpoint, read_checkpoint
+from segformer.train.task import SegmentationTask
+from segformer.train.weights import (
+    drop_callbacks,
+    find_callback,
+    load_best,
+    load_checkpoint,
+    load_network,
+)
+
+VERBS = ("fit", "validate", "test")
+OF_MEASUREMENT = ("weights", "protocol", "tta")  # options that training does not use
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the verb that comes first in the arguments.
+
+    Raises:
+        argparse.ArgumentError: If an option is unknown or its value has the wrong type.
+        ValueError: If Lightning refuses the settings.
+    """
+    try:
+        SegmentationCLI(arguments)
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error
+
+
+class SegmentationCLI(LightningCLI):
+    """Builds the task, the data and the trainer from a YAML that nests as the Python composes.
+
+    The number of classes is that of the data.
+
+    Args:
+        args: The arguments, a verb first; by default those of the process.
+        run: Whether to run the verb; if not, there is none, and only the parts are built.
+    """
+
+    def __init__(self, args: list[str] | None = None, run: bool = True) -> None:
+        super().__init__(
+            SegmentationTask,
+            SegmentationData,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            # SegmentationData distributes its samples itself, none of them twice.
+            trainer_defaults={"use_distributed_sampler": False},
+            seed_everything_default=0,
+            load_from_checkpoint_support=False,
+            save_config_callback=RunFolder,
+            parser_class=Parser,
+            args=args,
+            run=run,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        every = LightningCLI.subcommands()
+        return {verb: every[verb] for verb in VERBS}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        add_options(parser, self._logits)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parses the arguments; raises ValueError if ``--ckpt_path`` is no checkpoint of a run."""
+        self.config = parser.parse_args(args)  # type: ignore[arg-type]
+        path = self._settings.get("ckpt_path")
+        if path and Path(path).is_file() and "state_dict" not in read_checkpoint(Path(path)):
+            raise ValueError(
+                f"{path!r} is no checkpoint of a run; give weights of other layouts with --weights"
+            )
+
+    @property
+    def _settings(self) -> Any:
+        return self.config.get(self.config.get("subcommand"), self.config)
+
+    def _logits(self, num_classes: int) -> int:
+        if not self._settings.one_logit:
+            return num_classes
+        if num_classes != 2:
+            raise ValueError(f"one_logit separates two classes; the data have {num_classes}")
+        return 1
+
+    def before_instantiate_classes(self) -> None:
+        """Chooses the run's folder; a resumed run keeps its own."""
+        config = self._settings
+        given = config.clone()
+        given.pop("ckpt_path", None)
+        _refuse_unused(self.subcommand, config)
+        runs = Runs.of(config.trainer)
+        self._checkpoint = self._find_checkpoint(runs)
+        trains = self.subcommand in ("fit", None)
+        folder = run_folder(runs, self._checkpoint) if trains else runs.next()
+        follow(config.trainer, runs, folder)
+        if "ckpt_path" in config:  # a measurement loads the weights in _load_measured
+            resumes = self._checkpoint and self.subcommand == "fit"
+            config.ckpt_path = str(self._checkpoint) if resumes else None
+        validates = config.trainer.limit_val_batches != 0
+        if not validates and str(config.checkpoint.monitor).startswith("val/"):
+            config.checkpoint.monitor = None
+        self.save_config_kwargs = {"folder": folder, "given": given}
+
+    def _find_checkpoint(self, runs: Runs) -> Path | None:
+        named = self._settings.get("ckpt_path")
+        if not named:
+            return None
+        found = find_checkpoint(str(named), runs.folder, runs.folders())
+        if found is None and self.subcommand != "fit":
+            raise FileNotFoundError(
+                f"--ckpt_path {named}: no run in {str(runs.folder)!r} has a checkpoint yet"
+            )
+        if found is None:
+            folder = str(runs.folder)
+            rank_zero_info(f"no checkpoint in {folder!r} yet: the run starts from the beginning")
+        return found
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Without a terminal, lines are printed instead of the progress bar."""
+        settings = self._get(self.config_init, "trainer")
+        given = settings.callbacks if isinstance(settings.callbacks, list) else [settings.callbacks]
+        has_own = any(isinstance(callback, ProgressBar) for callback in given)
+        is_wanted = settings.enable_progress_bar is not False and not settings.barebones
+        if is_wanted and not has_own and not sys.stdout.isatty():
+            self.trainer_defaults = {**self.trainer_defaults, "callbacks": [ProgressLines()]}
+        return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        """Checks before the run that the data can be read and the network can be saved."""
+        trainer: Any = self.trainer
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        if trainer.fast_dev_run:  # Lightning would write the last checkpoint nevertheless
+            drop_callbacks(trainer, ModelCheckpoint)
+        network = self.model.network
+        network.classes = self.datamodule.classes
+        describe(network)
+        self.datamodule.prove()
+
+    def after_fit(self) -> None:
+        """Writes the best weights, then their scores on each split, then the pictures."""
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            rank_zero_info("fast_dev_run: the run works; nothing is written")
+            return
+        load_best(self.model, self.trainer)
+        self.model.network.save(self._folder / "model.safetensors")
+        self._measure_splits()
+        self._report.draw(self.model, self.datamodule, self._folder)
+
+    def _measure_splits(self) -> None:
+        trainer: Any = self.trainer
+        scores: dict[str, Scores] = {}
+        for split, measure, limit in (
+            ("val", trainer.validate, trainer.limit_val_batches),
+            ("test", trainer.test, trainer.limit_test_batches),
+        ):
+            if getattr(self.datamodule, split) is not None and limit != 0:
+                measure(self.model, self.datamodule, verbose=False)
+                scores[split] = self.model.scores
+                self._report.write_scores(scores, self.datamodule.classes, self._folder)
+
+    @property
+    def _folder(self) -> Path:
+        callback: Any = find_callback(self.trainer, RunFolder)
+        return callback.folder
+
+    @property
+    def _report(self) -> Report:
+        callback: Any = find_callback(self.trainer, Report)
+        return callback
+
+    def before_validate(self) -> None:
+        self._load_measured()
+
+    def before_test(self) -> None:
+        self._load_measured()
+
+    def _load_measured(self) -> None:
+        """Loads the weights to measure, and sets the protocol."""
+        config = self._settings
+        drop_callbacks(self.trainer, WeightAveraging)
+        if self._checkpoint is not None:
+            load_checkpoint(self.model, self._checkpoint)
+        if config.weights is not None:
+            self.model.network = load_network(config.weights, self.datamodule.num_classes)
+        if config.tta and config.protocol is None:
+            raise ValueError("--tta needs a --protocol, which has its ratios")
+        if config.protocol is not None:
+            self.model.protocol = find_protocol(config.protocol, config.tta)
+
+    def after_validate(self) -> None:
+        self._write_scores("val")
+
+    def after_test(self) -> None:
+        self._write_scores("test")
+
+    def _write_scores(self, split: str) -> None:
+        if find_callback(self.trainer, RunFolder):  # a fast_dev_run has none
+            scores = {split: self.model.scores}
+            self._report.write_scores(scores, self.datamodule.classes, self._folder)
+
+
+def _refuse_unused(verb: str | None, config: Any) -> None:
+    """Raises ValueError if a verb would ignore an option, or would measure random weights."""
+    if verb == "fit":
+        for name in OF_MEASUREMENT:
+            if config.get(name):
+                raise ValueError(
+                    f"--{name} is for measuring; to start from weights: "
+                    "--model.network segformer.Pretrained"
+                )
+    elif verb is not None:
+        if config.weights and config.ckpt_path:
+            raise ValueError("--weights and --ckpt_path both name what to measure; give one")
+        given = config.weights or config.ckpt_path
+        if not given and not str(config.model.network.class_path).endswith("Pretrained"):
+            raise ValueError(
+                "the network has random weights; say what to measure with --weights or --ckpt_path"
+            )

@@ -1,0 +1,69 @@
+"""The weights that a run saves and measures: the best ones of training, or given ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from lightning import Callback
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+
+from segformer.models import SegmentationModel
+from segformer.train.resume import Resumable
+from segformer.train.task import SegmentationTask
+
+C = TypeVar("C", bound=Callback)
+
+
+def find_callback(trainer: Any, kind: type[C]) -> C | None:
+    """Returns a trainer's first callback of a class, None if it has none."""
+    return next((callback for callback in trainer.callbacks if isinstance(callback, kind)), None)
+
+
+def drop_callbacks(trainer: Any, kind: type[Callback]) -> None:
+    """Removes a trainer's callbacks of a class."""
+    trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, kind)]
+
+
+def load_best(task: SegmentationTask, trainer: Any) -> None:
+    """Loads the best checkpoint of a finished run; a run without validation keeps its last weights.
+
+    If the run averages weights, those of its checkpoints are averages. Stochastic weight averaging
+    makes its average at the end of the run. No checkpoint contains it, and the task keeps it.
+    """
+    if find_callback(trainer, StochasticWeightAveraging):
+        return
+    # The network itself has the average now. The callback would swap it in and out again.
+    drop_callbacks(trainer, WeightAveraging)
+    checkpoint = next(c for c in trainer.checkpoint_callbacks if not isinstance(c, Resumable))
+    if checkpoint.monitor and checkpoint.best_model_path:
+        load_checkpoint(task, Path(checkpoint.best_model_path))
+
+
+def load_checkpoint(task: SegmentationTask, checkpoint: Path) -> None:
+    """Loads the weights of a run's checkpoint.
+
+    Raises:
+        ValueError: If the checkpoint is of another network.
+    """
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    try:
+        task.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the checkpoint {str(checkpoint)!r} is of another network than the config's: {error}"
+        ) from error
+
+
+def load_network(source: str, num_classes: int) -> SegmentationModel:
+    """Returns a network with weights of any layout, to measure it on data of ``num_classes``.
+
+    Raises:
+        ValueError: If the network has another number of classes.
+    """
+    network = SegmentationModel.from_pretrained(source)
+    classes = max(2, network.num_classes)  # one logit separates two classes
+    if classes != num_classes:
+        raise ValueError(f"{source!r} has {classes} classes, the data have {num_classes}")
+    return network
