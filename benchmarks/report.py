@@ -88,7 +88,8 @@ def training(rows: list[Row]) -> str:
     runs = Runs()
     commands = list(dict.fromkeys(row["command"] for row in rows))
     lines = [
-        "| data | network | steps | minutes | val mIoU | test mIoU | seed | run | command | remark |",
+        "| data | network | steps | minutes | val mIoU | test mIoU | seed | run | command "
+        "| remark |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
