@@ -59,6 +59,7 @@ def setup(app: Any) -> None:
     """Write the generated pages, and render formulas as MathML, which needs no JavaScript."""
     app.add_html_math_renderer("mathml", (_inline_math, None), (_displayed_math, None))
     app.connect("missing-reference", _find_bare_name)
+    app.connect("autodoc-process-docstring", _keep_colons, priority=400)
     generate.write(DOCS / "generated")
 
 
@@ -82,3 +83,9 @@ def _find_bare_name(app: Any, env: Any, node: Any, content: Any) -> Any:
     node["refspecific"] = True
     target = node["refdoc"], app.builder, node["reftype"], node["reftarget"]
     return env.domains["py"].resolve_xref(env, *target, node, content)
+
+
+def _keep_colons(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Keep napoleon from reading the text before a colon in a property's first line as a type."""
+    if what == "property":
+        lines.insert(0, "")
