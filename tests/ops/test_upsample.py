@@ -124,7 +124,7 @@ def test_nothing_times_infinity_is_not_a_number_and_the_greatest(
     value: float, size: tuple[int, int], align_corners: bool
 ) -> None:
     """Pixels at the border of the map take nothing of the second cell, which may be infinite."""
-    for cell in ((0, 0), (1, 1), (0, 1)):
+    for cell in ((0, 0), (1, 1), (0, 1), (2, 2)):
         logits = torch.zeros(1, 3, 3, 3, dtype=torch.double)
         logits[:, 2] = 1
         logits[0, 1][cell] = value
