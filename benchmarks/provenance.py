@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+import segformer
+
 PACKAGES = (
-    "segformer",
     "torch",
     "transformers",
     "segmentation-models-pytorch",
@@ -32,8 +33,8 @@ def provenance(command: str, machine: str) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that take part, where they are installed."""
-    found = {}
+    """Versions of this package and of its peers, where they are installed."""
+    found = {"segformer": segformer.__version__}
     for name in PACKAGES:
         try:
             found[name] = version(name)
