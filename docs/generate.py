@@ -147,7 +147,7 @@ def configs() -> str:
     for path in sorted((ROOT / "configs").glob("*.yaml")):
         head = takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
         comments = [line.removeprefix("#") for line in head]
-        commands = [line.strip() for line in comments if line.startswith("   ")]
+        commands = [line.removeprefix("   ") for line in comments if line.startswith("   ")]
         lines += [f"## {path.name}", ""]
         lines += [line.strip() for line in comments if not line.startswith("   ")]
         lines += ["", "```bash", *commands, "```", ""]
