@@ -1,1 +1,1 @@
-"""This package and its peers, side by side in one process: ``python -m benchmarks``."""
+"""Speed and memory of this package beside its peers: ``python -m benchmarks``."""

@@ -1,9 +1,11 @@
-"""Time to accuracy: B0 on CamVid from the same random weights, by this package, and by transformers' network in a plain PyTorch loop.
+"""Time to accuracy: B0 on CamVid from the same random weights.
 
-This package runs as ``segformer fit`` does, the allocator's setting included; the loop's allocator is glibc's own, unless the benchmark is
-told otherwise (``--allocators retaining``). Batches, augmentation, losses, parameter groups, optimizer, schedule and averaging are the
-same. What differs lies in the networks: transformers drops single values before the classifier, where SegFormer drops channels; its keys
-and values are two matrices, which Muon makes orthogonal one by one; and its norms' epsilon is 1e-5 everywhere.
+One contestant is this package, the other is transformers' network in a plain PyTorch loop. This
+package runs as ``segformer fit`` does, the allocator's setting included; the loop uses glibc's
+own, except with ``--allocators retaining``. Batches, augmentation, losses, parameter groups,
+optimizer, schedule and averaging are the same. The networks differ in three ways: transformers
+drops single values before the classifier, SegFormer drops channels; its keys and values are two
+matrices, which Muon orthogonalises one by one; and its norms' epsilon is 1e-5 everywhere.
 """
 
 from __future__ import annotations
@@ -27,11 +29,11 @@ from segformer.train.optim import apply_lr_mult, param_groups
 
 CONFIG = Path(__file__).parents[1] / "configs" / "camvid.yaml"
 STEPS, EVERY = 600, 75  # optimizer steps of a run, and between two of its validations
-DECAY = 0.99  # of the averaged weights, which are what is validated; camvid.yaml's 0.998 is for longer runs
+DECAY = 0.99  # of the validated, averaged weights; camvid.yaml's 0.998 is for longer runs
 
 
 class Clock(Callback):
-    """The seconds of training, without those of validation, and the mIoU that was reached in them."""
+    """Seconds of training, without validation, and the mIoU that they reached."""
 
     def __init__(self) -> None:
         self.points: list[dict[str, float]] = []

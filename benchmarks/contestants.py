@@ -1,4 +1,4 @@
-"""The same work done by this package and by each peer, with random weights, on which the speed does not depend."""
+"""The same work done by this package and by each peer, with random weights."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Stride4(nn.Module):
 
 
 def stride_4(model: nn.Module) -> Stride4:
-    """A contestant's way from images to stride-4 logits."""
+    """A contestant from images to stride-4 logits."""
     if isinstance(model, SegFormer):
         return Stride4(model, lambda m, x: m.decode_head(m.backbone(x)))
     if hasattr(model, "segmentation_head"):
@@ -97,7 +97,7 @@ def logits(variant: str, classes: int, size: tuple[int, int], peers: list[str]) 
 
 
 def small(variant: str, size: tuple[int, int], batch: int, what: str) -> dict[str, Work]:
-    """Small images in batches: to stride-4 logits of 19 classes, to the pyramid, or to ImageNet's classes."""
+    """Small images in batches, to 19 classes' logits, the pyramid, or ImageNet's classes."""
     images = torch.randn(batch, 3, *size)
     if what == "classes":
         from transformers import SegformerForImageClassification
@@ -122,7 +122,7 @@ def small(variant: str, size: tuple[int, int], batch: int, what: str) -> dict[st
 
 
 def transformers_labels(model: nn.Module, images: Tensor) -> Tensor:
-    """Labels of the images' size, as SegformerImageProcessor.post_process_semantic_segmentation makes them, image by image."""
+    """Labels of the images' size, as transformers' own post-processing makes them."""
     logits = model(pixel_values=images).logits
     return F.interpolate(
         logits, size=images.shape[-2:], mode="bilinear", align_corners=False
@@ -130,7 +130,10 @@ def transformers_labels(model: nn.Module, images: Tensor) -> Tensor:
 
 
 class Trained(nn.Module):
-    """A network whose logits, once computed, are taken to be a trained one's: labels of random ones change from cell to cell."""
+    """A head that computes its logits and returns others, like a trained model's.
+
+    Labels of random logits would change from cell to cell.
+    """
 
     def __init__(self, head: nn.Module, logits: Tensor) -> None:
         super().__init__()
@@ -160,7 +163,7 @@ def labels(variant: str, classes: int, size: tuple[int, int], peers: list[str]) 
 
 
 def like_a_trained_models(classes: int, height: int, width: int) -> Tensor:
-    """Smooth logits in patches, so that about 14 % of the cells lie on a boundary, as a trained model's do."""
+    """Smooth logits in patches: about 14 % of the cells lie on a boundary, as when trained."""
     generator = torch.Generator("cpu").manual_seed(0)
     patch = 34 if classes > 100 else 48
     low = torch.randn(

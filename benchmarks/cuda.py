@@ -1,4 +1,7 @@
-"""``python -m benchmarks.cuda [PART…]``: this package and its peers on a CUDA device; writes ``benchmarks/cuda.json`` and ``CUDA.md``."""
+"""``python -m benchmarks.cuda [PART…]``: this package and its peers on a CUDA device.
+
+Writes ``benchmarks/cuda.json``, which the documentation shows.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import argparse
 import json
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,10 @@ from torch import Tensor
 
 from benchmarks import contestants, measure
 from benchmarks.contestants import Work
-from segformer import upsample
+from benchmarks.provenance import provenance
+from benchmarks.report import Runs
+from segformer.ops import upsample, upsample_argmax, upsample_cross_entropy, upsample_sum
+from segformer.ops.triton import agrees_on
 
 HERE = Path(__file__).parent
 PARTS = ("operators", "bfloat16", "float32", "step")
@@ -57,7 +62,7 @@ def in_bfloat16(variant: str, classes: int, size: tuple[int, int], batch: int) -
 
 
 def operators(classes: int, size: tuple[int, int], batch: int = 2) -> dict[str, dict[str, Work]]:
-    """The exact operators as they are taken on this device, and the plain ways, on maps in bfloat16."""
+    """The operators as they run on this device, beside PyTorch's own functions; in bfloat16."""
     h, w = size[0] // 4, size[1] // 4
     logits = contestants.like_a_trained_models(classes, h, w).expand(batch, -1, -1, -1).bfloat16()
     logits = logits.contiguous(memory_format=torch.channels_last).requires_grad_()
@@ -67,22 +72,20 @@ def operators(classes: int, size: tuple[int, int], batch: int = 2) -> dict[str, 
     ]
     return {
         "label map": {
-            "segformer": lambda: upsample.upsample_argmax(logits, size),
-            "interpolate + argmax": lambda: upsample.upsample(logits.detach(), size).argmax(1),
+            "segformer": lambda: upsample_argmax(logits, size),
+            "interpolate + argmax": lambda: upsample(logits.detach(), size).argmax(1),
         },
         "loss and gradient": {
             "segformer": lambda: torch.autograd.grad(
-                upsample.upsample_cross_entropy(logits, target), logits
+                upsample_cross_entropy(logits, target), logits
             ),
             "interpolate + cross_entropy": lambda: torch.autograd.grad(
-                F.cross_entropy(upsample.upsample(logits, size).float(), target), logits
+                F.cross_entropy(upsample(logits, size).float(), target), logits
             ),
         },
         "sum of four levels, 768 channels": {
-            "segformer": lambda: upsample.upsample_sum(maps),
-            "interpolate + add": lambda: (
-                maps[0] + sum(upsample.upsample(x, (h, w)) for x in maps[1:])
-            ),
+            "segformer": lambda: upsample_sum(maps),
+            "interpolate + add": lambda: maps[0] + sum(upsample(x, (h, w)) for x in maps[1:]),
         },
     }
 
@@ -132,30 +135,30 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "cuda.json")
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
-        parser.error(f"unknown part {', '.join(unknown)}; choose of {', '.join(PARTS)}")
+        parser.error(f"unknown part {', '.join(unknown)}; choose from {', '.join(PARTS)}")
     if not torch.cuda.is_available():
         parser.error("this machine has no CUDA device")
     results: dict[str, Any] = json.loads(options.out.read_text()) if options.out.is_file() else {}
-    results["machine"] = (
-        f"{torch.cuda.get_device_name()}; torch {torch.__version__}, transformers {version('transformers')}"
-    )
-    if upsample._kernels(torch.empty(1, device="cuda")) is None:
+    if not agrees_on(torch.device("cuda")):
         parser.error(
-            "the device refused the kernels (the warning above says why); what follows would measure the plain ways"
+            "Triton's kernels do not run on this device (the warning above gives the reason); the "
+            "benchmark would measure the plain definitions"
         )
     warnings.filterwarnings("ignore")  # after the check, whose warning is the reason
     for part in options.parts or PARTS:
         for name, (make, gradients) in jobs(part, options.variants).items():
             print(name, flush=True)
-            results[name] = measured(make, options.repeats, gradients, "cuda")
+            outcome = measured(make, options.repeats, gradients, "cuda")
+            words = ["python -m benchmarks.cuda", part, "--variants", *options.variants]
+            command = " ".join([*words, "--repeats", str(options.repeats)])
+            results[name] = {**outcome, **provenance(command, torch.cuda.get_device_name())}
             options.out.write_text(json.dumps(results, indent=1) + "\n")
-    options.out.with_name("CUDA.md").write_text(table(results))
 
 
 def measured(
     make: Callable[[], dict[str, Work]], repeats: int, gradients: bool, device: str
 ) -> dict[str, Any]:
-    """Seconds and ratios of the contestants, and each one's peak of memory above what is there before it works."""
+    """Seconds and ratios of the contestants, and the peak of memory above what each starts with."""
     torch._dynamo.reset()  # a compiler that has seen other sizes compiles for any
     try:
         with torch.device(device):
@@ -164,12 +167,12 @@ def measured(
         for row in rows:
             row["bytes"] = _peak(works[row["name"]], gradients)
         return {"rows": rows}
-    except Exception as error:  # one measurement that fails costs only itself
+    except Exception as error:  # the other measurements go on
         return {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
 
 
 def _peak(work: Work, gradients: bool) -> int:
-    """Bytes; what a CUDA graph holds for itself is not among them."""
+    """Peak of memory in bytes, without what a CUDA graph holds for itself."""
     if not torch.cuda.is_initialized():
         return 0
     torch.cuda.synchronize()
@@ -183,29 +186,25 @@ def _peak(work: Work, gradients: bool) -> int:
 
 def table(results: dict[str, Any]) -> str:
     """Markdown of all results."""
+    runs = Runs()
     lines = [
-        "# Benchmarks on a CUDA device",
-        "",
-        f"Machine: {results['machine']}. Made by `python -m benchmarks.cuda`.",
-        "",
-    ]
-    lines += [
-        "| work | contestant | ms | times the first's (range) | peak memory, graphs' own apart |",
-        "|---|---|---|---|---|",
+        "| work | contestant | ms | times the first's (range) "
+        "| peak memory, without a graph's own | run |",
+        "|---|---|---|---|---|---|",
     ]
     for name, result in results.items():
-        if name == "machine":
-            continue
+        run = runs.number(result)
         if "failed" in result:
-            lines.append(f"| {name} | failed: {result['failed']} | | | |")
+            lines.append(f"| {name} | failed: {result['failed']} | | | | {run} |")
             continue
         for row in result["rows"]:
             ratio = row["ratio"]
             of = f"{ratio['median']:.2f}× ({ratio['min']:.2f}–{ratio['max']:.2f})"
             lines.append(
-                f"| {name} | {row['name']} | {1e3 * row['seconds']['median']:.3f} | {of} | {row['bytes'] / 2**20:.0f} MiB |"
+                f"| {name} | {row['name']} | {1e3 * row['seconds']['median']:.3f} | {of} "
+                f"| {row['bytes'] / 2**20:.0f} MiB | {run} |"
             )
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *runs.table()]) + "\n"
 
 
 if __name__ == "__main__":

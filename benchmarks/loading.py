@@ -1,4 +1,7 @@
-"""Loading and augmenting 640×480 JPEGs with PNG label maps into training samples of 512×512, by one process and thread."""
+"""Loading and augmenting 640×480 JPEGs and PNG label maps into training samples of 512×512.
+
+In one process and thread.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ COUNT, SIZE, CROP = 40, (480, 640), 512
 
 
 def seconds(repeats: int) -> dict[str, Any]:
-    """For COUNT samples, augmented from memory, and decoded and augmented: this package beside OpenCV and albumentations."""
+    """Seconds for COUNT samples: augmented from memory, and decoded and augmented."""
     import cv2
 
     torch.set_num_threads(1)
@@ -66,12 +69,12 @@ def seconds(repeats: int) -> dict[str, Any]:
 
 
 def albumentations() -> Any:
-    """The published augmentation in albumentations' own parts; their saturation is added, not multiplied."""
+    """The published augmentation in albumentations' own parts; its saturation is additive."""
     import albumentations as A
     from albumentations.pytorch import ToTensorV2
 
     class VariedCrop(A.RandomCrop):
-        """A window of which no class fills more than three quarters."""
+        """A window in which no class fills more than three quarters."""
 
         def get_params_dependent_on_data(
             self, params: dict[str, Any], data: dict[str, Any]

@@ -1,4 +1,4 @@
-"""How time and memory are measured: interleaved, with medians and ranges, in one process, under two allocators."""
+"""Time and memory, measured in turn in one process, as medians with ranges."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-# glibc's settings under which large blocks are kept instead of being given back to the system as soon as they are free
+# glibc keeps large blocks with these, instead of returning them to the system when they are free
 RETAINING = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
@@ -23,10 +23,11 @@ PAUSE = 0.1  # seconds
 def interleaved(
     works: dict[str, Callable[[], Any]], repeats: int, gradients: bool = False, warm_up: int = 1
 ) -> list[dict[str, Any]]:
-    """Each contestant in turn, again and again, after rounds to warm up: seconds, and how many times longer than the first's.
+    """Seconds of each contestant in turn, and their ratios to the first contestant's.
 
-    In each turn it works twice, and the second time counts, as in a loop over images: the first runs into what the others have left behind.
-    A pause before lets the threads of libraries that wait for more work go to sleep, or they would take the next one's cores.
+    In each turn a contestant works twice and the second time counts, as in a loop over images: the
+    first pays for caches that the others have filled. The pause before lets waiting threads of the
+    other libraries go to sleep; otherwise they would take cores from the next contestant.
     """
     times: dict[str, list[float]] = {name: [] for name in works}
     with torch.enable_grad() if gradients else torch.inference_mode():
@@ -60,7 +61,10 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 
 def matrix_product_rate(side: int = 1536, repeats: int = 7) -> float:
-    """Multiply-adds a second that the best square float32 matrix product reaches on this machine, now, by either of PyTorch's libraries."""
+    """Multiply-adds a second of the best square float32 matrix product on this machine, now.
+
+    The better of PyTorch's two libraries, MKL and oneDNN, counts.
+    """
     a, b = torch.randn(side, side), torch.randn(side, side)
     image = a.T.reshape(1, side, 1, side).contiguous(memory_format=torch.channels_last)
     kernels = b[:, :, None, None]
@@ -71,7 +75,7 @@ def matrix_product_rate(side: int = 1536, repeats: int = 7) -> float:
 
 
 def peak_growth(work: Callable[[], Any], repeats: int = 2) -> int:
-    """Bytes by which the process's memory grows at the most while it works, over what it takes before (Linux)."""
+    """Largest growth of the process's memory during the work, in bytes (Linux only)."""
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
     before = _memory("VmRSS")
     for _ in range(repeats):

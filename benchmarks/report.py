@@ -1,15 +1,27 @@
-"""The results as tables and a plot."""
+"""The results as Markdown tables and plots, and the figures in the project's README.
+
+``python -m benchmarks.report`` writes the figures of the README from the results.
+"""
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 
-# What each table is asked to reach: at least so many times the speed of a contestant, under the default and the retaining allocator
+HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
+START, END = "<!-- figures from benchmarks/*.json -->\n", "<!-- end of figures -->\n"
+
+Row = dict[str, Any]
+Rows = dict[str, Row]
+
+# The least speed-up over a contestant that is asked, under the default and the retaining allocator
 TARGETS: dict[tuple[str, str, str], tuple[float, float | None]] = {
     ("logits", "b0 150 512×512", "transformers"): (4, 3),
     ("logits", "b2 150 512×512", "transformers"): (4.5, 3.5),
@@ -28,137 +40,232 @@ TARGETS: dict[tuple[str, str, str], tuple[float, float | None]] = {
     ("step", "b0 150 512×512", "transformers"): (2.5, None),
 }
 TITLES = {
-    "logits": "Image tensor → stride-4 logits",
-    "labels": "Image tensor → label map of the image's size",
-    "argmax": "Stride-4 logits → label map (like a trained model's: see the share of boundary cells)",
-    "step": "Training step: forward, loss at full size, backward, AdamW; batch 2",
+    "logits": "Images to stride-4 logits",
+    "labels": "Images to label maps of the images' size",
+    "argmax": "Stride-4 logits to label maps",
+    "step": "Training step: forward, loss at full size, backward, AdamW; batch of 2",
+    "small": "Small images in batches",
 }
 
 
-def write(results: dict[str, Any], folder: Path) -> None:
-    """The tables at the end of ``folder/README.md``, and ``folder/ratios.png``."""
-    lines = [
-        "## Results",
-        "",
-        f"Machine: {results['machine']['cpu']}; {results['machine']['versions']}.",
-        "",
-    ]
+def read(name: str) -> Any:
+    """The results in ``benchmarks/NAME``."""
+    return json.loads((HERE / name).read_text())
+
+
+def write(results: dict[str, Rows], folder: Path) -> None:
+    """Write ``folder/speed.md`` and the plots that it shows."""
+    (folder / "speed.md").write_text(speed(results))
+    _plot_ratios(results, folder / "ratios.png")
+    if "accuracy" in results:
+        _plot_accuracy(results["accuracy"], folder / "accuracy.png")
+
+
+def speed(results: dict[str, Rows]) -> str:
+    """Markdown of all results of ``python -m benchmarks``."""
+    runs = Runs()
+    lines = []
     for part, title in TITLES.items():
         if part in results:
-            lines += [f"### {title}", "", *_table(part, results[part]), ""]
+            lines += [f"## {title}", "", *_table(part, results[part], runs), ""]
     if "memory" in results:
-        lines += [
-            "### Peak memory above what the models themselves take, and growth with the image's size",
-            "",
-            *_memory(results["memory"]),
-            "",
-        ]
+        lines += ["## Peak memory above the models' own", "", *_memory(results["memory"], runs), ""]
     if "loading" in results:
-        lines += [
-            "### Loading: training samples of 512×512 from photographs of 640×480, one process and thread",
-            "",
-            *_loading(results["loading"]),
-            "",
-        ]
+        title = "## Loading: training samples of 512×512 from photographs of 640×480"
+        lines += [title, "", *_loading(results["loading"], runs), ""]
     if "accuracy" in results:
-        title = (
-            "### Time to accuracy: B0 on CamVid from random weights, mIoU on the validation images"
-        )
-        lines += [
-            title,
-            "",
-            *_accuracy(results["accuracy"]),
-            "",
-            "![mIoU against minutes of training](accuracy.png)",
-            "",
-        ]
-        _plot_accuracy(results["accuracy"], folder / "accuracy.png")
-    readme = folder / "README.md"
-    prose, marker, _ = readme.read_text().partition("<!-- tables -->\n")
-    readme.write_text("\n".join([prose + marker, *lines]))
-    _plot(results, folder / "ratios.png")
+        title = "## Time to accuracy: B0 on CamVid from random weights"
+        lines += [title, "", *_accuracy(results["accuracy"], runs), ""]
+    if missed := list(_missed(results)):
+        lines += ["## Targets that were not reached", "", *missed, ""]
+    lines += ["## Machines, versions and dates", "", *runs.table(), ""]
+    lines += ["## Commands", "", *_commands(results), ""]
+    return "\n".join(lines)
 
 
-def _table(part: str, entries: dict[str, Any]) -> list[str]:
+def training(rows: list[Row]) -> str:
+    """Markdown of the training results in ``benchmarks/training.json``."""
+    runs = Runs()
+    commands = list(dict.fromkeys(row["command"] for row in rows))
     lines = [
-        "| variant, classes, size | contestant | default allocator: ms, times ours (range) | retaining: ms, times ours (range) | asked |"
+        "| data | network | steps | minutes | val mIoU | test mIoU | seed | run | command "
+        "| remark |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    lines.append("|---|---|---|---|---|")
+    for row in rows:
+        test = "" if row["test"] is None else f"{row['test']:.1f}"
+        number = commands.index(row["command"]) + 1
+        lines.append(
+            f"| {row['data']} | {row['network']} | {row['steps']} | {row['minutes']:g} "
+            f"| {row['val']:.1f} | {test} | {row['seed']} | {runs.number(row)} | {number} "
+            f"| {row['remark']} |"
+        )
+    numbered = [f"{number}. `{command}`" for number, command in enumerate(commands, 1)]
+    return "\n".join([*lines, "", "Runs:", "", *runs.table(), "", "Commands:", "", *numbered, ""])
+
+
+def figures(results: dict[str, Rows], trained: list[Row]) -> list[str]:
+    """What the package is best at, as five lines for the README."""
+
+    def times(part: str, name: str, contestant: str) -> str:
+        rows = results[part][f"{name} default"]["rows"]
+        return f"{next(r['ratio']['median'] for r in rows if r['name'] == contestant):.1f}"
+
+    memory = results["memory"]
+    ours, theirs = (
+        memory[f"b0 150 2048×2048 labels {who} default"]["bytes"]
+        for who in ("segformer", "transformers")
+    )
+    share = statistics.median(_shares(results["accuracy"])["default"])
+    # A remark says what a repetition would do differently.
+    best = max(
+        (row for row in trained if row["test"] is not None and not row["remark"]),
+        key=lambda row: row["val"],
+    )
+    b0 = "b0 150 512×512"
+    return [
+        f"- Inference: {times('logits', b0, 'transformers')}× (B0) and "
+        f"{times('logits', 'b2 150 512×512', 'transformers')}× (B2) as fast as transformers at "
+        "512×512.",
+        f"- Label maps: {times('labels', b0, 'transformers')}× as fast (B0, 150 classes); a "
+        f"2048×2048 map takes {100 * ours / theirs:.0f} % of the memory.",
+        f"- A training step: {times('step', b0, 'transformers')}× as fast (B0, batch of 2).",
+        f"- Training on CamVid to the same mIoU: {100 * share:.0f} % of the time of transformers' "
+        "network in a plain loop.",
+        f"- CamVid from random weights: {best['val']:.1f} % mIoU on val, {best['test']:.1f} % on "
+        f"test ({best['network']}, {best['minutes']:g} minutes).",
+    ]
+
+
+class Runs:
+    """Numbers for the distinct machines, versions and dates of the rows."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[tuple[str, str, str], int] = {}
+
+    def number(self, row: Row) -> int:
+        """The number of a row's run."""
+        versions = ", ".join(f"{name} {value}" for name, value in row["versions"].items())
+        of_row = row["date"], row["machine"], versions
+        return self.numbers.setdefault(of_row, len(self.numbers) + 1)
+
+    def table(self) -> list[str]:
+        """One row a run."""
+        rows = [f"| {number} | {' | '.join(of_rows)} |" for of_rows, number in self.numbers.items()]
+        return ["| run | date | machine | versions |", "|---|---|---|---|", *rows]
+
+
+def _table(part: str, entries: Rows, runs: Runs) -> list[str]:
+    lines = [
+        "| variant, classes, size | contestant | default allocator: ms, times ours (range) "
+        "| retaining: ms, times ours (range) | asked | run |",
+        "|---|---|---|---|---|---|",
+    ]
     notes = []
     for key, entry in entries.items():
         if entry["allocator"] != "default" or "failed" in entry:
             continue
         name = key.removesuffix(" default")
-        other = entries.get(f"{name} retaining", {})
-        others = {row["name"]: row for row in other.get("rows", [])}
+        retaining = entries.get(f"{name} retaining", {})
+        others = {row["name"]: row for row in retaining.get("rows", [])}
+        numbers = dict.fromkeys(runs.number(e) for e in (entry, retaining) if e)
         for row in entry["rows"]:
-            asked = TARGETS.get((part, name, row["name"]))
-            goal = (
-                ""
-                if asked is None
-                else f"{asked[0]:g}×" + (f" / {asked[1]:g}×" if asked[1] else "")
-            )
-            lines.append(
-                f"| {name} | {row['name']} | {_cell(row)} | {_cell(others.get(row['name']))} | {goal} |"
-            )
-        for what, of in (("default", entry), ("retaining", other)):
-            if "share of matrix-product rate" in of:
-                share, rate = of["share of matrix-product rate"], of["matrix products"] / 1e9
-                notes.append(
-                    f"{name}, {what}: {100 * share:.0f} % of the {rate:.0f} GFLOP/s that the best matrix product reached in the run"
-                )
-            if "boundary" in of and what == "default":
-                notes.append(
-                    f"{name}: {100 * of['boundary']:.1f} % of the quads of cells lie on a boundary"
-                )
+            asked = _asked(TARGETS.get((part, name, row["name"])))
+            both = f"{_cell(row)} | {_cell(others.get(row['name']))}"
+            run = ", ".join(map(str, numbers))
+            lines.append(f"| {name} | {row['name']} | {both} | {asked} | {run} |")
+        notes += _notes(name, entry, retaining)
     return [*lines, "", *(f"- {note}" for note in notes)]
 
 
-def _cell(row: dict[str, Any] | None) -> str:
+def _notes(name: str, entry: Row, retaining: Row) -> Iterable[str]:
+    for what, of in (("default", entry), ("retaining", retaining)):
+        if "share of matrix-product rate" in of:
+            share, rate = of["share of matrix-product rate"], of["matrix products"] / 1e9
+            yield (
+                f"{name}, {what}: {100 * share:.0f} % of the {rate:.0f} GFLOP/s that the best "
+                "matrix product reached in the run"
+            )
+    if "boundary" in entry:
+        yield f"{name}: {100 * entry['boundary']:.1f} % of the quads of cells lie on a boundary"
+
+
+def _asked(target: tuple[float, float | None] | None) -> str:
+    if target is None:
+        return ""
+    return " / ".join(f"{value:g}×" for value in target if value)
+
+
+def _cell(row: Row | None) -> str:
     if row is None:
         return ""
-    seconds, ratio = row["seconds"], row["ratio"]
-    return f"{1e3 * seconds['median']:.0f}, {ratio['median']:.2f}× ({ratio['min']:.2f}–{ratio['max']:.2f})"
+    return f"{1e3 * row['seconds']['median']:.0f}, {_ratio(row)}"
 
 
-def _memory(entries: dict[str, Any]) -> list[str]:
-    lines = [
-        "| work | size | allocator | segformer | transformers | share | segformer, ns a pixel | transformers, ns a pixel |"
+def _ratio(row: Row) -> str:
+    ratio = row["ratio"]
+    return f"{ratio['median']:.2f}× ({ratio['min']:.2f}–{ratio['max']:.2f})"
+
+
+def _missed(results: dict[str, Rows]) -> Iterable[str]:
+    for (part, name, contestant), asked in TARGETS.items():
+        for allocator, target in zip(("default", "retaining"), asked, strict=True):
+            entry = results.get(part, {}).get(f"{name} {allocator}", {})
+            for row in entry.get("rows", []):
+                if row["name"] == contestant and target and row["ratio"]["median"] < target:
+                    yield (
+                        f"- {part}, {name}, {allocator} allocator: {row['ratio']['median']:.2f}× "
+                        f"of {target:g}× over {contestant}"
+                    )
+
+
+def _commands(results: dict[str, Rows]) -> list[str]:
+    rows = [
+        f"| {part} | {key} | `{entry['command']}` |"
+        for part, entries in results.items()
+        for key, entry in entries.items()
     ]
-    lines.append("|---|---|---|---|---|---|---|---|")
+    return ["| part | row | command that measures it |", "|---|---|---|", *rows]
+
+
+def _memory(entries: Rows, runs: Runs) -> list[str]:
+    lines = [
+        "| work | size | allocator | segformer | transformers | share "
+        "| segformer, ns a pixel | transformers, ns a pixel | run |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
     for key, entry in entries.items():
-        if entry["who"] != "segformer" or "failed" in entry:
-            continue
         other = entries.get(key.replace("segformer", "transformers"), {})
-        if "bytes" not in other:
+        if entry["who"] != "segformer" or not ("bytes" in entry and "bytes" in other):
             continue
         mine, theirs, (height, width) = entry["bytes"], other["bytes"], entry["size"]
-        rates = [
+        rates = " | ".join(
             f"{1e9 * e['seconds'] / height / width:.0f}" if "seconds" in e else ""
             for e in (entry, other)
-        ]
+        )
+        work = f"{entry['what']}, {entry['variant']}, {entry['classes']} classes"
         lines.append(
-            f"| {entry['what']}, {entry['variant']}, {entry['classes']} classes | {height}×{width} | {entry['allocator']} "
-            f"| {mine / 2**20:.0f} MiB | {theirs / 2**20:.0f} MiB | {mine / theirs:.2f} | {rates[0]} | {rates[1]} |"
+            f"| {work} | {height}×{width} | {entry['allocator']} | {mine / 2**20:.0f} MiB "
+            f"| {theirs / 2**20:.0f} MiB | {mine / theirs:.2f} | {rates} | {runs.number(entry)} |"
         )
     return lines
 
 
-def _loading(entries: dict[str, Any]) -> list[str]:
-    lines = ["| work | contestant | images/s | times ours (range) |", "|---|---|---|---|"]
+def _loading(entries: Rows, runs: Runs) -> list[str]:
+    lines = ["| work | contestant | images/s | times ours (range) | run |", "|---|---|---|---|---|"]
     for entry in entries.values():
         for work in ("augmenting", "decoding and augmenting"):
             for row in entry.get(work, []):
-                ratio = row["ratio"]
                 rate = entry["images"] / row["seconds"]["median"]
                 lines.append(
-                    f"| {work} | {row['name']} | {rate:.0f} | {ratio['median']:.2f}× ({ratio['min']:.2f}–{ratio['max']:.2f}) |"
+                    f"| {work} | {row['name']} | {rate:.0f} | {_ratio(row)} "
+                    f"| {runs.number(entry)} |"
                 )
     return lines
 
 
-def _runs(entries: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """This package's runs, each with its peer's."""
+def _pairs(entries: Rows) -> list[tuple[Row, Row]]:
+    """This package's training runs, each with its peer's."""
     pairs = [
         (entry, entries.get(key.replace("segformer", "transformers"), {}))
         for key, entry in entries.items()
@@ -167,67 +274,72 @@ def _runs(entries: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]
     return [(mine, theirs) for mine, theirs in pairs if "points" in mine and "points" in theirs]
 
 
-def _accuracy(entries: dict[str, Any]) -> list[str]:
-    lines = [
-        "| seed, allocator | contestant | steps, minutes | best mIoU | reaches the lower of the two bests after | share |"
-    ]
-    lines.append("|---|---|---|---|---|---|")
+def _times(pair: tuple[Row, Row]) -> tuple[list[float], list[float]]:
+    """The best mIoU of two runs, and the seconds in which each reaches the lower of the two."""
+    bests = [max(point["miou"] for point in run["points"]) for run in pair]
+    return bests, [seconds_to(run["points"], min(bests)) for run in pair]
+
+
+def _shares(entries: Rows) -> dict[str, list[float]]:
+    """By allocator, the shares of the peer's time in which this package reaches the same mIoU."""
     shares: dict[str, list[float]] = defaultdict(list)
-    for both in _runs(entries):
-        bests = [max(point["miou"] for point in run["points"]) for run in both]
-        seconds = [seconds_to(run["points"], min(bests)) for run in both]
-        shares[both[0]["allocator"]].append(seconds[0] / seconds[1])
-        for run, best, reached in zip(both, bests, seconds, strict=True):
+    for pair in _pairs(entries):
+        _, (mine, theirs) = _times(pair)
+        shares[pair[0]["allocator"]].append(mine / theirs)
+    return shares
+
+
+def _accuracy(entries: Rows, runs: Runs) -> list[str]:
+    lines = [
+        "| seed, allocator | contestant | steps, minutes | best mIoU "
+        "| reaches the lower of the two bests after | share | run |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for pair in _pairs(entries):
+        bests, seconds = _times(pair)
+        for run, best, reached in zip(pair, bests, seconds, strict=True):
             last = run["points"][-1]
-            share = f"{reached / seconds[1]:.2f}"
             lines.append(
-                f"| {run['seed']}, {run['allocator']} | {run['who']} | {last['step']}, {last['seconds'] / 60:.1f} | {100 * best:.1f} % "
-                f"| {reached / 60:.1f} min | {share} |"
+                f"| {run['seed']}, {run['allocator']} | {run['who']} "
+                f"| {last['step']}, {last['seconds'] / 60:.1f} | {100 * best:.1f} % "
+                f"| {reached / 60:.1f} min | {reached / seconds[1]:.2f} | {runs.number(run)} |"
             )
     medians = [
-        f"{statistics.median(of_one):.2f} with the {allocator} allocator"
-        for allocator, of_one in shares.items()
+        f"{statistics.median(shares):.2f} with the {allocator} allocator"
+        for allocator, shares in _shares(entries).items()
     ]
     return [*lines, "", f"Median share of the peer's time: {', '.join(medians)}."]
 
 
 def seconds_to(points: list[dict[str, float]], miou: float) -> float:
-    """When a run first had an mIoU, by straight lines between its validations; infinite if it never had."""
+    """Seconds until a run first reached an mIoU, interpolated between its validations.
+
+    Infinite if it never reached it.
+    """
     before = {"seconds": 0.0, "miou": 0.0}
     for point in points:
         if point["miou"] >= miou:
-            share = (
-                (miou - before["miou"]) / (point["miou"] - before["miou"])
-                if point["miou"] > before["miou"]
-                else 1.0
-            )
+            rise = point["miou"] - before["miou"]
+            share = (miou - before["miou"]) / rise if rise > 0 else 1.0
             return before["seconds"] + share * (point["seconds"] - before["seconds"])
         before = point
     return float("inf")
 
 
-def _plot_accuracy(entries: dict[str, Any], path: Path) -> None:
+def _plot_accuracy(entries: Rows, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 4), constrained_layout=True)
     labels = set()
-    for both in _runs(entries):
-        for run, color in zip(both, ("#4477aa", "#cc6677"), strict=True):
-            minutes, mious = [0.0], [0.0]
-            minutes += [point["seconds"] / 60 for point in run["points"]]
-            mious += [100 * point["miou"] for point in run["points"]]
+    for pair in _pairs(entries):
+        for run, color in zip(pair, ("#4477aa", "#cc6677"), strict=True):
+            minutes = [0.0, *(point["seconds"] / 60 for point in run["points"])]
+            mious = [0.0, *(100 * point["miou"] for point in run["points"])]
             style = "--" if run["allocator"] == "retaining" else "-"
             label = f"{run['who']}, {run['allocator']} allocator"
-            axes.plot(
-                minutes,
-                mious,
-                style,
-                color=color,
-                marker=".",
-                linewidth=1,
-                label=None if label in labels else label,
-            )
+            shown = None if label in labels else label
+            axes.plot(minutes, mious, style, color=color, marker=".", linewidth=1, label=shown)
             labels.add(label)
     axes.set(
-        xlabel="minutes of training (validation apart)",
+        xlabel="minutes of training, without validation",
         ylabel="mIoU on the validation images, %",
         ylim=(0, None),
         xlim=(0, None),
@@ -238,8 +350,8 @@ def _plot_accuracy(entries: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
-def _plot(results: dict[str, Any], path: Path) -> None:
-    """How many times longer each contestant takes, as bars with their ranges."""
+def _plot_ratios(results: dict[str, Rows], path: Path) -> None:
+    """Times of the contestants over this package's, as bars with their ranges."""
     bars = [
         (f"{part}: {key.removesuffix(' default')}\n{row['name']}", row["ratio"])
         for part in TITLES
@@ -250,12 +362,8 @@ def _plot(results: dict[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(9, 0.42 * len(bars) + 1.2), constrained_layout=True)
     medians = [ratio["median"] for _, ratio in bars]
     reach = [[r["median"] - r["min"] for _, r in bars], [r["max"] - r["median"] for _, r in bars]]
-    axes.barh(
-        [name for name, _ in bars],
-        medians,
-        xerr=reach,
-        color=["#4477aa" if m >= 1 else "#cc6677" for m in medians],
-    )
+    colors = ["#4477aa" if median >= 1 else "#cc6677" for median in medians]
+    axes.barh([name for name, _ in bars], medians, xerr=reach, color=colors)
     axes.axvline(1, color="black", linewidth=1)
     axes.invert_yaxis()
     axes.margins(y=0.01)
@@ -263,3 +371,17 @@ def _plot(results: dict[str, Any], path: Path) -> None:
     axes.tick_params(axis="y", labelsize=7)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def readme_with(figures: list[str], text: str) -> str:
+    """The README with these figures between its markers."""
+    before, start, rest = text.partition(START)
+    _, end, after = rest.partition(END)
+    if not (start and end):
+        raise ValueError(f"README.md lacks the marker {START.strip()} or {END.strip()}; restore it")
+    return "".join([before, start, *(f"{line}\n" for line in figures), end, after])
+
+
+if __name__ == "__main__":
+    lines = figures(read("results.json"), read("training.json"))
+    README.write_text(readme_with(lines, README.read_text()))

@@ -1,17 +1,27 @@
-"""The benchmarks' contestants do the same work: what they are timed at has the same shape, and is the same where the weights are."""
+"""The benchmarks' contestants do the same work, and each row of the results has its origin."""
 
 from __future__ import annotations
 
+import datetime
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from benchmarks import __main__ as main
 from benchmarks import contestants, cuda, measure, report
 from PIL import Image
 
 from segformer.data.datasets import FolderDataset
+
+ORIGIN = {
+    "machine": "a processor",
+    "versions": {"torch": "9"},
+    "date": "2026-01-02",
+    "command": "python -m benchmarks logits",
+}
 
 
 @torch.inference_mode()
@@ -57,18 +67,20 @@ def test_the_report_shows_what_was_measured(tmp_path: Path) -> None:
         "rows": [row, peer],
         "share of matrix-product rate": 0.5,
         "matrix products": 1.7e11,
+        **ORIGIN,
     }
-    results = {
-        "machine": {"cpu": "a processor", "versions": "torch 9"},
-        "logits": {"b0 150 512×512 default": entry},
-    }
-    (tmp_path / "README.md").write_text("# Prose\n<!-- tables -->\nold tables")
+    newer = {**entry, "rows": [row, peer], "versions": {"torch": "10"}, "date": "2026-02-03"}
+    results = {"logits": {"b0 150 512×512 default": entry, "b2 150 512×512 default": newer}}
     report.write(json.loads(json.dumps(results)), tmp_path)
-    text = (tmp_path / "README.md").read_text()
-    assert text.startswith("# Prose")
+    text = (tmp_path / "speed.md").read_text()
     assert "| b0 150 512×512 | transformers | 400, 4.00× (3.00–5.00) |  | 4× / 3× |" in text
     assert "50 % of the 170 GFLOP/s" in text
-    assert "old tables" not in text
+    for line in (
+        "| 1 | 2026-01-02 | a processor | torch 9 |",
+        "| 2 | 2026-02-03 | a processor | torch 10 |",
+        "| logits | b0 150 512×512 default | `python -m benchmarks logits` |",
+    ):
+        assert line in text
     assert (tmp_path / "ratios.png").stat().st_size > 1000
 
 
@@ -77,14 +89,12 @@ def test_what_is_measured_on_a_device_runs_on_any(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(cuda, "ADE", (3, (64, 96)))
     monkeypatch.setattr(cuda, "CITYSCAPES", (2, (64, 64)))
     monkeypatch.setattr(torch, "compile", lambda function, mode: function)
-    results = {"machine": "a device"}
+    results = {}
     for part in cuda.PARTS:
         for name, (make, gradients) in cuda.jobs(part, ["b0"]).items():
             if "batch 16" not in name:
-                results[name] = cuda.measured(make, 1, gradients, "cpu")
-    assert not [
-        result for name, result in results.items() if name != "machine" and "failed" in result
-    ]
+                results[name] = {**cuda.measured(make, 1, gradients, "cpu"), **ORIGIN}
+    assert not [result for result in results.values() if "failed" in result]
     text = cuda.table(results)
     for row in (
         "b0, 3 classes, 64×96, bfloat16, batch 1 | transformers |",
@@ -96,7 +106,7 @@ def test_what_is_measured_on_a_device_runs_on_any(monkeypatch: pytest.MonkeyPatc
         assert row in text
     failing = cuda.measured(lambda: {"segformer": lambda: 1 / 0}, 1, False, "cpu")
     assert failing == {"failed": "ZeroDivisionError: division by zero"}
-    assert "failed: ZeroDivisionError" in cuda.table({"machine": "a device", "work": failing})
+    assert "failed: ZeroDivisionError" in cuda.table({"work": {**failing, **ORIGIN}})
 
 
 def test_time_to_accuracy_is_read_off_the_curves(tmp_path: Path) -> None:
@@ -112,12 +122,17 @@ def test_time_to_accuracy_is_read_off_the_curves(tmp_path: Path) -> None:
         {**point, "seconds": 3 * point["seconds"], "miou": point["miou"] - 0.1} for point in points
     ]
     entries = {
-        f"0 {who} default": {"seed": 0, "allocator": "default", "who": who, "points": curve}
+        f"0 {who} default": {
+            "seed": 0,
+            "allocator": "default",
+            "who": who,
+            "points": curve,
+            **ORIGIN,
+        }
         for who, curve in (("segformer", points), ("transformers", slower))
     }
-    (tmp_path / "README.md").write_text("<!-- tables -->\n")
-    report.write({"machine": {"cpu": "", "versions": ""}, "accuracy": entries}, tmp_path)
-    text = (tmp_path / "README.md").read_text()
+    report.write({"accuracy": entries}, tmp_path)
+    text = (tmp_path / "speed.md").read_text()
     assert (
         "| 0, default | segformer | 20, 3.3 | 60.0 % | 2.9 min | 0.29 |" in text
     )  # 50 % after 175 s of the peer's 600
@@ -154,3 +169,37 @@ def test_time_to_accuracy_runs_both_contestants_on_the_same_batches(
         assert 0 < points[0]["seconds"] < points[1]["seconds"]
         draws.append(seen[:8])  # each sample's first random number
     assert draws[0] == draws[1]
+
+
+def test_every_row_of_the_results_has_its_own_origin() -> None:
+    results, training = report.read("results.json"), report.read("training.json")
+    rows = [row for part in results.values() for row in part.values()] + training
+    assert len(rows) > 40
+    for row in rows:
+        assert row["machine"]
+        assert "segformer" in row["versions"]
+        assert datetime.date.fromisoformat(row["date"]).year >= 2026
+        assert row["command"].startswith(("python -m benchmarks ", "segformer fit "))
+
+
+def test_a_partial_run_keeps_the_origin_of_the_rows_that_it_does_not_measure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = {"allocator": "default", "repeats": 1, **ORIGIN}
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({"argmax": {"150 512×512 default": old}}))
+    monkeypatch.setattr(main, "measured", lambda job: {"rows": []})
+    monkeypatch.setattr("sys.argv", ["benchmarks", "loading", "--out", str(path)])
+    main.main()
+    results = json.loads(path.read_text())
+    assert results["argmax"]["150 512×512 default"] == old
+    new = results["loading"]["default"]
+    assert new["versions"]["torch"] == version("torch")
+    assert new["date"] == datetime.datetime.now(datetime.UTC).date().isoformat()
+    assert new["command"].startswith("python -m benchmarks loading")
+
+
+def test_the_readmes_figures_are_those_of_the_results() -> None:
+    figures = report.figures(report.read("results.json"), report.read("training.json"))
+    text = report.README.read_text()
+    assert report.readme_with(figures, text) == text

@@ -85,7 +85,7 @@ class Classes:
 
     @property
     def ignore_index(self) -> int:
-        """The label of ignored pixels: 255, or 65535 for more than 255 classes."""
+        """The label of ignored pixels, which is 255, or 65535 for more than 255 classes."""
         return ignore_index(len(self))
 
     @classmethod

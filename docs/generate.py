@@ -1,0 +1,201 @@
+"""The parts of the site that come from the package, its commands and its JSON files."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import takewhile
+from pathlib import Path
+
+from benchmarks import cuda, report
+
+from segformer.checkpoint import LAYOUTS, WRITABLE, Numerics
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "segformer"
+
+# Whose files have a layout, and what SegFormer.from_pretrained takes to read one.
+SOURCES = {
+    "native": ("this package", '"model.safetensors"', "a run's folder, or its `last.ckpt`, too"),
+    "huggingface": ("Hugging Face", '"nvidia/segformer-b2-finetuned-ade-512-512"', "or a folder"),
+    "huggingface_in_memory": (
+        "`torch.save(model.state_dict())` with transformers",
+        '"finetuned.pth"',
+        "",
+    ),
+    "mmsegmentation": ("mmsegmentation", '"iter_160000.pth"', "BatchNorm and ReLU a level"),
+    "tao": ("NVIDIA TAO", '"tao.pth"', "a bias of the fusion is folded"),
+    "smp": ("segmentation-models-pytorch", '"smp.pth"', "whole or encoder"),
+    "nvidia": ("NVIDIA's release", '"segformer.b2.1024x1024.city.160k.pth"', "whole or backbone"),
+    "sithu": ("sithu31296/semantic-segmentation", '"sithu.pth", layout="sithu"', ""),
+    "bubbliiiing": ("bubbliiiing/segformer-pytorch", '"b.pth", layout="bubbliiiing"', ""),
+    "mmsegmentation_setr": (
+        "SETR of mmsegmentation",
+        '"setr.pth"',
+        "the naive head upsamples twice; no patch bias",
+    ),
+    "fudan": ("SETR of fudan-zvg, naive and PUP", '"setr.pth"', ""),
+    "fudan_mla": (
+        "SETR of fudan-zvg, MLA",
+        '"setr.pth"',
+        "a 3×3 classifier; `align_corners=True` in the head",
+    ),
+    "lucidrains": ("lucidrains/segformer-pytorch", '"segformer.pt"', "read as `ConvSegFormer`"),
+}
+
+
+def write(folder: Path) -> None:
+    """Write every generated page into a folder."""
+    folder.mkdir(exist_ok=True)
+    results = report.read("results.json")
+    report.write(results, folder)
+    training = report.read("training.json")
+    pages = {
+        "layouts": layouts(),
+        "operators": operators(),
+        "command-line": command_line(),
+        "configs": configs(),
+        "messages": messages(),
+        "training": report.training(training),
+        "highlights": "\n".join(report.figures(results, training)),
+        "cuda": cuda.table(report.read("cuda.json"))
+        if (report.HERE / "cuda.json").is_file()
+        else NO_CUDA,
+    }
+    for name, text in pages.items():
+        (folder / f"{name}.md").write_text(text + "\n")
+
+
+NO_CUDA = (
+    "No GPU has been measured yet. `python -m benchmarks.cuda` measures one and writes "
+    "`benchmarks/cuda.json`, which this page then shows."
+)
+
+
+def layouts() -> str:
+    """Every layout: whose files have it, how it is read and written, and its own numerics."""
+    lines = [
+        "| layout | files of | `from_pretrained(…)` | written | its own numerics, and remarks |",
+        "|---|---|---|---|---|",
+    ]
+    for name, layout in LAYOUTS.items():
+        whose, example, remark = SOURCES[name]
+        own = numerics(getattr(layout, "numerics", None))
+        notes = "; ".join(note for note in (own, remark) if note)
+        written = "yes" if name in WRITABLE else ""
+        lines.append(f"| `{name}` | {whose} | `{example}` | {written} | {notes} |")
+    return "\n".join(lines)
+
+
+def numerics(own: Numerics | None) -> str:
+    """What differs from the released weights' numerics."""
+    if own is None:
+        return ""
+    names = own.differences(Numerics())
+    return ", ".join(f"`{name}={getattr(own, name)}`" for name in names)
+
+
+def operators() -> str:
+    """The table of ``python -m segformer.ops`` as Markdown."""
+    rows = [
+        [cell.strip() for cell in (re.split(r"\s{2,}", line.strip()))]
+        for line in run("-m", "segformer.ops").splitlines()
+    ]
+    width = len(rows[0])
+    rows = [["", *row] if len(row) < width else row for row in rows]
+    lines = [f"| {' | '.join(rows[0])} |", "|---" * width + "|"]
+    for operator, implementation, when in rows[1:]:
+        name = f"`{operator}`" if operator else ""
+        lines.append(f"| {name} | `{implementation}` | {when} |")
+    return "\n".join(lines)
+
+
+def command_line() -> str:
+    """The help of ``segformer`` and of each verb."""
+    help_ = command("--help")
+    lines = ["```text", help_, "```", ""]
+    for verb in verbs(help_):
+        lines += [f"## segformer {verb}", "", "```text", command(verb, "--help"), "```", ""]
+    return "\n".join(lines)
+
+
+def verbs(help_: str) -> list[str]:
+    """The verbs that the command's help lists, one at the beginning of a line each."""
+    return list(dict.fromkeys(re.findall(r"^ {2,4}([a-z]+) {2,}\S", help_, flags=re.MULTILINE)))
+
+
+def command(*words: str) -> str:
+    """What ``segformer WORDS`` prints."""
+    call = "import sys; from _segformer_command import main; sys.argv[0] = 'segformer'; main()"
+    return run("-c", call, *words).rstrip()
+
+
+def run(*words: str) -> str:
+    """What Python prints, in a process of its own, on lines of 100 columns."""
+    environment = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1"}
+    words = (sys.executable, *words)
+    return subprocess.run(words, env=environment, check=True, capture_output=True, text=True).stdout
+
+
+def configs() -> str:
+    """Every file of ``configs/`` behind its own first comment."""
+    lines = []
+    for path in sorted((ROOT / "configs").glob("*.yaml")):
+        head = takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
+        comments = [line.removeprefix("#") for line in head]
+        commands = [line.removeprefix("   ") for line in comments if line.startswith("   ")]
+        lines += [f"## {path.name}", ""]
+        lines += [line.strip() for line in comments if not line.startswith("   ")]
+        lines += ["", "```bash", *commands, "```", ""]
+        lines += [f"```{{literalinclude}} ../../configs/{path.name}", ":language: yaml", "```", ""]
+    return "\n".join(lines)
+
+
+def messages() -> str:
+    """Every error message of the package, by module; … stands for a value."""
+    lines = []
+    for path in sorted(SOURCE.rglob("*.py")):
+        of_module = [(kind, text) for kind, text in raised(path.read_text()) if len(text) > 12]
+        if of_module:
+            name = path.relative_to(SOURCE).with_suffix("").as_posix()
+            lines += [f"**`{name}`**", ""]
+            lines += [f"- `{kind}`: {code(text)}" for kind, text in dict.fromkeys(of_module)]
+            lines += [""]
+    return "\n".join(lines)
+
+
+def code(text: str) -> str:
+    """A Markdown code span of text that may hold backticks."""
+    fence = "``" if "`" in text else "`"
+    return f"{fence} {text} {fence}"
+
+
+def raised(source: str) -> Iterator[tuple[str, str]]:
+    """The class and the text of every exception that a module raises with a text of its own."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
+            text = " ".join(template(node.exc.args[0]).split())
+            if text.strip("… :") and hasattr(node.exc.func, "id"):
+                yield node.exc.func.id, text
+
+
+def texts(source: str) -> Iterator[str]:
+    """Every text that a module writes out, with … for its values."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant | ast.JoinedStr):
+            yield " ".join(template(node).split())
+
+
+def template(node: ast.expr) -> str:
+    """The text of an expression, with … for every value that is not written out."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(map(template, node.values))
+    if isinstance(node, ast.BinOp):
+        return template(node.left) + template(node.right)
+    return "…"
