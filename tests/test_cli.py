@@ -25,7 +25,9 @@ data:
   init_args:
     root: gone
     classes: {names: [ground, car]}
-    train_transform: {class_path: segformer.data.transforms.TrainTransform, init_args: {crop_size: [32, 32]}}
+    train_transform:
+      class_path: segformer.data.transforms.TrainTransform
+      init_args: {crop_size: [32, 32]}
 """
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -140,7 +142,7 @@ def segformer(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
 
 
 def test_the_process_itself(tmp_path: Path) -> None:
-    """No traceback; a mistyped verb ends with 2, too, and so does a wrong argument of ``predict``."""
+    """A mistyped verb and a wrong argument of ``predict`` end with code 2, without traceback."""
     small_config(tmp_path)
     wrong = ("fit", "--config=small.yaml", "--data.batch_size=100")
     refused = segformer(tmp_path, *wrong)

@@ -38,7 +38,7 @@ CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
 
 def stand_in_data(settings: dict[str, Any], folder: Path) -> list[str]:
-    """A pair for each split in the layout that a config expects, all of class 0 or none, and the arguments that name their folder."""
+    """Writes one pair for each split in a config's layout; returns arguments with its folder."""
     data = settings["data"]["init_args"]
     if "root" not in data:
         return []

@@ -46,7 +46,9 @@ def name(path: Path) -> str:
 
 def blocks(path: Path, *languages: str) -> Iterator[tuple[str, str]]:
     """The language and the text of each code block of a page, in their order."""
-    for language, code in re.findall(r"^```(\w+)\n(.*?)^```", path.read_text(), re.M | re.S):
+    for language, code in re.findall(
+        r"^```(\w+)\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL
+    ):
         if language in languages:
             yield language, code
 
@@ -215,7 +217,7 @@ def test_every_public_name_is_in_the_reference() -> None:
 
 def test_every_message_of_troubleshooting_is_one_of_the_package() -> None:
     page = (ROOT / "docs" / "guides" / "troubleshooting.md").read_text()
-    quoted = re.findall(r"^\| `([^`]+)` \|", page, re.M)
+    quoted = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
     assert len(quoted) > 30
     texts = [
         text for path in generate.SOURCE.rglob("*.py") for text in generate.texts(path.read_text())

@@ -1,4 +1,4 @@
-"""SegFormer: simple and efficient semantic segmentation with Transformers (arXiv 2105.15203), and its family."""
+"""SegFormer (arXiv 2105.15203) and its family: networks for semantic segmentation."""
 
 import warnings
 from typing import Any

@@ -84,7 +84,7 @@ def test_the_heads_learn_at_the_heads_rate_and_are_not_saved(tmp_path: Path) -> 
 
 
 def test_setrs_schedule_is_the_published_one() -> None:
-    """Poly 0.9 with floor 1e-4 and the heads at ten times the rate: mmcv's formula (base - min)(1 - t)^0.9 + min."""
+    """mmcv's formula (base - min)(1 - t)^0.9 + min, for the heads with ten times the base."""
     network = mla()
     optimizer = torch.optim.SGD(param_groups(network), lr=0.01, momentum=0.9)
     for group in optimizer.param_groups:

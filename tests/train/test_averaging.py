@@ -19,7 +19,7 @@ from segformer.train.task import SegmentationTask
 
 
 def test_the_average_is_its_formula() -> None:
-    """The first update copies the weights; then a = d a + (1 - d) w with d = min(decay, (1 + n) / (10 + n))."""
+    """A copy first, then a = d a + (1 - d) w with d = min(decay, (1 + n) / (10 + n))."""
     net = torch.nn.Linear(3, 2).double()
     average = AveragedModel(net, multi_avg_fn=partial(update, decay=0.7))
     expected = torch.zeros(2, 3, dtype=torch.double)
@@ -45,7 +45,9 @@ def test_a_short_run_does_not_end_near_its_start(tmp_path: Path) -> None:
     trained: dict[str, torch.Tensor] = {}
 
     class Keeping(EMA):
-        def on_train_end(self, trainer: object, pl_module: SegmentationTask) -> None:  # type: ignore[override]
+        def on_train_end(  # type: ignore[override]
+            self, trainer: object, pl_module: SegmentationTask
+        ) -> None:
             trained.update(copy.deepcopy(dict(pl_module.network.named_parameters())))
             super().on_train_end(trainer, pl_module)  # type: ignore[arg-type]
 

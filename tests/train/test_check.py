@@ -30,7 +30,9 @@ data:
   init_args:
     root: {root}
     classes: {{names: [ground, car, tree]}}
-    train_transform: {{class_path: segformer.data.transforms.TrainTransform, init_args: {{crop_size: [32, 32]}}}}
+    train_transform:
+      class_path: segformer.data.transforms.TrainTransform
+      init_args: {{crop_size: [32, 32]}}
 model: {{network: {{class_path: segformer.SegFormer}}}}
 trainer: {{max_steps: 1}}
 seed_everything: 0
@@ -174,8 +176,8 @@ def test_planted_faults_are_found_by_name(root: Path) -> None:
     assert "cannot read image" in problems
     assert "is 20×30 but its label map" in problems
     assert (
-        f"one image is in two splits: {root}/images/train/0.png (train), {root}/images/val/0.png (val)"
-        in problems
+        f"one image is in two splits: {root}/images/train/0.png (train), "
+        f"{root}/images/val/0.png (val)" in problems
     )
     assert any("val/1.png has no labelled pixel" in warning for warning in findings.warnings)
 

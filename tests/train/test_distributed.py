@@ -31,7 +31,7 @@ from segformer.train.task import SegmentationTask
 class Task(SegmentationTask):
     def on_train_batch_start(self, batch, batch_idx):
         super().on_train_batch_start(batch, batch_idx)
-        self.network.decode_head.norm.eval()  # statistics of one process; on GPUs they are synchronized
+        self.network.decode_head.norm.eval()  # only GPUs synchronise its statistics
 
     def on_before_optimizer_step(self, optimizer):
         if self.global_rank == 0:
@@ -41,16 +41,24 @@ class Task(SegmentationTask):
 processes, out = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
 seed_everything(0)
-task = Task(SegFormer(TINY, num_classes=2, dropout=0.0, drop_path=0.0), CrossEntropy(over_all_pixels=True)).double()
-data = SegmentationData(Halves(9), Halves(7, seed=1), TrainTransform((32, 32)), batch_size=4 // processes, num_workers=0)
+network = SegFormer(TINY, num_classes=2, dropout=0.0, drop_path=0.0)
+task = Task(network, CrossEntropy(over_all_pixels=True)).double()
+data = SegmentationData(
+    Halves(9), Halves(7, seed=1), TrainTransform((32, 32)),
+    batch_size=4 // processes, num_workers=0,
+)
 def doubled(batch, _):  # a pair in training, in validation a list of pairs, one for each size
-    return (batch[0].double(), batch[1]) if isinstance(batch[0], torch.Tensor) else [doubled(pair, _) for pair in batch]
+    if isinstance(batch[0], torch.Tensor):
+        return batch[0].double(), batch[1]
+    return [doubled(pair, _) for pair in batch]
 
 
 data.on_after_batch_transfer = doubled
 trainer = Trainer(
-    accelerator="cpu", devices=processes, strategy="ddp" if processes > 1 else "auto", max_steps=1, logger=False, barebones=False,
-    enable_checkpointing=False, enable_progress_bar=False, use_distributed_sampler=False, num_sanity_val_steps=0, limit_val_batches=1.0,
+    accelerator="cpu", devices=processes, strategy="ddp" if processes > 1 else "auto",
+    max_steps=1, logger=False, barebones=False, enable_checkpointing=False,
+    enable_progress_bar=False, use_distributed_sampler=False, num_sanity_val_steps=0,
+    limit_val_batches=1.0,
 )
 trainer.validate(task, data, verbose=False)
 confusion = task.scores.confusion

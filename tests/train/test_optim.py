@@ -29,7 +29,7 @@ def rates(scheduler: torch.optim.lr_scheduler.LRScheduler, steps: set[int]) -> d
 
 
 def test_groups_are_the_published_ones() -> None:
-    """Layer norms without decay, biases with, the head at ten times the rate with decay, its BatchNorm included."""
+    """LayerNorms have no decay, biases have; the head has ten times the rate, BatchNorm too."""
     model = SegFormer(TINY, num_classes=3)
     adamw = apply_lr_mult(torch.optim.AdamW(param_groups(model), lr=6e-5, weight_decay=0.01))
     names = {id(p): name for name, p in model.named_parameters()}
@@ -47,7 +47,7 @@ def test_groups_are_the_published_ones() -> None:
 
 
 def test_poly_follows_the_published_schedule() -> None:
-    """Linear warm-up of 1,500 steps from a ratio of 1e-6, multiplied with (1 - t/T), as mmcv's poly policy with linear warm-up."""
+    """mmcv's poly policy with linear warm-up: 1,500 steps from 1e-6, multiplied with 1 - t/T."""
     total = 160_000
     expected = {
         0: 6e-5 * 1e-6,
@@ -134,7 +134,7 @@ def test_an_orthogonalised_matrix_has_singular_values_near_one() -> None:
 
 @pytest.mark.parametrize("shape", [(2, 16, 16), (2, 40, 9), (2, 9, 40), (1, 6, 64)], ids=str)
 def test_orthogonalising_is_the_published_iteration(shape: tuple[int, ...]) -> None:
-    """X ← a X + b X Xᵀ X + c (X Xᵀ)² X, five times, one matrix at a time, also where singular values span eight decades."""
+    """Five times X ← a X + b X Xᵀ X + c (X Xᵀ)² X, for singular values of eight decades, too."""
     a, b, c = Muon.QUINTIC
     u, values, v = torch.linalg.svd(torch.randn(shape, dtype=torch.float64), full_matrices=False)
     for matrices in (

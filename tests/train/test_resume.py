@@ -37,7 +37,7 @@ quiet = pytest.mark.filterwarnings(
 
 
 def short_fit(folder: Path, steps: int = 24) -> Path:
-    """A config of a fit of seconds on generated scenes, with everything that has a state: dropout, averages, a scheduler, workers."""
+    """A config of a short fit with dropout, averages, a scheduler and workers."""
     settings: dict[str, Any] = yaml.safe_load(
         (Path(__file__).parents[2] / "configs" / "scenes.yaml").read_text()
     )
@@ -91,7 +91,7 @@ def digest(folder: Path) -> str:
 def killed_and_resumed(
     folder: Path, what: signal.Signals, after: float | None = None, *more: str
 ) -> str:
-    """The final weights of a run that is stopped after so many seconds, or soon after its first checkpoint, and then resumed."""
+    """The final weights of a run that is stopped, after a time or a checkpoint, then resumed."""
     folder.mkdir()
     config = short_fit(folder)
     more = tuple(option.format(folder=folder) for option in more)
@@ -206,7 +206,7 @@ class Die(Callback):
 def fit(
     folder: Path, *interruption: Callback, workers: int = 0, schedule: Any = None, **options: Any
 ) -> tuple[Any, ...]:
-    """A run, or the rest of one, with everything that has a state; weights, what was seen, and the best score."""
+    """The weights, the batches and the best score of a run, or of its rest."""
     seed_everything(0)
     seen, best = Seen(), ModelCheckpoint(folder, monitor="val/miou", mode="max", save_last=True)
     resume = Resumable(3)
@@ -296,7 +296,8 @@ def test_a_changing_accumulation_ends_its_schedule_with_the_run(tmp_path: Path) 
     """Four batches an epoch: 2, 2, then 1 + 1 steps of 3 batches and of the rest, twice."""
     task = SegmentationTask(SegFormer(TINY, num_classes=2))
     trainer = Trainer(
-        accelerator="cpu", max_epochs=3, callbacks=[GradientAccumulationScheduler({0: 1, 1: 3})], logger=False, enable_checkpointing=False,
+        accelerator="cpu", max_epochs=3, callbacks=[GradientAccumulationScheduler({0: 1, 1: 3})],
+        logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(task, halves())
@@ -450,6 +451,7 @@ def test_a_loss_that_is_no_number_names_the_batchs_images(tmp_path: Path) -> Non
         task.network.decode_head.classifier.bias.fill_(torch.nan)
     with pytest.raises(
         FloatingPointError,
-        match=r"the loss is nan at step 0, batch 0 of epoch 0; its images: sample \d+, sample .*learning rate",
+        match=r"the loss is nan at step 0, batch 0 of epoch 0; its images: sample \d+, sample .*"
+        r"learning rate",
     ):
         quiet_trainer(tmp_path, max_epochs=1).fit(task, halves())

@@ -82,7 +82,7 @@ def test_the_loss_is_taken_at_full_size_and_255_is_ignored(tmp_path: Path) -> No
 
 
 def test_gradient_accumulation_counts_optimizer_steps(tmp_path: Path) -> None:
-    """Sixteen samples in batches of four, two batches a step, three epochs: six steps, and the rate ends at 0."""
+    """16 samples in batches of 4, 2 batches a step, 3 epochs: 6 steps, and the rate ends at 0."""
     task = SegmentationTask(SegFormer(TINY, num_classes=2))
     trainer = quiet_trainer(tmp_path, max_epochs=3, accumulate_grad_batches=2)
     trainer.fit(task, halves())
@@ -97,7 +97,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 
 @pytest.fixture
 def camvid_like(tmp_path: Path) -> Path:
-    """A folder in the layout of configs/camvid.yaml, 255 written as 11, and a config small enough for a test."""
+    """A folder in the layout of configs/camvid.yaml, with 11 for 255, and a small config."""
     for split, seed, count in (("train", 0, 8), ("val", 1, 3), ("test", 2, 3)):
         for k in range(count):
             image, label = Halves(count, seed)[k]
@@ -155,7 +155,7 @@ def test_fit_leaves_checkpoints_weights_tables_and_pictures(
         with Image.open(out / picture) as image:
             assert min(image.size) > 50
 
-    # the weights are the best checkpoint's averages, not the last step's own, and they measure what the table says
+    # The weights are the best checkpoint's averages, not the last step's, and have its scores.
     checkpoint = torch.load(next(out.glob("checkpoints/epoch*.ckpt")), weights_only=True)
     for key, tensor in model.state_dict().items():
         assert torch.equal(tensor, checkpoint["state_dict"][f"network.{key}"]), key
