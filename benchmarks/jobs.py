@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import torch
@@ -43,31 +44,42 @@ def jobs(part: str, options: argparse.Namespace) -> Iterator[Job]:
 
 def _of_part(part: str, options: argparse.Namespace, allocator: str) -> Iterator[Job]:
     if part in ("logits", "labels", "step", "argmax"):
-        for classes, size in (ADE, CITYSCAPES):
-            if part == "argmax":
-                yield {"classes": classes, "size": size}
-                continue
-            for variant in options.variants:
-                if variant in VARIANTS[part, classes]:
-                    yield {"classes": classes, "size": size, "variant": variant}
-    if part == "memory" and allocator == "default":  # the other's reserve hides small growth
-        for who in ("segformer", "transformers"):
-            work = {"who": who, "variant": "b0", "classes": 150}
-            yield {**work, "what": "step", "size": (512, 512)}
-            for side in (256, 512, 1024, 2048):
-                yield {**work, "what": "labels", "size": (side, side)}
-    if part == "small":
-        for variant in (v for v in options.variants if v in ("b0", "b2")):
-            for side in (64, 128, 224):
-                for batch in (1, 4, 16):
-                    work = {"variant": variant, "size": (side, side), "batch": batch}
-                    yield from ({**work, "what": w} for w in ("logits", "pyramid", "classes"))
-    if part == "accuracy":
+        yield from _of_image_sizes(part, options.variants)
+    elif part == "memory" and allocator == "default":  # the other's reserve hides small growth
+        yield from _of_memory()
+    elif part == "small":
+        yield from _of_small_images(options.variants)
+    elif part == "accuracy":
         for seed in options.seeds:
             for who in ("segformer", "transformers"):
                 yield {"seed": seed, "who": who, "root": options.camvid}
-    if part == "loading":
+    elif part == "loading":
         yield {}
+
+
+def _of_image_sizes(part: str, variants: list[str]) -> Iterator[Job]:
+    for classes, size in (ADE, CITYSCAPES):
+        if part == "argmax":
+            yield {"classes": classes, "size": size}
+            continue
+        for variant in variants:
+            if variant in VARIANTS[part, classes]:
+                yield {"classes": classes, "size": size, "variant": variant}
+
+
+def _of_memory() -> Iterator[Job]:
+    for who in ("segformer", "transformers"):
+        work = {"who": who, "variant": "b0", "classes": 150}
+        yield {**work, "what": "step", "size": (512, 512)}
+        for side in (256, 512, 1024, 2048):
+            yield {**work, "what": "labels", "size": (side, side)}
+
+
+def _of_small_images(variants: list[str]) -> Iterator[Job]:
+    for variant, side, batch in product(variants, (64, 128, 224), (1, 4, 16)):
+        if variant in ("b0", "b2"):
+            work = {"variant": variant, "size": (side, side), "batch": batch}
+            yield from ({**work, "what": what} for what in ("logits", "pyramid", "classes"))
 
 
 def key(job: Job) -> str:
