@@ -88,4 +88,4 @@ def _find_bare_name(app: Any, env: Any, node: Any, content: Any) -> Any:
 def _keep_colons(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Keep napoleon from reading the text before a colon in a property's first line as a type."""
     if what == "property":
-        lines.insert(0, "")
+        lines[:0] = ["..", ""]  # an empty comment, since napoleon skips empty lines
