@@ -185,7 +185,7 @@ def test_a_training_transform_without_normalize_warns(
 
 def test_timms_pretrained_weights_have_timms_mean_and_std(tmp_path: Path) -> None:
     torch.save(timm.create_model("vit_tiny_patch16_384").state_dict(), tmp_path / "vit.pth")
-    overlay = {"file": str(tmp_path / "vit.pth"), "custom_load": False}
+    overlay = {"file": str(tmp_path / "vit.pth")}
     backbone = TimmBackbone("vit_tiny_patch16_384", pretrained=True, pretrained_cfg_overlay=overlay)
     config = timm.get_pretrained_cfg("vit_tiny_patch16_384")
     expected = Normalization(config.mean, config.std)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -262,6 +263,8 @@ for name, constants in {
 
 def test_they_compile_to_machine_code(tmp_path: Any) -> None:
     """For an A100 and an H100, without one: the interpreter accepts more than the compiler."""
+    if version("triton").startswith("3.2."):
+        pytest.skip("reason: Triton 3.2 describes a kernel to its compiler in another way")
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     run = subprocess.run(
         [sys.executable, "-c", COMPILE],
