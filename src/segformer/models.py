@@ -163,7 +163,7 @@ class SegmentationModel(nn.Module):
     def _replay(self, images: Tensor, size: Sequence[int], dtype: torch.dtype | None) -> Tensor:
         """:meth:`_label` as a CUDA graph."""
         device = images.device
-        if device.type != "cuda":
+        if not images.is_cuda:
             raise ValueError(
                 f"cuda_graph=True needs images on a CUDA device, these are on {device}; move them "
                 "and the model there"
@@ -405,8 +405,8 @@ def check_backbone(backbone: nn.Module, options: dict[str, Any]) -> None:
     name = type(backbone).__name__
     if not hasattr(backbone, "channels"):
         raise ValueError(
-            f"a backbone of class {name} has no attribute channels; set it to the number of "
-            "channels of each feature map, finest first"
+            f"a backbone of class {name} has no channels; give it this attribute, the numbers of "
+            "channels of its feature maps, finest first"
         )
     if options:
         raise ValueError(f"{', '.join(options)} given beside a module of {name}; set it there")
