@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import _segformer_command
+import _segformer_verbs
 import segformer
 
 CODE = """
@@ -59,9 +59,9 @@ finally:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["--help"], 0, [*_segformer_command.VERBS, "exit codes", "130"]),
+        (["--help"], 0, [*_segformer_verbs.VERBS, "exit codes", "130"]),
         (["--version"], 0, ["segformer "]),
-        ([], 2, [*_segformer_command.VERBS]),
+        ([], 2, [*_segformer_verbs.VERBS]),
         (["fti"], 2, ["segformer: no verb 'fti'; did you mean 'fit'?"]),
         (["xyz"], 2, ["segformer: no verb 'xyz'; segformer --help lists all"]),
         (["--versoin"], 2, ["did you mean '--version'?"]),
@@ -81,5 +81,5 @@ def test_help_and_mistyped_verbs_do_not_load_pytorch(
 
 def test_the_documented_verbs_have_a_module_each() -> None:
     folder = Path(segformer.__file__).parent / "cli"
-    assert set(_segformer_command.VERBS) <= {path.stem for path in folder.glob("*.py")}
-    assert _segformer_command.EXAMPLES.keys() == _segformer_command.VERBS.keys()
+    assert set(_segformer_verbs.VERBS) <= {path.stem for path in folder.glob("*.py")}
+    assert _segformer_verbs.EXAMPLES.keys() == _segformer_verbs.VERBS.keys()

@@ -14,7 +14,7 @@ from importlib import import_module
 from io import TextIOWrapper
 from types import ModuleType
 
-from _segformer_command import DEBUG, EXAMPLES, VERBS, refuse, split
+from _segformer_verbs import COMPLETION, DEBUG, EXAMPLES, VERBS, refuse, split
 from segformer.cli.errors import explain
 from segformer.cli.parser import Parser
 from segformer.ops.memory import keep_large_blocks
@@ -34,7 +34,10 @@ def main(arguments: list[str] | None = None) -> None:
     _prepare_streams()
     keep_large_blocks()
     try:
-        _module_of(verb).run(parser_of(verb), rest)
+        if verb == COMPLETION:
+            import_module("segformer.cli.completion").run(*rest)
+        else:
+            _module_of(verb).run(parser_of(verb), rest)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except SystemExit as stop:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from _segformer_command import VERBS, parser, refuse
+from _segformer_verbs import VERBS, parser, refuse
 from segformer.cli import parser_of
 
 
@@ -15,6 +15,11 @@ def tree() -> argparse.ArgumentParser:
     for verb, sentence in VERBS.items():
         verbs.add_parser(verb, help=sentence, parents=[parser_of(verb)], add_help=False)
     return top
+
+
+def run(shell: str) -> None:
+    """Prints the completion script of a shell."""
+    print(script(shell))
 
 
 def script(shell: str) -> str:

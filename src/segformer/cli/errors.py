@@ -7,7 +7,7 @@ from argparse import ArgumentError
 from collections.abc import Iterator
 from types import TracebackType
 
-from _segformer_command import closest
+from _segformer_verbs import closest
 
 EXPECTED = (OSError, ValueError, FloatingPointError, ArgumentError)  # a user can correct these
 PARSERS = ("jsonargparse", "argparse", "segformer.train.parser", "segformer.cli.parser")  # modules

@@ -10,7 +10,7 @@ import logging
 from argparse import ArgumentParser
 from importlib import import_module
 
-from _segformer_command import refuse
+from _segformer_verbs import refuse
 
 CONFIG = ("--config FILE", "YAML file of settings; the options on the command line override it")
 ROOT = ("--data.root DIR", "folder of the images and label maps")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -128,10 +128,16 @@ class TimmBackbone(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        arguments = {"class_token": class_token, "positions": positions, "fit": fit}
-        config = TimmConfig(name, in_channels, **arguments, options=options)  # type: ignore[arg-type]
+        config = TimmConfig(
+            name,
+            in_channels,
+            class_token=class_token,
+            positions=positions,
+            fit=fit,
+            options=options,
+        )
         indices = _chosen(name, out_indices, _strides(name, options))
-        self.config = TimmConfig(name, in_channels, indices, **arguments, options=config.options)  # type: ignore[arg-type]
+        self.config = replace(config, out_indices=indices)
         wanted = {"in_chans": in_channels, "out_indices": indices, **options}
         self.model = _pyramid(name, pretrained=pretrained, **wanted)
         inner = getattr(self.model, "model", self.model)
@@ -367,10 +373,10 @@ class BilinearVisionTransformer(VisionTransformer):
 
 def _resample_bilinear(vit: Any, name: str) -> None:
     """Make a Vision Transformer resample its position embedding as mmsegmentation does."""
-    is_plain = (
+    is_standard = (
         type(vit) is VisionTransformer and vit.reg_token is None and vit.pos_embed is not None
     )
-    has_positions = is_plain and (vit.cls_token is None or not vit.no_embed_class)
+    has_positions = is_standard and (vit.cls_token is None or not vit.no_embed_class)
     if not has_positions or not vit.dynamic_img_size:
         raise ValueError(
             f"{name!r} is no plain Vision Transformer with a position embedding of patches and "
