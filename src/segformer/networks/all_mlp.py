@@ -46,8 +46,9 @@ class AllMLPHead(nn.Module):
         F = ReLU(BatchNorm(Linear(4C, C)(Concat(F̂_4, F̂_3, F̂_2, F̂_1))))
         M = Linear(C, K)(Dropout(F))
 
-    The second and third Linear act on (B, C, H, W): they are 1×1 convolutions. The concatenation is
-    coarsest first, as in the released weights. The caller upsamples M to the size of the image.
+    The first Linear acts on the channels of (B, H_i, W_i, C_i); the others are 1×1 convolutions of
+    (B, C, H_1, W_1). The concatenation is coarsest first, as in the released weights. The caller
+    upsamples M to the size of the image.
 
     Args:
         in_channels: number of channels C_i of each feature map, finest first.
@@ -87,12 +88,15 @@ class AllMLPHead(nn.Module):
 
     @staticmethod
     def projection(in_channels: int, channels: int, norm_eps: float) -> nn.Module:
-        """The layer that projects one level to the decoder's width; it has no norm here."""
+        """The layer that projects one level to the decoder's width.
+
+        ``norm_eps`` is for subclasses whose projection has a norm.
+        """
         return nn.Linear(in_channels, channels)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Maps (B, C_i, H_i, W_i), finest first, to logits (B, num_classes, H_1, W_1)."""
-        # The four lines of equation 4 above, in one function, because all are fused where possible.
+        # Equation 4, the four lines above; it concatenates coarsest first.
         return all_mlp(
             features, self.projections, self.fuse, self.norm, self.dropout, self.classifier
         )
@@ -111,15 +115,13 @@ class MMSegHead(AllMLPHead):
         """The layers that project one level to the decoder's width."""
         conv = nn.Conv2d(in_channels, channels, 1, bias=False)
         norm = nn.BatchNorm2d(channels, eps=norm_eps)
-        # The names are those of mmsegmentation's own module.
         return nn.Sequential(OrderedDict(conv=conv, norm=norm, act=nn.ReLU()))
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Maps (B, C_i, H_i, W_i), finest first, to logits (B, num_classes, H_1, W_1)."""
         levels = [project(x) for x, project in zip(features, self.projections, strict=True)]
-        x: Tensor = upsample_and_fuse(
-            levels, self.fuse
-        )  # (B, C, H_1, W_1): fuse(concat(upsample(levels)))
+        # fuse(concat(upsampled levels)), in the order of the levels: (B, C, H_1, W_1)
+        x: Tensor = upsample_and_fuse(levels, self.fuse)
         x = self.dropout(F.relu(self.norm(x)))
         x = self.classifier(x)
         return x

@@ -26,7 +26,7 @@ from segformer.networks.mit import (
     OverlapPatchEmbed,
     Pyramid,
     Stage,
-    patch,
+    kernel_and_stride,
 )
 from segformer.ops import linear_head
 
@@ -174,7 +174,9 @@ class ConvolutionalMiT(Pyramid):
         sizes: list[tuple[int, ...]] = list(config.values())[:-1]
         stages, channels = [], in_channels
         for s, (dim, head, expansion, ratio, depth) in enumerate(zip(*sizes, strict=True)):
-            embed = OverlapPatchEmbed(channels, dim, *patch(s), lambda dim: nn.Identity())
+            embed = OverlapPatchEmbed(
+                channels, dim, *kernel_and_stride(s), lambda dim: nn.Identity()
+            )
             blocks = [block(dim, head, ratio, expansion) for _ in range(depth)]
             stages.append(Stage(embed, blocks, nn.Identity()))
             channels = dim

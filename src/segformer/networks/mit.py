@@ -2,11 +2,12 @@
 
 Where the released weights differ from the paper's text, the comments say so.
 
-Inside a stage a map is (B, H, W, C): the tensor carries height and width, and its view
-(B, C, H, W) has the channels-last memory format, so that convolutions need no copy.
+Inside a stage a map is (B, H, W, C), where the paper has sequences (B, N, C). Permuted to
+(B, C, H, W) it has the channels-last memory format, so that convolutions need no copy.
 
-``linear``, ``attention`` and ``mix_ffn`` return what the equations beside them say. Their plain
-definitions are in :mod:`segformer.ops`, together with faster implementations for some devices.
+``linear(x, layer)`` is ``layer(x)``; ``attention`` and ``mix_ffn`` return what the comments beside
+them say. Their plain definitions are in :mod:`segformer.ops`, together with faster implementations
+for some devices.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class Variant(Config):
                     f"{name}={values} does not have one value a stage; dims={self.dims} has "
                     f"{len(self.dims)}"
                 )
-        for name in ("dims", "heads", "sr_ratios"):
+        for name in ("dims", "depths", "heads", "sr_ratios"):
             check_at_least_1(**{name: min(getattr(self, name), default=0)})
         check_at_least_1(decoder_channels=self.decoder_channels, mlp_ratio=self.mlp_ratio)
         for dim, heads in zip(self.dims, self.heads, strict=True):
@@ -76,7 +77,7 @@ class Variant(Config):
                 )
 
 
-VARIANTS = {
+VARIANTS = {  # with the depths of the released weights
     "b0": Variant((32, 64, 160, 256), (2, 2, 2, 2), 256),
     "b1": Variant((64, 128, 320, 512), (2, 2, 2, 2), 256),
     "b2": Variant((64, 128, 320, 512), (3, 4, 6, 3), 768),
@@ -133,9 +134,9 @@ class OverlapPatchEmbed(nn.Module):
 class SpatialReduction(nn.Module):
     """The sequence reduction before keys and values (section 3.1, equation 2).
 
-    The sequence of H·W tokens becomes R² times shorter: the R×R tokens of a square are projected to
-    one, by a convolution of kernel size and stride R. Equation 2 calls R what is R² here (64, 16,
-    4, 1); table 6 has R = 8, 4, 2, 1. The released network adds a LayerNorm, and drops the rows and
+    The R×R tokens of a square are projected to one, by a convolution of kernel size and stride R.
+    R is that of table 6 (8, 4, 2, 1); the R of equation 2 is its square (64, 16, 4, 1). The
+    released network reduces the input of both projections, adds a LayerNorm, and drops the rows and
     columns beyond the last whole square.
 
     (B, H, W, C) → (B, ⌊H/R⌋, ⌊W/R⌋, C)
@@ -198,10 +199,10 @@ class MixFFN(nn.Module):
 
 
 class Block(nn.Module):
-    """One transformer block (figure 2): attention, then Mix-FFN, each after a norm.
+    """Attention, then Mix-FFN: one of the N repetitions in a "transformer block" of figure 2.
 
-    As in the released network, each residual branch is skipped at random in training, image by
-    image (stochastic depth).
+    Each follows a norm, which the figure omits. As in the released network, each residual branch is
+    skipped at random in training, image by image (stochastic depth).
 
     (B, H, W, C) → (B, H, W, C)
     """
@@ -223,7 +224,9 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """One stage of figure 2: patch merging, then blocks. The released network adds a norm.
+    """Patch merging, then blocks, then a norm, as in the released network.
+
+    Figure 2 draws the merging at the end of the stage before.
 
     (B, C_in, H, W) → (B, C_out, ⌈H/stride⌉, ⌈W/stride⌉), in channels-last memory
     """
@@ -244,7 +247,7 @@ class Stage(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """A sequence of stages, whose maps are the features: base of all encoders of this shape.
+    """A sequence of stages, whose maps are the features: base of hierarchical encoders.
 
     Args:
         stages: modules from (B, C, H, W) to a coarser map.
@@ -253,7 +256,7 @@ class Pyramid(nn.Module):
         min_size: smallest height and width of an image, in pixels.
 
     Attributes:
-        STEM: name of the weight that has one input channel per channel of the images.
+        STEM: name of the first convolution's weight, whose shape depends on ``in_channels``.
     """
 
     STEM = "stages.0.embed.proj.weight"
@@ -270,9 +273,9 @@ class Pyramid(nn.Module):
         self.in_channels = in_channels
         self.channels = channels
         self.min_size = min_size
-        self.apply(init_weights)
+        self.apply(init_weights)  # truncated normal for linear layers, as released
 
-    __prepare_scriptable__ = refuse_scripting  # torch.jit.script calls it
+    __prepare_scriptable__ = refuse_scripting  # called by torch.jit.script, which cannot compile it
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations.
@@ -294,7 +297,7 @@ class Pyramid(nn.Module):
     def first_features(self, images: Tensor, count: int) -> list[Tensor]:
         """The maps of the first ``count`` stages, for models that use no others."""
         check_images(images, self.in_channels, self.min_size)
-        x = images.contiguous(memory_format=torch.channels_last)  # then every map is
+        x = images.contiguous(memory_format=torch.channels_last)  # so that all maps are
         features = []
         for stage in self.stages[:count]:
             x = stage(x)
@@ -381,17 +384,19 @@ class MiT(Pyramid):
         stages, before = [], in_channels
         sizes = zip(size.dims, size.depths, size.heads, size.sr_ratios, strict=True)
         for i, (dim, depth, heads, ratio) in enumerate(sizes):
-            embed = OverlapPatchEmbed(before, dim, *patch(i), embed_norm)
+            embed = OverlapPatchEmbed(before, dim, *kernel_and_stride(i), embed_norm)
             blocks = [make_block(dim, heads, ratio, next(rates)) for _ in range(depth)]
             stages.append(Stage(embed, blocks, norm(dim)))
             before = dim
-        super().__init__(stages, in_channels, size.dims, smallest_side(size.sr_ratios))
+        # In a smaller image, some stage would have no whole R×R square.
+        min_size = smallest_side(size.sr_ratios)
+        super().__init__(stages, in_channels, size.dims, min_size)
         self.config = config
 
 
-def patch(stage: int) -> tuple[int, int]:
+def kernel_and_stride(stage: int) -> tuple[int, int]:
     """Kernel size and stride of a stage's patch merging (section 3.1); stages count from 0."""
-    return (3, 2) if stage else (7, 4)
+    return (7, 4) if stage == 0 else (3, 2)
 
 
 def linear_rates(last: float, depth: int) -> list[float]:
