@@ -87,7 +87,7 @@ def test_a_new_classifier_is_made_on_request_and_reported(
     b0.save(tmp_path / "b0.safetensors")
     model = SegFormer.from_pretrained(tmp_path / "b0.safetensors", num_classes=7)
     assert (
-        "decode_head.classifier  random weights: 7 classes were asked for, the file has 3"
+        "decode_head.classifier  random weights: num_classes=7, but the file has 3 classes"
         in caplog.text
     )
     assert model(IMAGES).shape[1] == 7
@@ -195,7 +195,7 @@ def test_foreign_weights_are_refused_with_their_first_keys(tmp_path: Path) -> No
 
 def test_missing_files_and_folders_are_named(tiny: SegFormer, tmp_path: Path) -> None:
     with pytest.raises(
-        FileNotFoundError, match=r"no file or folder 'nowhere.pth'; a Hugging Face id would read"
+        FileNotFoundError, match=r"no file or folder 'nowhere.pth'; a Hugging Face id has the form"
     ):
         SegFormer.from_pretrained("nowhere.pth")
     with pytest.raises(FileNotFoundError, match="to write 'model.safetensors' into; make it first"):
@@ -281,7 +281,8 @@ def test_an_unknown_hub_id_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(
-        FileNotFoundError, match="no file or folder 'runs/typo', and as a Hugging Face id: "
+        FileNotFoundError,
+        match="no file or folder 'runs/typo', and the Hugging Face hub gave an error: ",
     ):
         SegFormer.from_pretrained("runs/typo")
 

@@ -122,7 +122,6 @@ def test_a_missing_file_raises_one_line(
 ) -> None:
     with pytest.raises(
         SystemExit,
-        match=f"^segformer {args[0]}: no file or folder 'nowhere.pth'; a Hugging Face id would "
-        "read",
+        match=f"^segformer {args[0]}: no file or folder 'nowhere.pth'; a Hugging Face id has read",
     ):
         segformer(monkeypatch, *args)

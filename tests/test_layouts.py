@@ -218,7 +218,7 @@ def test_a_pretrained_backbone_gets_a_new_head(
     torch.save({"state_dict": state}, tmp_path / "mit_b0.pth")
     with pytest.raises(
         ValueError,
-        match=r"mit_b0.pth' holds a backbone without a decode head; ask for a new one with "
+        match=r"mit_b0.pth' holds a backbone without a decode head; pass "
         "num_classes=…",
     ):
         SegFormer.from_pretrained(tmp_path / "mit_b0.pth")

@@ -34,7 +34,10 @@ __version__ = "0.2.0"
 
 def __getattr__(name: str) -> Any:
     if name == "Segformer":
-        message = "segformer.Segformer is now called segformer.ConvSegFormer; the old name will go"
-        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        warnings.warn(
+            "segformer.Segformer is now called segformer.ConvSegFormer; use the new name",
+            DeprecationWarning,
+            stacklevel=2,
+        )
         return ConvSegFormer
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -84,11 +84,10 @@ class SegmentationModel(nn.Module):
     @classes.setter
     def classes(self, classes: Classes) -> None:
         if not classes.fit(self.num_classes):
-            n = len(classes)
+            n, shown = len(classes), ", ".join(classes.names[:3])
             raise ValueError(
-                f"{n} class names ({', '.join(classes.names[:3])}, …) for a model of "
-                f"{self.num_classes} classes; build it with num_classes={n}, or ask "
-                f"from_pretrained(…, num_classes={n}) for a new classifier"
+                f"{n} class names ({shown}{', …' if n > 3 else ''}) for a model of "
+                f"{self.num_classes} classes; pass num_classes={n} when you build or load it"
             )
         self._classes = classes.with_background() if len(classes) == 1 else classes
 
@@ -348,9 +347,10 @@ class SegFormer(SegmentationModel):
         backbone: ``"b0"`` … ``"b5"``, a :class:`Variant`, or any module that maps images to feature
             maps, finest first, and has their ``channels``.
         num_classes: number of classes; by default that of ``classes``, or ADE20K's 150.
-        in_channels: number of channels of the images, by default 3; not for a module.
+        in_channels: number of channels of the images, by default 3. It cannot be given together
+            with a module.
         decoder_channels: width of the decoder; by default the variant's, or 256 for a module.
-        drop_path: stochastic-depth rate, by default 0.1; not for a module.
+        drop_path: stochastic-depth rate, by default 0.1. It cannot be given together with a module.
         dropout: probability that a whole channel is dropped before the classifier.
         classes: names and colours of the classes.
         normalization: how images are normalised; by default see :class:`SegmentationModel`.
@@ -409,7 +409,10 @@ def check_backbone(backbone: nn.Module, options: dict[str, Any]) -> None:
             "channels of its feature maps, finest first"
         )
     if options:
-        raise ValueError(f"{', '.join(options)} given beside a module of {name}; set it there")
+        raise ValueError(
+            f"{', '.join(options)} cannot be given with a backbone of class {name}; pass it to "
+            f"{name} instead"
+        )
 
 
 class SETR(SegmentationModel):
@@ -419,9 +422,10 @@ class SETR(SegmentationModel):
         backbone: ``"large"``, ``"base"``, ``"deit"`` or ``"tiny"``: one of timm's Vision
             Transformers with patches of 16 pixels.
         num_classes: number of classes; by default that of ``classes``, or ADE20K's 150.
-        head: :class:`NaiveHead`, :class:`PUPHead`, :class:`MLAHead`, or another class with the
-            attributes ``BLOCKS``, the blocks of 24 that it reads, and ``CLASS_TOKEN``, whether the
-            class token passes through them.
+        head: class of the decode head: :class:`NaiveHead`, :class:`PUPHead`, :class:`MLAHead` or
+            one of your own. Its attribute ``BLOCKS`` lists the blocks whose output it reads,
+            counted from 1 in a transformer of 24 blocks and scaled to the depth of the backbone.
+            Its attribute ``CLASS_TOKEN`` is whether the class token passes through the blocks.
         channels: width of the head.
         pretrained: whether to load timm's ImageNet weights of the backbone from the Hugging Face
             hub.
@@ -490,13 +494,13 @@ class SETR(SegmentationModel):
 class ConvSegFormer(SegmentationModel):
     """The convolutional Segformer of Phil Wang's segformer-pytorch, with its arguments.
 
-    Those of the encoder take one value, or four, one a stage.
+    Each argument of the encoder is one value for all stages, or four values, one per stage.
 
     Args:
         dims: number of channels.
         heads: number of attention heads.
-        ff_expansion: width of the Mix-FFN over the stage's channels.
-        reduction_ratio: how many times coarser keys and values are than queries, a side.
+        ff_expansion: hidden channels of the Mix-FFN, divided by the number of channels.
+        reduction_ratio: factor by which keys and values are coarser than queries, along each side.
         num_layers: number of blocks.
         channels: number of channels of the images.
         decoder_dim: width of the decoder.

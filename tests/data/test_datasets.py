@@ -57,7 +57,7 @@ def test_the_message_for_a_wrong_label_value_has_file_count_and_cure(tmp_path: P
     pair(tmp_path, label=label)
     with pytest.raises(
         ValueError,
-        match=r"1.png' holds the value 7 on 5 of 48 pixels; valid are 0 to 2, .*ignore_index=7",
+        match=r"1.png' holds the value 7 on 5 of 48 pixels; valid values .*ignore_index=7",
     ):
         dataset(tmp_path)[0]
 
@@ -71,7 +71,8 @@ def test_labels_of_any_type_are_checked(dtype: torch.dtype) -> None:
         check_labels(torch.tensor([[0, 255]]).to(dtype), 3, "it")
     for value in (3, 100) if dtype == torch.uint8 else (3, 100, -1):
         with pytest.raises(
-            ValueError, match=f"it holds the value {value} on 2 of 5 pixels; valid are 0 to 2"
+            ValueError,
+            match=f"it holds the value {value} on 2 of 5 pixels; valid values are 0 to 2",
         ):
             check_labels(torch.tensor([0, value, value, 9, 1]).to(dtype), 3, "it")
 

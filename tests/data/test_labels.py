@@ -230,7 +230,7 @@ def test_any_other_palette_is_refused_unless_its_coding_is_declared(
     path = saved(tmp_path / "label.png", paletted(VALUES, OTHER_PALETTES[name]))
     first = 3 if name == "nearly" else 0
     message = (
-        rf"label.png' has a palette that is not the classes': its entry {first} is .* "
+        rf"label.png' has a palette that differs from .*: its entry {first} is .* "
         "set `palette: index`"
     )
     with pytest.raises(ValueError, match=message):

@@ -164,7 +164,7 @@ def test_mit_under_torchvisions_decoders() -> None:
         (lambda: TimmBackbone("resnet18", out_indices=()), r"out_indices \(\)"),
         (
             lambda: TimmBackbone("resnet18", out_indices=(4, 2)),
-            r"out_indices \(4, 2\) of 'resnet18' must rise",
+            r"out_indices=\(4, 2\) of 'resnet18' must be strictly increasing",
         ),
         (lambda: TimmBackbone("mlp_mixer_that_is_not"), "unknown timm model"),
         (

@@ -74,10 +74,10 @@ def _check_rebuilt(model: nn.Module, description: dict[str, Any]) -> None:
     differences = [*_tensor_differences(*states), *_layer_differences(model, rebuilt)]
     if differences:
         raise ValueError(
-            "the model is no longer what its config builds, so that its file could not be read "
-            f"back: {some(differences)}. Build a model as it is now (such as with num_classes=…), "
-            "load this one's state_dict() into it, and save that. Merge adapters first, and remove "
-            "parametrizations and pruning; a quantised model is saved before it is quantised"
+            "the model differs from what its config builds, so that its file could not be loaded: "
+            f"{some(differences)}. Build a model with the changed arguments (such as num_classes), "
+            "load this model's state_dict() into it, and save it. First merge adapters and remove "
+            "parametrizations and pruning; save a quantised model before you quantise it"
         )
 
 

@@ -91,7 +91,7 @@ def _download(
     is_id = isinstance(source, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", source)
     if not is_id or Path(source).suffix in SUFFIXES:
         raise FileNotFoundError(
-            f"no file or folder {str(source)!r}; a Hugging Face id would read 'organisation/name'"
+            f"no file or folder {str(source)!r}; a Hugging Face id has the form 'organisation/name'"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -112,7 +112,7 @@ def _download(
             folder = download("*.json", *(f"*{suffix}" for suffix in SUFFIXES))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise FileNotFoundError(
-            f"no file or folder {source!r}, and as a Hugging Face id: {error}"
+            f"no file or folder {source!r}, and the Hugging Face hub gave an error: {error}"
         ) from error
     return folder
 

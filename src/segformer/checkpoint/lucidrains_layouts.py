@@ -62,8 +62,8 @@ def _assume_heads(dims: list[int], file: WeightFile, report: Report) -> None:
     if any(dim % heads for dim, heads in zip(dims, HEADS, strict=True)):
         raise ValueError(
             f"{str(file.path)!r} has dims {dims} and does not state its attention heads, which "
-            f"cannot be the usual {HEADS}; build the model with the arguments it was made with, "
-            "and call its load_weights with this file"
+            f"cannot be the usual {HEADS}; build the model with its original arguments, and "
+            "call model.load_weights with this file"
         )
     report.add(
         "note",

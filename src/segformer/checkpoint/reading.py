@@ -213,7 +213,7 @@ def _replace_classifier(
     config = description["decode_head"]["config"]
     if num_classes == config["num_classes"]:
         return {}
-    reason = f"{num_classes} classes were asked for, the file has {config['num_classes']}"
+    reason = f"num_classes={num_classes}, but the file has {config['num_classes']} classes"
     dropped = [key for key in tensors if key.startswith(CLASSIFIER)]
     for key in dropped:
         del tensors[key]
@@ -245,7 +245,7 @@ def _adapted(weight: Tensor, in_channels: int, path: Path) -> Tensor:
     if weight.shape[1] != 3 and in_channels != 1:
         raise ValueError(
             f"{str(path)!r} takes {weight.shape[1]} channels; only weights of 3 can be adapted to "
-            f"{in_channels}"
+            f"{in_channels}; pass in_channels=1, or use such weights"
         )
     if in_channels == 1:
         return weight.sum(1, keepdim=True)

@@ -105,8 +105,8 @@ class SegFormerLayout(Layout):
             head, classes = self._head(config, state, file, num_classes, report)
         elif num_classes is None:
             raise BackboneOnlyError(
-                f"{str(file.path)!r} holds a backbone without a decode head; ask for a new one "
-                "with num_classes=…"
+                f"{str(file.path)!r} holds a backbone without a decode head; pass "
+                "num_classes=… to add a new one"
             )
         else:
             head = {"num_classes": num_classes, "channels": variant.decoder_channels}
@@ -159,9 +159,9 @@ class SegFormerLayout(Layout):
         standard = [v for v in VARIANTS.values() if (v.dims, v.depths) == (dims, depths)]
         if not standard:
             raise ValueError(
-                f"{str(file.path)!r} has dims {dims} and depths {depths}, which no variant "
-                "has, and no shape shows its number of heads; build the model with the arguments "
-                "it was made with, and call its load_weights with this file"
+                f"{str(file.path)!r} has dims {dims} and depths {depths}, which no variant has, "
+                "and shapes do not determine the number of heads; build the model with its "
+                "original arguments, and call model.load_weights with this file"
             )
         return standard[0]
 
@@ -190,7 +190,9 @@ def _fold_fuse_bias(state: State) -> dict[str, str]:
     return {bias: "into the running mean of the BatchNorm after it"}
 
 
-_CONV_SEG = {"decode_head.conv_seg.": "its framework makes it, and SegFormer does not use it"}
+_CONV_SEG = {
+    "decode_head.conv_seg.": "mmsegmentation's default classifier, which this head does not use"
+}
 _STAGES = "stages.{s}."
 _BLOCKS = "stages.{s}.blocks.{j}."
 _REDUCTION = "stages.{s}.blocks.{j}.attention.sequence_reduction."

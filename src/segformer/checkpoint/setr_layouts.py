@@ -28,9 +28,9 @@ class SETRLayout(Layout):
 
     Args:
         naive_scales: Upsampling factors of the naive head's layers, before its classifier.
-        pup_scales: The same of the progressive head. The last upsampling gives equal logits before
-            and after the classifier; merged with the final upsampling to the image's size, it does
-            so only if the image is a whole number of patches.
+        pup_scales: The same for the progressive head. Upsampling gives equal logits before and
+            after the classifier. If the last upsampling is merged with the one to the size of the
+            image, the logits are equal only if that size is a multiple of the patch size.
         mla: Numerics of the MLA head, as its arguments.
         backbone_numerics: Numerics of the backbone, as arguments of ``TimmBackbone``.
     """
@@ -174,7 +174,7 @@ _UNUSED = {
     "backbone.norm.": "a norm after the last block, which no head uses",
     "backbone.ln1.": "a norm after the last block, which no head uses",
     "backbone.head.": "the ImageNet classifier",
-    "decode_head.conv_seg.": "its framework makes it, and no head of this layout uses it",
+    "decode_head.conv_seg.": "mmsegmentation's default classifier, which this head does not use",
 }
 _VIT = "model.model"
 _BLOCKS = "model.model.blocks.{s}."

@@ -1,4 +1,4 @@
-"""The command ``segformer``: one module for each verb, which passes its arguments to a room below.
+"""The command ``segformer``: one module per verb, which parses the arguments and runs it.
 
 A verb's module has two functions: ``add_arguments(parser)`` adds its options, and
 ``run(parser, arguments)`` runs it.

@@ -216,8 +216,8 @@ class FolderDataset(Dataset):
         folder = str(self.pairs[0][1].parent)
         return [
             f"the label maps in {folder!r} hold only {values}, and {ignored} is ignored, so that "
-            f"no two classes are left to learn; set `label_map: {as_class}` if {ignored} is a "
-            f"class, or `label_map: {as_none}` with all other values if it is not"
+            f"at most one class is left; set `label_map: {as_class}` if {ignored} is a class, or "
+            f"`label_map: {as_none}` with all other values if it is not"
         ]
 
 

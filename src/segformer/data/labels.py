@@ -114,10 +114,10 @@ def _coding_of_palette(header: Header, classes: Classes) -> Coding:
     if set(palette) <= known and len(set(palette)) > 1 and not header.transparent:
         return "color"
     raise ValueError(
-        f"{_what(header)} has a palette that is not the classes': its entry {first} is "
-        f"{palette[first]}, the colour of {classes.names[first]!r} is {classes.colors[first]}; set "
-        "`palette: index` if its values are class indices, or set classes.colors to the file's "
-        "colours"
+        f"{_what(header)} has a palette that differs from the classes' colours: its entry {first} "
+        f"is {palette[first]}, the colour of {classes.names[first]!r} is {classes.colors[first]}; "
+        "set `palette: index` if the values are class indices, or set classes.colors to the "
+        "palette's colours"
     )
 
 
@@ -281,10 +281,10 @@ def check_labels(label: Tensor, num_classes: int, what: str) -> None:
             else ""
         )
         raise ValueError(
-            f"{what} holds the value {value} on {count} of {label.numel()} pixels; valid are 0 to "
-            f"{num_classes - 1}, and the ignore index{more}. Name more classes, set "
-            f"ignore_index={value}, or map the values with label_map (are they another data set's, "
-            "or counted from 1?)"
+            f"{what} holds the value {value} on {count} of {label.numel()} pixels{more}; valid "
+            f"values are 0 to {num_classes - 1} and {ignored} (ignored). Add the missing classes, "
+            f"set ignore_index={value}, or map the values with label_map, for example if they are "
+            "counted from 1"
         )
 
 

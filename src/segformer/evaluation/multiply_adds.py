@@ -15,8 +15,8 @@ from segformer.models import SegmentationModel
 class MultiplyAdds(TorchDispatchMode):
     """Counts the multiply-adds of what is computed inside, by PyTorch's formulas.
 
-    :class:`torch.utils.flop_counter.FlopCounterMode` counts by module, with hooks on all of them.
-    The head of a model with hooks takes more multiply-adds, as all of its layers are called.
+    :class:`torch.utils.flop_counter.FlopCounterMode` registers hooks on every module. The faster
+    implementations of the decode head do not run with hooks, so that its count would be higher.
     """
 
     def __init__(self) -> None:

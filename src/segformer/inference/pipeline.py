@@ -107,7 +107,11 @@ def plan(
     images = {path.resolve() for path in targets_of}
     own = dict(list(targets_of.items())[share])
     for target in chain(*own.values()):
-        if target.resolve() in images or (target.exists() and not overwrite):
+        if target.resolve() in images:
+            raise FileExistsError(
+                f"{str(target)!r} is one of the images to label; choose another folder with --out"
+            )
+        if target.exists() and not overwrite:
             raise FileExistsError(
                 f"{str(target)!r} exists already; choose another folder with --out, or add "
                 "--overwrite"

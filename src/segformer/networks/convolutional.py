@@ -140,13 +140,13 @@ def one_a_stage(name: str, values: PerStage) -> tuple[int, ...]:
 class ConvolutionalMiT(Pyramid):
     """MiT's four stages with the convolutional parts.
 
-    Each argument but ``in_channels`` is one value, or four, one a stage.
+    Each argument but ``in_channels`` is one value for all stages, or four values, one per stage.
 
     Args:
         dims: number of channels.
         heads: number of attention heads.
-        ff_expansion: width of the Mix-FFN over the stage's channels.
-        reduction_ratio: how many times coarser keys and values are than queries, a side.
+        ff_expansion: hidden channels of the Mix-FFN, divided by the number of channels.
+        reduction_ratio: factor by which keys and values are coarser than queries, along each side.
         num_layers: number of blocks.
         in_channels: number of channels of the images.
 

@@ -42,8 +42,8 @@ def check_images(images: Tensor, in_channels: int, min_size: int) -> None:
         )
     if not images.is_floating_point():
         raise ValueError(
-            f"images are {images.dtype}; convert them to float and normalise with the ImageNet "
-            "mean and std"
+            f"images are {images.dtype}, not floating point; normalise them as the model's "
+            "normalization says, with segformer.data.transforms.Normalize(model.normalization)"
         )
 
 

@@ -83,7 +83,12 @@ class UpsamplingHead(nn.Module):
         ValueError: if there is no feature map, or a size is below 1.
     """
 
-    BLOCKS: ClassVar[tuple[int, ...]] = (10, 15, 20, 24)  # the blocks of 24 whose maps it reads
+    BLOCKS: ClassVar[tuple[int, ...]] = (
+        10,
+        15,
+        20,
+        24,
+    )  # blocks that it reads, counted from 1, of 24
     CLASS_TOKEN: ClassVar[bool] = True  # whether the class token passes through the blocks
     KERNEL_SIZE: ClassVar[int]
     SCALES: ClassVar[tuple[int, ...]]
@@ -189,7 +194,12 @@ class MLAHead(nn.Module):
         ValueError: if there is no feature map, or a size is below 1.
     """
 
-    BLOCKS: ClassVar[tuple[int, ...]] = (6, 12, 18, 24)  # the blocks of 24 whose maps it reads
+    BLOCKS: ClassVar[tuple[int, ...]] = (
+        6,
+        12,
+        18,
+        24,
+    )  # blocks that it reads, counted from 1, of 24
     CLASS_TOKEN: ClassVar[bool] = False  # whether the class token passes through the blocks
 
     def __init__(

@@ -79,11 +79,11 @@ class TimmConfig(Config):
 class TimmBackbone(nn.Module):
     """A timm model's feature maps, finest first, at any image size.
 
-    Some models take whole patches or windows only, or drop the rest of an image. Then the image is
-    interpolated, or padded, to the next size that divides. A Vision Transformer's position
-    embedding is resampled to the image's grid, and its class and other prefix tokens are in no map.
-    The few models that timm builds for one image size, such as maxvit, hiera and coat, take no
-    other.
+    Some models need a height and width that are multiples of their patch or window size. Images are
+    then interpolated or padded up to the next multiple. The position embedding of a Vision
+    Transformer is resampled to the grid of the image. The feature maps do not contain its class
+    token and other prefix tokens. A few timm models, such as maxvit, hiera and coat, take images
+    of one size only.
 
     Args:
         name: timm's name, such as ``"resnet50"`` or ``"vit_large_patch16_384"``.
@@ -96,15 +96,15 @@ class TimmBackbone(nn.Module):
             patches.
         positions: how a Vision Transformer's position embedding is resampled: ``"bicubic"``, with
             antialiasing, as timm does, or ``"bilinear"``, without, as mmsegmentation's SETR does.
-        fit: how an image gets a size that divides: ``"resize"``, which keeps proportions, or
-            ``"pad"``, with zeros right and below, as mmsegmentation's SETR does.
+        fit: how an image is brought to the next multiple: ``"resize"`` interpolates it, ``"pad"``
+            adds zeros at the right and the bottom, as mmsegmentation's SETR does.
         **options: further arguments of the timm model, such as ``drop_path_rate`` or ``img_size``.
 
     Attributes:
         channels: number of channels of each feature map, finest first.
         strides: the stride in pixels of each feature map.
         min_size: height and width in pixels of the smallest image.
-        multiple: what height and width are rounded up to.
+        multiple: height and width of images are rounded up to a multiple of this number.
         normalization: how images are normalised: with ``pretrained`` as timm does for its weights,
             otherwise as for ImageNet.
         config: the arguments that build this backbone again.
@@ -299,7 +299,8 @@ def _chosen(name: str, indices: Sequence[int] | None, strides: list[int]) -> tup
     chosen = tuple(index if index >= 0 else len(strides) + index for index in indices)
     if any(after <= before for before, after in pairwise(chosen)):
         raise ValueError(
-            f"out_indices {indices} of {name!r} must rise: the maps come finest first, each once"
+            f"out_indices={indices} of {name!r} must be strictly increasing, because feature maps "
+            "are returned finest first; sort them and remove duplicates"
         )
     if not chosen or chosen[0] < 0 or chosen[-1] >= len(strides):
         raise ValueError(

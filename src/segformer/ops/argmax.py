@@ -41,8 +41,8 @@ def upsample_argmax(logits: Tensor, size: Sequence[int], align_corners: bool = F
 
 
 def interpolates(logits: Tensor, size: Sequence[int], align_corners: bool = False) -> bool:
-    """on CPUs"""
-    # First, since a graph that is recorded does not depend on sizes.
+    """elsewhere, if the logits are interpolated"""
+    # This check comes first, because a recorded graph must not depend on the sizes compared below.
     if is_recorded(logits):
         return False
     return logits.shape[2:] != tuple(size) and logits.numel() > 0

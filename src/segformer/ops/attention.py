@@ -63,23 +63,30 @@ def _most_queries(kv: Tensor) -> int:
     return memory.PIECE // (4 * kv.shape[1] * kv.shape[2])
 
 
-def _in_tiles(q: Tensor, kv: Tensor, heads: int, together: int, scores: int) -> Tensor:
-    """Some heads together, and the scores of so many queries of one head in a tile."""
+def _in_tiles(q: Tensor, kv: Tensor, heads: int, heads_per_tile: int, max_queries: int) -> Tensor:
+    """Attention in tiles of some heads: of one head, ``max_queries`` queries fit into a tile."""
     depth, out = q.shape[3] // heads, torch.empty_like(q)
     for image, k_and_v, result in zip(q, kv, out, strict=True):
-        queries = image.reshape(-1, heads, depth).split(together, 1)
-        into = result.view(-1, heads, depth).split(together, 1)
+        queries = image.reshape(-1, heads, depth).split(heads_per_tile, 1)
+        into = result.view(-1, heads, depth).split(heads_per_tile, 1)
         keys, values = rearrange(k_and_v, "h w (two n d) -> two n (h w) d", two=2, n=heads)
-        groups = zip(queries, keys.split(together), values.split(together), into, strict=True)
-        for group in groups:
-            _heads(*group, rows=max(1, scores // together))
+        kv_groups = keys.split(heads_per_tile), values.split(heads_per_tile)
+        for group in zip(queries, *kv_groups, into, strict=True):
+            _attend(*group, rows=max(1, max_queries // heads_per_tile))
     return out
 
 
-def _heads(q: Tensor, k: Tensor, v: Tensor, out: Tensor, rows: int) -> None:
-    """Attention of n heads as two 1×1 convolutions, a head a group, by keys and by values.
+def _attend(q: Tensor, k: Tensor, v: Tensor, out: Tensor, rows: int) -> None:
+    """Attention as two grouped 1×1 convolutions, with one group per head.
 
-    Queries and output (N, n, d), keys and values (n, M, d); so many rows of queries at a time.
+    The keys are the kernels of the first convolution, the values those of the second.
+
+    Args:
+        q: queries (N, heads, d).
+        k: keys (heads, M, d).
+        v: values (heads, M, d).
+        out: the result (N, heads, d), written in place.
+        rows: number of queries in a tile.
     """
     heads, keys, depth = k.shape
     k = k.reshape(heads * keys, depth, 1, 1) * depth**-0.5

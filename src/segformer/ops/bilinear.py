@@ -103,8 +103,10 @@ def strips(
     """Interpolate logits (B, h, w, K) to *size*, a strip of rows at a time.
 
     Yields:
-        The strip's rows, the rows of cells that they mix, the cells' shares (n, cells), and the
-        strip (B, n, W, K).
+        rows: the slice of rows of *size* that are in the strip.
+        cells: the slice of rows of the logits that these rows are interpolated from.
+        mix: the weight of each row of the logits in each row of the strip (n, cells).
+        strip: the interpolated logits (B, n, W, K).
     """
     batch, h, _, classes = logits.shape
     height, width = size

@@ -37,7 +37,7 @@ def is_traced(x: Tensor) -> bool:
 def is_transformed() -> bool:
     """Whether a transform of torch.func (vmap, jvp, …) or forward-mode differentiation is active.
 
-    They follow operations that return new tensors, not those that write into existing ones.
+    These transforms track operations that return new tensors, not writes into existing tensors.
     """
     in_torch_func = torch._C._functorch.peek_interpreter_stack() is not None
     return in_torch_func or torch.autograd.forward_ad._current_level >= 0

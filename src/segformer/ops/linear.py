@@ -65,11 +65,11 @@ def products_by_convolution(x: Tensor) -> bool:
 
 @functools.cache
 def convolution_is_faster() -> bool:
-    """Whether oneDNN, behind convolutions, beats MKL, behind linear layers, in float32.
+    """Whether oneDNN (convolutions) is faster than MKL (linear layers) in float32.
 
-    A rule, not a measurement, so that a run's numbers are the same wherever and whenever it is
-    repeated: MKL has no AVX-512 code for AMD's processors, oneDNN has (factors of 1.3 to 2 and
-    more); with AVX2 alone, and on Intel's, they are equal.
+    The processor decides, not a timing, so that a repeated run gives the same numbers. On AMD
+    processors with AVX-512, oneDNN is 1.3 to more than 2 times as fast, because MKL has no AVX-512
+    code for them. On Intel processors, and with AVX2 only, both are equally fast.
     """
     has_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
     return has_avx512 and "AuthenticAMD" in _processor()

@@ -1,7 +1,7 @@
 """Operators: functions with a plain definition, and faster implementations beside it.
 
-The plain definition is always right, differentiable and traceable, and it calls the modules that
-it gets. An implementation runs where its condition holds.
+The plain definition is the reference: it is differentiable and traceable, and it calls each module
+that it is given. A faster implementation runs only if its condition holds.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ Maps are (B, h, w, C), contiguous. ``places`` holds, for rows and for columns, t
 pixel and its share of the next, as :func:`segformer.ops.bilinear.positions` computes them. The
 kernels compute in the precision of these shares.
 
-They write only results, and read stride-4 maps, which stay in cache. They never synchronise with
-the host, and no two programs write to one place, so that results are the same to the bit from run
-to run.
+The kernels read stride-4 maps, which stay in cache, and write only results. They do not synchronise
+with the host. No two programs write to the same address, so that results are equal to the bit in
+every run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 # multiprocessor can be full.
 PIXELS, CLASSES = 16, 32
 FUSION = {"enable_fp_fusion": True}  # fused multiply-adds; Triton's default is changing
-# Arguments that Triton shall not recompile for when they are 1 or a multiple of 16.
+# Triton compiles one kernel for all values of these arguments, also for 1 and multiples of 16.
 SIZES = ["h", "w", "height", "width", "ignore_index"]
 LARGEST = tl.constexpr(2**31 - 1)
 
@@ -115,7 +115,8 @@ def cross_entropy_gradient(
     """
     rows, columns = places
     gradient = torch.empty(logits.shape, dtype=log_sum.dtype, device=logits.device)
-    # The first pixel after each cell: those between cells i and i + 1 lie from one to the next.
+    # first[i] is the first pixel whose lower cell is at least i, so that the pixels between cells i
+    # and i + 1 are first[i] to first[i + 1] - 1.
     first_row, first_column = (
         torch.searchsorted(low, torch.arange(cells + 1, device=low.device))
         for (low, _), cells in zip(places, logits.shape[1:3], strict=True)

@@ -49,13 +49,14 @@ class Auxiliary(nn.Module):
         modules = dict(network.named_modules())
         if not hasattr(modules.get(reads), "channels"):
             raise ValueError(
-                f"the network has no module {reads!r} with feature maps for auxiliary heads"
+                f"the network has no module {reads!r} with an attribute channels for auxiliary "
+                "heads; set reads to one that has it, such as 'backbone'"
             )
         channels: Any = modules[reads].channels
         if not levels or not all(0 <= level < len(channels) for level in levels):
             raise ValueError(
-                f"auxiliary heads on levels {list(levels)} of {reads!r}, which has "
-                f"{len(channels)}: 0 to {len(channels) - 1}"
+                f"levels={list(levels)} must be one or more feature maps of {reads!r}, from 0 to "
+                f"{len(channels) - 1}"
             )
         self.levels = tuple(levels)
         self.reads = reads

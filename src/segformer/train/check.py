@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -35,7 +35,7 @@ SHOWN_WARNINGS = 10  # the others are counted
 
 
 def main(arguments: list[str]) -> None:
-    """Checks the data of a config, print the report and write a picture of samples.
+    """Checks the data of a config, prints the report and writes a picture of samples.
 
     Raises:
         SystemExit: With code 1 if there is a problem.
@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> None:
     try:
         data, faults = build_data(options.data)
     except (OSError, ValueError) as error:
-        print(f"problem: {error}\n\n1 problems")
+        print(f"problem: {error}\n\n{_number_of_problems([error])}")
         sys.exit(1)
     findings = check(data, options.num_workers)
     findings.problems[:0] = faults
@@ -178,7 +178,7 @@ class Findings:
             self._shares(classes),
             _shortened([f"warning: {sentence}" for sentence in self.warnings]),
             [f"problem: {sentence}" for sentence in self.problems],
-            [f"{len(self.problems)} problems" if self.problems else "no problems"],
+            [_number_of_problems(self.problems)],
         ]
         return "\n\n".join("\n".join(lines) for lines in sections if lines)
 
@@ -204,6 +204,12 @@ class Findings:
 def _shortened(warnings: list[str]) -> list[str]:
     more = len(warnings) - SHOWN_WARNINGS
     return [*warnings[:SHOWN_WARNINGS], f"and {more} warnings more"] if more > 0 else warnings
+
+
+def _number_of_problems(problems: Sequence[object]) -> str:
+    if not problems:
+        return "no problems"
+    return f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
 
 
 def check(data: SegmentationData, num_workers: int = 2) -> Findings:

@@ -200,8 +200,8 @@ class SegmentationData(LightningDataModule):
         ]
         if changed:
             raise ValueError(
-                f"the run cannot be resumed with other batches ({'; '.join(changed)}); set what it "
-                "had, or start a new run from its weights with --model.network "
+                f"the run cannot be resumed with other batches ({'; '.join(changed)}); restore "
+                "these settings, or start a new run from its weights with --model.network "
                 "segformer.Pretrained --model.network.source CHECKPOINT"
             )
 
@@ -342,8 +342,8 @@ def _check_patterns(**patterns: str) -> None:
     for name, pattern in patterns.items():
         if SPLIT not in pattern:
             raise ValueError(
-                f"{name}={pattern!r} holds no {SPLIT}: all splits would be the same files; "
-                "write it where they differ"
+                f"{name}={pattern!r} does not contain {SPLIT}, so that all splits would have the "
+                f"same files; write {SPLIT} in place of the name of the split"
             )
 
 

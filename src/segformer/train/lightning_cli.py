@@ -48,13 +48,14 @@ def main(arguments: list[str]) -> None:
 
 
 class SegmentationCLI(LightningCLI):
-    """Builds the task, the data and the trainer from a YAML that nests as the Python composes.
+    """Builds the task, the data and the trainer from a YAML file, and runs a verb.
 
-    The number of classes is that of the data.
+    The keys of the file are the arguments of these classes. The number of classes is that of the
+    data.
 
     Args:
         args: The arguments, a verb first; by default those of the process.
-        run: Whether to run the verb; if not, there is none, and only the parts are built.
+        run: Whether to run the verb. If False, ``args`` has no verb, and only the parts are built.
     """
 
     def __init__(self, args: list[str] | None = None, run: bool = True) -> None:
@@ -233,5 +234,6 @@ def _refuse_unused(verb: str | None, config: Any) -> None:
         given = config.weights or config.ckpt_path
         if not given and not str(config.model.network.class_path).endswith("Pretrained"):
             raise ValueError(
-                "the network has random weights; say what to measure with --weights or --ckpt_path"
+                "the network has random weights; give the weights to measure with --weights or "
+                "--ckpt_path"
             )

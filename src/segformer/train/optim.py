@@ -63,7 +63,7 @@ class Poly(LambdaLR):
     """Linear warm-up, then decay of the learning rate as (1 - step / total_steps)^power.
 
     Args:
-        optimizer: Its learning rates are those of step 0 without warm-up.
+        optimizer: Optimizer with the base learning rates, which the schedule multiplies.
         total_steps: Number of optimizer steps of the whole run.
         warmup_steps: Number of steps of the warm-up, at most a tenth of the run.
         warmup_ratio: Factor of the learning rate at the first step.
@@ -96,7 +96,7 @@ class OneCycle(LambdaLR):
     """Cosine warm-up, then cosine decay of the learning rate.
 
     Args:
-        optimizer: Its learning rates are those at the end of the warm-up.
+        optimizer: Optimizer with the highest learning rates, those at the end of the warm-up.
         total_steps: Number of optimizer steps of the whole run.
         warmup: Share of the run that is warm-up.
         start: Factor of the learning rate at the first step.

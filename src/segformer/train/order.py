@@ -115,10 +115,10 @@ class Batches(Sampler[list[Draw]]):
 
 
 class ResumableLoader(DataLoader):
-    """A loader that starts with the request for its first batch.
+    """A data loader that creates its iterator only when the first batch is requested.
 
-    With ``max_epochs``, the schedule needs the length of an epoch, and Lightning makes the iterator
-    before a resumed run has loaded its number of batches.
+    With ``max_epochs``, the schedule needs the length of an epoch, and Lightning calls iter()
+    before it restores the number of batches of a resumed run. The order depends on that number.
     """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]

@@ -56,9 +56,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class Resumable(ModelCheckpoint):
     """Saves the state of a run for resuming, at regular steps and at SIGTERM or Ctrl-C.
 
-    The newest two states are kept. A state is saved between two optimizer steps, after a validation
-    that is due there. After a signal the run continues to that point, saves, and exits. After a
-    second signal it stops at once, without a checkpoint.
+    The newest two states are kept. A state is saved after an optimizer step, or after the
+    validation that follows this step. After a signal the run completes the current step, saves its
+    state and exits. After a second signal it stops at once, without a checkpoint.
 
     Args:
         every_n_train_steps: Number of optimizer steps between two states.

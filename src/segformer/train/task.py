@@ -42,7 +42,7 @@ class SegmentationTask(LightningModule):
             network's ``align_corners``; by default cross-entropy.
         optimizer: Makes the optimizer from parameter groups.
         scheduler: Makes the schedule from the optimizer and the run's number of optimizer steps.
-        head_lr_mult: Learning rate of the decode head and auxiliary heads over the backbone's.
+        head_lr_mult: Factor of the learning rate of the decode head and the auxiliary heads.
         auxiliary: Makes auxiliary heads from the network; by default there are none.
         protocol: How images are measured; by default whole and at their own size.
 
@@ -121,8 +121,8 @@ class SegmentationTask(LightningModule):
         )
         return (
             f"the loss is {loss.item()} at step {self.global_step}, batch {batch_idx} of epoch "
-            f"{self.current_epoch}{files}. Look at them; lower the learning rate, clip gradients "
-            "(trainer.gradient_clip_val), or train in bf16-mixed or 32 in place of 16-mixed"
+            f"{self.current_epoch}{files}; check the images, lower the learning rate, set "
+            "trainer.gradient_clip_val, or set trainer.precision to bf16-mixed or 32"
         )
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:

@@ -29,12 +29,13 @@ def drop_callbacks(trainer: Any, kind: type[Callback]) -> None:
 def load_best(task: SegmentationTask, trainer: Any) -> None:
     """Loads the best checkpoint of a finished run; a run without validation keeps its last weights.
 
-    If the run averages weights, those of its checkpoints are averages. Stochastic weight averaging
-    makes its average at the end of the run. No checkpoint contains it, and the task keeps it.
+    If weights are averaged during the run, the checkpoints contain the averages. Lightning's
+    StochasticWeightAveraging is different: no checkpoint contains its average, so that the final
+    weights are kept.
     """
     if find_callback(trainer, StochasticWeightAveraging):
         return
-    # The network itself has the average now. The callback would swap it in and out again.
+    # The network already has the averaged weights; the callback would swap them out again.
     drop_callbacks(trainer, WeightAveraging)
     checkpoint = next(c for c in trainer.checkpoint_callbacks if not isinstance(c, Resumable))
     if checkpoint.monitor and checkpoint.best_model_path:
@@ -65,5 +66,8 @@ def load_network(source: str, num_classes: int) -> SegmentationModel:
     network = SegmentationModel.from_pretrained(source)
     classes = max(2, network.num_classes)  # one logit separates two classes
     if classes != num_classes:
-        raise ValueError(f"{source!r} has {classes} classes, the data have {num_classes}")
+        raise ValueError(
+            f"{source!r} has {classes} classes, the data have {num_classes}; give weights for "
+            "these classes"
+        )
     return network
