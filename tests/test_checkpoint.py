@@ -76,7 +76,7 @@ def test_the_unused_conv_seg_is_dropped_and_reported(
     with caplog.at_level(logging.INFO, "segformer"):
         SegFormer.from_pretrained(nvidia_file(b0, tmp_path / "b0.pth", **unused))
     assert re.search(
-        "dropped +decode_head.conv_seg.weight, decode_head.conv_seg.bias +its framework makes it",
+        "dropped +decode_head.conv_seg.weight, decode_head.conv_seg.bias +mmsegmentation's default",
         caplog.text,
     )
 

@@ -57,7 +57,7 @@ def test_inspect_prints_the_content_of_a_file(
         f"parameters {parameters:,} (torch.float32) multiply-adds 3.5 G at 512×512",
         "numerics norm_eps=1e-06, embed_norm_eps=1e-05, act=gelu, batch_norm_eps=1e-05, "
         "align_corners=False",
-        "dropped decode_head.conv_seg.weight: its framework makes it",
+        "dropped decode_head.conv_seg.weight: mmsegmentation's default classifier",
     ):
         assert row in message
 
@@ -122,6 +122,6 @@ def test_a_missing_file_raises_one_line(
 ) -> None:
     with pytest.raises(
         SystemExit,
-        match=f"^segformer {args[0]}: no file or folder 'nowhere.pth'; a Hugging Face id has read",
+        match=f"^segformer {args[0]}: no file or folder 'nowhere.pth'; a Hugging Face id has",
     ):
         segformer(monkeypatch, *args)

@@ -191,7 +191,8 @@ def test_half_precision_runs_and_stays_near(tiny: SegFormer, device: torch.devic
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
 )
-@pytest.mark.parametrize("dynamic", [None, True])
+# None compiles for the first size, and for any size at the second, as True does at once.
+@pytest.mark.parametrize("dynamic", [None, pytest.param(True, marks=pytest.mark.slow)])
 def test_compiles_without_a_graph_break(
     tiny: SegFormer, device: torch.device, dynamic: bool | None
 ) -> None:

@@ -72,7 +72,7 @@ def test_labels_of_any_type_are_checked(dtype: torch.dtype) -> None:
     for value in (3, 100) if dtype == torch.uint8 else (3, 100, -1):
         with pytest.raises(
             ValueError,
-            match=f"it holds the value {value} on 2 of 5 pixels; valid values are 0 to 2",
+            match=f"it holds the value {value} on 2 of 5 pixels .*; valid values are 0 to 2",
         ):
             check_labels(torch.tensor([0, value, value, 9, 1]).to(dtype), 3, "it")
 

@@ -207,7 +207,7 @@ def test_unknown_variant_is_refused_with_the_known_ones() -> None:
         (torch.zeros(1, 3, 31, 64), "31×64 are too small; at least 32×32"),
         (
             torch.zeros(1, 3, 64, 64, dtype=torch.uint8),
-            "images are torch.uint8; convert them to float",
+            "images are torch.uint8, not floating point; normalise them",
         ),
     ],
 )

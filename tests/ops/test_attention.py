@@ -22,13 +22,13 @@ def tiles(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Every processor works in tiles; the sizes of the tiles that were worked."""
     monkeypatch.setattr(attention, "products_by_convolution", lambda x: True)
     monkeypatch.setattr(attention, "TILE", 32 * 64)  # small maps too
-    in_tiles, sizes = attention._heads, []
+    in_tiles, sizes = attention._attend, []
 
     def counted(q: Tensor, *args: Tensor, rows: int) -> None:
         sizes.extend(len(tile) for tile in q.split(rows))
         in_tiles(q, *args, rows=rows)
 
-    monkeypatch.setattr(attention, "_heads", counted)
+    monkeypatch.setattr(attention, "_attend", counted)
     return sizes
 
 

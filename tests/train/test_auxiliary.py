@@ -104,12 +104,12 @@ def test_setrs_schedule_is_the_published_one() -> None:
     ("options", "message"),
     [
         ({"weights": (0.2, 0.3)}, r"auxiliary weights \[0.2, 0.3\] for 3 heads"),
-        ({"levels": (0, 4)}, r"levels \[0, 4\] of 'backbone', which has 4: 0 to 3"),
-        ({"levels": ()}, r"levels \[\]"),
-        ({"reads": "neck"}, "no module 'neck' with feature maps"),
+        ({"levels": (0, 4)}, r"levels=\[0, 4\] must be .* of 'backbone', from 0 to 3"),
+        ({"levels": ()}, r"levels=\[\]"),
+        ({"reads": "neck"}, "no module 'neck' with an attribute channels"),
         (
             {"reads": "decode_head.classifier"},
-            "no module 'decode_head.classifier' with feature maps",
+            "no module 'decode_head.classifier' with an attribute",
         ),
     ],
 )

@@ -86,7 +86,8 @@ def test_one_folder_a_split_holds_images_and_masks(tmp_path: Path) -> None:
 def test_a_pattern_without_the_split_is_refused(pattern: str, tmp_path: Path) -> None:
     for option in ("images", "labels"):
         with pytest.raises(
-            ValueError, match=r"holds no \{split\}: all splits would be the same files"
+            ValueError,
+            match=r"does not contain \{split\}, so that all splits would have the same files",
         ):
             folder(tmp_path, **{option: pattern})
 

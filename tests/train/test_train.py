@@ -349,7 +349,7 @@ def test_validate_measures_given_weights_by_a_protocol(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["validate"], "random weights; say what to measure with --weights or --ckpt_path"),
+        (["validate"], "random weights; give the weights to measure with --weights or --ckpt_path"),
         (["validate", "--weights", "a", "--ckpt_path", "b"], "both name what to measure"),
         (["validate", "--weights", "{three}"], "has 3 classes, the data have 2"),
         (
