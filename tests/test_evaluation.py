@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY
+from conftest import TINY, randomized
 from halves import Halves
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -141,6 +141,15 @@ def test_any_module_can_be_evaluated() -> None:
         lambda images: model.eval()(images)[:, :, ::2, ::2], dataset, Protocol(Whole(), flip=True)
     )
     assert 0 <= by_function.miou <= 1
+
+
+@pytest.mark.parametrize("mode", [Whole(), Slide((32, 32), (24, 24))], ids=str)
+def test_a_model_of_another_precision_is_evaluated_in_it(mode: Whole | Slide) -> None:
+    model, dataset = randomized(SegFormer(TINY, num_classes=2)), Halves(3)
+    exact = evaluate(model, dataset, Protocol(mode, scale=(64, 64), flip=True))
+    rounded = evaluate(model.bfloat16(), dataset, Protocol(mode, scale=(64, 64), flip=True))
+    assert rounded.confusion.sum() == exact.confusion.sum()
+    assert rounded.pixel_accuracy == pytest.approx(exact.pixel_accuracy, abs=0.05)
 
 
 @pytest.mark.parametrize(
