@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,20 @@ def test_a_sharded_model_is_gathered(tmp_path: Path) -> None:
         for rank in "01"
     ]
     assert [process.communicate(timeout=120)[0] for process in processes] == ["True\n", "True\n"]
+
+
+@torch.no_grad()
+def test_a_model_of_large_images_only_is_written_for_transformers(tmp_path: Path) -> None:
+    """Its sequence reduction takes 256×256 pixels."""
+    from transformers import SegformerForSemanticSegmentation
+
+    model = randomized(SegFormer(replace(TINY, sr_ratios=(64, 8, 4, 2)), num_classes=3))
+    model.save(tmp_path / "hf", "huggingface")
+    peer = SegformerForSemanticSegmentation.from_pretrained(tmp_path / "hf")
+    images = torch.randn(1, 3, 256, 256)
+    expected = peer(pixel_values=images).logits
+    coarse = model.decode_head(model.backbone(images))
+    torch.testing.assert_close(coarse, expected, rtol=0, atol=1e-3)
 
 
 @torch.no_grad()

@@ -196,10 +196,11 @@ def _warn_of_numerics(model: Any, layout: SegFormerLayout, description: dict[str
 def _logits_of_noise(
     model: Any, description: dict[str, Any], choices: tuple[Numerics, ...]
 ) -> list[Tensor]:
-    """Returns the logits (1, K, 128, 128) of a model for noise, one tensor for each numerics."""
-    generator = torch.Generator("cpu").manual_seed(0)
-    channels = description["backbone"]["config"]["in_channels"]
-    images = torch.randn(1, channels, 128, 128, generator=generator, device="cpu")
+    """Returns the logits (1, K, H, W) of a model for noise, one tensor for each numerics.
+
+    The noise is 128×128 pixels, or as large as the smallest image that the model takes.
+    """
+    generator = torch.Generator("cpu")
     state = {key: tensor.cpu().float() for key, tensor in state_dict_as(model, NATIVE).items()}
     logits = []
     for numerics in choices:
@@ -208,9 +209,12 @@ def _logits_of_noise(
         rebuilt.load_state_dict(
             {key: state[unwrapped_name(key)] for key in rebuilt.state_dict()}, assign=True
         )
+        side = max(128, rebuilt.backbone.min_size)
+        shape = (1, rebuilt.backbone.in_channels, side, side)
+        images = torch.randn(shape, generator=generator.manual_seed(0), device="cpu")
         with torch.no_grad():
             coarse = rebuilt.decode_head(rebuilt.backbone(images))
-            logits.append(upsample(coarse, (128, 128), numerics.align_corners))
+            logits.append(upsample(coarse, (side, side), numerics.align_corners))
     return logits
 
 
