@@ -25,6 +25,7 @@ from segformer.ops import upsample, upsample_argmax, with_background
 from segformer.ops.conditions import hooked_module
 from segformer.ops.cuda_graphs import Graphs
 from segformer.ops.modes import evaluating, precision
+from segformer.ops.registry import only_plain
 
 if TYPE_CHECKING:
     from typing import Self
@@ -176,7 +177,7 @@ class SegmentationModel(nn.Module):
         if dtype is None and torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
         label = partial(self._label, size=size, dtype=dtype)
-        return self._graphs(self, label, images, (size, dtype, self.align_corners))
+        return self._graphs(self, label, images, (size, dtype, only_plain()))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the backbone's blocks in the backward pass instead of keeping activations.
