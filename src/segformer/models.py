@@ -262,7 +262,8 @@ class SegmentationModel(nn.Module):
                 run's, or Hugging Face's with its ``config.json``), or an id on the Hugging Face
                 hub.
             num_classes: number of classes. If it differs from the file's, the classifier is new and
-                random. A file that holds only a backbone needs it, and gets a new, random head.
+                random. A file that holds only a backbone needs it, and gets a new, random head; one
+                of SETR's is refused, because it does not show which head is wanted.
             in_channels: number of channels of the images. If it differs from the file's, the first
                 convolution is summed to one channel, or repeated and scaled.
             layout: the layout's name where the names of the tensors do not tell it: ``"sithu"`` or
