@@ -211,6 +211,18 @@ def test_scores_are_torchmetrics_and_mmsegmentations(classes: int) -> None:
         assert scores.iou[:-1] == pytest.approx(jaccard(predicted, target).tolist()[:-1])
 
 
+def test_a_large_image_of_one_logit_has_two_labels() -> None:
+    def model(images: Tensor) -> Tensor:
+        return position_dependent(images.double())[:, :1]
+
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 95, 3), np.uint8)
+    out, mode = np.zeros((70, 95), np.uint8), Slide((40, 40), (30, 24))
+    label_large(model, pixels, out, mode)
+    images = Normalize()(torch.from_numpy(pixels).permute(2, 0, 1))[None]
+    assert np.array_equal(out, (mode.logits(model, images)[0, 0] > 0).numpy())
+    assert 0 < out.mean() < 1
+
+
 def test_an_array_that_cannot_hold_the_labels_is_refused() -> None:
     def model(images: Tensor) -> Tensor:
         return images.new_zeros(1, 300, *images.shape[-2:])
