@@ -260,7 +260,6 @@ def test_pretrained_weights_of_any_layout(layout: str, tmp_path: Path) -> None:
 
 
 def test_a_classifier_needs_pooled_features() -> None:
-    """timm's ResNets refuse it, too."""
     message = "global_pool='' and num_classes=10, but the classifier needs pooled features"
     with pytest.raises(ValueError, match=message):
         timm.create_model("mit_b0", num_classes=10, global_pool="")
