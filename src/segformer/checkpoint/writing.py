@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from segformer.checkpoint.descriptions import describe
-from segformer.checkpoint.formats import METADATA_KEY, State
+from segformer.checkpoint.formats import METADATA_KEY, State, own_memory
 from segformer.checkpoint.huggingface_config import config_of, preprocessor_of
 from segformer.checkpoint.layout import Layout
 from segformer.checkpoint.parts import build, unwrapped, unwrapped_name
@@ -114,7 +114,7 @@ def state_dict_as(model: nn.Module, layout: Layout) -> State:
     Raises:
         ValueError: If the layout has no place for a tensor, or one is not a plain tensor.
     """
-    ours = _own_memory(
+    ours = own_memory(
         {key: _plain(key, tensor) for key, tensor in unwrapped(model.state_dict()).items()}
     )
     state: State = {}
@@ -136,16 +136,6 @@ def _plain(key: str, tensor: Tensor) -> Tensor:
             "before it is quantised, or this one's state_dict() with torch.save"
         )
     return tensor.detach().contiguous()
-
-
-def _own_memory(tensors: State) -> State:
-    """Gives each tensor memory of its own, as safetensors requires."""
-    seen: set[int] = set()
-    for key, tensor in tensors.items():
-        if tensor.data_ptr() in seen:
-            tensors[key] = tensor.clone()
-        seen.add(tensor.data_ptr())
-    return tensors
 
 
 def _warn_of_lost_properties(model: Any, layout: Layout) -> None:
