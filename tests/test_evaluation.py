@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY
+from conftest import TINY, randomized
 from halves import Halves
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -143,6 +143,15 @@ def test_any_module_can_be_evaluated() -> None:
     assert 0 <= by_function.miou <= 1
 
 
+@pytest.mark.parametrize("mode", [Whole(), Slide((32, 32), (24, 24))], ids=str)
+def test_a_model_of_another_precision_is_evaluated_in_it(mode: Whole | Slide) -> None:
+    model, dataset = randomized(SegFormer(TINY, num_classes=2)), Halves(3)
+    exact = evaluate(model, dataset, Protocol(mode, scale=(64, 64), flip=True))
+    rounded = evaluate(model.bfloat16(), dataset, Protocol(mode, scale=(64, 64), flip=True))
+    assert rounded.confusion.sum() == exact.confusion.sum()
+    assert rounded.pixel_accuracy == pytest.approx(exact.pixel_accuracy, abs=0.05)
+
+
 @pytest.mark.parametrize(
     ("size", "mode"),
     [((70, 95), Slide((40, 40), (30, 24))), ((20, 30), Slide((40, 40), (40, 40)))],
@@ -200,6 +209,18 @@ def test_scores_are_torchmetrics_and_mmsegmentations(classes: int) -> None:
     if classes > 2:
         jaccard = MulticlassJaccardIndex(classes, average="none", ignore_index=255)
         assert scores.iou[:-1] == pytest.approx(jaccard(predicted, target).tolist()[:-1])
+
+
+def test_a_large_image_of_one_logit_has_two_labels() -> None:
+    def model(images: Tensor) -> Tensor:
+        return position_dependent(images.double())[:, :1]
+
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 95, 3), np.uint8)
+    out, mode = np.zeros((70, 95), np.uint8), Slide((40, 40), (30, 24))
+    label_large(model, pixels, out, mode)
+    images = Normalize()(torch.from_numpy(pixels).permute(2, 0, 1))[None]
+    assert np.array_equal(out, (mode.logits(model, images)[0, 0] > 0).numpy())
+    assert 0 < out.mean() < 1
 
 
 def test_an_array_that_cannot_hold_the_labels_is_refused() -> None:

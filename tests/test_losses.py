@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TINY
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 
 from segformer import SegFormer
 from segformer.losses import OHEM, CrossEntropy, Dice, Focal, Sum
@@ -149,7 +151,27 @@ def test_every_loss_has_a_gradient_and_is_0_for_a_batch_without_labels(
     (gradient,) = torch.autograd.grad(loss(logits, target), logits)
     assert gradient.isfinite().all()
     assert gradient.abs().max() > 0
-    assert loss(logits, torch.full_like(target, 255)).isfinite()
+    nothing = loss(logits, torch.full_like(target, 255))
+    (gradient,) = torch.autograd.grad(nothing, logits)
+    assert nothing == 0
+    assert not gradient.any()
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"over_all_pixels": True}])
+def test_weights_of_low_precision_change_little(options: dict[str, Any]) -> None:
+    """Their sum over the pixels exceeds the greatest float16, 65504."""
+    logits, target = torch.randn(2, 3, 64, 64), torch.randint(0, 3, (2, 256, 256))
+    loss = CrossEntropy([0.5, 1.0, 2.0], **options)
+    exact = loss(logits, target)
+    torch.testing.assert_close(loss.half()(logits, target), exact)
+    assert loss(logits, torch.full_like(target, 255)) == 0
+
+
+def test_cross_entropy_does_not_wait_for_the_device() -> None:
+    """Reading the value of a fake tensor raises an error."""
+    with FakeTensorMode():
+        logits, target = torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 32, 32))
+        assert CrossEntropy([1.0, 2.0, 3.0])(logits, target).shape == ()
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassConfusionMatrix,
@@ -27,6 +28,25 @@ def test_scores_equal_torchmetrics() -> None:
     assert scores.pixel_accuracy == pytest.approx(
         float(MulticlassAccuracy(5, average="micro", ignore_index=255)(predicted, target)), abs=1e-6
     )
+
+
+class OnMPS:
+    """A stand-in for a confusion matrix on a device without float64."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+
+    def cpu(self) -> Tensor:
+        return self.values
+
+    def double(self) -> Tensor:
+        raise TypeError("the MPS framework doesn't support float64")
+
+
+def test_scores_of_a_device_without_float64() -> None:
+    scores = Scores.of(OnMPS(torch.tensor([[6, 2], [0, 4]])))
+    assert scores.iou == pytest.approx((6 / 8, 4 / 6))
+    assert scores.pixel_accuracy == pytest.approx(10 / 12)
 
 
 def test_an_absent_class_is_left_out_of_the_means() -> None:

@@ -10,7 +10,8 @@ import pytest
 import torch
 from conftest import TINY, randomized
 from halves import halves, quiet_trainer
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -313,3 +314,27 @@ def test_timms_classifier_has_the_numerics_of_the_file(tmp_path: Path) -> None:
         for name, eps in found.items():
             assert eps == (embed_norm_eps if "embed" in name or "reduce" in name else norm_eps)
         assert model.config["norm_eps"] == norm_eps
+
+
+@pytest.mark.parametrize("in_channels", [1, 4])
+def test_a_missing_first_convolution_is_new_for_any_number_of_channels(
+    in_channels: int, tmp_path: Path
+) -> None:
+    stem = "backbone.stages.0.embed.proj.weight"
+    path = tmp_path / "model.safetensors"
+    model = SegFormer(TINY, num_classes=3)
+    model.save(path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    del tensors[stem]
+    save_file(tensors, path, metadata)
+    reading = read(path, strict=False, in_channels=in_channels)
+    assert [event for event, subject, _ in reading.report.rows if "embed.proj" in subject] == [
+        "new"
+    ]
+    again = SegFormer.compose(**reading.parts).eval()
+    state = again.state_dict()
+    assert state.pop(stem).shape == (8, in_channels, 7, 7)
+    torch.testing.assert_close(state, tensors, rtol=0, atol=0)
+    assert again(torch.randn(1, in_channels, 64, 64)).isfinite().all()

@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,24 @@ def test_tied_parameters_are_written_twice(tiny: SegFormer, tmp_path: Path) -> N
         torch.testing.assert_close(again.state_dict(), tiny.state_dict(), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(("layout", "name"), [("native", "m.safetensors"), ("nvidia", "m.pth")])
+def test_overlapping_parameters_are_written_without_the_rest_of_their_storage(
+    layout: str, name: str, tmp_path: Path
+) -> None:
+    model = randomized(SegFormer("b0", num_classes=2))
+    model.save(tmp_path / name, layout)
+    size = (tmp_path / name).stat().st_size
+    storage = torch.randn(1 << 20)
+    block = model.backbone.stages[0].blocks[0]
+    block.norm1.weight, block.norm2.weight = (
+        nn.Parameter(storage[start : start + 32]) for start in (0, 16)
+    )
+    model.save(tmp_path / name, layout)
+    again = SegFormer.from_pretrained(tmp_path / name)
+    torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
+    assert (tmp_path / name).stat().st_size == pytest.approx(size, abs=1000)
+
+
 def test_a_tensor_subclass_is_refused_with_its_name(tiny: SegFormer, tmp_path: Path) -> None:
     """Such as torchao's quantised weights."""
 
@@ -159,6 +178,20 @@ def test_a_sharded_model_is_gathered(tmp_path: Path) -> None:
         for rank in "01"
     ]
     assert [process.communicate(timeout=120)[0] for process in processes] == ["True\n", "True\n"]
+
+
+@torch.no_grad()
+def test_a_model_of_large_images_only_is_written_for_transformers(tmp_path: Path) -> None:
+    """Its sequence reduction takes 256×256 pixels."""
+    from transformers import SegformerForSemanticSegmentation
+
+    model = randomized(SegFormer(replace(TINY, sr_ratios=(64, 8, 4, 2)), num_classes=3))
+    model.save(tmp_path / "hf", "huggingface")
+    peer = SegformerForSemanticSegmentation.from_pretrained(tmp_path / "hf")
+    images = torch.randn(1, 3, 256, 256)
+    expected = peer(pixel_values=images).logits
+    coarse = model.decode_head(model.backbone(images))
+    torch.testing.assert_close(coarse, expected, rtol=0, atol=1e-3)
 
 
 @torch.no_grad()

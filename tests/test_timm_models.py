@@ -257,3 +257,14 @@ def test_pretrained_weights_of_any_layout(layout: str, tmp_path: Path) -> None:
     images = torch.randn(1, 3, 64, 64)
     expected = again.eval().forward_intermediates(images, intermediates_only=True)
     torch.testing.assert_close(pyramid(images), expected)
+
+
+def test_a_classifier_needs_pooled_features() -> None:
+    message = "global_pool='' and num_classes=10, but the classifier needs pooled features"
+    with pytest.raises(ValueError, match=message):
+        timm.create_model("mit_b0", num_classes=10, global_pool="")
+    model = timm.create_model("mit_b0", num_classes=0, global_pool="")
+    with pytest.raises(ValueError, match=message):
+        model.reset_classifier(10)
+    model.reset_classifier(10, "avg")
+    assert model(torch.randn(1, 3, 64, 64)).shape == (1, 10)

@@ -25,6 +25,7 @@ from segformer.ops import upsample, upsample_argmax, with_background
 from segformer.ops.conditions import hooked_module
 from segformer.ops.cuda_graphs import Graphs
 from segformer.ops.modes import evaluating, precision
+from segformer.ops.registry import only_plain
 
 if TYPE_CHECKING:
     from typing import Self
@@ -175,7 +176,7 @@ class SegmentationModel(nn.Module):
         if dtype is None and torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
         label = partial(self._label, size=size, dtype=dtype)
-        return self._graphs(self, label, images, (size, dtype, self.align_corners))
+        return self._graphs(self, label, images, (size, dtype, only_plain()))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the backbone's blocks in the backward pass instead of keeping activations.
@@ -260,7 +261,8 @@ class SegmentationModel(nn.Module):
                 run's, or Hugging Face's with its ``config.json``), or an id on the Hugging Face
                 hub.
             num_classes: number of classes. If it differs from the file's, the classifier is new and
-                random. A file that holds only a backbone needs it, and gets a new, random head.
+                random. A file that holds only a backbone needs it, and gets a new, random head; one
+                of SETR's is refused, because it does not show which head is wanted.
             in_channels: number of channels of the images. If it differs from the file's, the first
                 convolution is summed to one channel, or repeated and scaled.
             layout: the layout's name where the names of the tensors do not tell it: ``"sithu"`` or

@@ -30,14 +30,15 @@ class MiTClassifier(MiT):
         variant: Size, as for :class:`~segformer.MiT`.
         num_classes: Number of classes; 0 for no classifier.
         in_chans: Number of image channels.
-        global_pool: ``"avg"``, or ``""`` for no pooling.
+        global_pool: ``"avg"``, or ``""`` for no pooling, without a classifier.
         drop_rate: Dropout rate before the classifier.
         drop_path_rate: Stochastic depth rate.
         device: Device of the parameters.
         dtype: Type of the parameters.
 
     Raises:
-        ValueError: If ``global_pool`` is another, or :class:`~segformer.MiT` raises it.
+        ValueError: If ``global_pool`` is another, or ``""`` with a classifier, or
+            :class:`~segformer.MiT` raises it.
     """
 
     def __init__(
@@ -121,11 +122,20 @@ class MiTClassifier(MiT):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Makes a new, random classifier, or none if ``num_classes`` is 0."""
-        if global_pool not in (None, "avg", ""):
+        """Makes a new, random classifier, or none if ``num_classes`` is 0.
+
+        Raises:
+            ValueError: If ``global_pool`` is unknown, or a classifier would get unpooled maps.
+        """
+        global_pool = self.global_pool if global_pool is None else global_pool
+        if global_pool not in ("avg", ""):
             raise ValueError(f"global_pool={global_pool!r}; choose 'avg' or ''")
-        if global_pool is not None:
-            self.global_pool = global_pool
+        if num_classes and not global_pool:
+            raise ValueError(
+                f"global_pool='' and num_classes={num_classes}, but the classifier needs pooled "
+                "features; set global_pool='avg', or num_classes=0"
+            )
+        self.global_pool = global_pool
         self.num_classes = num_classes
         like = next(self.parameters())
         self.head = (

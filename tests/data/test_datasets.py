@@ -92,6 +92,34 @@ def test_255_is_ignored_in_addition_to_another_value(tmp_path: Path) -> None:
     assert dataset(tmp_path, ignore_index=11)[0][1][0].tolist() == [0, 1, 255, 255]
 
 
+@pytest.mark.parametrize(("num_classes", "ignored"), [(3, 255), (300, 65535)])
+def test_the_value_that_the_message_advises_is_ignored(
+    num_classes: int, ignored: int, tmp_path: Path
+) -> None:
+    pair(tmp_path, label=np.full((6, 8), 9, np.uint8))
+    folders = (tmp_path / "images", tmp_path / "labels")
+    classes = Classes([f"class {k}" for k in range(num_classes)])
+    with pytest.raises(ValueError, match=f"map it to a class, or to {ignored} to ignore it"):
+        FolderDataset(*folders, classes, label_map={0: 0})[0]
+    _, label = FolderDataset(*folders, classes, label_map={9: ignored})[0]
+    assert label.unique().tolist() == [classes.ignore_index]
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        ("d", "d/labels", "d' holds only label maps, and no images; add images"),
+        ("d/labels", "d", "d' holds only images, and no label maps; add label maps"),
+    ],
+)
+def test_a_folder_of_the_other_kind_of_files_only_is_named(
+    images: str, labels: str, message: str, tmp_path: Path
+) -> None:
+    write(tmp_path / "d" / "labels" / "1.png", np.zeros((6, 8), np.uint8))
+    with pytest.raises(FileNotFoundError, match=message):
+        FolderDataset(tmp_path / images, tmp_path / labels, CLASSES)
+
+
 def test_images_without_label_maps_and_the_reverse_are_named(tmp_path: Path) -> None:
     pair(tmp_path)
     unpaired = write(tmp_path / "images" / "2.jpg", np.zeros((6, 8, 3), np.uint8))

@@ -331,6 +331,23 @@ def test_what_fits_no_head_is_refused_by_name(tmp_path: Path) -> None:
         SETR.from_pretrained(tmp_path / "vit.pth")
 
 
+@pytest.mark.parametrize("num_classes", [None, 5])
+@pytest.mark.parametrize("prefix", ["", "backbone."])
+def test_a_transformer_without_a_head_is_refused_with_the_reason(
+    num_classes: int | None, prefix: str, tmp_path: Path
+) -> None:
+    state = state_dict_as(tiny(PUPHead), LAYOUTS["mmsegmentation_setr"])
+    vit = {
+        prefix + key.removeprefix("backbone."): tensor
+        for key, tensor in state.items()
+        if key.startswith("backbone.")
+    }
+    torch.save(vit, tmp_path / "vit.pth")
+    message = r"vit\.pth' holds a Vision Transformer without.*with or without num_classes=…; build"
+    with pytest.raises(ValueError, match=message):
+        SETR.from_pretrained(tmp_path / "vit.pth", num_classes)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

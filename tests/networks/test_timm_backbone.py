@@ -181,6 +181,10 @@ def test_mit_under_torchvisions_decoders() -> None:
             lambda: TimmBackbone("resnet18")(torch.randn(1, 3, 16, 64)),
             "images of 16×64 are too small.*32 pixels",
         ),
+        (
+            lambda: TimmBackbone("resnet18")(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)),
+            "images are torch.uint8; convert them to float",
+        ),
         (lambda: SegFormer(nn.Linear(2, 2), num_classes=5), "Linear has no channels"),
     ],
 )

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from segformer import SegFormer
+from segformer.ops import plain, upsample_argmax
 from segformer.ops.cuda_graphs import Function, Graphs
+from segformer.ops.registry import Implementation
 
 
 class Records:
@@ -102,6 +105,53 @@ def test_changes_that_a_record_would_not_see_make_it_void(records: Records) -> N
     assert not recorded()
 
 
+def add_a_buffer(module: nn.Module) -> None:
+    module.register_buffer("shift", torch.ones(3))
+
+
+def add_a_module(module: nn.Module) -> None:
+    module.add_module("extra", nn.ReLU())
+
+
+def rename_the_weight(module: nn.Module) -> None:
+    module._parameters["renamed"] = module._parameters.pop("weight")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        add_a_buffer,
+        add_a_module,
+        rename_the_weight,
+        lambda module: setattr(module, "scale", 2.0),
+        lambda module: setattr(module, "forward", torch.relu),
+    ],
+    ids=["buffer", "module", "name", "attribute", "forward"],
+)
+def test_what_a_part_had_none_of_makes_a_record_void(
+    change: Callable[[nn.Module], None], records: Records
+) -> None:
+    part = nn.Linear(3, 3)
+    module, graphs, x = nn.Sequential(part, nn.ReLU()), Graphs(records), torch.randn(4, 3)
+    graphs(module, torch.relu, x)
+    change(part)
+    graphs(module, torch.relu, x)
+    graphs(module, torch.relu, x)
+    assert len(records.shapes) == 2
+
+
+def test_an_attribute_or_function_that_is_replaced_makes_a_record_void(records: Records) -> None:
+    module, graphs, x = nn.Identity(), Graphs(records), torch.randn(4, 3)
+    module.scale, module.act, module.forward = None, torch.relu, torch.relu
+    graphs(module, torch.relu, x)
+    changes = [("scale", 2.0), ("scale", x), ("act", torch.tanh), ("forward", torch.tanh)]
+    for count, (name, value) in enumerate(changes, start=2):
+        setattr(module, name, value)
+        graphs(module, torch.relu, x)
+        graphs(module, torch.relu, x)
+        assert len(records.shapes) == count
+
+
 def test_copies_start_without_records(records: Records) -> None:
     module = nn.Linear(3, 2)
     graphs = Graphs(records, most=2)
@@ -124,6 +174,35 @@ def test_predict_by_graphs_is_predict(
         assert torch.equal(labels, tiny.predict(images, size))
     tiny.predict(images, dtype=torch.bfloat16, cuda_graph=True)
     assert len(records.shapes) == 3
+
+
+class Frozen(Records):
+    """Repeats the result of the recording, as its kernels stay those of that time."""
+
+    def __call__(self, function: Function, x: Tensor) -> Function:
+        result = super().__call__(function, x)(x)
+        return lambda x: result
+
+
+def test_plain_definitions_are_recorded_apart(
+    tiny: SegFormer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fast implementation that is wrong shows which of them ran."""
+    wrong = Implementation(lambda logits, size, align_corners: logits.new_ones(1, *size), fits)
+    monkeypatch.setattr(upsample_argmax, "implementations", [wrong])
+    images = torch.randn(1, 3, 64, 96)
+    with plain():
+        right = tiny.predict(images)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    tiny._graphs = Graphs(Frozen())
+    for _ in range(2):
+        assert (tiny.predict(images, cuda_graph=True) == 1).all()
+        with plain():
+            assert torch.equal(tiny.predict(images, cuda_graph=True), right)
+
+
+def fits(*args: object) -> bool:
+    return True
 
 
 def test_graphs_need_a_device(tiny: SegFormer) -> None:

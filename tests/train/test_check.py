@@ -12,13 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from halves import Halves
 from PIL import Image
+from torch import Tensor
 
 from segformer import Classes
 from segformer.data.datasets import DataError
 from segformer.data.transforms import TrainTransform
-from segformer.train.check import Samples, check, main
-from segformer.train.data import FolderData
+from segformer.train.check import Samples, check, draw, main
+from segformer.train.data import FolderData, SegmentationData
 
 pytestmark = pytest.mark.filterwarnings(  # of methods that jsonargparse's version 5 renames
     "ignore::DeprecationWarning:jsonargparse", "ignore::DeprecationWarning:segformer.train.check"
@@ -125,6 +127,45 @@ def test_a_missing_folder_is_one_sentence(
     assert printed.count("problem: no folder") == 1
     assert str(root) in printed
     assert "Namespace" not in printed
+
+
+class WrongHalves(Halves):
+    """Label maps with values that are no class, in a type that holds them."""
+
+    def __init__(self, value: int) -> None:
+        super().__init__(4)
+        self.value = value
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, label = super().__getitem__(index)
+        label = label.int()
+        label[0, 0] = self.value if index else 0
+        return image, label
+
+
+@pytest.mark.parametrize("value", [256, 70000, -1])
+def test_labels_of_a_data_set_of_ones_own_are_checked_before_they_are_drawn(value: int) -> None:
+    wrong = SegmentationData(WrongHalves(value), Halves(2, seed=1), TrainTransform((32, 32)))
+    assert len(check(wrong, 0).problems) == 3
+    picture, valid = draw(wrong), SegmentationData(Halves(1), Halves(2), TrainTransform((32, 32)))
+    assert picture is not None
+    assert picture.size == draw(valid).size  # only the first sample is drawn
+
+
+def test_a_data_set_without_a_pair_is_reported(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (root / "labels/train").iterdir():
+        path.rename(path.with_stem(f"other{path.stem}"))
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIG.format(root=root))
+    with pytest.raises(SystemExit, match="1"):
+        main(["--config", str(config), "--out", str(tmp_path / "sheet.png"), "--num_workers", "0"])
+    printed = capsys.readouterr().out
+    assert "train: 0 pairs" in printed
+    assert printed.count("problem: no label map for") == 4
+    assert printed.count("problem: no image for") == 4
+    assert not (tmp_path / "sheet.png").exists()
 
 
 def test_what_the_command_reads_travels_to_processes_that_are_not_forked(root: Path) -> None:

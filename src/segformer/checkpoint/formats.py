@@ -144,9 +144,10 @@ def read_pickle(path: Path) -> WeightFile:
             f"{SAVE_STATE_DICT}"
         )
     tensors = {key: value for key, value in values.items() if isinstance(value, Tensor)}
+    _check_values(tensors, path)
     return WeightFile(
         path,
-        _own_memory(tensors, path),
+        own_memory(tensors),
         _description(content.get(METADATA_KEY), path),
         _classes_in_meta(content.get("meta")),
         unwrapped=unwrapped,
@@ -234,16 +235,8 @@ def _kind_of_content(content: Any) -> str:
     return f"a {type(content).__name__}"
 
 
-def _own_memory(tensors: State, path: Path) -> State:
-    """Gives each tensor memory of its own, detached from the autograd graph.
-
-    Two tensors of a pickle may share their storage, be views of one, or repeat a value
-    (``expand``). As parameters they would change together, or could not be changed.
-
-    Raises:
-        ValueError: If a tensor is on the meta device, sparse or quantised.
-    """
-    seen: set[int] = set()
+def _check_values(tensors: State, path: Path) -> None:
+    """Raises ValueError if a tensor is on the meta device, sparse or quantised."""
     for key, tensor in tensors.items():
         if tensor.is_meta or tensor.layout != torch.strided or tensor.is_quantized:
             kind = "meta" if tensor.is_meta else "quantised" if tensor.is_quantized else "sparse"
@@ -251,14 +244,25 @@ def _own_memory(tensors: State, path: Path) -> State:
                 f"{str(path)!r}: {key} is a {kind} tensor; save one with plain values (dense, "
                 "dequantised, on a device)"
             )
+
+
+def own_memory(tensors: State) -> State:
+    """Returns the tensors, each with memory of its own, detached from the autograd graph.
+
+    Two tensors of a model or a pickle may share their storage, be views of one, or repeat a value
+    (``expand``). As parameters they would change together, or could not be changed; safetensors
+    does not write them.
+    """
+    seen: set[int] = set()
+    own: State = {}
+    for key, tensor in tensors.items():
         storage = tensor.untyped_storage()
         is_unshared = storage.nbytes() == tensor.nbytes and storage.data_ptr() not in seen
         seen.add(storage.data_ptr())
-        tensor = tensor.detach()
+        own[key] = tensor.detach()
         if not is_unshared:
-            tensor = tensor.clone(memory_format=torch.contiguous_format)
-        tensors[key] = tensor
-    return tensors
+            own[key] = own[key].clone(memory_format=torch.contiguous_format)
+    return own
 
 
 def _classes_in_meta(meta: Any) -> Classes | None:

@@ -225,7 +225,10 @@ def _replace_classifier(
 def _adapt_stem(
     description: dict[str, Any], tensors: State, in_channels: int, path: Path, report: Report
 ) -> None:
-    """Changes the first convolution's weights to another number of image channels."""
+    """Changes the first convolution's weights to another number of image channels.
+
+    If the file does not have them, they are new and random anyway.
+    """
     config = description["backbone"]["config"]
     if in_channels == config["in_channels"]:
         return
@@ -233,8 +236,10 @@ def _adapt_stem(
         modules = build(description).backbone.named_modules(prefix="backbone")
     stem = next(name for name, module in modules if isinstance(module, nn.Conv2d))
     key = unwrapped_name(f"{stem}.weight")
-    tensors[key] = _adapted(tensors[key], in_channels, path)
-    report.add("adapted", key, f"to {in_channels} channels, the file has {config['in_channels']}")
+    if key in tensors:
+        tensors[key] = _adapted(tensors[key], in_channels, path)
+        known = config["in_channels"]
+        report.add("adapted", key, f"to {in_channels} channels, the file has {known}")
     config["in_channels"] = in_channels
 
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 
 from segformer.checkpoint.formats import State, WeightFile
-from segformer.checkpoint.layout import BackboneOnlyError, Layout, Table
+from segformer.checkpoint.layout import Layout, Table
 from segformer.checkpoint.report import Report
 from segformer.data.classes import Classes
 
@@ -49,11 +49,17 @@ class SETRLayout(Layout):
     def infer(
         self, state: State, file: WeightFile, num_classes: int | None, report: Report
     ) -> dict[str, Any]:
-        """Sizes and the kind of head come from the shapes."""
+        """Sizes and the kind of head come from the shapes.
+
+        Raises:
+            ValueError: Also if there is no decode head, whatever ``num_classes`` is, because a
+                Vision Transformer does not show which of SETR's heads is wanted.
+        """
         if self.their_key(CLASSIFIER) not in state:
-            raise BackboneOnlyError(
-                f"{str(file.path)!r} holds a Vision Transformer without a decode head; build "
-                "SETR(…, pretrained=True), which reads timm's"
+            raise ValueError(
+                f"{str(file.path)!r} holds a Vision Transformer without a decode head, which does "
+                "not show which of SETR's heads to build, with or without num_classes=…; build "
+                "SETR(…, head=…, pretrained=True), which reads timm's weights"
             )
         is_mla = self.their_key("decode_head.aggregation.norms.0.weight") in state
         backbone = self._backbone(is_mla, state, file)

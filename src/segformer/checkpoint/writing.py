@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from segformer.checkpoint.descriptions import describe
-from segformer.checkpoint.formats import METADATA_KEY, State
+from segformer.checkpoint.formats import METADATA_KEY, State, own_memory
 from segformer.checkpoint.huggingface_config import config_of, preprocessor_of
 from segformer.checkpoint.layout import Layout
 from segformer.checkpoint.parts import build, unwrapped, unwrapped_name
@@ -114,7 +114,7 @@ def state_dict_as(model: nn.Module, layout: Layout) -> State:
     Raises:
         ValueError: If the layout has no place for a tensor, or one is not a plain tensor.
     """
-    ours = _own_memory(
+    ours = own_memory(
         {key: _plain(key, tensor) for key, tensor in unwrapped(model.state_dict()).items()}
     )
     state: State = {}
@@ -136,16 +136,6 @@ def _plain(key: str, tensor: Tensor) -> Tensor:
             "before it is quantised, or this one's state_dict() with torch.save"
         )
     return tensor.detach().contiguous()
-
-
-def _own_memory(tensors: State) -> State:
-    """Gives each tensor memory of its own, as safetensors requires."""
-    seen: set[int] = set()
-    for key, tensor in tensors.items():
-        if tensor.data_ptr() in seen:
-            tensors[key] = tensor.clone()
-        seen.add(tensor.data_ptr())
-    return tensors
 
 
 def _warn_of_lost_properties(model: Any, layout: Layout) -> None:
@@ -196,10 +186,11 @@ def _warn_of_numerics(model: Any, layout: SegFormerLayout, description: dict[str
 def _logits_of_noise(
     model: Any, description: dict[str, Any], choices: tuple[Numerics, ...]
 ) -> list[Tensor]:
-    """Returns the logits (1, K, 128, 128) of a model for noise, one tensor for each numerics."""
-    generator = torch.Generator("cpu").manual_seed(0)
-    channels = description["backbone"]["config"]["in_channels"]
-    images = torch.randn(1, channels, 128, 128, generator=generator, device="cpu")
+    """Returns the logits (1, K, H, W) of a model for noise, one tensor for each numerics.
+
+    The noise is 128×128 pixels, or as large as the smallest image that the model takes.
+    """
+    generator = torch.Generator("cpu")
     state = {key: tensor.cpu().float() for key, tensor in state_dict_as(model, NATIVE).items()}
     logits = []
     for numerics in choices:
@@ -208,9 +199,12 @@ def _logits_of_noise(
         rebuilt.load_state_dict(
             {key: state[unwrapped_name(key)] for key in rebuilt.state_dict()}, assign=True
         )
+        side = max(128, rebuilt.backbone.min_size)
+        shape = (1, rebuilt.backbone.in_channels, side, side)
+        images = torch.randn(shape, generator=generator.manual_seed(0), device="cpu")
         with torch.no_grad():
             coarse = rebuilt.decode_head(rebuilt.backbone(images))
-            logits.append(upsample(coarse, (128, 128), numerics.align_corners))
+            logits.append(upsample(coarse, (side, side), numerics.align_corners))
     return logits
 
 

@@ -139,7 +139,7 @@ class FolderDataset(Dataset):
         label = to_indices(file, self.classes, self.palette)
         label = label.to(torch.promote_types(label.dtype, label_type(len(self.classes))))
         if self.label_map is not None:
-            label = _mapped(label, self.label_map, what)
+            label = _mapped(label, self.label_map, self.classes.ignore_index, what)
         elif self.ignore_index != self.classes.ignore_index:
             label = label.int()  # PyTorch compares uint8 with numbers above 255 modulo 256
             label = label.masked_fill(label == self.ignore_index, self.classes.ignore_index)
@@ -278,8 +278,13 @@ def _check_pair(image: Header, label: Header) -> None:
         )
 
 
-def _mapped(label: Tensor, table: Tensor, what: str) -> Tensor:
-    """Returns the entries of a table at a label map's values."""
+def _mapped(label: Tensor, table: Tensor, ignored: int, what: str) -> Tensor:
+    """Returns the entries of a table at a label map's values.
+
+    Raises:
+        ValueError: If the table has no entry for a value. The message states ``what``, the most
+            frequent such value, and that ``ignored`` is the class of ignored values.
+    """
     label = label.long()
     is_value = (label >= 0) & (label < NUM_VALUES)
     mapped = table[label.where(is_value, 0)].where(is_value, -1)
@@ -287,8 +292,8 @@ def _mapped(label: Tensor, table: Tensor, what: str) -> Tensor:
         values, counts = label[mapped < 0].unique(return_counts=True)
         raise ValueError(
             f"{what} holds the value {int(values[counts.argmax()])} on {int(counts.max())} of "
-            f"{label.numel()} pixels, which label_map does not list; map it to a class, or to 255 "
-            "to ignore it"
+            f"{label.numel()} pixels, which label_map does not list; map it to a class, or to "
+            f"{ignored} to ignore it"
         )
     return mapped
 
@@ -372,12 +377,23 @@ def _image_and_label_paths(
 ) -> tuple[list[Path], list[Path]]:
     """Returns the images and the label maps of two folders, one of which may contain the other."""
     image_paths, label_paths = find_images(images), find_images(labels)
-    if images.resolve() == labels.resolve():
-        return _split_by_suffix(image_paths, image_suffix, label_suffix)
     in_both = set(image_paths) & set(label_paths)
-    if labels.resolve().is_relative_to(images.resolve()):
-        return [path for path in image_paths if path not in in_both], label_paths
-    return image_paths, [path for path in label_paths if path not in in_both]
+    if images.resolve() == labels.resolve():
+        image_paths, label_paths = _split_by_suffix(image_paths, image_suffix, label_suffix)
+    elif labels.resolve().is_relative_to(images.resolve()):
+        image_paths = [path for path in image_paths if path not in in_both]
+    else:
+        label_paths = [path for path in label_paths if path not in in_both]
+    for folder, paths, wanted, others in (
+        (images, image_paths, "images", "label maps"),
+        (labels, label_paths, "label maps", "images"),
+    ):
+        if not paths:
+            raise FileNotFoundError(
+                f"{str(folder)!r} holds only {others}, and no {wanted}; add {wanted}, or correct "
+                "the folders and suffixes"
+            )
+    return image_paths, label_paths
 
 
 def _split_by_suffix(

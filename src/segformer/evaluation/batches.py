@@ -35,8 +35,17 @@ def as_batch(model: Any, image: Tensor, device: str | torch.device) -> Tensor:
 
     It is normalised, padded to the model's smallest size, and in the precision of its parameters.
     """
-    dtype = next(model.parameters()).dtype if isinstance(model, nn.Module) else torch.float32
-    return pad_to_min_size(model, normalize_for(model)(image))[None].to(device, dtype)
+    return pad_to_min_size(model, normalized(model, image, device))
+
+
+def normalized(model: Any, image: Tensor, device: str | torch.device) -> Tensor:
+    """Returns an image, uint8 (3, H, W), as a batch (1, 3, H, W).
+
+    It is normalised, and in the precision of the model's parameters.
+    """
+    parameters = model.parameters() if isinstance(model, nn.Module) else ()
+    dtype = next((tensor.dtype for tensor in parameters), torch.float32)
+    return normalize_for(model)(image)[None].to(device, dtype)
 
 
 def in_evaluation(model: Any) -> AbstractContextManager[Any]:

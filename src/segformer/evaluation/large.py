@@ -22,8 +22,9 @@ def label_large(
 ) -> None:
     """Labels an image that does not fit into memory, window by window.
 
-    The labels equal ``mode.logits(…).argmax(1)``. The logits of one row of windows are in memory:
-    classes × the window's height × the image's width × 4 bytes.
+    The labels equal ``mode.logits(…).argmax(1)``; those of a model of one logit are 1 where that
+    logit is above 0. The logits of one row of windows are in memory: classes × the window's height
+    × the image's width × 4 bytes.
 
     Args:
         model: Module that maps images to logits.

@@ -37,7 +37,7 @@ class Scores:
     @classmethod
     def of(cls, confusion: Tensor) -> Scores:
         """Returns the scores of a confusion matrix (K, K): rows are labels, columns predictions."""
-        confusion = confusion.double()
+        confusion = confusion.cpu().double()  # MPS has no float64
         correct = confusion.diagonal()
         iou = correct / (confusion.sum(0) + confusion.sum(1) - correct)
         accuracy = correct / confusion.sum(1)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from segformer.data.classes import ignore_index
 from segformer.data.labels import check_labels
-from segformer.evaluation.batches import in_evaluation, normalize_for, pad_to_min_size
+from segformer.evaluation.batches import in_evaluation, normalized, pad_to_min_size
 from segformer.evaluation.metrics import Scores
 from segformer.ops import upsample, with_background
 
@@ -208,7 +208,7 @@ def evaluate(
     """
     from torchmetrics.classification import MulticlassConfusionMatrix
 
-    protocol, normalize = protocol or Protocol(), normalize_for(model)
+    protocol = protocol or Protocol()
     num_labels = max(2, len(dataset.classes))
     confusion = MulticlassConfusionMatrix(
         num_labels, ignore_index=ignore_index(len(dataset.classes))
@@ -216,7 +216,6 @@ def evaluate(
     for index in tqdm(range(len(dataset)), "evaluate", unit="image"):
         image, label = dataset[index]
         check_labels(label, num_labels, f"label map {index}")
-        images = normalize(image)[None].to(device)
-        predicted = protocol.predict(model, images, label.shape)
+        predicted = protocol.predict(model, normalized(model, image, device), label.shape)
         confusion.update(predicted, label[None].long().to(device))
     return Scores.of(confusion.compute())

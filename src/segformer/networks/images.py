@@ -25,8 +25,8 @@ def check_images(images: Tensor, in_channels: int, min_size: int) -> None:
     """
     if images.ndim != 4:
         raise ValueError(
-            f"images must be (B, C, H, W), got shape {tuple(images.shape)}; add the batch "
-            "dimension with images[None]"
+            f"images must be (B, {in_channels}, H, W), got shape {tuple(images.shape)}; add the "
+            "batch dimension with images[None]"
         )
     channels, height, width = images.shape[1:]
     if channels != in_channels:
@@ -37,8 +37,8 @@ def check_images(images: Tensor, in_channels: int, min_size: int) -> None:
         )
     if height < min_size or width < min_size:
         raise ValueError(
-            f"images of {height}×{width} are too small; at least {min_size}×{min_size}: "
-            "resize or pad them"
+            f"images of {height}×{width} are too small; at least {min_size}×{min_size} "
+            "pixels: resize or pad them"
         )
     if not images.is_floating_point():
         raise ValueError(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from segformer.data.normalization import IMAGENET, Normalization
 from segformer.networks.config import Config, check_at_least_1
+from segformer.networks.images import check_images
 from segformer.ops import upsample
 
 # Arguments that say where weights come from. A model that is built for a file has them from the
@@ -193,10 +194,10 @@ class TimmBackbone(nn.Module):
         H and W are rounded up to ``multiple``.
 
         Raises:
-            ValueError: if the images are not (B, ``in_channels``, H, W), or smaller than one cell
-                of the coarsest map.
+            ValueError: if the images are not float (B, ``in_channels``, H, W), or smaller than one
+                cell of the coarsest map.
         """
-        self._check(images)
+        check_images(images, self.in_channels, self.min_size)
         maps = [to_channels_first(self.model, x) for x in self.model(self._fitted(images))]
         if any(x.ndim != 4 for x in maps):
             shapes = [tuple(x.shape) for x in maps]
@@ -204,18 +205,6 @@ class TimmBackbone(nn.Module):
                 f"{self.config.name!r} returns {shapes}, which are no maps (B, C, H, W)"
             )
         return maps
-
-    def _check(self, images: Tensor) -> None:
-        if images.ndim != 4 or images.shape[1] != self.in_channels:
-            raise ValueError(
-                f"images must be (B, {self.in_channels}, H, W), got shape {tuple(images.shape)}"
-            )
-        height, width = images.shape[-2:]
-        if min(height, width) < self.min_size:
-            raise ValueError(
-                f"images of {height}×{width} are too small for {self.config.name!r}, whose "
-                f"coarsest cells are {self.min_size} pixels wide; resize or pad them"
-            )
 
     def _fitted(self, images: Tensor) -> Tensor:
         """The images at the next size that ``multiple`` divides."""

@@ -89,6 +89,7 @@ def _denominator(
     valid = target != ignore_index
     if weight is None:
         return valid.sum().clamp_min(1e-9)
+    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))  # the sum exceeds float16
     return (weight[target.where(valid, 0)] * valid).sum().clamp_min(1e-9)
 
 

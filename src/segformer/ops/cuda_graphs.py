@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from types import NoneType
 from typing import Any
 
 import torch
@@ -64,8 +65,9 @@ class Graphs:
     """The recorded functions of a module: the last few, by the shape of the input and a key.
 
     A replay uses weights that have changed in place. All records are dropped if a module, parameter
-    or buffer is added, replaced or moved to other memory, or if a plain attribute changes, such as
-    a norm's epsilon.
+    or buffer is added, removed, replaced or moved to other memory, if an attribute is added or
+    removed, or if a plain attribute or a function changes, such as a norm's epsilon or a
+    ``forward`` of one instance.
 
     Args:
         record: takes a function and an input, and returns a function that does the same for inputs
@@ -78,7 +80,8 @@ class Graphs:
     ) -> None:
         self.record, self.most = record, most
         self.records: OrderedDict[Hashable, Function] = OrderedDict()
-        self.seen: list[tuple[dict[str, Any], int, str, Any, int]] = []
+        self.counts: list[tuple[dict[str, Any], int]] = []
+        self.seen: list[tuple[dict[str, Any], str, Any, int]] = []
         self.settings: list[tuple[dict[str, Any], str, Any]] = []
         self.lock = threading.Lock()  # all threads write to the same memory of a record
 
@@ -87,10 +90,12 @@ class Graphs:
     ) -> Tensor:
         """Returns ``function(x)``, which may depend on the module and on ``key`` only."""
         with self.lock:
-            if not self.seen or not self._still_hold():
+            if not self.counts or not self._still_hold():
                 self.records.clear()
-                self.seen = [entry for part in module.modules() for entry in _contents(part)]
-                self.settings = [entry for part in module.modules() for entry in _settings(part)]
+                parts = list(module.modules())
+                self.counts = [(place, len(place)) for part in parts for place in _places(part)]
+                self.seen = [entry for part in parts for entry in _contents(part)]
+                self.settings = [entry for part in parts for entry in _settings(part)]
             key = (key, x.shape, x.stride(), x.dtype, x.device)
             if key not in self.records:
                 while len(self.records) >= self.most:
@@ -100,10 +105,17 @@ class Graphs:
             return self.records[key](x)
 
     def _still_hold(self) -> bool:
-        return all(
-            len(place) == count and place.get(name) is value and _address(value) == address
-            for place, count, name, value, address in self.seen
-        ) and all(place.get(name) == value for place, name, value in self.settings)
+        return (
+            all(len(place) == count for place, count in self.counts)
+            and all(
+                place.get(name) is value and _address(value) == address
+                for place, name, value, address in self.seen
+            )
+            and all(
+                (now := place.get(name)) is value or _equal(now, value)
+                for place, name, value in self.settings
+            )
+        )
 
     def __deepcopy__(self, memo: Any) -> Graphs:
         return Graphs(self.record, self.most)
@@ -112,23 +124,33 @@ class Graphs:
         return Graphs, (self.record, self.most)
 
 
-def _contents(module: nn.Module) -> list[tuple[dict[str, Any], int, str, Any, int]]:
-    places: tuple[dict[str, Any], ...] = (module._modules, module._parameters, module._buffers)
+def _places(module: nn.Module) -> tuple[dict[str, Any], ...]:
+    """The dictionaries of a module's parts, tensors and attributes, some of them empty."""
+    return module._modules, module._parameters, module._buffers, module.__dict__
+
+
+def _contents(module: nn.Module) -> list[tuple[dict[str, Any], str, Any, int]]:
+    """The parts and tensors of a module."""
     return [
-        (place, len(place), name, value, _address(value))
-        for place in places
+        (place, name, value, _address(value))
+        for place in _places(module)[:3]
         for name, value in place.items()
     ]
 
 
 def _settings(module: nn.Module) -> list[tuple[dict[str, Any], str, Any]]:
-    """The plain attributes of a module, but for its mode, which the function sets."""
-    kinds = (bool, int, float, str, tuple)
+    """The plain attributes and functions of a module, but for its mode, which the function sets."""
+    kinds = (bool, int, float, str, tuple, NoneType)
     return [
         (module.__dict__, name, value)
         for name, value in module.__dict__.items()
-        if isinstance(value, kinds) and name != "training"
+        if (isinstance(value, kinds) or callable(value)) and name != "training"
     ]
+
+
+def _equal(now: Any, before: Any) -> bool:
+    """Whether a setting has not changed; comparing it with a tensor would give a tensor."""
+    return type(now) is type(before) and now == before
 
 
 def _address(value: Any) -> int:

@@ -81,8 +81,10 @@ def parse(arguments: list[str]) -> Namespace:
 def build_data(settings: Namespace) -> tuple[SegmentationData, list[str]]:
     """Returns the data module of its settings, and the faults that were found on the way.
 
+    The files with a fault are left out; a data set may be empty without them.
+
     Raises:
-        ValueError: If no pair of an image and a label map is left.
+        ValueError: If the settings are wrong.
         FileNotFoundError: If a folder is missing or empty.
     """
     # jsonargparse builds the parts of the data module only. It would quote the whole config in the
@@ -279,10 +281,11 @@ def _find_repeated(findings: Findings, images: list[list[tuple[str, str]]]) -> N
 def draw(data: SegmentationData) -> Image.Image | None:
     """Returns training images beside their labels and under them; None if none can be read."""
     columns: dict[str, list[Image.Image]] = {"image": [], "labels": [], "both": []}
-    count = len(data.train)
+    pairs = Transformed(data.train, _unchanged)
+    count = len(pairs)
     for index in np.linspace(0, count - 1, min(SHOWN_SAMPLES, count)).astype(int).tolist():
         try:
-            image, label = data.train[index]
+            image, label = pairs[index]
         except (ValueError, OSError):
             continue
         rgb = Image.fromarray(image.permute(1, 2, 0).numpy())

@@ -15,7 +15,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from segformer.train.folders import Runs
+from segformer.train.folders import CHECKPOINTS, Runs
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -205,6 +205,6 @@ def find_checkpoint(
         return Path(ckpt_path)
     folders = Runs(runs, None).folders() if folders is None else folders
     newest = next(
-        (path for folder in folders if (path := newest_checkpoint(folder / "checkpoints"))), None
+        (path for folder in folders if (path := newest_checkpoint(folder / CHECKPOINTS))), None
     )
     return best_checkpoint(newest) if newest and ckpt_path == "best" else newest
