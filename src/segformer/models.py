@@ -389,11 +389,11 @@ class SegFormer(SegmentationModel):
             backbone = MiT(backbone, **options)
         channels: Any = backbone.channels
         width = width if decoder_channels is None else decoder_channels
-        head = AllMLPHead(channels, count(num_classes, classes), width, dropout=dropout)
+        head = AllMLPHead(channels, number_of_classes(num_classes, classes), width, dropout=dropout)
         super().__init__(backbone, head, classes, normalization=normalization)
 
 
-def count(num_classes: int | None, classes: Classes | None) -> int:
+def number_of_classes(num_classes: int | None, classes: Classes | None) -> int:
     """The number of classes: the given one, that of their names, or ADE20K's 150."""
     return num_classes if num_classes is not None else len(classes or range(150))
 
@@ -489,7 +489,7 @@ class SETR(SegmentationModel):
             img_size=img_size if isinstance(img_size, int) else tuple(img_size),
             drop_path_rate=drop_path,
         )
-        decode_head = head(vit.channels, count(num_classes, classes), channels)
+        decode_head = head(vit.channels, number_of_classes(num_classes, classes), channels)
         super().__init__(vit, decode_head, classes, normalization=normalization)
 
 

@@ -313,7 +313,7 @@ def test_an_orientation_that_no_size_shows_is_refused_on_access_and_before_a_run
     tag: int, tmp_path: Path
 ) -> None:
     dataset = pair(tmp_path, tag, None, (4, 6))
-    for look in (lambda: dataset[0], dataset.prove):
+    for look in (lambda: dataset[0], dataset.check_files):
         with pytest.raises(
             ValueError, match="sizes do not show whether it was drawn on the turned image; save"
         ):
@@ -381,15 +381,17 @@ def test_masks_whose_second_value_is_ignored_are_refused_before_a_run(
         DataError,
         match=rf"hold only 0 and {ignored}, .* set `label_map: \{{0: 0, {ignored}: 1\}}`",
     ):
-        FolderDataset(tmp_path / "i", tmp_path / "l", classes, ignored).prove()
+        FolderDataset(tmp_path / "i", tmp_path / "l", classes, ignored).check_files()
     assert (
-        FolderDataset(tmp_path / "i", tmp_path / "l", classes, label_map={0: 0, ignored: 1}).prove()
+        FolderDataset(
+            tmp_path / "i", tmp_path / "l", classes, label_map={0: 0, ignored: 1}
+        ).check_files()
         == ()
     )
     declared = FolderDataset(
         tmp_path / "i", tmp_path / "l", classes, label_map={0: 0, 1: 1, ignored: 255}
     )
-    assert declared.prove() == ("yes",)
+    assert declared.check_files() == ("yes",)
 
 
 def test_prove_reads_every_header_and_names_all_faults(tmp_path: Path) -> None:
@@ -397,13 +399,13 @@ def test_prove_reads_every_header_and_names_all_faults(tmp_path: Path) -> None:
         saved(tmp_path / "i" / f"{k}.png", np.zeros((2, 4, 3), np.uint8))
         saved(tmp_path / "l" / f"{k}.png", VALUES % 3)
     dataset = FolderDataset(tmp_path / "i", tmp_path / "l", CLASSES)
-    assert dataset.prove() == ("d",)
+    assert dataset.check_files() == ("d",)
     saved(tmp_path / "l" / "5.png", VALUES.astype(np.uint16))
     saved(tmp_path / "l" / "1.png", paletted(VALUES, OTHER_PALETTES["strange"]))
     saved(tmp_path / "l" / "2.png", np.zeros((4, 2), np.uint8))
     (tmp_path / "i" / "4.png").write_bytes(b"")
     with pytest.raises(DataError) as caught:
-        dataset.prove(samples=1)
+        dataset.check_files(samples=1)
     assert len(caught.value.faults) == 3
     for fault, words in zip(
         caught.value.faults, ("1.png' has a palette", "4×2", "4.png"), strict=True

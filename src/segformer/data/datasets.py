@@ -156,7 +156,7 @@ class FolderDataset(Dataset):
         )
         return _faults(*steps)
 
-    def prove(self, samples: int = SAMPLED_PAIRS, seed: int = 0) -> tuple[str, ...]:
+    def check_files(self, samples: int = SAMPLED_PAIRS, seed: int = 0) -> tuple[str, ...]:
         """Checks the headers of all files and the pixels of some pairs, before a run starts.
 
         Args:
@@ -181,7 +181,7 @@ class FolderDataset(Dataset):
                 histogram += count_labels(self[index][1], len(self.classes))
             except (OSError, ValueError):
                 faults += self.faults_of(index)
-        faults += [] if faults else self.lone_class(histogram)
+        faults += [] if faults else self.problems_of_one_class(histogram)
         if faults:
             raise DataError(faults, self)
         return tuple(
@@ -195,7 +195,7 @@ class FolderDataset(Dataset):
             lambda: _check_pair(read_header(image), read_header(label)),
         )
 
-    def lone_class(self, histogram: np.ndarray) -> list[str]:
+    def problems_of_one_class(self, histogram: np.ndarray) -> list[str]:
         """Returns an error if the label maps hold at most one class, and the ignored value.
 
         Masks of 0 and 255 whose 255 should be a class look like this.

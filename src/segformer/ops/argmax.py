@@ -40,7 +40,7 @@ def upsample_argmax(logits: Tensor, size: Sequence[int], align_corners: bool = F
     return upsample(logits, size, align_corners).argmax(1)
 
 
-def interpolates(logits: Tensor, size: Sequence[int], align_corners: bool = False) -> bool:
+def is_resized(logits: Tensor, size: Sequence[int], align_corners: bool = False) -> bool:
     """elsewhere, if the logits are interpolated"""
     # This check comes first, because a recorded graph must not depend on the sizes compared below.
     if is_recorded(logits):
@@ -50,12 +50,12 @@ def interpolates(logits: Tensor, size: Sequence[int], align_corners: bool = Fals
 
 def labels_by_triton(logits: Tensor, size: Sequence[int], align_corners: bool = False) -> bool:
     """on GPUs where Triton runs"""
-    return runs_on(logits) and interpolates(logits, size)
+    return runs_on(logits) and is_resized(logits, size)
 
 
 def labels_on_gpu(logits: Tensor, size: Sequence[int], align_corners: bool = False) -> bool:
     """on other GPUs"""
-    return logits.is_cuda and interpolates(logits, size)
+    return logits.is_cuda and is_resized(logits, size)
 
 
 @upsample_argmax.implementation(when=labels_by_triton)
@@ -85,7 +85,7 @@ def argmax_in_strips(logits: Tensor, size: Sequence[int], align_corners: bool = 
     return labels
 
 
-@upsample_argmax.implementation(when=interpolates)
+@upsample_argmax.implementation(when=is_resized)
 def argmax_between_cells(
     logits: Tensor, size: Sequence[int], align_corners: bool = False
 ) -> Tensor:

@@ -255,7 +255,7 @@ def _check_split(
             f"{transparent[0]}, …"
         )
     if isinstance(dataset, FolderDataset) and findings.sizes[split]:
-        findings.problems += dataset.lone_class(histogram)
+        findings.problems += dataset.problems_of_one_class(histogram)
 
 
 def _absent_classes(split: str, histogram: np.ndarray, classes: Classes) -> list[str]:

@@ -112,7 +112,7 @@ class SegmentationData(LightningDataModule):
             part.normalization = normalization
         self.normalization = normalization
 
-    def prove(self) -> None:
+    def check_files(self) -> None:
         """Checks the files of training and validation before a run.
 
         Reads the headers of all files, and the pixels of 64 pairs of each split. Logs the classes
@@ -127,7 +127,7 @@ class SegmentationData(LightningDataModule):
             if not isinstance(dataset, FolderDataset):
                 continue
             try:
-                absent = dataset.prove()
+                absent = dataset.check_files()
             except DataError as error:
                 faults += error.faults
                 continue

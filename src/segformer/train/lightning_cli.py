@@ -154,7 +154,7 @@ class SegmentationCLI(LightningCLI):
         network = self.model.network
         network.classes = self.datamodule.classes
         describe(network)
-        self.datamodule.prove()
+        self.datamodule.check_files()
 
     def after_fit(self) -> None:
         """Writes the best weights, then their scores on each split, then the pictures."""
