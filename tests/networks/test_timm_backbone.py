@@ -183,7 +183,7 @@ def test_mit_under_torchvisions_decoders() -> None:
         ),
         (
             lambda: TimmBackbone("resnet18")(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)),
-            "images are torch.uint8; convert them to float",
+            "images are torch.uint8, not floating point",
         ),
         (lambda: SegFormer(nn.Linear(2, 2), num_classes=5), "Linear has no channels"),
     ],
