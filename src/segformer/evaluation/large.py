@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from segformer.evaluation.batches import as_batch, in_evaluation
-from segformer.evaluation.protocols import Slide
-from segformer.ops import upsample, with_background
+from segformer.evaluation.batches import in_evaluation, normalized
+from segformer.evaluation.protocols import Slide, own_size_logits
+from segformer.ops import with_background
 
 COLUMNS = 4096  # labelled at a time
 
@@ -81,9 +81,8 @@ def _windows(
     """Yields the left border and the logits (K, H, W), on the CPU, of each window of a row."""
     for left in lefts:
         pixels = np.array(image[top : top + mode.crop_size[0], left : left + mode.crop_size[1]])
-        images = as_batch(model, torch.from_numpy(pixels).permute(2, 0, 1), device)
-        logits = with_background(upsample(model(images), images.shape[-2:]))
-        yield left, logits[0, :, : len(pixels), : pixels.shape[1]].float().cpu()
+        images = normalized(model, torch.from_numpy(pixels).permute(2, 0, 1), device)
+        yield left, with_background(own_size_logits(model, images))[0].float().cpu()
 
 
 def _write_labels(out: Any, logits_sum: Tensor, counts: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -31,6 +31,16 @@ def check_at_least_1(**sizes: int) -> None:
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}")
+
+
+def check_heads(dims: Sequence[int], heads: Sequence[int]) -> None:
+    """Raises ValueError if the attention heads of a stage do not divide its channels."""
+    for dim, count in zip(dims, heads, strict=True):
+        if dim % count:
+            raise ValueError(
+                f"a stage of {dim} channels cannot be split into {count} heads; "
+                f"choose a divisor of {dim}"
+            )
 
 
 def check_features(in_channels: tuple[int, ...]) -> None:

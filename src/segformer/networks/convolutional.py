@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from segformer.networks.config import Config, check_at_least_1, check_features
+from segformer.networks.config import Config, check_at_least_1, check_features, check_heads
 from segformer.networks.images import smallest_side
 from segformer.networks.initialization import init_weights
 from segformer.networks.mit import (
@@ -117,12 +117,7 @@ class ConvolutionalMiTConfig(Config):
         for name in ("dims", "heads", "ff_expansion", "reduction_ratio", "num_layers"):
             object.__setattr__(self, name, one_a_stage(name, getattr(self, name)))
         check_at_least_1(in_channels=self.in_channels)
-        for dim, heads in zip(self.dims, self.heads, strict=True):  # type: ignore[arg-type]
-            if dim % heads:
-                raise ValueError(
-                    f"a stage of {dim} channels cannot be split into {heads} heads; "
-                    f"choose a divisor of {dim}"
-                )
+        check_heads(self.dims, self.heads)  # type: ignore[arg-type]
 
 
 def one_a_stage(name: str, values: PerStage) -> tuple[int, ...]:

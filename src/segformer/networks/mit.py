@@ -22,7 +22,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from segformer.networks.config import Config, check_at_least_1
+from segformer.networks.config import Config, check_at_least_1, check_heads
 from segformer.networks.images import check_images, refuse_scripting, smallest_side
 from segformer.networks.initialization import init_weights
 from segformer.ops import attention, linear, mix_ffn
@@ -69,12 +69,7 @@ class Variant(Config):
         for name in ("dims", "depths", "heads", "sr_ratios"):
             check_at_least_1(**{name: min(getattr(self, name), default=0)})
         check_at_least_1(decoder_channels=self.decoder_channels, mlp_ratio=self.mlp_ratio)
-        for dim, heads in zip(self.dims, self.heads, strict=True):
-            if dim % heads:
-                raise ValueError(
-                    f"a stage of {dim} channels cannot be split into {heads} heads; "
-                    f"choose a divisor of {dim}"
-                )
+        check_heads(self.dims, self.heads)
 
 
 VARIANTS = {  # with the depths of the released weights
@@ -254,12 +249,7 @@ class Pyramid(nn.Module):
         in_channels: number of channels of the images.
         channels: number of channels of each feature map, finest first.
         min_size: smallest height and width of an image, in pixels.
-
-    Attributes:
-        STEM: name of the first convolution's weight, whose shape depends on ``in_channels``.
     """
-
-    STEM = "stages.0.embed.proj.weight"
 
     def __init__(
         self,

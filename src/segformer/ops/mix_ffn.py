@@ -37,8 +37,7 @@ def strips_win(x: Tensor, fc1: Any, dwconv: Any, act: Any, fc2: Any) -> bool:
     return (
         in_pieces(x)
         and is_plain(fc1, nn.Linear)
-        and is_plain(dwconv, nn.Conv2d)
-        and is_plain_convolution(dwconv, 3, groups=dwconv.out_channels)
+        and is_plain_convolution(dwconv, 3, groups=getattr(dwconv, "out_channels", 0))
         and is_plain(act, nn.GELU, nn.ReLU, nn.SiLU)
         and is_plain(fc2, nn.Linear)
         and _rows(x, dwconv.out_channels) < x.shape[1]
