@@ -178,18 +178,29 @@ def _composed(
     Returns the y_i (B, h, w, C), the A_i (D, C), finest level first, and c (D,).
     """
     maps = [x.permute(0, 2, 3, 1) for x in features]
-    widths = [project.out_features for project in projections]
     with without_autocast(maps[0]):
-        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        blocks = (scale[:, None] * fuse.weight.flatten(1)).split(widths[::-1], 1)[::-1]
+        blocks, bias = normalized_blocks(projections, fuse, norm)
         levels = list(zip(maps, blocks, projections, strict=True))
-        bias = norm.bias - scale * norm.running_mean
-        bias = bias + sum(block @ project.bias for _, block, project in levels)
         weights = [
             block @ project.weight if _composes(x) else block for x, block, project in levels
         ]
     maps = [x if _composes(x) else affine(x, project.weight) for x, _, project in levels]
     return maps, weights, bias
+
+
+def normalized_blocks(
+    projections: Iterable[Any], fuse: Any, norm: Any
+) -> tuple[list[Tensor], Tensor]:
+    """BN(Σ F_i (y_i + b_i)) as Σ A_i y_i + c: the A_i (D, C), finest level first, and c (D,)."""
+    projections = list(projections)
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    widths = [project.out_features for project in reversed(projections)]
+    blocks = (scale[:, None] * fuse.weight.flatten(1)).split(widths, 1)[::-1]
+    bias = norm.bias - scale * norm.running_mean
+    bias = bias + sum(
+        block @ project.bias for block, project in zip(blocks, projections, strict=True)
+    )
+    return list(blocks), bias
 
 
 def _composes(x: Tensor) -> bool:

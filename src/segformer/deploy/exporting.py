@@ -1,0 +1,131 @@
+"""From a model to an exported file, compared with the model before it gets its name."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from segformer.deploy.comparison import Comparison, compare
+from segformer.deploy.description import Description
+from segformer.deploy.exported import Exported
+from segformer.deploy.formats import FORMATS, Format, find_format, format_of
+from segformer.deploy.graph import INPUTS, OUTPUTS, Graph
+
+logger = logging.getLogger(__name__)
+
+
+def export(
+    model: Any,
+    path: str | os.PathLike[str],
+    format: str | None = None,
+    *,
+    output: str = "labels",
+    input: str = "normalized",
+    precision: str = "fp32",
+    size: Sequence[int] | None = None,
+    batch: int | None = None,
+    takes_size: bool = False,
+    overwrite: bool = False,
+) -> Comparison:
+    """Writes a model as a file for another runtime, and compares both.
+
+    Args:
+        model: A :class:`~segformer.SegmentationModel`; it is not changed.
+        path: The file, such as ``model.onnx``.
+        format: ``"onnx"``, ``"openvino"``, ``"pt2"``, ``"aoti"`` or ``"executorch"``; by default
+            the one of the path's suffix.
+        output: ``"labels"``, uint8 (B, H, W), uint16 for more than 255 classes; ``"logits"`` or
+            ``"probabilities"``, float32 (B, K, H, W).
+        input: ``"normalized"``, float32 (B, C, H, W), or ``"uint8"``, pixels (B, H, W, C), which
+            the graph normalises.
+        precision: ``"fp32"``, ``"fp16"``, ``"bf16"`` or ``"int8"``.
+        size: The only height and width that the file takes; by default any.
+        batch: The only batch size that the file takes; by default any.
+        takes_size: Whether the file has a second input, the height and width of its output.
+        overwrite: Whether existing files are replaced.
+
+    Returns:
+        How the file differs from the model.
+
+    Raises:
+        FileExistsError: If the file exists already.
+        FileNotFoundError: If its folder does not exist.
+        ValueError: If the format, or what is asked of it, is unknown; a package is missing; or the
+            file differs more from the model than its precision explains. Nothing is written then.
+    """
+    path = Path(path)
+    name = format or format_of(path) or "onnx"
+    made = find_format(name)
+    description = Description.of(
+        model,
+        input=input,
+        output=output,
+        precision=precision,
+        size=None if size is None else (int(size[0]), int(size[1])),
+        batch=batch if made.is_dynamic else batch or 1,
+        takes_size=takes_size,
+    )
+    check_options(description, name)
+    check_path(path, made, overwrite)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
+        file = Path(folder, path.name)
+        made.write(Graph(model, input, output), file, description)
+        comparison = compare(Exported(file), model)
+        if not comparison.passes(precision):
+            raise ValueError(
+                f"the exported file differs too much from the model: {comparison}; nothing was "
+                "written"
+            )
+        for part in sorted(Path(folder).iterdir()):  # an .onnx.data or .bin file beside it
+            os.replace(part, path.with_name(part.name))
+    return comparison
+
+
+def check_options(description: Description, name: str) -> None:
+    """Raises ValueError if a format cannot hold what a description asks for."""
+    made = FORMATS[name]
+    for option, value, known in (
+        ("output", description.output, tuple(OUTPUTS)),
+        ("input", description.input, INPUTS),
+        ("precision", description.precision, ("fp32", "fp16", "bf16", "int8")),
+    ):
+        if value not in known:
+            raise ValueError(f"unknown {option} {value!r}; choose one of {', '.join(known)}")
+    if description.precision not in made.precisions:
+        raise ValueError(
+            f"the format {name} has no precision {description.precision}; choose one of "
+            f"{', '.join(made.precisions)}"
+        )
+    if description.size is None and not made.is_dynamic:
+        raise ValueError(f"the format {name} needs a fixed size; pass one, such as --size 512 512")
+    if description.takes_size and not made.is_dynamic:
+        raise ValueError(f"the format {name} has fixed shapes; export it without --size-input")
+    if description.size is not None and min(description.size) < description.min_size:
+        height, width = description.size
+        raise ValueError(
+            f"a size of {height}×{width} is too small for this network; give at least "
+            f"{description.min_size}×{description.min_size}"
+        )
+    if description.batch is not None and description.batch < 1:
+        raise ValueError(f"a batch of {description.batch} images; give at least 1")
+
+
+def check_path(path: Path, made: Format, overwrite: bool) -> None:
+    """Raises an error if a file cannot be written to a path."""
+    if path.suffix != made.suffix:
+        raise ValueError(
+            f"{path.name!r} has another suffix than the files of this format; call it "
+            f"{path.stem}{made.suffix}"
+        )
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"no folder {str(path.parent)!r} to write {path.name!r} into; make it first"
+        )
+    if path.exists() and not overwrite:
+        raise FileExistsError(
+            f"{str(path)!r} exists already; choose another name, or add --overwrite"
+        )

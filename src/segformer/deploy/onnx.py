@@ -1,0 +1,101 @@
+"""ONNX files: written by PyTorch's exporter, run by ONNX Runtime."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segformer.deploy.description import KEY, Description
+from segformer.deploy.graph import Graph
+from segformer.deploy.program import capture
+
+OPSET = 18  # LayerNormalization (17), and Resize as PyTorch interpolates
+
+
+def write(graph: Graph, path: Path, description: Description) -> None:
+    """Writes a graph as an ONNX file; weights beyond 2 GB go to a second file beside it."""
+    program = capture(graph, description)
+    inputs = ["images", "size"] if description.takes_size else ["images"]
+    with quiet():
+        exported: Any = torch.onnx.export(
+            program,
+            input_names=inputs,
+            output_names=[description.output],
+            opset_version=OPSET,
+            verbose=False,
+        )
+    exported.model.metadata_props.update(metadata(description))
+    exported.save(str(path))
+
+
+def metadata(description: Description) -> dict[str, str]:
+    """Returns the description, and its parts that people read in viewers."""
+    return {
+        KEY: description.to_json(),
+        "names": ", ".join(description.classes.names),
+        "mean": str(list(description.normalization.mean)),
+        "std": str(list(description.normalization.std)),
+        "scale": str(description.normalization.scale),
+        "license": description.licence,
+        "version": description.version,
+    }
+
+
+@contextlib.contextmanager
+def quiet() -> Any:
+    """Context without the exporters' progress lines and warnings about themselves."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+class Session:
+    """An ONNX file in ONNX Runtime.
+
+    Args:
+        path: The file.
+        device: ``"cpu"``, or ``"cuda"`` if ONNX Runtime is built for it.
+
+    Raises:
+        ValueError: If the file is not ONNX, or no export of this library.
+    """
+
+    def __init__(self, path: Path, device: str = "cpu") -> None:
+        import onnxruntime
+
+        wanted = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+        provider = wanted[torch.device(device).type]
+        if provider not in onnxruntime.get_available_providers():
+            raise ValueError(
+                f"this ONNX Runtime has no {provider}; pip install onnxruntime-gpu, or use the cpu"
+            )
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3  # errors
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+        except Exception as error:
+            raise ValueError(f"ONNX Runtime cannot read {str(path)!r}: {error}") from error
+        stated = self.session.get_modelmeta().custom_metadata_map.get(KEY)
+        self.description = Description.of_file(stated, path)
+        self.engine = f"ONNX Runtime {onnxruntime.__version__} on {provider[:-17]}"
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        names = ("images", "size")
+        feed = {
+            name: np.ascontiguousarray(x.numpy()) for name, x in zip(names, inputs, strict=False)
+        }
+        return torch.from_numpy(self.session.run(None, feed)[0])

@@ -1,0 +1,120 @@
+"""OpenVINO files: an ``.xml`` file beside a ``.bin`` file with the weights."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segformer.deploy import onnx
+from segformer.deploy.description import KEY, Description
+from segformer.deploy.graph import Graph
+
+COMPILED = 4  # graphs kept, one for each of the last shapes
+
+
+def write(graph: Graph, path: Path, description: Description) -> None:
+    """Writes a graph as an OpenVINO IR; its halves of ``fp16`` are the stored weights."""
+    save(read(graph, path.parent, description), path, description)
+
+
+def read(graph: Graph, folder: Path, description: Description) -> Any:
+    """Returns a graph as an OpenVINO model, by way of ONNX."""
+    import openvino
+
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        file = Path(temporary, "graph.onnx")
+        onnx.write(graph, file, description)
+        return openvino.convert_model(file)
+
+
+def save(model: Any, path: Path, description: Description) -> None:
+    """Writes an OpenVINO model with its description, also in the keys of Intel's Model API."""
+    import openvino
+
+    model.set_rt_info(description.to_json(), [KEY])
+    for key, value in model_info(description).items():
+        model.set_rt_info(value, ["model_info", key])
+    openvino.save_model(model, path, compress_to_fp16=description.precision == "fp16")
+
+
+def model_info(description: Description) -> dict[str, str]:
+    """Returns the keys from which Intel's Model API makes a segmentation model."""
+    names = [name.replace(" ", "_") for name in description.classes.names]
+    normalization = description.normalization
+    scale = normalization.scale
+    return {
+        "model_type": "Segmentation",
+        "labels": " ".join(names),
+        "mean_values": " ".join(str(mean / scale) for mean in normalization.mean),
+        "scale_values": " ".join(str(std / scale) for std in normalization.std),
+        "resize_type": "standard",
+        "reverse_input_channels": "False",
+    }
+
+
+class Session:
+    """An OpenVINO file in OpenVINO's runtime.
+
+    Each shape of images has a compiled graph of its own: graphs compiled for dynamic shapes gave
+    wrong results for larger images after smaller ones (OpenVINO 2026.4). The first image of a shape
+    takes a second or more.
+
+    Args:
+        path: The ``.xml`` file.
+        device: OpenVINO's name of the device: ``"cpu"``, ``"gpu"``, ``"npu"``.
+
+    Raises:
+        ValueError: If the file is no OpenVINO model, or no export of this library.
+    """
+
+    def __init__(self, path: Path, device: str = "cpu") -> None:
+        import openvino
+
+        self.core = openvino.Core()
+        self.device = device.upper()
+        try:
+            self.model = self.core.read_model(path)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise ValueError(f"OpenVINO cannot read {str(path)!r}: {reason}") from error
+        has = self.model.has_rt_info([KEY])
+        stated = self.model.get_rt_info([KEY]).astype(str) if has else None
+        self.description = Description.of_file(stated, path)
+        self.compiled: OrderedDict[tuple[tuple[int, ...], ...], Any] = OrderedDict()
+        version = openvino.__version__.partition("-")[0]
+        self.hint = self._hint()
+        self.engine = f"OpenVINO {version} on {self.device}, {self.hint} arithmetic"
+
+    def _hint(self) -> str:
+        """Returns the precision in which the device computes what the file leaves in floats."""
+        able = self.core.get_property(self.device, "OPTIMIZATION_CAPABILITIES")
+        hints = {"bf16": ("BF16", "bf16"), "fp16": ("FP16", "f16")}
+        name, hint = hints.get(self.description.precision, ("FP32", "f32"))
+        return hint if name in able else "f32"
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        shapes = tuple(tuple(x.shape) for x in inputs)
+        if shapes not in self.compiled:
+            self.compiled[shapes] = self._compile(shapes)
+        self.compiled.move_to_end(shapes)
+        while len(self.compiled) > COMPILED:
+            self.compiled.popitem(last=False)
+        arrays = [x.contiguous().numpy() for x in inputs]
+        result = self.compiled[shapes](arrays)[0]
+        return torch.from_numpy(result.copy())  # the next call writes into the same memory
+
+    def _compile(self, shapes: tuple[tuple[int, ...], ...]) -> Any:
+        model = self.model.clone()
+        names = [port.get_any_name() for port in model.inputs]
+        model.reshape(dict(zip(names, map(list, shapes), strict=True)))
+        threads = torch.get_num_threads()
+        settings = {"INFERENCE_PRECISION_HINT": self.hint}
+        if self.device == "CPU":
+            settings["INFERENCE_NUM_THREADS"] = str(min(threads, os.cpu_count() or threads))
+        return self.core.compile_model(model, self.device, settings)

@@ -1,0 +1,77 @@
+"""A graph captured by ``torch.export``, with dynamic batch, height and width."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.export import Dim, ExportedProgram
+from torch.utils._sympy.value_ranges import ValueRanges
+
+from segformer.deploy.description import Description
+from segformer.deploy.graph import Graph
+
+BATCH = 2  # an example batch of 1 would become a constant
+
+
+def example(description: Description) -> tuple[torch.Tensor, ...]:
+    """Returns inputs like those that a graph is captured with."""
+    height, width = description.size or _example_size(description)
+    batch = description.batch or BATCH
+    images = torch.zeros(batch, description.channels, height, width)
+    if description.input == "uint8":
+        images = images.permute(0, 2, 3, 1).to(torch.uint8).contiguous()
+    size = torch.tensor([height + 1, width + 2])
+    return (images, size) if description.takes_size else (images,)
+
+
+def _example_size(description: Description) -> tuple[int, int]:
+    """Returns a size whose maps are larger than one cell, and differ between both axes."""
+    side = 32 * -(-description.min_size // 32)
+    return 5 * side, 7 * side
+
+
+def capture(graph: Graph, description: Description) -> ExportedProgram:
+    """Returns a graph as a program of PyTorch's ATen operators.
+
+    Raises:
+        ValueError: If the network has parts that torch.export cannot capture.
+    """
+    lowest = 2 * description.min_size
+    axes: dict[int, Any] = {}
+    if description.batch is None:
+        axes[0] = Dim("batch")
+    if description.size is None:
+        first = 1 if description.input == "uint8" else 2
+        axes |= {first: Dim("height", min=lowest), first + 1: Dim("width", min=lowest)}
+    shapes = (axes, None) if description.takes_size else (axes,)
+    names = ("images", "size")
+    try:
+        program = torch.export.export(
+            graph,
+            example(description),
+            dynamic_shapes=dict(zip(names, shapes, strict=False)),
+        )
+    except Exception as error:
+        kinds = " and ".join(
+            sorted({type(part).__name__ for part in (graph.backbone, graph.decode_head)})
+        )
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"torch.export cannot capture {kinds}: {reason}; export a model of this library's own "
+            "parts, or at a fixed size with --size"
+        ) from error
+    _widen(program, lowest, description.min_size)
+    return program
+
+
+def _widen(program: ExportedProgram, lowest: int, min_size: int) -> None:
+    """Lets a program take heights and widths from ``min_size``.
+
+    PyTorch refuses them when it captures the graph, because maps of one cell are special when it
+    chooses memory formats. The captured operators are right for them.
+    """
+    for symbol, values in program.range_constraints.items():
+        if values.lower == lowest:
+            program.range_constraints[symbol] = ValueRanges(min_size, values.upper)
+    program._guards_code.clear()
