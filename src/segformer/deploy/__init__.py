@@ -4,7 +4,7 @@ from segformer.deploy.comparison import Comparison, compare
 from segformer.deploy.description import Description
 from segformer.deploy.exported import Exported, is_exported, load
 from segformer.deploy.exporting import export
-from segformer.deploy.formats import FORMATS
+from segformer.deploy.formats import FORMATS, format_of
 
 __all__ = [
     "FORMATS",
@@ -13,6 +13,7 @@ __all__ = [
     "Exported",
     "compare",
     "export",
+    "format_of",
     "is_exported",
     "load",
 ]

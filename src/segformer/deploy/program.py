@@ -51,6 +51,8 @@ def capture(graph: Graph, description: Description) -> ExportedProgram:
             graph,
             example(description),
             dynamic_shapes=dict(zip(names, shapes, strict=False)),
+            # otherwise facts that PyTorch cannot prove for all sizes are errors
+            prefer_deferred_runtime_asserts_over_guards=True,
         )
     except Exception as error:
         kinds = " and ".join(
@@ -66,12 +68,17 @@ def capture(graph: Graph, description: Description) -> ExportedProgram:
 
 
 def _widen(program: ExportedProgram, lowest: int, min_size: int) -> None:
-    """Lets a program take heights and widths from ``min_size``.
+    """Lets a program take heights and widths from ``min_size``, without assertions about sizes.
 
-    PyTorch refuses them when it captures the graph, because maps of one cell are special when it
-    chooses memory formats. The captured operators are right for them.
+    PyTorch chooses memory formats for maps of more than one cell, and asserts that they have more.
+    The operators are right for one cell, too: an exported file is compared at the smallest size.
     """
     for symbol, values in program.range_constraints.items():
         if values.lower == lowest:
             program.range_constraints[symbol] = ValueRanges(min_size, values.upper)
+    for node in list(program.graph.nodes):
+        if node.target is torch.ops.aten._assert_scalar.default:
+            program.graph.erase_node(node)
+    program.graph.eliminate_dead_code()
+    program.graph_module.recompile()
     program._guards_code.clear()

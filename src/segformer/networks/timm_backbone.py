@@ -208,10 +208,10 @@ class TimmBackbone(nn.Module):
 
     def _fitted(self, images: Tensor) -> Tensor:
         """The images at the next size that ``multiple`` divides."""
+        if self.multiple == 1:
+            return images
         height, width = images.shape[-2:]
         size = [-(-side // self.multiple) * self.multiple for side in (height, width)]
-        if size == [height, width]:
-            return images
         if self.fit == "resize":
             return upsample(images, size)
         return F.pad(images, (0, size[1] - width, 0, size[0] - height))
