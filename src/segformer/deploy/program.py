@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.export import Dim, ExportedProgram
 from torch.utils._sympy.value_ranges import ValueRanges
 
@@ -63,6 +65,8 @@ def capture(graph: Graph, description: Description) -> ExportedProgram:
             f"torch.export cannot capture {kinds}: {reason}; export a model of this library's own "
             "parts, or at a fixed size with --size"
         ) from error
+    if any(node.target in DECOMPOSITIONS for node in program.graph.nodes):
+        program = program.run_decompositions(DECOMPOSITIONS)
     _widen(program, lowest, description.min_size)
     return program
 
@@ -82,3 +86,35 @@ def _widen(program: ExportedProgram, lowest: int, min_size: int) -> None:
     program.graph.eliminate_dead_code()
     program.graph_module.recompile()
     program._guards_code.clear()
+
+
+def bicubic_antialiased(
+    x: Tensor,
+    size: Sequence[Any],
+    align_corners: bool,
+    scales_h: float | None = None,
+    scales_w: float | None = None,
+) -> Tensor:
+    """PyTorch's ``_upsample_bicubic2d_aa``, by which timm resamples position embeddings.
+
+    OpenVINO ignores the antialiasing of ONNX, so that it is exported as two matrix products.
+    """
+    rows, columns = (
+        _resampling(source, target, x) for source, target in zip(x.shape[-2:], size, strict=True)
+    )
+    return rows @ x @ columns.mT
+
+
+def _resampling(source: Any, target: Any, like: Tensor) -> Tensor:
+    """Returns the matrix (target, source) of Keys' cubic kernel, a = -0.5, along one axis."""
+    cells = torch.arange(source, dtype=like.dtype, device=like.device) + 0.5
+    pixels = torch.arange(target, dtype=like.dtype, device=like.device) + 0.5
+    scale = torch.ones_like(pixels).sum().reciprocal() * source  # source / target
+    distance = (cells - scale * pixels[:, None]).abs() / scale.clamp_min(1)
+    near = (1.5 * distance - 2.5) * distance * distance + 1
+    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+    weights = torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
+    return weights / weights.sum(1, keepdim=True)
+
+
+DECOMPOSITIONS = {torch.ops.aten._upsample_bicubic2d_aa.default: bicubic_antialiased}

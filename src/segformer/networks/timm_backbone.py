@@ -211,7 +211,8 @@ class TimmBackbone(nn.Module):
         if self.multiple == 1:
             return images
         height, width = images.shape[-2:]
-        size = [-(-side // self.multiple) * self.multiple for side in (height, width)]
+        last = self.multiple - 1  # exporters round quotients of negative numbers differently
+        size = [(side + last) // self.multiple * self.multiple for side in (height, width)]
         if self.fit == "resize":
             return upsample(images, size)
         return F.pad(images, (0, size[1] - width, 0, size[0] - height))
