@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,8 +82,15 @@ def export(
                 "written"
             )
         for part in sorted(Path(folder).iterdir()):  # an .onnx.data or .bin file beside it
-            os.replace(part, path.with_name(part.name))
+            _move(part, path.with_name(part.name))
     return comparison
+
+
+def _move(source: Path, target: Path) -> None:
+    """Moves a file or folder, in place of the one that an earlier export has written."""
+    if target.is_dir():
+        shutil.rmtree(target)
+    os.replace(source, target)
 
 
 def check_options(description: Description, name: str) -> None:

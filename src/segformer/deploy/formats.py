@@ -10,7 +10,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from segformer.deploy import executorch, onnx, openvino, pt2
+from segformer.deploy import executorch, onnx, openvino, pt2, triton
 from segformer.deploy.description import Description
 from segformer.deploy.graph import Graph
 
@@ -35,7 +35,7 @@ class Format:
     """A format of exported files.
 
     Args:
-        suffix: Of the file's name.
+        suffix: Of the file's name; none for a folder.
         write: Writes a graph with a description to a path.
         session: Reads a file.
         extra: Extra of this package that installs what the format needs.
@@ -85,6 +85,14 @@ FORMATS: dict[str, Format] = {
         ("fp32",),
         is_dynamic=False,
     ),
+    "triton": Format(
+        "",  # a folder
+        triton.write,
+        triton.Session,
+        "onnx",
+        ("onnx", "onnxscript", "onnxruntime"),
+        ("fp32", "fp16"),
+    ),
 }
 
 
@@ -109,6 +117,8 @@ def check_installed(made: Format, name: str) -> None:
 
 
 def format_of(path: Path) -> str | None:
-    """Returns the format of a file by its suffix, None for weights and everything else."""
-    names = [name for name, made in FORMATS.items() if made.suffix == path.suffix]
+    """Returns the format of a file or folder, by its suffix, None for weights and all others."""
+    if (path / triton.CONFIG).is_file():
+        return "triton"
+    names = [name for name, made in FORMATS.items() if made.suffix == path.suffix != ""]
     return names[0] if names else None

@@ -1,0 +1,79 @@
+"""A model of a Triton Inference Server repository: a folder with an ONNX file and its config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from segformer.deploy import onnx
+from segformer.deploy.description import Description
+from segformer.deploy.graph import Graph
+
+CONFIG = "config.pbtxt"
+MAX_BATCH = 8  # images that Triton joins, if the file takes any number
+TYPES = {  # ONNX's names of types, and Triton's
+    "tensor(float)": "TYPE_FP32",
+    "tensor(uint8)": "TYPE_UINT8",
+    "tensor(uint16)": "TYPE_UINT16",
+    "tensor(int64)": "TYPE_INT64",
+}
+
+
+def write(graph: Graph, path: Path, description: Description) -> None:
+    """Writes the folder ``NAME`` with ``1/model.onnx``, ``config.pbtxt`` and ``labels.txt``."""
+    file = onnx_file(path)
+    file.parent.mkdir(parents=True)
+    onnx.write(graph, file, description)
+    write_config(path, description)
+
+
+def onnx_file(path: Path) -> Path:
+    """Returns the ONNX file in the folder of a model, its version 1."""
+    return path / "1" / "model.onnx"
+
+
+def write_config(path: Path, description: Description) -> None:
+    """Writes the configuration of a model beside its ONNX file, and the names of its classes."""
+    session = onnx.Session(onnx_file(path)).session
+    names = "".join(f"{name}\n" for name in description.classes.names)
+    (path / "labels.txt").write_text(names, encoding="utf-8")
+    # The second input, a size, is one for the whole batch: Triton cannot join such requests.
+    max_batch = 0 if description.takes_size else description.batch or MAX_BATCH
+    lines = [
+        f'name: "{path.name}"',
+        'backend: "onnxruntime"',
+        f"max_batch_size: {max_batch}",
+        *_ports("input", session.get_inputs(), max_batch),
+        *_ports("output", session.get_outputs(), max_batch),
+    ]
+    if max_batch and description.batch is None:
+        lines.append("dynamic_batching { }")
+    (path / CONFIG).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _ports(kind: str, ports: list[Any], max_batch: int) -> Iterator[str]:
+    """Yields the lines of all inputs or outputs; a batch dimension is left out, as Triton asks."""
+    for port in ports:
+        shape = port.shape[1:] if max_batch else port.shape
+        dims = ", ".join(str(side) if isinstance(side, int) else "-1" for side in shape)
+        labels = ' label_filename: "labels.txt"' if kind == "output" else ""
+        yield (
+            f'{kind} [ {{ name: "{port.name}" data_type: {TYPES[port.type]} '
+            f"dims: [ {dims} ]{labels} }} ]"
+        )
+
+
+class Session(onnx.Session):
+    """The ONNX file of a Triton model in ONNX Runtime.
+
+    Args:
+        path: The folder of the model.
+        device: As for :class:`segformer.deploy.onnx.Session`.
+
+    Raises:
+        ValueError: As there.
+    """
+
+    def __init__(self, path: Path, device: str = "cpu") -> None:
+        super().__init__(onnx_file(path), device)
