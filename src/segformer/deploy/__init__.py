@@ -5,6 +5,7 @@ from segformer.deploy.description import Description
 from segformer.deploy.exported import Exported, is_exported, load
 from segformer.deploy.exporting import export
 from segformer.deploy.formats import FORMATS
+from segformer.deploy.reading import load_model
 
 __all__ = [
     "FORMATS",
@@ -15,4 +16,5 @@ __all__ = [
     "export",
     "is_exported",
     "load",
+    "load_model",
 ]
