@@ -14,7 +14,7 @@ def torch_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"PyTorch has no device {name!r} here ({reason}); use the cpu") from error
     return device
