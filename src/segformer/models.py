@@ -74,6 +74,11 @@ class SegmentationModel(nn.Module):
         return int(self.decode_head.num_classes)
 
     @property
+    def min_size(self) -> int:
+        """Smallest height and width of an image in pixels."""
+        return int(getattr(self.backbone, "min_size", 1))
+
+    @property
     def classes(self) -> Classes:
         """Names and colours of the classes, which :meth:`save` writes into the file.
 

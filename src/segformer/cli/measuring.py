@@ -14,7 +14,10 @@ def add_arguments(parser: ArgumentParser) -> None:
         training.CONFIG,
         training.ROOT,
         ("--data.val_batch_size N", "images of one size that are measured together"),
-        ("--weights FILE", "weights to measure: a file, a folder or a Hugging Face id"),
+        (
+            "--weights FILE",
+            "weights to measure: file, folder, Hugging Face id or exported file",
+        ),
         ("--ckpt_path FILE", "checkpoint to measure; best or last: that of the newest run"),
         ("--protocol NAME", "measure as a paper does: ade20k, cityscapes, …"),
         ("--tta", "average over several sizes and mirrored images, as --protocol defines"),

@@ -5,11 +5,17 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from pathlib import Path
 
-from segformer.inference import label_files
+from segformer.deploy import load_model
+from segformer.evaluation import Slide
+from segformer.inference import label_files, plan
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("weights", metavar="WEIGHTS", help="file, folder or Hugging Face id")
+    parser.add_argument(
+        "weights",
+        metavar="WEIGHTS",
+        help="file or folder of weights, Hugging Face id, or exported file, such as model.onnx",
+    )
     parser.add_argument(
         "images",
         nargs="+",
@@ -26,7 +32,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace the files of an earlier run"
     )
-    parser.add_argument("--device", help="such as cpu or cuda:0; by default the GPU, if any")
+    parser.add_argument(
+        "--device",
+        help="such as cpu or cuda:0; by default the GPU, if any, and the CPU for exported files",
+    )
     parser.add_argument(
         "--slide",
         type=int,
@@ -39,11 +48,6 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(parser: ArgumentParser, arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
-    label_files(
-        options.weights,
-        options.images,
-        options.out,
-        windows=options.slide,
-        overwrite=options.overwrite,
-        device=options.device,
-    )
+    slide = Slide(*((side, side) for side in options.slide)) if options.slide else None
+    targets_of = plan(options.images, options.out, options.overwrite)  # before the slow loading
+    label_files(load_model(options.weights, options.device), targets_of, slide)

@@ -5,6 +5,7 @@ from segformer.deploy.description import Description
 from segformer.deploy.exported import Exported, is_exported, load
 from segformer.deploy.exporting import export
 from segformer.deploy.formats import FORMATS, format_of
+from segformer.deploy.reading import load_model
 
 __all__ = [
     "FORMATS",
@@ -16,4 +17,5 @@ __all__ = [
     "format_of",
     "is_exported",
     "load",
+    "load_model",
 ]

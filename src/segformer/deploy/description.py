@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ class Description:
             classes=model.classes,
             normalization=model.normalization,
             num_classes=model.num_classes,
-            min_size=getattr(model.backbone, "min_size", 1),
+            min_size=model.min_size,
             network=_network(model),
             **options,
         )
@@ -84,17 +84,37 @@ class Description:
                 f"{str(path)!r} was not written by segformer export; export it from its weights"
             )
         try:
-            fields = json.loads(text)
-            fields["classes"] = Classes(**fields["classes"])
-            fields["normalization"] = Normalization(**fields["normalization"])
-            fields["size"] = fields["size"] and tuple(fields["size"])
-            return cls(**fields)
-        except (KeyError, TypeError) as error:
+            return cls._of_fields(json.loads(text))
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"the description in {str(path)!r} is not of segformer "
-                f"{__version__}: {error}; "
-                "export the model again"
+                f"the description in {str(path)!r} cannot be read by segformer {__version__}: "
+                f"{error}; export the model again with this version, or install the one that wrote "
+                "it"
             ) from error
+
+    @classmethod
+    def _of_fields(cls, stated: dict[str, Any]) -> Description:
+        if unknown := sorted(set(stated) - {known.name for known in fields(cls)}):
+            raise ValueError(
+                f"it was written by segformer {stated.get('version')} and states "
+                f"{', '.join(unknown)}"
+            )
+        classes, normalization = Classes(**stated["classes"]), stated["normalization"]
+        parts = {
+            "classes": classes,
+            "normalization": Normalization(**normalization),
+            "size": stated["size"] and tuple(stated["size"]),
+        }
+        return cls(**{**stated, **parts})
+
+
+def unreadable(engine: str, path: Path, error: Exception) -> ValueError:
+    """Returns the error for a file that its engine refuses."""
+    reason = str(error).strip().splitlines()[-1].partition(". ")[0] or type(error).__name__
+    return ValueError(
+        f"{engine} cannot read {str(path)!r} ({reason.rstrip('.!')}); it is broken or of another "
+        "tool: export the model again"
+    )
 
 
 def _network(model: Any) -> dict[str, Any]:

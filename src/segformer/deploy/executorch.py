@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 from torch import Tensor
 
-from segformer.deploy.description import KEY, Description
+from segformer.deploy.description import KEY, Description, unreadable
+from segformer.deploy.devices import only_cpu
 from segformer.deploy.graph import Graph
 from segformer.deploy.onnx import quiet
 from segformer.deploy.program import capture
@@ -41,14 +43,15 @@ class Session:
     def __init__(self, path: Path, device: str = "cpu") -> None:
         from executorch.runtime import Runtime, Verification
 
+        only_cpu("ExecuTorch", device)
         try:
             # from bytes, so that the file may be replaced while it is in use
             program = Runtime.get().load_program(
                 path.read_bytes(), verification=Verification.InternalConsistency
             )
         except RuntimeError as error:
-            raise ValueError(f"ExecuTorch cannot read {str(path)!r}: {error}") from error
-        self.program = program
+            raise unreadable("ExecuTorch", path, error) from error
+        self.program, self.lock = program, threading.Lock()
         has = KEY in program.method_names
         stated = program.load_method(KEY).execute([])[0] if has else None
         self.description = Description.of_file(stated, path)
@@ -56,5 +59,6 @@ class Session:
         self.engine = "ExecuTorch with XNNPACK"
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        result: Tensor = self.method.execute([x.contiguous() for x in inputs])[0]
-        return result.clone()  # the next call writes into the same memory
+        with self.lock:  # the next call writes into the same memory
+            result: Tensor = self.method.execute([x.contiguous() for x in inputs])[0]
+            return result.clone()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from segformer.data.classes import Classes
 from segformer.data.normalization import Normalization
 from segformer.deploy.formats import FORMATS, check_installed, format_of
-from segformer.ops import upsample, upsample_argmax, with_background
+from segformer.ops import upsample_argmax, with_background
 
 
 def is_exported(source: str | os.PathLike[str]) -> bool:
@@ -27,12 +27,13 @@ def load(path: str | os.PathLike[str], device: str = "cpu") -> Exported:
 
     Args:
         path: A file that ``segformer export`` or :func:`segformer.deploy.export` wrote.
-        device: Device of the engine.
+        device: Device of the engine: ``"cpu"``, ``"cuda"`` for ``.onnx`` and ``.pt2``, ``"gpu"`` or
+            ``"npu"`` for ``.xml``.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If its suffix is of no format, a package is missing, or the file is broken or
-            was written by another tool.
+        ValueError: If its suffix is of no format, a package or the device is missing, or the file
+            is broken or was written by another tool.
     """
     return Exported(path, device)
 
@@ -40,7 +41,9 @@ def load(path: str | os.PathLike[str], device: str = "cpu") -> Exported:
 class Exported(nn.Module):
     """An exported file, with the methods of a :class:`~segformer.SegmentationModel`.
 
-    It can be pickled, for worker processes, which then read the file again.
+    It can be pickled, for worker processes, which then read the file again. It has no parameters;
+    images may be on any device and of any floating precision, and the results are on their device.
+    The engine uses as many threads as PyTorch has when the file is read.
 
     Args:
         path: The file.
@@ -50,9 +53,9 @@ class Exported(nn.Module):
         description: What the file says about itself.
         engine: Name and version of what runs it.
         classes: Names and colours of the classes.
-        normalization: How the caller normalises images. A file that takes pixels normalises them
-            itself: then it leaves pixels as they are.
+        normalization: How images are normalised.
         output: ``"labels"``, ``"logits"`` or ``"probabilities"``.
+        gives_logits: Whether :meth:`forward` works; not for a file that gives labels.
     """
 
     def __init__(self, path: str | os.PathLike[str], device: str = "cpu") -> None:
@@ -70,14 +73,16 @@ class Exported(nn.Module):
                 "with SegmentationModel.from_pretrained"
             )
         check_installed(FORMATS[name], name)
-        if not self.path.is_file():
+        if self.path.is_dir():
+            raise ValueError(f"{str(self.path)!r} is a folder; name an exported file")
+        if not self.path.exists():
             raise FileNotFoundError(f"no file {str(self.path)!r}")
         session = FORMATS[name].session(self.path, self.device)
         self.description, self.engine = session.description, session.engine
         self._session = session
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "device": self.device}
+        return {"path": self.path.absolute(), "device": self.device}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -99,11 +104,12 @@ class Exported(nn.Module):
         return self.description.output
 
     @property
+    def gives_logits(self) -> bool:
+        return self.output != "labels"
+
+    @property
     def normalization(self) -> Normalization:
-        stated = self.description.normalization
-        if self.description.input == "normalized":
-            return stated
-        return Normalization([0.0] * len(stated.mean), [1.0] * len(stated.mean), 1.0)
+        return self.description.normalization
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns the logits (B, K, H, W) of images (B, C, H, W).
@@ -111,24 +117,33 @@ class Exported(nn.Module):
         For a file that gives probabilities they are the logarithms of these, which have the same
         softmax and the same greatest class.
 
+        Args:
+            images: Images, normalised by ``normalization``. For a file that normalises them itself
+                the pixels are computed back, exactly; it also takes pixels, uint8.
+
         Raises:
             ValueError: If the images do not fit the file, or it gives labels only.
         """
-        if self.output == "labels":
+        if not self.gives_logits:
             raise ValueError(
                 f"{str(self.path)!r} gives labels, no logits; for windows, several sizes, mirrored "
                 "images or probabilities export it with --output logits"
             )
         result = self._run(images)
-        return result.log() if self.output == "probabilities" else result
+        if self.output == "probabilities":  # finite, as infinities would not interpolate
+            return result.clamp_min(torch.finfo(result.dtype).tiny).log()
+        return result
 
     def predict(self, images: Tensor, size: Sequence[int] | None = None) -> Tensor:
         """Returns the labels (B, *size*) int64 of images (B, C, H, W).
 
         Args:
-            images: Images, normalised by ``normalization``.
-            size: Height and width of the labels; by default those of the images. Labels that the
-                file gives at the images' size are repeated or left out, to the nearest.
+            images: As for :meth:`forward`.
+            size: Height and width of the labels; by default those of the images. A file with a
+                second input for it interpolates its stride-4 logits to this size, as
+                :meth:`segformer.SegmentationModel.predict` does. Otherwise logits are interpolated
+                from the images' size, and each label is that of the nearest pixel of the image:
+                few labels at the borders of objects differ.
 
         Raises:
             ValueError: If the images do not fit the file.
@@ -136,56 +151,65 @@ class Exported(nn.Module):
         height, width = images.shape[-2:] if size is None else size
         size = (int(height), int(width))
         if self.output == "labels":
-            labels = self._run(images, size).long()
+            labels = self._run(images, size)
             if labels.shape[-2:] != size:
-                labels = F.interpolate(labels[:, None].double(), size, mode="nearest-exact")[:, 0]
+                labels = F.interpolate(labels[:, None].float(), size, mode="nearest-exact")[:, 0]
             return labels.long()
-        logits = self(images)
-        if logits.shape[-2:] != size:
-            logits = upsample(logits, size)
-        return upsample_argmax(with_background(logits), size)
+        return upsample_argmax(with_background(self(images)), size)
 
     def _run(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Returns the output of the graph, at the images' size or at *size* if the file takes it.
 
-        Images that are smaller than a fixed size are padded.
+        Images that are smaller than a fixed size are padded, and so are small batches.
         """
         self._check(images)
-        height, width = images.shape[-2:]
-        if self.description.size is not None:
-            fixed = self.description.size
-            images = F.pad(images, (0, fixed[1] - width, 0, fixed[0] - height))
-        x = images.detach().cpu().float()
-        if self.description.input == "uint8":
-            x = x.permute(0, 2, 3, 1).round().clamp(0, 255).to(torch.uint8)
-        inputs = [x]
-        if self.description.takes_size:
-            inputs.append(torch.tensor(size or (height, width)))
-        result = torch.cat([self._session(*part) for part in self._batches(inputs)])
-        if not self.description.takes_size:
+        d, (height, width) = self.description, images.shape[-2:]
+        x = images.detach().cpu()
+        if x.dtype == torch.uint8 and d.size is not None:
+            x = self.normalization(x)  # so that the padding is the mean colour
+        if d.size is not None:
+            x = F.pad(x, (0, d.size[1] - width, 0, d.size[0] - height))
+        x = self._pixels(x) if d.input == "uint8" else x.float()
+        wanted = (torch.tensor(size or (height, width)),) if d.takes_size else ()
+        result = torch.cat([self._run_batch(part, *wanted) for part in self._batches(x)])
+        if not d.takes_size:
             result = result[..., :height, :width]
-        return result
+        return result.to(images.device)
 
-    def _batches(self, inputs: list[Tensor]) -> Any:
-        """Yields the inputs in batches of the size that the file takes."""
-        images, *size = inputs
-        batch = self.description.batch or len(images)
-        if len(images) % batch:
-            raise ValueError(
-                f"a batch of {len(images)} images for a file that takes {batch} at a time; give a "
-                "multiple, or export it without --batch"
-            )
-        for part in images.split(batch):
-            yield [part, *size]
+    def _pixels(self, images: Tensor) -> Tensor:
+        """Returns images (B, C, H, W) as pixels, uint8 (B, H, W, C)."""
+        if images.dtype != torch.uint8:
+            n = self.normalization
+            mean, std = (torch.tensor(values)[:, None, None] for values in (n.mean, n.std))
+            images = ((images.float() * std + mean) / n.scale).round().clamp(0, 255)
+        return images.permute(0, 2, 3, 1).to(torch.uint8)
+
+    def _batches(self, images: Tensor) -> Iterator[Tensor]:
+        """Yields images in batches of at most the size that the file takes."""
+        yield from images.split(self.description.batch or len(images))
+
+    def _run_batch(self, images: Tensor, *size: Tensor) -> Tensor:
+        count = len(images)
+        missing = (self.description.batch or count) - count
+        if missing:
+            images = torch.cat([images, images.new_zeros(missing, *images.shape[1:])])
+        return self._session(images, *size)[:count]
 
     def _check(self, images: Tensor) -> None:
+        """Raises ValueError if the file does not take these images."""
         d = self.description
-        if images.ndim != 4 or images.shape[1] != d.channels:
+        takes = f"{str(self.path)!r}, which takes (B, {d.channels}, H, W)"
+        if images.ndim != 4 or images.shape[1] != d.channels or not len(images):
+            raise ValueError(f"images of shape {tuple(images.shape)} for {takes}, B at least 1")
+        if not images.is_floating_point() and (images.dtype, d.input) != (torch.uint8, "uint8"):
             raise ValueError(
-                f"images of shape {tuple(images.shape)} for {str(self.path)!r}, which takes "
-                f"(B, {d.channels}, H, W)"
+                f"images of {images.dtype} for {takes}, in floating point; normalise them as its "
+                "normalization says, with segformer.data.transforms.Normalize(model.normalization)"
             )
-        height, width = images.shape[-2:]
+        self._check_size(*images.shape[-2:])
+
+    def _check_size(self, height: int, width: int) -> None:
+        d = self.description
         if min(height, width) < d.min_size:
             raise ValueError(
                 f"images of {height}×{width} are too small; at least {d.min_size}×{d.min_size} "
@@ -194,6 +218,7 @@ class Exported(nn.Module):
         if d.size is not None and (height > d.size[0] or width > d.size[1]):
             raise ValueError(
                 f"images of {height}×{width} are larger than the {d.size[0]}×{d.size[1]} of "
-                f"{str(self.path)!r}; label them in windows, resize them, or export it without "
-                "--size"
+                f"{str(self.path)!r}; "
+                + ("label them in windows, " if self.gives_logits else "")
+                + "resize them, or export it without --size"
             )

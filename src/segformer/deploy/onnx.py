@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segformer.deploy.description import KEY, Description
+from segformer.deploy.description import KEY, Description, unreadable
 from segformer.deploy.graph import Graph
 from segformer.deploy.program import capture
 
@@ -67,28 +67,28 @@ class Session:
 
     Args:
         path: The file.
-        device: ``"cpu"``, or ``"cuda"`` if ONNX Runtime is built for it.
+        device: ``"cpu"``, or ``"cuda"`` or ``"cuda:1"`` if ONNX Runtime is built for it.
 
     Raises:
-        ValueError: If the file is not ONNX, or no export of this library.
+        ValueError: If the file is not ONNX, or no export of this library; or the device is missing.
     """
 
     def __init__(self, path: Path, device: str = "cpu") -> None:
         import onnxruntime
 
-        wanted = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-        provider = wanted[torch.device(device).type]
-        if provider not in onnxruntime.get_available_providers():
-            raise ValueError(
-                f"this ONNX Runtime has no {provider}; pip install onnxruntime-gpu, or use the cpu"
-            )
+        provider, settings = _provider(device)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3  # errors
         try:
-            self.session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+            self.session = onnxruntime.InferenceSession(str(path), options, [provider], [settings])
         except Exception as error:
-            raise ValueError(f"ONNX Runtime cannot read {str(path)!r}: {error}") from error
+            raise unreadable("ONNX Runtime", path, error) from error
+        if provider not in self.session.get_providers():  # it took the CPU instead
+            raise ValueError(
+                f"ONNX Runtime cannot start its {provider}: its libraries or a driver are missing; "
+                "use the cpu"
+            )
         stated = self.session.get_modelmeta().custom_metadata_map.get(KEY)
         self.description = Description.of_file(stated, path)
         self.engine = f"ONNX Runtime {onnxruntime.__version__} on {provider[:-17]}"
@@ -99,3 +99,18 @@ class Session:
             name: np.ascontiguousarray(x.numpy()) for name, x in zip(names, inputs, strict=False)
         }
         return torch.from_numpy(self.session.run(None, feed)[0])
+
+
+def _provider(device: str) -> tuple[str, dict[str, str]]:
+    """Returns ONNX Runtime's name of what computes on a device, and its settings."""
+    import onnxruntime
+
+    kind, _, index = device.partition(":")
+    provider = f"{kind.upper()}ExecutionProvider"
+    if kind not in ("cpu", "cuda"):
+        raise ValueError(f"ONNX Runtime has no device {device!r}; choose cpu or cuda")
+    if provider not in onnxruntime.get_available_providers():
+        raise ValueError(
+            f"this ONNX Runtime has no {provider}; pip install onnxruntime-gpu, or use the cpu"
+        )
+    return provider, {"device_id": index} if index else {}

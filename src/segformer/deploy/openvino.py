@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from segformer.deploy import onnx
-from segformer.deploy.description import KEY, Description
+from segformer.deploy.description import KEY, Description, unreadable
 from segformer.deploy.graph import Graph
 
 COMPILED = 4  # graphs kept, one for each of the last shapes
@@ -70,7 +71,8 @@ class Session:
         device: OpenVINO's name of the device: ``"cpu"``, ``"gpu"``, ``"npu"``.
 
     Raises:
-        ValueError: If the file is no OpenVINO model, or no export of this library.
+        ValueError: If the file is no OpenVINO model, or no export of this library; or the device is
+            missing.
     """
 
     def __init__(self, path: Path, device: str = "cpu") -> None:
@@ -78,11 +80,12 @@ class Session:
 
         self.core = openvino.Core()
         self.device = device.upper()
+        self.lock = threading.Lock()
+        self._check_device()
         try:
             self.model = self.core.read_model(path)
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise ValueError(f"OpenVINO cannot read {str(path)!r}: {reason}") from error
+            raise unreadable("OpenVINO", path, error) from error
         has = self.model.has_rt_info([KEY])
         stated = self.model.get_rt_info([KEY]).astype(str) if has else None
         self.description = Description.of_file(stated, path)
@@ -90,6 +93,14 @@ class Session:
         version = openvino.__version__.partition("-")[0]
         self.hint = self._hint()
         self.engine = f"OpenVINO {version} on {self.device}, {self.hint} arithmetic"
+
+    def _check_device(self) -> None:
+        devices = self.core.available_devices  # such as CPU, GPU.0 and GPU.1
+        if self.device not in {*devices, *(name.partition(".")[0] for name in devices)}:
+            raise ValueError(
+                f"OpenVINO has no device {self.device.lower()!r} here; choose one of "
+                f"{', '.join(devices).lower()}"
+            )
 
     def _hint(self) -> str:
         """Returns the precision in which the device computes what the file leaves in floats."""
@@ -99,15 +110,19 @@ class Session:
         return hint if name in able else "f32"
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        shapes = tuple(tuple(x.shape) for x in inputs)
+        arrays = [x.contiguous().numpy() for x in inputs]
+        with self.lock:  # the next call writes into the same memory
+            return torch.from_numpy(self._graph_for(arrays)(arrays)[0].copy())
+
+    def _graph_for(self, arrays: list[Any]) -> Any:
+        """Returns the compiled graph for the shapes of these inputs."""
+        shapes = tuple(array.shape for array in arrays)
         if shapes not in self.compiled:
             self.compiled[shapes] = self._compile(shapes)
         self.compiled.move_to_end(shapes)
         while len(self.compiled) > COMPILED:
             self.compiled.popitem(last=False)
-        arrays = [x.contiguous().numpy() for x in inputs]
-        result = self.compiled[shapes](arrays)[0]
-        return torch.from_numpy(result.copy())  # the next call writes into the same memory
+        return self.compiled[shapes]
 
     def _compile(self, shapes: tuple[tuple[int, ...], ...]) -> Any:
         model = self.model.clone()

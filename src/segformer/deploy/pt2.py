@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.export.pt2_archive import _package as archive
 
-from segformer.deploy.description import KEY, Description
+from segformer.deploy.description import KEY, Description, unreadable
+from segformer.deploy.devices import only_cpu, torch_device
 from segformer.deploy.graph import Graph
 from segformer.deploy.onnx import quiet
 from segformer.deploy.program import capture
@@ -40,26 +40,34 @@ class Session:
         device: Device of a program; a package runs where it was compiled for.
 
     Raises:
-        ValueError: If the file is no such archive, or no export of this library.
+        ValueError: If the file is no such archive, or no export of this library; or the device is
+            missing.
     """
 
     def __init__(self, path: Path, device: str = "cpu") -> None:
+        from torch.export.passes import move_to_device_pass
+        from torch.export.pt2_archive import _package
+
+        self.device = torch_device(device)
         try:
-            content = archive.load_pt2(path)
-        except (RuntimeError, OSError, ValueError) as error:
-            raise ValueError(f"PyTorch cannot read {str(path)!r}: {error}") from error
+            content = _package.load_pt2(path)
+        except Exception as error:
+            raise unreadable("PyTorch", path, error) from error
+        runner: Any = content.aoti_runners.get("model")
+        program: Any = content.exported_programs.get("model")
+        stated = runner.get_metadata().get(KEY) if runner else content.extra_files.get(KEY)
+        self.description = Description.of_file(stated, path)
         self.run: Any
-        if content.aoti_runners:
-            self.run = content.aoti_runners["model"]
-            stated = self.run.get_metadata().get(KEY)
+        if runner:
+            only_cpu("a package of AOTInductor", device)
+            self.run = runner
             self.engine = f"AOTInductor of PyTorch {torch.__version__}"
         else:
-            self.run = content.exported_programs["model"].module(check_guards=False).to(device)
-            stated = content.extra_files.get(KEY)
+            moved = move_to_device_pass(program, self.device)
+            self.run = moved.module(check_guards=False)
             self.engine = f"PyTorch {torch.__version__}, a program of torch.export"
-        self.description = Description.of_file(stated, path)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         with torch.no_grad():
-            result: Tensor = self.run(*inputs)
-        return result
+            result: Tensor = self.run(*(x.to(self.device) for x in inputs))
+        return result.cpu()

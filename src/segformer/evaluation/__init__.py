@@ -1,6 +1,12 @@
 """The papers' evaluation protocols, metrics, and images larger than memory."""
 
-from segformer.evaluation.batches import as_batch, normalize_for, own_size_labels, pad_to_min_size
+from segformer.evaluation.batches import (
+    as_batch,
+    device_of,
+    normalize_for,
+    own_size_labels,
+    pad_to_min_size,
+)
 from segformer.evaluation.large import label_large
 from segformer.evaluation.metrics import Scores
 from segformer.evaluation.protocols import (
@@ -10,6 +16,7 @@ from segformer.evaluation.protocols import (
     Protocol,
     Slide,
     Whole,
+    check_logits,
     evaluate,
     find_protocol,
 )
@@ -23,6 +30,8 @@ __all__ = [
     "Slide",
     "Whole",
     "as_batch",
+    "check_logits",
+    "device_of",
     "evaluate",
     "find_protocol",
     "label_large",

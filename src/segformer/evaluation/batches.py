@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -14,8 +15,8 @@ from segformer.ops.modes import evaluating
 
 
 def pad_to_min_size(model: Any, images: Tensor) -> Tensor:
-    """Pads images (…, H, W) right and bottom with 0 up to the backbone's ``min_size``."""
-    min_size = getattr(getattr(model, "backbone", None), "min_size", 1)
+    """Pads images (…, H, W) right and bottom with 0 up to the model's ``min_size``."""
+    min_size = getattr(model, "min_size", 1)
     return PadTo((min_size, min_size))(images)
 
 
@@ -43,9 +44,17 @@ def normalized(model: Any, image: Tensor, device: str | torch.device) -> Tensor:
 
     It is normalised, and in the precision of the model's parameters.
     """
-    parameters = model.parameters() if isinstance(model, nn.Module) else ()
-    dtype = next((tensor.dtype for tensor in parameters), torch.float32)
+    dtype = next((tensor.dtype for tensor in _parameters(model)), torch.float32)
     return normalize_for(model)(image)[None].to(device, dtype)
+
+
+def device_of(model: Any) -> torch.device:
+    """Returns the device of a model's parameters; the CPU for a model without parameters."""
+    return next((tensor.device for tensor in _parameters(model)), torch.device("cpu"))
+
+
+def _parameters(model: Any) -> Iterator[Tensor]:
+    return model.parameters() if isinstance(model, nn.Module) else iter(())
 
 
 def in_evaluation(model: Any) -> AbstractContextManager[Any]:

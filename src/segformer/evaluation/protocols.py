@@ -16,7 +16,12 @@ from tqdm import tqdm
 
 from segformer.data.classes import ignore_index
 from segformer.data.labels import check_labels
-from segformer.evaluation.batches import in_evaluation, normalized, pad_to_min_size
+from segformer.evaluation.batches import (
+    in_evaluation,
+    normalized,
+    own_size_labels,
+    pad_to_min_size,
+)
 from segformer.evaluation.metrics import Scores
 from segformer.ops import upsample, with_background
 
@@ -151,10 +156,37 @@ class Protocol:
     def predict(self, model: Any, images: Tensor, size: Sequence[int] | None = None) -> Tensor:
         """Returns the labels (B, *size*), int64; the arguments are those of :meth:`probabilities`.
 
-        A module is in evaluation mode meanwhile.
+        A module is in evaluation mode meanwhile. A model that gives labels only labels the images
+        whole, at their own size.
+
+        Raises:
+            ValueError: If it gives labels only, and this protocol needs logits.
         """
+        if not gives_logits(model):
+            check_logits(model, self)
+            return _only_labels(model, images, size)
         with in_evaluation(model):
             return self.probabilities(model, images, size).argmax(1)
+
+
+def gives_logits(model: Any) -> bool:
+    """Returns whether a model gives logits; an exported file may give labels only."""
+    return getattr(model, "gives_logits", True)
+
+
+def check_logits(model: Any, protocol: Protocol) -> None:
+    """Raises ValueError if a protocol needs logits, and the model gives labels only."""
+    if not gives_logits(model) and protocol != Protocol():
+        raise ValueError(
+            "windows, several sizes and mirrored images need logits, and this model gives labels "
+            "only; export it with --output logits, or label images whole at their own size"
+        )
+
+
+def _only_labels(model: Any, images: Tensor, size: Sequence[int] | None) -> Tensor:
+    if size is None or tuple(size) == tuple(images.shape[-2:]):
+        return own_size_labels(model, images)
+    return model.predict(images, size)
 
 
 WINDOWS = Slide((1024, 1024), (768, 768))  # Cityscapes'
@@ -198,17 +230,22 @@ def evaluate(
     """Returns the scores of a model on a data set.
 
     Args:
-        model: Module or function that maps normalised images (B, 3, H, W) to logits of any size;
-            for a Hugging Face model, ``lambda images: model(images).logits``. Its
-            ``normalization`` is used if it has one, otherwise ImageNet's.
+        model: Module or function that maps normalised images (B, 3, H, W) to logits of any size,
+            such as an exported file; for a Hugging Face model,
+            ``lambda images: model(images).logits``. Its ``normalization`` is used if it has one,
+            otherwise ImageNet's.
         dataset: Samples (image uint8 (3, H, W), label (H, W)), with ``classes``. The label 255 is
             ignored, or 65535 for more than 255 classes.
         protocol: How images are labelled; by default whole, at their own size.
         device: Device of the model.
+
+    Raises:
+        ValueError: If the model gives labels only, and the protocol needs logits.
     """
     from torchmetrics.classification import MulticlassConfusionMatrix
 
     protocol = protocol or Protocol()
+    check_logits(model, protocol)
     num_labels = max(2, len(dataset.classes))
     confusion = MulticlassConfusionMatrix(
         num_labels, ignore_index=ignore_index(len(dataset.classes))

@@ -4,33 +4,40 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from tqdm import tqdm
 
 from segformer.data.images import find_images, read_image
 from segformer.data.labels import file_type
-from segformer.evaluation import WINDOWS, Slide, as_batch, label_large
+from segformer.evaluation import (
+    WINDOWS,
+    Protocol,
+    Slide,
+    as_batch,
+    check_logits,
+    device_of,
+    label_large,
+)
 from segformer.inference.pictures import indexed, overlay, with_legend
-from segformer.models import SegFormer, SegmentationModel
 
 ARRAY = ".npy"  # images of any size, which are mapped into memory
 
 
 def label_file(
-    model: SegmentationModel, path: str | os.PathLike[str], slide: Slide | None = None
+    model: Any, path: str | os.PathLike[str], slide: Slide | None = None
 ) -> tuple[Image.Image, np.ndarray]:
     """Returns an image, turned upright, and its labels (H, W).
 
     Labels are uint8, or uint16 for more than 255 classes.
 
     Args:
-        model: The model.
+        model: A :class:`~segformer.SegmentationModel`, or an exported file as a model.
         path: Path of the image file.
         slide: Windows for images much larger than those of the training, or whose logits do not fit
             into memory; by default the image is labelled whole.
@@ -38,7 +45,7 @@ def label_file(
     Raises:
         ValueError: If the file cannot be decoded. The message names it.
     """
-    image, device = read_image(path), next(model.parameters()).device
+    image, device = read_image(path), device_of(model)
     height, width = image.shape[1:]
     pixels = image.permute(1, 2, 0).numpy()
     if slide is not None and (height > slide.crop_size[0] or width > slide.crop_size[1]):
@@ -50,11 +57,11 @@ def label_file(
     return Image.fromarray(pixels), labels
 
 
-def label_array(model: SegmentationModel, path: Path, target: Path, slide: Slide) -> np.ndarray:
+def label_array(model: Any, path: Path, target: Path, slide: Slide) -> np.ndarray:
     """Labels an ``.npy`` image that need not fit into memory; returns the labels (H, W), mapped.
 
     Args:
-        model: The model.
+        model: The model, which gives logits.
         path: File of the image, RGB uint8 (H, W, 3).
         target: File for the labels, uint8 (H, W), or uint16 for more than 255 classes. It is
             created when it is complete.
@@ -68,7 +75,7 @@ def label_array(model: SegmentationModel, path: Path, target: Path, slide: Slide
         image = np.lib.format.open_memmap(path, "r")
         dtype = file_type(model.num_classes)
         labels = np.lib.format.open_memmap(partial, "w+", dtype, image.shape[:2])
-        label_large(model, image, labels, slide, device=next(model.parameters()).device)
+        label_large(model, image, labels, slide, device=device_of(model))
         labels.flush()
         os.replace(partial, target)
     except ValueError as error:
@@ -79,21 +86,22 @@ def label_array(model: SegmentationModel, path: Path, target: Path, slide: Slide
 
 
 def plan(
-    sources: Iterable[str], out: Path, overwrite: bool = False, share: slice = slice(None)
+    sources: Iterable[str], out: Path, overwrite: bool = False
 ) -> dict[Path, tuple[Path, ...]]:
     """Returns the files to write for each image: ``out/NAME.png`` and ``out/NAME_overlay.png``.
 
-    For ``NAME.npy`` it is only ``out/NAME.npy``. Subfolders are kept.
+    For ``NAME.npy`` it is only ``out/NAME.npy``. Subfolders are kept. Processes that ``torchrun``
+    starts share the images.
 
     Args:
         sources: Image files, and folders of them.
-        out: Folder to write into.
+        out: Folder to write into; made if it is missing.
         overwrite: Whether existing files are replaced; an image to label never is.
-        share: Part of the images that this process labels.
 
     Raises:
         FileNotFoundError: If a file or folder is missing or a folder holds no image.
         FileExistsError: If a file to write exists already.
+        OSError: If the folder cannot be written.
         ValueError: If two images would be written to the same file.
     """
     targets_of: dict[Path, tuple[Path, ...]] = {}
@@ -105,7 +113,7 @@ def plan(
             targets_of[path] = _targets(out / path.relative_to(folder))
     _check_distinct(targets_of)
     images = {path.resolve() for path in targets_of}
-    own = dict(list(targets_of.items())[share])
+    own = dict(list(targets_of.items())[_share()])
     for target in chain(*own.values()):
         if target.resolve() in images:
             raise FileExistsError(
@@ -116,6 +124,7 @@ def plan(
                 f"{str(target)!r} exists already; choose another folder with --out, or add "
                 "--overwrite"
             )
+    _check_writable(out)
     return own
 
 
@@ -140,36 +149,26 @@ def _check_distinct(targets_of: dict[Path, tuple[Path, ...]]) -> None:
 
 
 def label_files(
-    weights: str,
-    sources: Iterable[str],
-    out: Path,
-    *,
-    windows: tuple[int, int] | None = None,
-    overwrite: bool = False,
-    device: str | None = None,
+    model: Any, targets_of: Mapping[Path, tuple[Path, ...]], slide: Slide | None = None
 ) -> None:
-    """Writes ``NAME.png`` and ``NAME_overlay.png`` for each image, and prints the classes' shares.
+    """Writes a label map and an overlay for each image, and prints the classes' shares.
 
     The first file holds the class indices, with a palette; the second the image under the classes'
-    colours, with a legend. Processes that ``torchrun`` starts share the images.
+    colours, with a legend.
 
     Args:
-        weights: File, folder or Hugging Face id of the model.
-        sources: Image files, or folders of images.
-        out: Folder of the written files; made if it is missing.
-        windows: Size and stride of square windows for images much larger than those of the
-            training; by default images are labelled whole.
-        overwrite: Replace files of an earlier run.
-        device: Such as ``"cpu"``; by default the GPU, if there is one.
+        model: A :class:`~segformer.SegmentationModel`, or an exported file as a model.
+        targets_of: The files to write for each image, from :func:`plan`.
+        slide: Windows for images much larger than those of the training; by default images are
+            labelled whole.
 
     Raises:
-        OSError: If a file or folder is missing, exists already or cannot be written.
-        ValueError: If images cannot be read; the others are still labelled.
+        OSError: If a file cannot be written.
+        ValueError: If windows are needed, and the model gives labels only; or if images cannot be
+            labelled: the others still are.
     """
-    slide = Slide((windows[0],) * 2, (windows[1],) * 2) if windows else None
-    targets_of = plan(sources, out, overwrite, _share())
-    _check_writable(out)
-    model = SegFormer.from_pretrained(weights).to(device or _default_device())
+    if slide is not None or any(path.suffix == ARRAY for path in targets_of):
+        check_logits(model, Protocol(slide or WINDOWS))
     counts = np.zeros(max(2, len(model.classes)), dtype=np.int64)  # one logit is for two classes
     errors = []
     for path, targets in tqdm(targets_of.items(), "predict", unit="image"):
@@ -182,7 +181,7 @@ def label_files(
             counts += np.bincount(row, minlength=len(counts))
     if counts.any():
         print(_histogram(counts, model))
-    print(f"{len(targets_of) - len(errors)} images labelled in {out}")
+    print(f"{len(targets_of) - len(errors)} images labelled")
     if errors:
         raise ValueError("; ".join(errors))
 
@@ -190,10 +189,6 @@ def label_files(
 def _share() -> slice:
     """Returns this process's share of the images, as ``torchrun`` numbers its processes."""
     return slice(int(os.environ.get("RANK", 0)), None, int(os.environ.get("WORLD_SIZE", 1)))
-
-
-def _default_device() -> str:
-    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
 
 
 def _check_writable(folder: Path) -> None:
@@ -209,7 +204,7 @@ def _check_writable(folder: Path) -> None:
 
 
 def _label_and_save(
-    model: SegmentationModel, path: Path, targets: tuple[Path, ...], slide: Slide | None
+    model: Any, path: Path, targets: tuple[Path, ...], slide: Slide | None
 ) -> np.ndarray:
     """Writes the files of an image; returns its labels (H, W)."""
     targets[0].parent.mkdir(parents=True, exist_ok=True)
@@ -223,7 +218,7 @@ def _label_and_save(
     return labels
 
 
-def _histogram(counts: np.ndarray, model: SegmentationModel) -> str:
+def _histogram(counts: np.ndarray, model: Any) -> str:
     """Returns a table of each class's share of the pixels, the greatest first."""
     shares = counts / counts.sum()
     names = model.classes.names

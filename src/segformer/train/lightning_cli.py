@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from segformer.checkpoint import describe
-from segformer.evaluation import find_protocol
+from segformer.evaluation import check_logits, find_protocol
 from segformer.evaluation.metrics import Scores
 from segformer.train.data import SegmentationData
 from segformer.train.folders import RunFolder, Runs, follow, run_folder
@@ -206,6 +206,8 @@ class SegmentationCLI(LightningCLI):
             raise ValueError("--tta needs a --protocol, which has its ratios")
         if config.protocol is not None:
             self.model.protocol = find_protocol(config.protocol, config.tta)
+        if self.model.protocol is not None:
+            check_logits(self.model.network, self.model.protocol)
 
     def after_validate(self) -> None:
         self._write_scores("val")

@@ -76,7 +76,7 @@ def _add_measurement(parser: LightningArgumentParser) -> None:
         "--weights",
         type=str | None,
         default=None,
-        help="weights to measure, in any layout that from_pretrained reads",
+        help="weights to measure, in any layout that from_pretrained reads, or an exported file",
     )
     parser.add_argument(
         "--protocol",

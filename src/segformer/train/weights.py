@@ -9,7 +9,7 @@ import torch
 from lightning import Callback
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 
-from segformer.models import SegmentationModel
+from segformer.deploy import load_model
 from segformer.train.resume import Resumable
 from segformer.train.task import SegmentationTask
 
@@ -57,13 +57,13 @@ def load_checkpoint(task: SegmentationTask, checkpoint: Path) -> None:
         ) from error
 
 
-def load_network(source: str, num_classes: int) -> SegmentationModel:
-    """Returns a network with weights of any layout, to measure it on data of ``num_classes``.
+def load_network(source: str, num_classes: int) -> Any:
+    """Returns weights of any layout or an exported file, to measure it on data of ``num_classes``.
 
     Raises:
         ValueError: If the network has another number of classes.
     """
-    network = SegmentationModel.from_pretrained(source)
+    network = load_model(source, "cpu")  # the trainer moves weights to its device
     classes = max(2, network.num_classes)  # one logit separates two classes
     if classes != num_classes:
         raise ValueError(

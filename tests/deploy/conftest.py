@@ -1,0 +1,55 @@
+"""A tiny network, exported once to each format and output for all tests of exported files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import randomized
+
+from segformer import Classes, SegFormer, Variant, deploy
+
+VARIANT = Variant(dims=(8, 16, 40, 64), depths=(1, 1, 1, 1), decoder_channels=16)
+OPTIONS: dict[str, dict[str, Any]] = {
+    "labels.onnx": {},
+    "logits.onnx": {"output": "logits"},
+    "pixels.onnx": {"input": "uint8", "output": "logits"},
+    "fixed.onnx": {"size": (64, 96), "batch": 2},
+    "sized.onnx": {"takes_size": True},
+    "labels.xml": {},
+    "probabilities.xml": {"output": "probabilities"},
+    "logits.pt2": {"output": "logits"},
+    "logits.pte": {"output": "logits", "size": (64, 96)},
+}
+PACKAGES = {".onnx": "onnxscript", ".xml": "openvino", ".pte": "executorch"}
+
+
+def network() -> SegFormer:
+    """The network of all exported files."""
+    torch.manual_seed(0)
+    model = randomized(SegFormer(VARIANT, num_classes=5))
+    model.classes = Classes(["road", "sky", "tree", "car", "person"])
+    return model
+
+
+@pytest.fixture
+def model() -> SegFormer:
+    return network()
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Function from a name in ``OPTIONS`` to the file, which is exported at the first call."""
+    folder = tmp_path_factory.mktemp("exported")
+
+    def file(name: str) -> Path:
+        path = folder / name
+        pytest.importorskip(PACKAGES.get(path.suffix, "torch"), reason="needs an extra of export")
+        if not path.exists():
+            deploy.export(network(), path, **OPTIONS[name])
+        return path
+
+    return file
