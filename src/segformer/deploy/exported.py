@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class Exported(nn.Module):
         normalization: How the caller normalises images. A file that takes pixels normalises them
             itself: then it leaves pixels as they are.
         output: ``"labels"``, ``"logits"`` or ``"probabilities"``.
+        session: What runs the graph.
     """
 
     def __init__(self, path: str | os.PathLike[str], device: str = "cpu") -> None:
@@ -74,7 +75,7 @@ class Exported(nn.Module):
             raise FileNotFoundError(f"no file {str(self.path)!r}")
         session = FORMATS[name].session(self.path, self.device)
         self.description, self.engine = session.description, session.engine
-        self._session = session
+        self.session: Callable[..., Tensor] = session
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "device": self.device}
@@ -146,9 +147,21 @@ class Exported(nn.Module):
         return upsample_argmax(with_background(logits), size)
 
     def _run(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """Returns the output of the graph, at the images' size or at *size* if the file takes it.
+        """Returns the output of the graph, at the images' size, or at *size* if it takes one."""
+        height, width = images.shape[-2:]
+        inputs = self.inputs(images, size)
+        result = torch.cat([self.session(*part) for part in self._batches(inputs)])
+        if not self.description.takes_size:
+            result = result[..., :height, :width]
+        return result
+
+    def inputs(self, images: Tensor, size: Sequence[int] | None = None) -> list[Tensor]:
+        """Returns what the graph takes for images, and for a size of its output.
 
         Images that are smaller than a fixed size are padded.
+
+        Raises:
+            ValueError: If the images do not fit the file.
         """
         self._check(images)
         height, width = images.shape[-2:]
@@ -161,10 +174,7 @@ class Exported(nn.Module):
         inputs = [x]
         if self.description.takes_size:
             inputs.append(torch.tensor(size or (height, width)))
-        result = torch.cat([self._session(*part) for part in self._batches(inputs)])
-        if not self.description.takes_size:
-            result = result[..., :height, :width]
-        return result
+        return inputs
 
     def _batches(self, inputs: list[Tensor]) -> Any:
         """Yields the inputs in batches of the size that the file takes."""

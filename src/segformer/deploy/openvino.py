@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,12 @@ def write(graph: Graph, path: Path, description: Description) -> None:
 
 
 def read(graph: Graph, folder: Path, description: Description) -> Any:
-    """Returns a graph as an OpenVINO model, by way of ONNX."""
+    """Returns a graph of float32 as an OpenVINO model, by way of ONNX."""
     import openvino
 
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         file = Path(temporary, "graph.onnx")
-        onnx.write(graph, file, description)
+        onnx.write(graph, file, replace(description, precision="fp32"))
         return openvino.convert_model(file)
 
 
@@ -56,6 +58,19 @@ def model_info(description: Description) -> dict[str, str]:
         "resize_type": "standard",
         "reverse_input_channels": "False",
     }
+
+
+def reshaped(model: Any, shapes: Sequence[Sequence[int]]) -> Any:
+    """Returns a model, itself, with inputs of these shapes; -1 stands for any length."""
+    names = [port.get_any_name() for port in model.inputs]
+    model.reshape(dict(zip(names, map(list, shapes), strict=False)))
+    return model
+
+
+def run(compiled: Any, *inputs: Tensor) -> Tensor:
+    """Returns the output of a compiled model."""
+    result = compiled([x.contiguous().numpy() for x in inputs])[0]
+    return torch.from_numpy(result.copy())  # the next call writes into the same memory
 
 
 class Session:
@@ -105,14 +120,10 @@ class Session:
         self.compiled.move_to_end(shapes)
         while len(self.compiled) > COMPILED:
             self.compiled.popitem(last=False)
-        arrays = [x.contiguous().numpy() for x in inputs]
-        result = self.compiled[shapes](arrays)[0]
-        return torch.from_numpy(result.copy())  # the next call writes into the same memory
+        return run(self.compiled[shapes], *inputs)
 
     def _compile(self, shapes: tuple[tuple[int, ...], ...]) -> Any:
-        model = self.model.clone()
-        names = [port.get_any_name() for port in model.inputs]
-        model.reshape(dict(zip(names, map(list, shapes), strict=True)))
+        model = reshaped(self.model.clone(), shapes)
         threads = torch.get_num_threads()
         settings = {"INFERENCE_PRECISION_HINT": self.hint}
         if self.device == "CPU":
