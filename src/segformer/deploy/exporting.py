@@ -83,6 +83,8 @@ def export(
     )
     check_options(description, name)
     check_path(path, made, overwrite)
+    if max_drop < 0:
+        raise ValueError(f"a loss of mIoU of {max_drop} points; give at least 0")
     write = made.write
     if precision == "int8":
         quantizer = Quantizer(name, calibration, description.channels, dataset, max_drop)

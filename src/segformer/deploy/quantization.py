@@ -144,16 +144,18 @@ class Quantizer:
         each = [scores(exported, Samples(self.dataset, [index], size)) for index in indices]
         miou = Scores.of(torch.stack([s.confusion for s in each]).sum(0)).miou
         if len(each) == len(self.dataset):
-            logger.info("mIoU %.2f %%", 100 * miou)
+            logger.info("mIoU %.2f %% of a candidate on %d images", 100 * miou, len(each))
         return 100 * miou, [100 * s.miou for s in each]
 
 
-def check_image(image: Tensor, channels: int, index: int) -> None:
+def check_image(image: Any, channels: int, index: int) -> None:
     """Raises ValueError if a calibration image is not uint8 (channels, H, W)."""
-    if image.ndim != 3 or image.dtype != torch.uint8:
+    found = f"a {type(image).__name__}"
+    if isinstance(image, Tensor):
+        found = f"{str(image.dtype)[6:]} {tuple(image.shape)}"
+    if not isinstance(image, Tensor) or image.ndim != 3 or image.dtype != torch.uint8:
         raise ValueError(
-            f"calibration image {index} is {str(image.dtype)[6:]} {tuple(image.shape)}; "
-            f"uint8 ({channels}, H, W) is needed"
+            f"calibration image {index} is {found}; uint8 ({channels}, H, W) is needed"
         )
     if len(image) != channels:
         raise ValueError(
