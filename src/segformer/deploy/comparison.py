@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms.v2.functional import resize
 
 from segformer.deploy.exported import Exported
+from segformer.evaluation import Protocol, Scores, evaluate
 from segformer.ops import with_background
 
 TIE = 1e-3  # of the range of logits: where the two best classes are closer, either is right
 # By precision: the greatest relative difference of logits, and the smallest share of equal labels.
-# Trained networks measure int8 by their mIoU.
+# int8 is judged by the loss of mIoU, where there are labelled images.
 GATES: dict[str, tuple[float, float]] = {
     "fp32": (1e-4, 0.9999),
     "fp16": (float("inf"), 0.995),
@@ -33,22 +35,34 @@ class Comparison:
         difference: Greatest difference of logits, over the greatest logit; of probabilities, their
             greatest difference; None for labels.
         equal: Share of equal labels, ties left out.
+        miou: The model's mIoU and the file's, in per cent; None if it was not measured.
     """
 
     shapes: tuple[tuple[int, ...], ...]
     difference: float | None
     equal: float
+    miou: tuple[float, float] | None = None
 
-    def passes(self, precision: str) -> bool:
+    def passes(self, precision: str, max_drop: float = 0.5) -> bool:
+        """Returns whether the file is near enough to its model.
+
+        Args:
+            precision: Precision of the file.
+            max_drop: The greatest loss of mIoU, in points.
+        """
         difference, equal = GATES[precision]
-        return (self.difference or 0.0) <= difference and self.equal >= equal
+        before, after = self.miou or (0.0, 0.0)
+        near = (self.difference or 0.0) <= difference and self.equal >= equal
+        return near and before - after <= max_drop
 
     def __str__(self) -> str:
-        shapes = ", ".join("×".join(map(str, shape)) for shape in self.shapes)
-        share = f"{100 * self.equal:.3f} % of labels equal"
-        if self.difference is None:
-            return f"{share} ({shapes})"
-        return f"greatest relative difference {self.difference:.1e}, {share} ({shapes})"
+        shapes = ", ".join("×".join(map(str, shape)) for shape in dict.fromkeys(self.shapes))
+        parts = [f"{100 * self.equal:.3f} % of labels equal ({shapes})"]
+        if self.difference is not None:
+            parts.insert(0, f"greatest relative difference {self.difference:.1e}")
+        if self.miou is not None:
+            parts.append("mIoU {:.2f} % before and {:.2f} % after".format(*self.miou))
+        return ", ".join(parts)
 
 
 def compare(exported: Exported, model: Any, batches: Sequence[Tensor] = ()) -> Comparison:
@@ -74,7 +88,71 @@ def compare(exported: Exported, model: Any, batches: Sequence[Tensor] = ()) -> C
         equal += int((labels == with_background(logits).argmax(1))[decided].sum())
         total += int(decided.sum())
     shapes = tuple(tuple(pixels.shape) for pixels in batches)
-    return Comparison(shapes, max(differences) if differences else None, equal / max(1, total))
+    # a tensor's maximum, because Python's may leave out NaN
+    difference = float(torch.tensor(differences).max()) if differences else None
+    return Comparison(shapes, difference, equal / max(1, total))
+
+
+def with_miou(comparison: Comparison, exported: Exported, model: Any, dataset: Any) -> Comparison:
+    """Returns a comparison with the mIoU of a model and its file on labelled images.
+
+    Args:
+        comparison: The comparison so far.
+        exported: The file.
+        model: The model in PyTorch.
+        dataset: Samples (image uint8 (C, H, W), label (H, W)), with ``classes``.
+    """
+    size = exported.description.size
+    samples = Samples(dataset, range(len(dataset)), size)
+    before, after = (100 * scores(network, samples).miou for network in (model, exported))
+    return replace(comparison, miou=(before, after))
+
+
+def scores(model: Any, dataset: Any) -> Scores:
+    """Returns the scores of a model's, or an exported file's, own labels."""
+    return evaluate(model, dataset, OwnLabels())
+
+
+class OwnLabels(Protocol):
+    """Whole images, labelled by the model's own ``predict``: files of labels give no logits."""
+
+    def predict(self, model: Any, images: Tensor, size: Sequence[int] | None = None) -> Tensor:
+        batch = getattr(getattr(model, "description", None), "batch", None) or 1
+        labels: Tensor = model.predict(images.expand(batch, -1, -1, -1), size)
+        return labels[:1]
+
+
+class Samples:
+    """Some samples of a data set.
+
+    Args:
+        dataset: Samples (image uint8 (C, H, W), label (H, W)), with ``classes``.
+        indices: Which of them.
+        size: Height and width that the images are resized to; by default they are not resized.
+    """
+
+    def __init__(
+        self, dataset: Any, indices: Sequence[int], size: tuple[int, int] | None = None
+    ) -> None:
+        self.dataset = dataset
+        self.classes = dataset.classes
+        self.indices = indices
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, label = self.dataset[self.indices[index]]
+        return fit(image, self.size), label
+
+
+def fit(image: Tensor, size: tuple[int, int] | None) -> Tensor:
+    """Returns an image (C, H, W) at a size, by default its own."""
+    if size is None or tuple(image.shape[-2:]) == tuple(size):
+        return image
+    resized: Tensor = resize(image, list(size), antialias=True)
+    return resized
 
 
 def noise(exported: Exported) -> Iterator[Tensor]:

@@ -69,6 +69,14 @@ class Description:
     def channels(self) -> int:
         return len(self.normalization.mean)
 
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Shape of the graph's images, with -1 for what is left open."""
+        batch, (height, width) = self.batch or -1, self.size or (-1, -1)
+        if self.input == "uint8":
+            return batch, height, width, self.channels
+        return batch, self.channels, height, width
+
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 

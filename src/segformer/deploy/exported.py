@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ class Exported(nn.Module):
         normalization: How images are normalised.
         output: ``"labels"``, ``"logits"`` or ``"probabilities"``.
         gives_logits: Whether :meth:`forward` works; not for a file that gives labels.
+        session: What runs the graph.
     """
 
     def __init__(self, path: str | os.PathLike[str], device: str = "cpu") -> None:
@@ -79,7 +80,7 @@ class Exported(nn.Module):
             raise FileNotFoundError(f"no file {str(self.path)!r}")
         session = FORMATS[name].session(self.path, self.device)
         self.description, self.engine = session.description, session.engine
-        self._session = session
+        self.session: Callable[..., Tensor] = session
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path.absolute(), "device": self.device}
@@ -158,9 +159,21 @@ class Exported(nn.Module):
         return upsample_argmax(with_background(self(images)), size)
 
     def _run(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """Returns the output of the graph, at the images' size or at *size* if the file takes it.
+        """Returns the output of the graph, at the images' size, or at *size* if it takes one."""
+        height, width = images.shape[-2:]
+        x, *wanted = self.inputs(images, size)
+        result = torch.cat([self._run_batch(part, *wanted) for part in self._batches(x)])
+        if not self.description.takes_size:
+            result = result[..., :height, :width]
+        return result.to(images.device)
 
-        Images that are smaller than a fixed size are padded, and so are small batches.
+    def inputs(self, images: Tensor, size: Sequence[int] | None = None) -> list[Tensor]:
+        """Returns what the graph takes for images, and for a size of its output.
+
+        Images that are smaller than a fixed size are padded.
+
+        Raises:
+            ValueError: If the images do not fit the file.
         """
         self._check(images)
         d, (height, width) = self.description, images.shape[-2:]
@@ -170,11 +183,8 @@ class Exported(nn.Module):
         if d.size is not None:
             x = F.pad(x, (0, d.size[1] - width, 0, d.size[0] - height))
         x = self._pixels(x) if d.input == "uint8" else x.float()
-        wanted = (torch.tensor(size or (height, width)),) if d.takes_size else ()
-        result = torch.cat([self._run_batch(part, *wanted) for part in self._batches(x)])
-        if not d.takes_size:
-            result = result[..., :height, :width]
-        return result.to(images.device)
+        wanted = [torch.tensor(size or (height, width))] if d.takes_size else []
+        return [x, *wanted]
 
     def _pixels(self, images: Tensor) -> Tensor:
         """Returns images (B, C, H, W) as pixels, uint8 (B, H, W, C)."""
@@ -193,7 +203,7 @@ class Exported(nn.Module):
         missing = (self.description.batch or count) - count
         if missing:
             images = torch.cat([images, images.new_zeros(missing, *images.shape[1:])])
-        return self._session(images, *size)[:count]
+        return self.session(images, *size)[:count]
 
     def _check(self, images: Tensor) -> None:
         """Raises ValueError if the file does not take these images."""

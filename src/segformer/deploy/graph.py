@@ -62,6 +62,7 @@ OUTPUTS: dict[str, type[nn.Module]] = {
     "probabilities": Probabilities,
 }
 INPUTS = ("normalized", "uint8")
+HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}  # by the name of the precision
 
 
 class Graph(nn.Module):
@@ -102,18 +103,21 @@ class Graph(nn.Module):
         result: Tensor = self.output(logits)
         return result
 
-    def to_precision(self, dtype: torch.dtype) -> Graph:
-        """Converts the network to half precision, except for its norms and its classifier.
+    def to_precision(self, precision: str) -> Graph:
+        """Converts the network to ``"fp16"`` or ``"bf16"``, except for its norms and classifier.
 
-        Their sums and logits exceed the precision, or the range, of 16 bits.
+        Their sums and logits exceed the precision, or the range, of 16 bits. Any other precision
+        leaves the network as it is.
         """
-        self.dtype = dtype
+        if precision not in HALVES:
+            return self
+        self.dtype = dtype = HALVES[precision]
         for part in (self.backbone, self.decode_head):
             part.to(dtype)
             _keep_in_float32(part, self.NORMS)
         if hasattr(self.decode_head, "classifier"):
             classifier: Any = self.decode_head.classifier
-            self.decode_head.classifier = InFloat32(classifier)
+            self.decode_head.classifier = ToFloat32(classifier)
         return self
 
 
@@ -140,6 +144,14 @@ class InFloat32(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.layer(x.float())
         return y.to(x.dtype)
+
+
+class ToFloat32(InFloat32):
+    """A last layer that computes in float32, and whose output stays in it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x.float())
+        return y
 
 
 class ComposedHead(nn.Module):

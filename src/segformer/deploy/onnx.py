@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ OPSET = 18  # LayerNormalization (17), and Resize as PyTorch interpolates
 
 def write(graph: Graph, path: Path, description: Description) -> None:
     """Writes a graph as an ONNX file; weights beyond 2 GB go to a second file beside it."""
-    program = capture(graph, description)
+    program = capture(graph.to_precision(description.precision), description)
     inputs = ["images", "size"] if description.takes_size else ["images"]
     with quiet():
         exported: Any = torch.onnx.export(
@@ -34,6 +35,15 @@ def write(graph: Graph, path: Path, description: Description) -> None:
         )
     exported.model.metadata_props.update(metadata(description))
     exported.save(str(path))
+
+
+def save(model: Any, path: Path, description: Description) -> None:
+    """Writes an ONNX model with another description than it had."""
+    import onnx
+
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, metadata(description))
+    onnx.save(model, path)
 
 
 def metadata(description: Description) -> dict[str, str]:
@@ -62,6 +72,31 @@ def quiet() -> Any:
         logging.disable(disabled)
 
 
+def start(
+    source: str | bytes,
+    provider: str = "CPUExecutionProvider",
+    settings: dict[str, str] | None = None,
+) -> Any:
+    """Returns ONNX Runtime's session of a file or of a serialised model."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors
+    return onnxruntime.InferenceSession(source, options, [provider], [settings or {}])
+
+
+def run(session: Any, *inputs: Tensor) -> Tensor:
+    """Returns the output of an ONNX Runtime session."""
+    return torch.from_numpy(session.run(None, feed(inputs))[0])
+
+
+def feed(inputs: Sequence[Tensor]) -> dict[str, Any]:
+    """Returns the inputs of a graph by their names."""
+    names = ("images", "size")
+    return {name: np.ascontiguousarray(x.numpy()) for name, x in zip(names, inputs, strict=False)}
+
+
 class Session:
     """An ONNX file in ONNX Runtime.
 
@@ -77,11 +112,8 @@ class Session:
         import onnxruntime
 
         provider, settings = _provider(device)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3  # errors
         try:
-            self.session = onnxruntime.InferenceSession(str(path), options, [provider], [settings])
+            self.session = start(str(path), provider, settings)
         except Exception as error:
             raise unreadable("ONNX Runtime", path, error) from error
         if provider not in self.session.get_providers():  # it took the CPU instead
@@ -94,11 +126,7 @@ class Session:
         self.engine = f"ONNX Runtime {onnxruntime.__version__} on {provider[:-17]}"
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        names = ("images", "size")
-        feed = {
-            name: np.ascontiguousarray(x.numpy()) for name, x in zip(names, inputs, strict=False)
-        }
-        return torch.from_numpy(self.session.run(None, feed)[0])
+        return run(self.session, *inputs)
 
 
 def _provider(device: str) -> tuple[str, dict[str, str]]:

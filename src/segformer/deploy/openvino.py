@@ -6,6 +6,8 @@ import os
 import tempfile
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,12 @@ def write(graph: Graph, path: Path, description: Description) -> None:
 
 
 def read(graph: Graph, folder: Path, description: Description) -> Any:
-    """Returns a graph as an OpenVINO model, by way of ONNX."""
+    """Returns a graph of float32 as an OpenVINO model, by way of ONNX."""
     import openvino
 
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         file = Path(temporary, "graph.onnx")
-        onnx.write(graph, file, description)
+        onnx.write(graph, file, replace(description, precision="fp32"))
         return openvino.convert_model(file)
 
 
@@ -57,6 +59,19 @@ def model_info(description: Description) -> dict[str, str]:
         "resize_type": "standard",
         "reverse_input_channels": "False",
     }
+
+
+def reshaped(model: Any, shapes: Sequence[Sequence[int]]) -> Any:
+    """Returns a model, itself, with inputs of these shapes; -1 stands for any length."""
+    names = [port.get_any_name() for port in model.inputs]
+    model.reshape(dict(zip(names, map(list, shapes), strict=False)))
+    return model
+
+
+def run(compiled: Any, *inputs: Tensor) -> Tensor:
+    """Returns the output of a compiled model."""
+    result = compiled([x.contiguous().numpy() for x in inputs])[0]
+    return torch.from_numpy(result.copy())  # the next call writes into the same memory
 
 
 class Session:
@@ -110,13 +125,11 @@ class Session:
         return hint if name in able else "f32"
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        arrays = [x.contiguous().numpy() for x in inputs]
         with self.lock:  # the next call writes into the same memory
-            return torch.from_numpy(self._graph_for(arrays)(arrays)[0].copy())
+            return run(self._graph_for(tuple(tuple(x.shape) for x in inputs)), *inputs)
 
-    def _graph_for(self, arrays: list[Any]) -> Any:
-        """Returns the compiled graph for the shapes of these inputs."""
-        shapes = tuple(array.shape for array in arrays)
+    def _graph_for(self, shapes: tuple[tuple[int, ...], ...]) -> Any:
+        """Returns the compiled graph for inputs of these shapes."""
         if shapes not in self.compiled:
             self.compiled[shapes] = self._compile(shapes)
         self.compiled.move_to_end(shapes)
@@ -125,9 +138,7 @@ class Session:
         return self.compiled[shapes]
 
     def _compile(self, shapes: tuple[tuple[int, ...], ...]) -> Any:
-        model = self.model.clone()
-        names = [port.get_any_name() for port in model.inputs]
-        model.reshape(dict(zip(names, map(list, shapes), strict=True)))
+        model = reshaped(self.model.clone(), shapes)
         threads = torch.get_num_threads()
         settings = {"INFERENCE_PRECISION_HINT": self.hint}
         if self.device == "CPU":
