@@ -25,6 +25,7 @@ VERBS = {
     "predict": "Label images with a trained network.",
     "inspect": "Print what a checkpoint contains.",
     "convert": "Write a checkpoint in another layout.",
+    "benchmark": "Time and measure a network in each format for other runtimes.",
 }
 EXAMPLES = {
     "check": "segformer check --config configs/camvid.yaml --data.root camvid",
@@ -34,6 +35,7 @@ EXAMPLES = {
     "predict": "segformer predict model.safetensors photos --out labels",
     "inspect": "segformer inspect nvidia/segformer-b0-finetuned-ade-512-512",
     "convert": "segformer convert model.safetensors model.pth --layout nvidia",
+    "benchmark": "segformer benchmark model.safetensors --size 360 480 --data configs/camvid.yaml",
 }
 EXIT_CODES = {
     "0": "The command did its work.",
