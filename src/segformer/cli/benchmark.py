@@ -10,7 +10,7 @@ from pathlib import Path
 
 from segformer.cli import data
 from segformer.deploy import FORMATS, is_exported
-from segformer.deploy.benchmark import benchmark
+from segformer.deploy.benchmark import benchmark, check_names
 from segformer.deploy.ranking import PYTORCH, Benchmark, plot
 from segformer.models import SegmentationModel
 
@@ -67,6 +67,7 @@ def run(parser: ArgumentParser, arguments: list[str]) -> None:
     options = parser.parse_intermixed_args(arguments)
     if options.data is not None and options.plot is None and options.out is not None:
         options.plot = options.out / "benchmark.png"
+    check_names(options.formats, options.precision)  # before the slow loading
     _check_files(options)
     if is_exported(options.weights):
         raise ValueError(

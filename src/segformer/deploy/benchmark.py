@@ -104,10 +104,7 @@ def plan(
         ValueError: If a format or precision is unknown.
     """
     formats, precisions = tuple(dict.fromkeys(formats)), tuple(dict.fromkeys(precisions))
-    for name in formats:
-        _check_name("format", name, (PYTORCH, *FORMATS))
-    for name in precisions:
-        _check_name("precision", name, tuple(GATES))
+    check_names(formats, precisions)
     left_out = {} if formats else _left_out_formats()
     if not precisions and (reason := _why_no_int8(has_calibration)):
         left_out["int8"] = reason
@@ -123,6 +120,14 @@ def plan(
             and (not precisions or precision in precisions)
         ]
     return rows, [f"left out: {name}, {reason}" for name, reason in left_out.items()]
+
+
+def check_names(formats: Iterable[str], precisions: Iterable[str]) -> None:
+    """Raises ValueError if a format or precision is unknown."""
+    for name in formats:
+        _check_name("format", name, (PYTORCH, *FORMATS))
+    for name in precisions:
+        _check_name("precision", name, tuple(GATES))
 
 
 def _check_name(what: str, name: str, known: tuple[str, ...]) -> None:
