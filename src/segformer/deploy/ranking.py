@@ -167,23 +167,22 @@ def plot(result: Benchmark) -> Any:
     Bars show the fastest and the slowest round. The best is in a circle, and a line shows the
     lowest mIoU that it may have.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows = [row for row in result.rows if row.milliseconds and row.miou is not None]
     figure = Figure((8, 5), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)  # which measures the names
     axes: Any = figure.add_subplot()
-    formats = list(dict.fromkeys(row.format for row in rows))
+    formats = dict.fromkeys(row.format for row in rows)
+    color_of = {name: f"C{k}" for k, name in enumerate(formats)}
     for row in rows:
         around = [[row.median - min(row.milliseconds)], [max(row.milliseconds) - row.median]]
-        style = {
-            "fmt": "o",
-            "markersize": 5,
-            "linewidth": 1,
-            "color": f"C{formats.index(row.format)}",
-        }
+        style = {"fmt": "o", "markersize": 5, "linewidth": 1, "color": color_of[row.format]}
         axes.errorbar([row.median], [_percent(row)], xerr=around, **style)
     lowest = _percent(result.rows[0]) - result.max_drop
-    axes.axhline(lowest, color="0.6", linewidth=1, linestyle="--")
+    line = {"color": "0.6", "linewidth": 1, "linestyle": "--"}
+    axes.axhline(lowest, **line, label=f"{result.max_drop:g} points below PyTorch")
     best = result.best
     circle = {"s": 160, "facecolors": "none", "edgecolors": "k"}
     axes.scatter([best.median], [_percent(best)], **circle)
@@ -195,7 +194,8 @@ def plot(result: Benchmark) -> Any:
     )
     _set_limits(axes, rows, lowest)
     axes.grid(alpha=0.3)
-    _write_names(figure, axes, rows)
+    axes.legend(loc="lower right", fontsize=8)
+    _write_names(figure, axes, rows, color_of)
     return figure
 
 
@@ -212,7 +212,9 @@ def _set_limits(axes: Any, rows: Sequence[Contestant], lowest: float) -> None:
     axes.set_xlim(0, 1.12 * max(max(row.milliseconds) for row in rows))
 
 
-def _write_names(figure: Any, axes: Any, rows: Sequence[Contestant]) -> None:
+def _write_names(
+    figure: Any, axes: Any, rows: Sequence[Contestant], color_of: dict[str, str]
+) -> None:
     """Writes the name of each row beside its point, where it covers no other name or point."""
     from matplotlib.text import Text
 
@@ -230,6 +232,7 @@ def _write_names(figure: Any, axes: Any, rows: Sequence[Contestant]) -> None:
                 ha=align,
                 va="center",
                 fontsize=8,
+                color=color_of[row.format],
                 arrowprops={"arrowstyle": "-", "color": "0.7", "linewidth": 0.7},
             )
             text.update_positions(renderer)
