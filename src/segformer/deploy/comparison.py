@@ -163,11 +163,16 @@ def noise(exported: Exported) -> Iterator[Tensor]:
     counts = [d.batch] * len(sizes) if d.batch else [1, 3, 2]
     generator = torch.Generator().manual_seed(0)
     for count, (height, width) in zip(counts, sizes, strict=False):
-        coarse = torch.rand(
-            count, d.channels, 2 + height // 24, 2 + width // 24, generator=generator
-        )
-        smooth = F.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1)
-        yield (255 * smooth).round().to(torch.uint8)
+        yield smooth(count, d.channels, height, width, generator)
+
+
+def smooth(
+    count: int, channels: int, height: int, width: int, generator: torch.Generator
+) -> Tensor:
+    """Returns images of smooth noise, uint8 (count, channels, height, width)."""
+    coarse = torch.rand(count, channels, 2 + height // 24, 2 + width // 24, generator=generator)
+    fine = F.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1)
+    return (255 * fine).round().to(torch.uint8)
 
 
 def _normalized(model: Any, pixels: Tensor) -> Tensor:

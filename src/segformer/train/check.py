@@ -7,7 +7,6 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,9 @@ from segformer.data.datasets import DataError, FolderDataset, count_labels
 from segformer.data.images import is_transparent, read_header
 from segformer.inference.pictures import colored, overlay, sheet
 from segformer.train.data import SegmentationData, Transformed
-from segformer.train.parser import Parser
+from segformer.train.parser import build_data, data_parser
 
 SPLITS = ("train", "val", "test")
-IGNORED_OPTIONS = (  # a run's options, which say nothing about the data
-    *("model", "trainer", "seed_everything", "one_logit", "checkpoint", "resume", "report"),
-    *("ckpt_path", "weights", "weights_only", "protocol", "tta"),
-)
 SHOWN_SAMPLES = 6  # of a split, in the picture
 SHOWN_SIZES = 4  # of a split, in the report
 SHOWN_WARNINGS = 10  # the others are counted
@@ -42,7 +37,7 @@ def main(arguments: list[str]) -> None:
     """
     options = parse(arguments)
     try:
-        data, faults = build_data(options.data)
+        data, faults = readable_data(options.data)
     except (OSError, ValueError) as error:
         print(f"problem: {error}\n\n{_number_of_problems([error])}")
         sys.exit(1)
@@ -63,22 +58,18 @@ def parse(arguments: list[str]) -> Namespace:
     Raises:
         argparse.ArgumentError: If an option is unknown or its value has the wrong type.
     """
-    parser = Parser(
+    parser = data_parser(
         "segformer check",
         description="Read every image and label map of a config, before training.",
     )
-    parser.add_argument("--config", action="config")
-    parser.add_subclass_arguments(SegmentationData, "data", required=True)
     parser.add_argument(
         "--out", type=str, default="check.png", help="picture of samples and their labels"
     )
     parser.add_argument("--num_workers", type=int, default=2, help="number of loader processes")
-    for other in IGNORED_OPTIONS:
-        parser.add_argument(f"--{other}", type=Any, default=None)
     return parser.parse_args(arguments)
 
 
-def build_data(settings: Namespace) -> tuple[SegmentationData, list[str]]:
+def readable_data(settings: Namespace) -> tuple[SegmentationData, list[str]]:
     """Returns the data module of its settings, and the faults that were found on the way.
 
     The files with a fault are left out; a data set may be empty without them.
@@ -87,15 +78,8 @@ def build_data(settings: Namespace) -> tuple[SegmentationData, list[str]]:
         ValueError: If the settings are wrong.
         FileNotFoundError: If a folder is missing or empty.
     """
-    # jsonargparse builds the parts of the data module only. It would quote the whole config in the
-    # errors of the data module itself.
-    module, _, name = settings.class_path.rpartition(".")
-    kind: Any = getattr(import_module(module), name)
-    parts = Parser()
-    parts.add_class_arguments(kind, "data", instantiate=False)
-    given = Namespace(data=settings.get("init_args", Namespace()))
     try:
-        return kind(**parts.instantiate_classes(given).data), []
+        return build_data(settings), []
     except DataError as error:
         return error.found, error.faults
 

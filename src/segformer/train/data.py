@@ -45,6 +45,28 @@ class Transformed(Dataset):
         return self.transform(tv_tensors.Image(image), tv_tensors.Mask(label))
 
 
+class Pixels(Dataset):
+    """Images of a data set without their labels, evenly spread over it.
+
+    Args:
+        dataset: Samples (image (C, H, W) uint8, label (H, W)).
+        count: Greatest number of images.
+    """
+
+    def __init__(self, dataset: Any, count: int) -> None:
+        self.dataset = dataset
+        total = len(dataset)
+        count = min(count, total)
+        self.indices = [k * total // count for k in range(count)]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Tensor:
+        image, _ = self.dataset[self.indices[index]]
+        return image.as_subclass(Tensor)
+
+
 def by_size(samples: Sequence[tuple[Tensor, Tensor]]) -> list[Any]:
     """Returns batches of images (B, 3, H, W) and labels (B, H, W), one for each size."""
     groups: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
@@ -93,6 +115,10 @@ class SegmentationData(LightningDataModule):
     @property
     def num_classes(self) -> int:
         return len(self.classes)
+
+    def calibration_images(self, count: int = 300) -> Pixels:
+        """Returns at most ``count`` training images, as they are, uint8 (C, H, W)."""
+        return Pixels(self.train, count)
 
     def normalize_as(self, normalization: Normalization) -> None:
         """Sets the normalization of the images of all splits.

@@ -1,17 +1,25 @@
-"""The parser of a training config: one option for each setting."""
+"""The parsers of a training config: of all its settings, or of its data alone."""
 
 from __future__ import annotations
 
 from argparse import ArgumentError, ArgumentParser
 from collections.abc import Callable
-from typing import NoReturn
+from importlib import import_module
+from typing import Any, NoReturn
 
+from jsonargparse import Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser
 
 from segformer.evaluation import PROTOCOLS
+from segformer.train.data import SegmentationData
 from segformer.train.report import Report
 from segformer.train.resume import Resumable
+
+OF_RUNS = (  # options that say nothing about the data
+    *("model", "trainer", "seed_everything", "one_logit", "checkpoint", "resume", "report"),
+    *("ckpt_path", "weights", "weights_only", "protocol", "tta"),
+)
 
 
 class Parser(LightningArgumentParser):
@@ -89,3 +97,48 @@ def _add_measurement(parser: LightningArgumentParser) -> None:
         action="store_true",
         help="average over several sizes and mirrored images, as in the papers' column ms",
     )
+
+
+def data_parser(name: str, **options: Any) -> Parser:
+    """Returns a parser of a config of which only the data are used."""
+    parser = Parser(name, **options)
+    parser.add_argument("--config", action="config")
+    parser.add_subclass_arguments(SegmentationData, "data", required=True)
+    for other in OF_RUNS:
+        parser.add_argument(f"--{other}", type=Any, default=None)
+    return parser
+
+
+def build_data(settings: Namespace) -> SegmentationData:
+    """Returns the data module of its settings.
+
+    Raises:
+        DataError: If files have faults.
+        FileNotFoundError: If a folder is missing or empty.
+        ValueError: If the settings are wrong.
+    """
+    # jsonargparse builds the parts of the data module only. It would quote the whole config in the
+    # errors of the data module itself.
+    module, _, name = settings.class_path.rpartition(".")
+    kind: Any = getattr(import_module(module), name)
+    parts = Parser()
+    parts.add_class_arguments(kind, "data", instantiate=False)
+    given = Namespace(data=settings.get("init_args", Namespace()))
+    return kind(**parts.instantiate_classes(given).data)
+
+
+def data_of(config: str, root: str | None = None) -> SegmentationData:
+    """Returns the data of a config; ``val`` has the samples that ``segformer validate`` measures.
+
+    Args:
+        config: A YAML file for ``segformer fit``.
+        root: Folder of the data, in place of the config's ``data.root``.
+
+    Raises:
+        argparse.ArgumentError: If the config has an unknown key, or a value of the wrong type.
+        DataError: If files have faults.
+        FileNotFoundError: If a folder is missing or empty.
+        ValueError: If the settings are wrong.
+    """
+    arguments = [f"--config={config}"] + ([f"--data.root={root}"] if root else [])
+    return build_data(data_parser("data").parse_args(arguments).data)

@@ -1,0 +1,43 @@
+"""Shared by ``segformer benchmark`` and ``segformer export``: the data of a config."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from importlib import import_module
+from typing import Any
+
+from _segformer_verbs import refuse
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Adds the config of the data, and their folder."""
+    parser.add_argument(
+        "--data",
+        metavar="FILE",
+        help="YAML file for segformer fit: its validation images are measured, its training images "
+        "calibrate int8; needs the extra [train]",
+    )
+    parser.add_argument(
+        "--data.root",
+        metavar="DIR",
+        dest="data_root",
+        help="folder of the images and label maps, in place of the config's",
+    )
+
+
+def data_of(parser: ArgumentParser, options: Namespace) -> Any:
+    """Returns the data of the options, a :class:`segformer.train.data.SegmentationData`, or None.
+
+    Raises:
+        SystemExit: With code 2 if the extra ``[train]`` is not installed.
+        ValueError: If there is a folder and no config, or the data are wrong.
+    """
+    if options.data is None:
+        if options.data_root is not None:
+            raise ValueError("--data.root is the folder of a config's data; give it with --data")
+        return None
+    try:
+        read = import_module("segformer.train.parser").data_of
+    except ModuleNotFoundError as error:
+        refuse(f"{parser.prog} --data needs {error.name}; install segformer[train]", error)
+    return read(options.data, options.data_root)
