@@ -26,6 +26,7 @@ VERBS = {
     "inspect": "Print what a checkpoint contains.",
     "convert": "Write a checkpoint in another layout.",
     "export": "Write a network as a file for another runtime.",
+    "demo": "Show a network's labels over your photos, on a local web page.",
 }
 EXAMPLES = {
     "check": "segformer check --config configs/camvid.yaml --data.root camvid",
@@ -36,6 +37,7 @@ EXAMPLES = {
     "inspect": "segformer inspect nvidia/segformer-b0-finetuned-ade-512-512",
     "convert": "segformer convert model.safetensors model.pth --layout nvidia",
     "export": "segformer export model.safetensors model.onnx",
+    "demo": "segformer demo model.safetensors",
 }
 EXIT_CODES = {
     "0": "The command did its work.",
