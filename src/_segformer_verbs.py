@@ -27,6 +27,7 @@ VERBS = {
     "convert": "Write a checkpoint in another layout.",
     "export": "Write a network as a file for another runtime.",
     "benchmark": "Time and measure a network in each format for other runtimes.",
+    "demo": "Show a network's labels over your photos, on a local web page.",
 }
 EXAMPLES = {
     "check": "segformer check --config configs/camvid.yaml --data.root camvid",
@@ -38,6 +39,7 @@ EXAMPLES = {
     "convert": "segformer convert model.safetensors model.pth --layout nvidia",
     "export": "segformer export model.safetensors model.onnx",
     "benchmark": "segformer benchmark model.safetensors --size 360 480 --data configs/camvid.yaml",
+    "demo": "segformer demo model.safetensors",
 }
 EXIT_CODES = {
     "0": "The command did its work.",

@@ -1,0 +1,45 @@
+"""``segformer demo``: a local web page that shows a network's labels over a photo."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segformer import deploy
+from segformer.deploy import demo
+from segformer.models import SegmentationModel
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "weights", metavar="WEIGHTS", help="file, folder or Hugging Face id, or an exported file"
+    )
+    parser.add_argument(
+        "--port", type=int, metavar="N", help="port of 127.0.0.1; by default a free one from 7860"
+    )
+    parser.add_argument(
+        "--max-side",
+        type=int,
+        default=demo.MAX_SIDE,
+        metavar="N",
+        help="photos with a longer side are made smaller first, by default "
+        f"{demo.MAX_SIDE} pixels; memory holds classes × N × N × 4 bytes",
+    )
+    parser.add_argument("--device", help="such as cpu or cuda:0; by default the GPU, if any")
+
+
+def run(parser: ArgumentParser, arguments: list[str]) -> None:
+    options = parser.parse_args(arguments)
+    demo.check_installed()
+    model = _load(options.weights, options.device)
+    demo.serve(model, Path(options.weights).name, options.port, options.max_side)
+
+
+def _load(source: str, device: str | None) -> Any:
+    if deploy.is_exported(source):
+        return deploy.load(source, device or "cpu")
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    return SegmentationModel.from_pretrained(source, device=device or default)
