@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from argparse import ArgumentParser
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from segformer import deploy
-from segformer.deploy import demo
-from segformer.models import SegmentationModel
+from segformer.deploy import demo, load_model
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -34,12 +29,5 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(parser: ArgumentParser, arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     demo.check_installed()
-    model = _load(options.weights, options.device)
+    model = load_model(options.weights, options.device)
     demo.serve(model, Path(options.weights).name, options.port, options.max_side)
-
-
-def _load(source: str, device: str | None) -> Any:
-    if deploy.is_exported(source):
-        return deploy.load(source, device or "cpu")
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    return SegmentationModel.from_pretrained(source, device=device or default)

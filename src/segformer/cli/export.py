@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from pathlib import Path
 
-from segformer.cli import checkpoints
+from segformer.cli import checkpoints, data
 from segformer.deploy import FORMATS, export
 from segformer.deploy.graph import INPUTS, OUTPUTS
 from segformer.models import SegmentationModel
@@ -40,11 +40,20 @@ def add_arguments(parser: ArgumentParser) -> None:
         action="store_true",
         help="a second input, int64 (2,): height and width of the output",
     )
+    data.add_arguments(parser)
+    parser.add_argument(
+        "--max-drop",
+        type=float,
+        default=0.5,
+        metavar="POINTS",
+        help="greatest loss of mIoU, in points, by default 0.5",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
 
 
 def run(parser: ArgumentParser, arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
+    labelled = data.data_of(parser, options)
     model = SegmentationModel.from_pretrained(
         options.source, **checkpoints.reading_options(options)
     )
@@ -58,6 +67,9 @@ def run(parser: ArgumentParser, arguments: list[str]) -> None:
         size=options.size,
         batch=options.batch,
         takes_size=options.size_input,
+        calibration=labelled and labelled.calibration_images(),
+        dataset=labelled and labelled.val,
+        max_drop=options.max_drop,
         overwrite=options.overwrite,
     )
     print(comparison)

@@ -123,7 +123,9 @@ def fit(image: Tensor, size: Sequence[int]) -> Tensor:
     scale = min(1.0, size[0] / height, size[1] / width)
     if scale == 1:
         return image
-    return resize(image, [max(1, round(height * scale)), max(1, round(width * scale))])
+    size = [max(1, round(height * scale)), max(1, round(width * scale))]
+    smaller: Tensor = resize(image, size)
+    return smaller
 
 
 def confidence_of(logits: Tensor) -> Tensor:
