@@ -144,6 +144,8 @@ def _left_out_formats() -> dict[str, str]:
         if missing := made.missing():
             extra = f'pip install "segformer[{made.extra}]"'
             reasons[name] = f"which needs {', '.join(missing)}: {extra}"
+        elif name == "triton":
+            reasons[name] = "which is onnx in a folder"
         elif name in COMPILED:
             reasons[name] = "which compiles for minutes: name it to include it"
     return reasons
