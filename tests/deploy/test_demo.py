@@ -9,6 +9,7 @@ The browser's test runs with `pytest -m extras tests/deploy/test_demo.py`, after
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shutil
 import socket
@@ -215,10 +216,14 @@ def served(model: SegFormer, tmp_path: Path) -> Iterator[str]:
     if importlib.util.find_spec("gradio") is None:
         pytest.skip('reason: gradio is not installed; pip install "segformer[demo]"')
     model.save(tmp_path / "model.safetensors")
+    (folder := tmp_path / "temporary").mkdir()
     port = demo.free_port(range(7960, 8060))
     command = [sys.executable, "-m", "segformer", "demo", str(tmp_path / "model.safetensors")]
     with subprocess.Popen(
-        [*command, "--port", str(port)], stdout=subprocess.PIPE, text=True
+        [*command, "--port", str(port)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(folder)},
     ) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -227,6 +232,8 @@ def served(model: SegFormer, tmp_path: Path) -> Iterator[str]:
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
+    assert process.returncode == 143
+    assert list(folder.glob("segformer-demo-*")) == []  # no photo is left
 
 
 @pytest.fixture

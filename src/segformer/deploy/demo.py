@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import html
 import os
+import signal
 import socket
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -123,8 +125,7 @@ def fit(image: Tensor, size: Sequence[int]) -> Tensor:
     scale = min(1.0, size[0] / height, size[1] / width)
     if scale == 1:
         return image
-    size = [max(1, round(height * scale)), max(1, round(width * scale))]
-    smaller: Tensor = resize(image, size)
+    smaller: Tensor = resize(image, [max(1, round(side * scale)) for side in (height, width)])
     return smaller
 
 
@@ -184,7 +185,9 @@ def confidence_html(confidence: np.ndarray) -> str:
 
 def header_html(model: Any, name: str) -> str:
     """Returns the title of the page: what is shown, and what runs it."""
-    engine = getattr(model, "engine", f"PyTorch {torch.__version__} on {_device_of(model)}")
+    engine = getattr(
+        model, "engine", f"PyTorch {torch.__version__.partition('+')[0]} on {_device_of(model)}"
+    )
     return (
         f"<h1>{html.escape(name)}</h1>"
         f"<p>{len(model.classes)} classes · {html.escape(engine)} · photos stay on this "
@@ -290,7 +293,7 @@ def _explained(found: Segmentation) -> tuple[Image.Image | None, str, str]:
 
 
 def serve(model: Any, name: str, port: int | None = None, max_side: int = MAX_SIDE) -> None:
-    """Serves the page to this machine until the process is interrupted.
+    """Serves the page to this machine until the process is interrupted or terminated.
 
     Uploaded photos are written to a temporary folder, which is removed at the end.
 
@@ -307,6 +310,8 @@ def serve(model: Any, name: str, port: int | None = None, max_side: int = MAX_SI
     check(model)
     port = free_port(PORTS if port is None else [port])
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    # Otherwise SIGTERM would leave the temporary folder behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="segformer-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         blocks = page(model, name, max_side)
