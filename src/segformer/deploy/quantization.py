@@ -36,7 +36,7 @@ RANKED = 32  # images on which each layer's part in a loss of mIoU is measured
 class Quantizer:
     """Writes graphs in int8.
 
-    Convolutions, linear layers and the products of attention compute in int8; norms, softmax and
+    Convolutions, linear layers, and queries times keys compute in int8; norms, softmax and
     interpolations stay in float32.
 
     Args:
