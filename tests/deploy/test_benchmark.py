@@ -194,8 +194,14 @@ def weights(tmp_path: Path) -> Path:
 
 
 def test_the_data_of_a_config_give_the_miou_of_validate(
-    config: Path, root: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+    config: Path,
+    root: Path,
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # for the folder of the run
     data = data_of(str(config), str(root))
     model = SegFormer.from_pretrained(weights)
     rows = [Contestant("pytorch", "fp32", model), Contestant("pt2", "fp32", model)]
