@@ -194,8 +194,14 @@ def weights(tmp_path: Path) -> Path:
 
 
 def test_the_data_of_a_config_give_the_miou_of_validate(
-    config: Path, root: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+    config: Path,
+    root: Path,
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # for the folder of the run
     data = data_of(str(config), str(root))
     model = SegFormer.from_pretrained(weights)
     rows = [Contestant("pytorch", "fp32", model), Contestant("pt2", "fp32", model)]
@@ -238,7 +244,7 @@ def test_every_label_of_another_answer_counts_as_different() -> None:
 def test_the_command_exports_times_and_measures(
     config: Path, root: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One format that works, and two precisions that cannot be exported."""
+    """One precision that works, and one that cannot be exported."""
     threads = torch.get_num_threads()
     out = tmp_path / "out"
     out.mkdir()
@@ -249,9 +255,6 @@ def test_the_command_exports_times_and_measures(
     printed = capsys.readouterr().out
     assert "48×64 to its labels, 1 thread, medians of 2 rounds; " in printed
     assert "on 4 labelled images" in printed
-    assert re.search(
-        "\npt2 +int8 .*the format pt2 has no precision int8; choose one of fp32", printed
-    )
     assert "best for this machine: p" in printed
     saved = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))
     pytorch, pt2, int8 = saved["rows"]
@@ -263,6 +266,8 @@ def test_the_command_exports_times_and_measures(
     assert len(pt2["milliseconds"]) == 2
     assert pt2["megabytes"] == (out / "pt2-fp32.pt2").stat().st_size / 1e6
     assert int8["milliseconds"] == []
+    assert int8["reason"]
+    assert re.search(f"\npt2 +int8 .*{re.escape(int8['reason'])}", printed)
     assert {path.name for path in out.iterdir()} == {"pt2-fp32.pt2", "benchmark.png"}
     with Image.open(out / "benchmark.png") as picture:
         assert picture.format == "PNG"
@@ -271,15 +276,25 @@ def test_the_command_exports_times_and_measures(
     assert torch.get_num_threads() == threads
 
 
-def test_an_export_that_breaks_is_a_row(tiny: SegFormer, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*args: Any, **kwargs: Any) -> None:
-        raise RuntimeError("the compiler stopped\nat line 7")
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("the compiler stopped\nat line 7"), "RuntimeError: the compiler stopped"),
+        (ValueError("the format needs nothing"), "the format needs nothing"),
+    ],
+    ids=str,
+)
+def test_an_export_that_fails_is_a_row(
+    error: Exception, reason: str, tiny: SegFormer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*args: Any, **kwargs: Any) -> None:
+        raise error
 
-    monkeypatch.setattr(module, "export", broken)
+    monkeypatch.setattr(module, "export", failing)
     measured = benchmark(tiny, ["pt2"], ["fp32"], size=(32, 32), rounds=1)
-    assert measured.rows[1].reason == "RuntimeError: the compiler stopped"
+    assert measured.rows[1].reason == reason
     assert measured.best.name == "pytorch fp32"
-    assert "RuntimeError: the compiler stopped" in str(measured)
+    assert re.search(f"\npt2 +fp32 .* {reason}\n", str(measured))
     assert "pass --data CONFIG for mIoU" in str(measured)
 
 

@@ -23,7 +23,7 @@ from segformer.train.check import Samples, check, draw, main
 from segformer.train.data import FolderData, SegmentationData
 
 pytestmark = pytest.mark.filterwarnings(  # of methods that jsonargparse's version 5 renames
-    "ignore::DeprecationWarning:jsonargparse", "ignore::DeprecationWarning:segformer.train.check"
+    "ignore::DeprecationWarning:jsonargparse", "ignore::DeprecationWarning:segformer.train.parser"
 )
 
 CONFIG = """
