@@ -28,7 +28,7 @@ from torchvision.transforms.v2.functional import resize
 from segformer.data.classes import Classes, Color
 from segformer.data.images import read_image
 from segformer.data.labels import file_type
-from segformer.evaluation import as_batch
+from segformer.evaluation import as_batch, device_of
 from segformer.evaluation.batches import in_evaluation
 from segformer.inference.pictures import overlay
 from segformer.ops import with_background
@@ -105,7 +105,7 @@ def segment(model: Any, image: Tensor, max_side: int = MAX_SIDE) -> Segmentation
     image = fit(image, _fixed_size(model) or (max_side, max_side))
     height, width = image.shape[1:]
     with torch.no_grad(), in_evaluation(model):
-        batch = as_batch(model, image, _device_of(model))
+        batch = as_batch(model, image, device_of(model))
         if _gives_labels_only(model):
             labels, confidence = model.predict(batch)[0, :height, :width], None
         else:
@@ -133,11 +133,6 @@ def confidence_of(logits: Tensor) -> Tensor:
     """Returns the greatest class probability (H, W) of logits (K, H, W)."""
     bands = [(band.amax(0) - band.logsumexp(0)).exp() for band in logits.float().split(BAND, dim=1)]
     return torch.cat(bands)
-
-
-def _device_of(model: Any) -> torch.device:
-    tensors = model.parameters() if isinstance(model, torch.nn.Module) else ()
-    return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
 def _gives_labels_only(model: Any) -> bool:
@@ -186,7 +181,7 @@ def confidence_html(confidence: np.ndarray) -> str:
 def header_html(model: Any, name: str) -> str:
     """Returns the title of the page: what is shown, and what runs it."""
     engine = getattr(
-        model, "engine", f"PyTorch {torch.__version__.partition('+')[0]} on {_device_of(model)}"
+        model, "engine", f"PyTorch {torch.__version__.partition('+')[0]} on {device_of(model)}"
     )
     return (
         f"<h1>{html.escape(name)}</h1>"

@@ -117,7 +117,7 @@ class Benchmark:
         else:
             rule = f"the fastest that loses at most {self.max_drop:g} points of mIoU"
         gain = (
-            "" if best is reference else f", {reference.median / best.median:.2f} × as fast as it"
+            "" if best is reference else f", {reference.median / best.median:.2f} × as fast as PyTorch"
         )
         return f"best for this machine: {best.name}, {best.median:.1f} ms{gain} ({rule})"
 
