@@ -116,9 +116,8 @@ class Benchmark:
             rule = f"the fastest with at least {100 * AGREEMENT:g} % of labels equal"
         else:
             rule = f"the fastest that loses at most {self.max_drop:g} points of mIoU"
-        gain = (
-            "" if best is reference else f", {reference.median / best.median:.2f} × as fast as PyTorch"
-        )
+        times = reference.median / best.median
+        gain = "" if best is reference else f", {times:.2f} × as fast as PyTorch"
         return f"best for this machine: {best.name}, {best.median:.1f} ms{gain} ({rule})"
 
     def to_dict(self) -> dict[str, Any]:
