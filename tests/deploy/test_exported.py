@@ -130,7 +130,7 @@ def test_probabilities_of_zero_can_be_interpolated(
 ) -> None:
     loaded = deploy.load(exported("probabilities.xml"))
     certain = F.one_hot(torch.arange(40) // 20, 5).T[None, :, None].expand(1, 5, 32, 40).float()
-    monkeypatch.setattr(loaded, "_session", lambda images: certain)
+    monkeypatch.setattr(loaded, "session", lambda images: certain)
     images = torch.zeros(1, 3, 32, 40)
     assert loaded(images).isfinite().all()
     expected = (torch.arange(80) // 40).expand(1, 64, 80)

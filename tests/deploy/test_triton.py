@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,9 @@ def test_a_model_with_open_axes_joins_requests(tmp_path: Path) -> None:
     images, labels = config.input[0], config.output[0]
     assert (images.name, images.data_type, list(images.dims)) == ("images", 11, [3, -1, -1])
     assert (labels.name, labels.data_type, list(labels.dims)) == ("labels", 2, [-1, -1])
-    names = (tmp_path / "streets" / labels.label_filename).read_text(encoding="utf-8")
+    assert labels.label_filename == ""  # its names would be those of pixels
+    assert json.loads(config.parameters["classes"].string_value) == ["road", "sky", "tall tree"]
+    names = (tmp_path / "streets" / "labels.txt").read_text(encoding="utf-8")
     assert names.splitlines() == ["road", "sky", "tall tree"]
     found = ports(tmp_path / "streets")
     assert found == {"images": ("FLOAT", [-1, 3, -1, -1]), "labels": ("UINT8", [-1, -1, -1])}
@@ -74,3 +77,31 @@ def test_a_repository_is_replaced_whole_if_asked(tmp_path: Path) -> None:
     export(tmp_path / "streets", overwrite=True, size=(64, 96))
     assert list(config_of(tmp_path / "streets").output[0].dims) == [64, 96]
     assert [path.name for path in tmp_path.iterdir()] == ["streets"]
+
+
+@pytest.mark.parametrize("output", ["logits", "probabilities"])
+def test_halves_have_floats_at_their_ends(output: str, tmp_path: Path) -> None:
+    config = export(tmp_path / "streets", output=output, precision="fp16")
+    assert (config.output[0].data_type, list(config.output[0].dims)) == (11, [3, -1, -1])
+
+
+def test_a_fixed_batch_is_part_of_the_shapes(tmp_path: Path) -> None:
+    config = export(tmp_path / "streets", batch=2)
+    assert config.max_batch_size == 0
+    assert not config.HasField("dynamic_batching")
+    assert list(config.input[0].dims) == [2, 3, -1, -1]
+    assert list(config.output[0].dims) == [2, -1, -1]
+
+
+def test_a_name_that_no_address_can_hold_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'my streets' is no name of a Triton model; use letters"):
+        export(tmp_path / "my streets")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_of_classes_are_kept_whole(tmp_path: Path) -> None:
+    names = ['a "quoted" one', "back\\slash", "Straße"]
+    model = randomized(SegFormer(VARIANT, num_classes=3))
+    model.classes = Classes(names)
+    deploy.export(model, tmp_path / "streets", "triton")
+    assert json.loads(config_of(tmp_path / "streets").parameters["classes"].string_value) == names

@@ -74,7 +74,7 @@ class Exported(nn.Module):
                 "with SegmentationModel.from_pretrained"
             )
         check_installed(FORMATS[name], name)
-        if self.path.is_dir():
+        if self.path.is_dir() and FORMATS[name].suffix:
             raise ValueError(f"{str(self.path)!r} is a folder; name an exported file")
         if not self.path.exists():
             raise FileNotFoundError(f"no file {str(self.path)!r}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,15 @@ TYPES = {  # ONNX's names of types, and Triton's
 
 
 def write(graph: Graph, path: Path, description: Description) -> None:
-    """Writes the folder ``NAME`` with ``1/model.onnx``, ``config.pbtxt`` and ``labels.txt``."""
+    """Writes the folder ``NAME`` with ``1/model.onnx``, ``config.pbtxt`` and ``labels.txt``.
+
+    Raises:
+        ValueError: If the name has other characters than the address of a model may have.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", path.name):
+        raise ValueError(
+            f"{path.name!r} is no name of a Triton model; use letters, digits, '.', '_' and '-'"
+        )
     file = onnx_file(path)
     file.parent.mkdir(parents=True)
     onnx.write(graph, file, description)
@@ -39,15 +49,19 @@ def write_config(path: Path, description: Description) -> None:
     names = "".join(f"{name}\n" for name in description.classes.names)
     (path / "labels.txt").write_text(names, encoding="utf-8")
     # The second input, a size, is one for the whole batch: Triton cannot join such requests.
-    max_batch = 0 if description.takes_size else description.batch or MAX_BATCH
+    # It also refuses to join them for a graph with a fixed batch.
+    is_joined = description.batch is None and not description.takes_size
+    max_batch = MAX_BATCH if is_joined else 0
     lines = [
         f'name: "{path.name}"',
         'backend: "onnxruntime"',
         f"max_batch_size: {max_batch}",
         *_ports("input", session.get_inputs(), max_batch),
         *_ports("output", session.get_outputs(), max_batch),
+        # Not label_filename: Triton reads that as the names of an output's elements, here pixels.
+        f'parameters {{ key: "classes" value {{ string_value: {_quoted(description)} }} }}',
     ]
-    if max_batch and description.batch is None:
+    if is_joined:
         lines.append("dynamic_batching { }")
     (path / CONFIG).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -57,11 +71,12 @@ def _ports(kind: str, ports: list[Any], max_batch: int) -> Iterator[str]:
     for port in ports:
         shape = port.shape[1:] if max_batch else port.shape
         dims = ", ".join(str(side) if isinstance(side, int) else "-1" for side in shape)
-        labels = ' label_filename: "labels.txt"' if kind == "output" else ""
-        yield (
-            f'{kind} [ {{ name: "{port.name}" data_type: {TYPES[port.type]} '
-            f"dims: [ {dims} ]{labels} }} ]"
-        )
+        yield f'{kind} [ {{ name: "{port.name}" data_type: {TYPES[port.type]} dims: [ {dims} ] }} ]'
+
+
+def _quoted(description: Description) -> str:
+    """Returns the names of the classes as a JSON list, quoted as protobuf's text format asks."""
+    return json.dumps(json.dumps(description.classes.names))
 
 
 class Session(onnx.Session):
