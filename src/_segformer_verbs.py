@@ -126,9 +126,9 @@ def _version() -> str:
 
 def _epilog() -> str:
     verbs = [
-        f"  {verb:10}{sentence}\n{'':12}$ {EXAMPLES[verb]}" for verb, sentence in VERBS.items()
+        f"  {verb:11}{sentence}\n{'':13}$ {EXAMPLES[verb]}" for verb, sentence in VERBS.items()
     ]
-    codes = [f"  {code:10}{meaning}" for code, meaning in EXIT_CODES.items()]
+    codes = [f"  {code:11}{meaning}" for code, meaning in EXIT_CODES.items()]
     return "\n".join(
         [
             "verbs (segformer VERB --help lists the options of one):",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,13 +44,16 @@ def model() -> SegFormer:
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Function from a name in ``OPTIONS`` to the file, which is exported at the first call."""
-    folder = tmp_path_factory.mktemp("exported")
+    base = tmp_path_factory.getbasetemp()
+    # The processes of pytest-xdist share the files: their folders lie in one of the whole run.
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exported"
+    folder.mkdir(exist_ok=True)
 
     def file(name: str) -> Path:
         path = folder / name
         pytest.importorskip(PACKAGES.get(path.suffix, "torch"), reason="needs an extra of export")
         if not path.exists():
-            deploy.export(network(), path, **OPTIONS[name])
+            deploy.export(network(), path, **OPTIONS[name], overwrite=True)
         return path
 
     return file

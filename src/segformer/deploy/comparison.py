@@ -13,6 +13,7 @@ from torchvision.transforms.v2.functional import resize
 
 from segformer.deploy.exported import Exported
 from segformer.evaluation import Protocol, Scores, evaluate
+from segformer.evaluation.batches import in_evaluation
 from segformer.ops import with_background
 
 TIE = 1e-3  # of the range of logits: where the two best classes are closer, either is right
@@ -78,7 +79,7 @@ def compare(exported: Exported, model: Any, batches: Sequence[Tensor] = ()) -> C
     differences, equal, total = [], 0, 0
     for pixels in batches:
         ours = _normalized(model, pixels)
-        with torch.no_grad():
+        with torch.no_grad(), in_evaluation(model):
             logits = model(ours)
         theirs = _normalized(exported, pixels)
         labels = exported.predict(theirs)
