@@ -226,7 +226,6 @@ def test_fp16_in_onnx_keeps_norms_and_classifier_in_float32(
         assert {types[name] for name in node.input} == {onnx.TensorProto.FLOAT16}
 
 
-@pytest.mark.xfail(reason="fails with a data set since parts were merged; the cause is not known")
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_halves_in_pt2_keep_the_labels(precision: str, model: SegFormer, tmp_path: Path) -> None:
     path = tmp_path / "model.pt2"

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
 from segformer.deploy.exported import Exported
-from segformer.evaluation import Protocol, Scores, evaluate
+from segformer.evaluation import evaluate
 from segformer.evaluation.batches import in_evaluation
 from segformer.ops import with_background
 
@@ -105,22 +105,8 @@ def with_miou(comparison: Comparison, exported: Exported, model: Any, dataset: A
     """
     size = exported.description.size
     samples = Samples(dataset, range(len(dataset)), size)
-    before, after = (100 * scores(network, samples).miou for network in (model, exported))
+    before, after = (100 * evaluate(network, samples).miou for network in (model, exported))
     return replace(comparison, miou=(before, after))
-
-
-def scores(model: Any, dataset: Any) -> Scores:
-    """Returns the scores of a model's, or an exported file's, own labels."""
-    return evaluate(model, dataset, OwnLabels())
-
-
-class OwnLabels(Protocol):
-    """Whole images, labelled by the model's own ``predict``: files of labels give no logits."""
-
-    def predict(self, model: Any, images: Tensor, size: Sequence[int] | None = None) -> Tensor:
-        batch = getattr(getattr(model, "description", None), "batch", None) or 1
-        labels: Tensor = model.predict(images.expand(batch, -1, -1, -1), size)
-        return labels[:1]
 
 
 class Samples:

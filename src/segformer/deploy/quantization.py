@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from segformer.deploy import onnx, openvino
-from segformer.deploy.comparison import Samples, fit, scores
+from segformer.deploy.comparison import Samples, fit
 from segformer.deploy.description import Description
 from segformer.deploy.exported import Exported
 from segformer.deploy.formats import FORMATS
 from segformer.deploy.graph import Graph
-from segformer.evaluation import Scores
+from segformer.evaluation import Scores, evaluate
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ class Quantizer:
         """Returns the mIoU of a candidate on some samples, in per cent, and that of each sample."""
         exported.session = engine.run(candidate)
         size = self.size_for(exported.description)
-        each = [scores(exported, Samples(self.dataset, [index], size)) for index in indices]
+        each = [evaluate(exported, Samples(self.dataset, [index], size)) for index in indices]
         miou = Scores.of(torch.stack([s.confusion for s in each]).sum(0)).miou
         if len(each) == len(self.dataset):
             logger.info("mIoU %.2f %% of a candidate on %d images", 100 * miou, len(each))
