@@ -176,7 +176,7 @@ def test_help_names_each_option_and_fits_a_terminal(
     shown = capsys.readouterr().out
     assert all(option in shown for option in parser_of(verb)._option_string_actions)
     assert f"segformer {verb} " in shown
-    assert len(shown.splitlines()) < 60
+    assert len(shown.splitlines()) < 50
     assert max(map(len, shown.splitlines())) <= 100
 
 

@@ -140,7 +140,7 @@ def labels_only(rule: Any) -> SimpleNamespace:
     return SimpleNamespace(
         classes=CLASSES,
         normalization=IMAGENET,
-        output="labels",
+        gives_logits=False,
         predict=lambda images, size=None: rule(images),
     )
 

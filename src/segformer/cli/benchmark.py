@@ -47,13 +47,6 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     data.add_arguments(parser)
     parser.add_argument(
-        "--max-drop",
-        type=float,
-        default=0.5,
-        metavar="POINTS",
-        help="greatest loss of mIoU of the best, in points, by default 0.5",
-    )
-    parser.add_argument(
         "--out", type=Path, metavar="DIR", help="keep the exported files, and benchmark.png, here"
     )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="PNG of mIoU over milliseconds")

@@ -10,7 +10,7 @@ from _segformer_verbs import refuse
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """Adds the config of the data, and their folder."""
+    """Adds the config of the data, their folder, and the loss of mIoU on them."""
     parser.add_argument(
         "--data",
         metavar="FILE",
@@ -22,6 +22,13 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="DIR",
         dest="data_root",
         help="folder of the images and label maps, in place of the config's",
+    )
+    parser.add_argument(
+        "--max-drop",
+        type=float,
+        default=0.5,
+        metavar="POINTS",
+        help="greatest loss of mIoU, in points, by default 0.5",
     )
 
 

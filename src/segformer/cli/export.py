@@ -7,10 +7,9 @@ from pathlib import Path
 
 from segformer.cli import checkpoints, data
 from segformer.deploy import FORMATS, export
+from segformer.deploy.comparison import GATES
 from segformer.deploy.graph import INPUTS, OUTPUTS
 from segformer.models import SegmentationModel
-
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -20,7 +19,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--format", choices=FORMATS, help="by default the one of OUT's suffix: .pt2 is pt2"
     )
     parser.add_argument(
-        "--precision", choices=PRECISIONS, default="fp32", help="int8 needs --data; by default fp32"
+        "--precision", choices=GATES, default="fp32", help="int8 needs --data; by default fp32"
     )
     parser.add_argument(
         "--output", choices=OUTPUTS, default="labels", help="what the file gives, by default labels"
@@ -36,18 +35,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--batch", type=int, metavar="N", help="fixed batch size, by default any")
     parser.add_argument(
-        "--size-input",
-        action="store_true",
-        help="a second input, int64 (2,): height and width of the output",
+        "--size-input", action="store_true", help="a second input: the size of the output"
     )
     data.add_arguments(parser)
-    parser.add_argument(
-        "--max-drop",
-        type=float,
-        default=0.5,
-        metavar="POINTS",
-        help="greatest loss of mIoU, in points, by default 0.5",
-    )
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
 
 

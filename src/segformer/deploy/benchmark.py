@@ -20,7 +20,7 @@ from segformer.data.classes import ignore_index
 from segformer.data.labels import check_labels
 from segformer.deploy.comparison import GATES, smooth
 from segformer.deploy.exported import load
-from segformer.deploy.exporting import export
+from segformer.deploy.exporting import check_size, export
 from segformer.deploy.formats import FORMATS, find_format
 from segformer.deploy.ranking import PYTORCH, Benchmark, Contestant
 from segformer.evaluation import own_size_labels
@@ -142,8 +142,7 @@ def _left_out_formats() -> dict[str, str]:
     reasons = {}
     for name, made in FORMATS.items():
         if missing := made.missing():
-            extra = f'pip install "segformer[{made.extra}]"'
-            reasons[name] = f"which needs {', '.join(missing)}: {extra}"
+            reasons[name] = f"which needs {', '.join(missing)}: {made.installation}"
         elif name == "triton":
             reasons[name] = "which is onnx in a folder"
         elif name in COMPILED:
@@ -162,12 +161,7 @@ def _why_no_int8(has_calibration: bool) -> str | None:
 def _check_numbers(
     model: Any, size: tuple[int, int], rounds: int, threads: int, max_drop: float
 ) -> None:
-    smallest = getattr(model.backbone, "min_size", 1)
-    if min(size) < smallest:
-        raise ValueError(
-            f"a size of {size[0]}×{size[1]} is too small for this network; give at least "
-            f"{smallest}×{smallest}"
-        )
+    check_size(size, model.min_size)
     for name, number in (("rounds", rounds), ("threads", threads)):
         if number < 1:
             raise ValueError(f"{name} is {number}; give at least 1")

@@ -82,11 +82,15 @@ def compare(exported: Exported, model: Any, batches: Sequence[Tensor] = ()) -> C
         with torch.no_grad(), in_evaluation(model):
             logits = model(ours)
         theirs = _normalized(exported, pixels)
-        labels = exported.predict(theirs)
-        if exported.output != "labels":
-            differences.append(_difference(logits, exported(theirs), exported.output))
-        decided = _decided(with_background(logits))
-        equal += int((labels == with_background(logits).argmax(1))[decided].sum())
+        if exported.gives_logits:
+            found = exported(theirs)
+            differences.append(_difference(logits, found, exported.output))
+            labels = with_background(found).argmax(1)
+        else:
+            labels = exported.predict(theirs)
+        logits = with_background(logits)
+        decided = _decided(logits)
+        equal += int((labels == logits.argmax(1))[decided].sum())
         total += int(decided.sum())
     shapes = tuple(tuple(pixels.shape) for pixels in batches)
     # a tensor's maximum, because Python's may leave out NaN

@@ -30,6 +30,7 @@ from segformer.data.images import read_image
 from segformer.data.labels import file_type
 from segformer.evaluation import as_batch, device_of
 from segformer.evaluation.batches import in_evaluation
+from segformer.evaluation.protocols import gives_logits
 from segformer.inference.pictures import overlay
 from segformer.ops import with_background
 
@@ -106,11 +107,11 @@ def segment(model: Any, image: Tensor, max_side: int = MAX_SIDE) -> Segmentation
     height, width = image.shape[1:]
     with torch.no_grad(), in_evaluation(model):
         batch = as_batch(model, image, device_of(model))
-        if _gives_labels_only(model):
-            labels, confidence = model.predict(batch)[0, :height, :width], None
-        else:
+        if gives_logits(model):
             logits = with_background(model(batch))[0, :, :height, :width]
             labels, confidence = logits.argmax(0), confidence_of(logits).cpu().numpy()
+        else:
+            labels, confidence = model.predict(batch)[0, :height, :width], None
     return Segmentation(
         Image.fromarray(image.permute(1, 2, 0).numpy()),
         labels.cpu().numpy().astype(file_type(len(model.classes))),
@@ -133,10 +134,6 @@ def confidence_of(logits: Tensor) -> Tensor:
     """Returns the greatest class probability (H, W) of logits (K, H, W)."""
     bands = [(band.amax(0) - band.logsumexp(0)).exp() for band in logits.float().split(BAND, dim=1)]
     return torch.cat(bands)
-
-
-def _gives_labels_only(model: Any) -> bool:
-    return getattr(model, "output", "logits") == "labels"
 
 
 def _fixed_size(model: Any) -> tuple[int, int] | None:
@@ -233,7 +230,7 @@ def page(model: Any, name: str, max_side: int = MAX_SIDE) -> Any:
     def blend(found: Segmentation | None, opacity: float) -> Image.Image | None:
         return None if found is None else found.overlay(opacity / 100)
 
-    gives_confidence = not _gives_labels_only(model)
+    gives_confidence = gives_logits(model)
     key = "" if gives_confidence else NO_CONFIDENCE
     with gr.Blocks(analytics_enabled=False, title=f"{name} · segformer", fill_width=True) as blocks:
         gr.HTML(header_html(model, name), elem_id="header")

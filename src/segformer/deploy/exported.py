@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +162,9 @@ class Exported(nn.Module):
         """Returns the output of the graph, at the images' size, or at *size* if it takes one."""
         height, width = images.shape[-2:]
         x, *wanted = self.inputs(images, size)
-        result = torch.cat([self._run_batch(part, *wanted) for part in self._batches(x)])
+        result = torch.cat(
+            [self._run_batch(part, *wanted) for part in x.split(self.description.batch or len(x))]
+        )
         if not self.description.takes_size:
             result = result[..., :height, :width]
         return result.to(images.device)
@@ -193,10 +195,6 @@ class Exported(nn.Module):
             mean, std = (torch.tensor(values)[:, None, None] for values in (n.mean, n.std))
             images = ((images.float() * std + mean) / n.scale).round().clamp(0, 255)
         return images.permute(0, 2, 3, 1).to(torch.uint8)
-
-    def _batches(self, images: Tensor) -> Iterator[Tensor]:
-        """Yields images in batches of at most the size that the file takes."""
-        yield from images.split(self.description.batch or len(images))
 
     def _run_batch(self, images: Tensor, *size: Tensor) -> Tensor:
         count = len(images)

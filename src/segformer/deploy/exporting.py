@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import tempfile
@@ -12,14 +11,12 @@ from typing import Any
 
 from torch import Tensor
 
-from segformer.deploy.comparison import Comparison, compare, with_miou
+from segformer.deploy.comparison import GATES, Comparison, compare, with_miou
 from segformer.deploy.description import Description
 from segformer.deploy.exported import Exported
 from segformer.deploy.formats import FORMATS, Format, find_format, format_of
 from segformer.deploy.graph import INPUTS, OUTPUTS, Graph
 from segformer.deploy.quantization import Quantizer
-
-logger = logging.getLogger(__name__)
 
 
 def export(
@@ -129,7 +126,7 @@ def check_options(description: Description, name: str) -> None:
     for option, value, known in (
         ("output", description.output, tuple(OUTPUTS)),
         ("input", description.input, INPUTS),
-        ("precision", description.precision, ("fp32", "fp16", "bf16", "int8")),
+        ("precision", description.precision, tuple(GATES)),
     ):
         if value not in known:
             raise ValueError(f"unknown {option} {value!r}; choose one of {', '.join(known)}")
@@ -142,14 +139,19 @@ def check_options(description: Description, name: str) -> None:
         raise ValueError(f"the format {name} needs a fixed size; pass one, such as --size 512 512")
     if description.takes_size and not made.is_dynamic:
         raise ValueError(f"the format {name} has fixed shapes; export it without --size-input")
-    if description.size is not None and min(description.size) < description.min_size:
-        height, width = description.size
-        raise ValueError(
-            f"a size of {height}×{width} is too small for this network; give at least "
-            f"{description.min_size}×{description.min_size}"
-        )
+    if description.size is not None:
+        check_size(description.size, description.min_size)
     if description.batch is not None and description.batch < 1:
         raise ValueError(f"a batch of {description.batch} images; give at least 1")
+
+
+def check_size(size: tuple[int, int], smallest: int) -> None:
+    """Raises ValueError if a height or width is below the smallest that a network takes."""
+    if min(size) < smallest:
+        raise ValueError(
+            f"a size of {size[0]}×{size[1]} is too small for this network; give at least "
+            f"{smallest}×{smallest}"
+        )
 
 
 def check_path(path: Path, made: Format, overwrite: bool) -> None:

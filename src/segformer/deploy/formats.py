@@ -52,6 +52,11 @@ class Format:
     precisions: tuple[str, ...]
     is_dynamic: bool = True
 
+    @property
+    def installation(self) -> str:
+        """The command that installs the packages."""
+        return f'pip install "segformer[{self.extra}]"'
+
     def missing(self) -> list[str]:
         """Returns the packages that are not installed."""
         return [package for package in self.packages if find_spec(package) is None]
@@ -111,9 +116,7 @@ def find_format(name: str) -> Format:
 def check_installed(made: Format, name: str) -> None:
     """Raises ValueError if a package that a format needs is not installed."""
     if missing := made.missing():
-        raise ValueError(
-            f'the format {name} needs {", ".join(missing)}; pip install "segformer[{made.extra}]"'
-        )
+        raise ValueError(f"the format {name} needs {', '.join(missing)}; {made.installation}")
 
 
 def format_of(path: Path) -> str | None:

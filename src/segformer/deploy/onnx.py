@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +12,7 @@ from torch import Tensor
 
 from segformer.deploy.description import KEY, Description, unreadable
 from segformer.deploy.graph import Graph
-from segformer.deploy.program import capture
+from segformer.deploy.program import capture, quiet
 
 OPSET = 18  # LayerNormalization (17), and Resize as PyTorch interpolates
 
@@ -57,19 +53,6 @@ def metadata(description: Description) -> dict[str, str]:
         "license": description.licence,
         "version": description.version,
     }
-
-
-@contextlib.contextmanager
-def quiet() -> Any:
-    """Context without the exporters' progress lines and warnings about themselves."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
 
 
 def start(

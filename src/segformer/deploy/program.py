@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -86,6 +90,19 @@ def _widen(program: ExportedProgram, lowest: int, min_size: int) -> None:
     program.graph.eliminate_dead_code()
     program.graph_module.recompile()
     program._guards_code.clear()
+
+
+@contextlib.contextmanager
+def quiet() -> Any:
+    """Context without the exporters' progress lines and warnings about themselves."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
 
 
 def bicubic_antialiased(

@@ -11,8 +11,7 @@ from torch import Tensor
 from segformer.deploy.description import KEY, Description, unreadable
 from segformer.deploy.devices import only_cpu, torch_device
 from segformer.deploy.graph import Graph
-from segformer.deploy.onnx import quiet
-from segformer.deploy.program import capture
+from segformer.deploy.program import capture, quiet
 
 
 def write(graph: Graph, path: Path, description: Description) -> None:
