@@ -9,6 +9,7 @@ import torch
 import yaml
 from conftest import TINY
 from lightning import Trainer
+from PIL import Image
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
@@ -113,3 +114,18 @@ def small_config(folder: Path, **trainer: object) -> Path:
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(settings), encoding="utf-8")
     return path
+
+
+def write_folder(root: Path, **counts: int) -> Path:
+    """A folder data set with this number of samples in each split, and 11 for the ignored 255."""
+    for seed, (split, count) in enumerate(counts.items()):
+        for k in range(count):
+            image, label = Halves(count, seed)[k]
+            for kind, array in (
+                ("images", image.permute(1, 2, 0).numpy()),
+                ("labels", np.where(label == 255, 11, label).astype(np.uint8)),
+            ):
+                path = root / kind / split / f"{k}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array).save(path)
+    return root

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from conftest import TINY, randomized
-from halves import Halves
+from halves import Halves, write_folder
 from PIL import Image
 from torch import Tensor
 
@@ -150,17 +150,7 @@ def test_by_default_formats_that_compile_for_minutes_and_int8_are_left_out_with_
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """A folder data set of two classes, whose ignored value is 11."""
-    for split, seed, count in (("train", 0, 7), ("val", 1, 4)):
-        for k in range(count):
-            image, label = Halves(count, seed)[k]
-            for kind, array in (
-                ("images", image.permute(1, 2, 0).numpy()),
-                ("labels", np.where(label == 255, 11, label).astype(np.uint8)),
-            ):
-                path = tmp_path / "data" / kind / split / f"{k}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(array).save(path)
-    return tmp_path / "data"
+    return write_folder(tmp_path / "data", train=7, val=4)
 
 
 @pytest.fixture

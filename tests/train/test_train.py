@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from conftest import TINY
-from halves import Halves, halves, quiet_trainer
+from halves import halves, quiet_trainer, write_folder
 from PIL import Image
 from torchvision.transforms import v2
 
@@ -98,17 +98,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 @pytest.fixture
 def camvid_like(tmp_path: Path) -> Path:
     """A folder in the layout of configs/camvid.yaml, with 11 for 255, and a small config."""
-    for split, seed, count in (("train", 0, 8), ("val", 1, 3), ("test", 2, 3)):
-        for k in range(count):
-            image, label = Halves(count, seed)[k]
-            for kind, array in (
-                ("images", image.permute(1, 2, 0).numpy()),
-                ("labels", np.where(label == 255, 11, label).astype(np.uint8)),
-            ):
-                path = tmp_path / "data" / kind / split / f"{k}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(array).save(path)
-    return tmp_path / "data"
+    return write_folder(tmp_path / "data", train=8, val=3, test=3)
 
 
 @pytest.fixture
