@@ -162,6 +162,36 @@ def labels(variant: str, classes: int, size: tuple[int, int], peers: list[str]) 
     return works
 
 
+def exported(variant: str, classes: int, size: tuple[int, int], peers: list[str]) -> dict[str, Work]:
+    """Image tensor to label map of the image's size, by exported files and by transformers."""
+    from segformer import deploy
+
+    images = torch.randn(1, 3, *size)
+    mine, theirs = ours(variant, classes), transformers(variant, classes)
+    folder = Path(tempfile.mkdtemp())
+    works: dict[str, Work] = {}
+    for name, file in (("OpenVINO", "model.xml"), ("ONNX Runtime", "model.onnx")):
+        deploy.export(mine, folder / file)
+        works[f"segformer in {name}"] = partial(deploy.load(folder / file).predict, images)
+    works["transformers"] = lambda: transformers_labels(theirs, images)
+    labelled = Labelled(theirs)
+    for engine, start in (("onnxruntime", _onnxruntime), ("openvino", _openvino)):
+        if engine in peers:
+            works[f"{engine} on transformers' graph"] = start(labelled, images)
+    return works
+
+
+class Labelled(nn.Module):
+    """A model of transformers with its post-processing, as a graph to export."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return transformers_labels(self.model, images)
+
+
 def like_a_trained_models(classes: int, height: int, width: int) -> Tensor:
     """Smooth logits in patches: about 14 % of the cells lie on a boundary, as when trained."""
     generator = torch.Generator("cpu").manual_seed(0)

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import contestants, measure
 
-PARTS = ("logits", "labels", "argmax", "step", "memory", "small", "loading", "accuracy")
+PARTS = ("logits", "labels", "exported", "argmax", "step", "memory", "small", "loading", "accuracy")
 PEERS = ("bfloat16", "smp", "onnxruntime", "openvino")
 ADE, CITYSCAPES = (150, (512, 512)), (19, (1024, 2048))
 VARIANTS = {  # larger variants would take minutes a round
@@ -19,6 +19,8 @@ VARIANTS = {  # larger variants would take minutes a round
     ("logits", 19): ("b0", "b1", "b2"),
     ("labels", 150): ("b0", "b1", "b2"),
     ("labels", 19): ("b0",),
+    ("exported", 150): ("b0", "b2"),
+    ("exported", 19): (),
     ("step", 150): ("b0",),
     ("step", 19): (),
 }
@@ -43,7 +45,7 @@ def jobs(part: str, options: argparse.Namespace) -> Iterator[Job]:
 
 
 def _of_part(part: str, options: argparse.Namespace, allocator: str) -> Iterator[Job]:
-    if part in ("logits", "labels", "step", "argmax"):
+    if part in ("logits", "labels", "exported", "step", "argmax"):
         yield from _of_image_sizes(part, options.variants)
     elif part == "memory" and allocator == "default":  # the other's reserve hides small growth
         yield from _of_memory()
@@ -96,7 +98,7 @@ def command(job: Job) -> str:
     words = ["python -m benchmarks", job["part"]]
     if "variant" in job and job["part"] != "memory":
         words += ["--variants", job["variant"]]
-    if job["part"] in ("logits", "labels") and job["peers"]:
+    if job["part"] in ("logits", "labels", "exported") and job["peers"]:
         words += ["--peers", *job["peers"]]
     if "seed" in job:
         words += ["--camvid path/to/camvid", "--seeds", str(job["seed"])]
@@ -129,6 +131,11 @@ def _logits(job: Job) -> dict[str, Any]:
 
 def _labels(job: Job) -> dict[str, Any]:
     works = contestants.labels(job["variant"], job["classes"], tuple(job["size"]), job["peers"])
+    return {"rows": measure.interleaved(works, job["repeats"])}
+
+
+def _exported(job: Job) -> dict[str, Any]:
+    works = contestants.exported(job["variant"], job["classes"], tuple(job["size"]), job["peers"])
     return {"rows": measure.interleaved(works, job["repeats"])}
 
 
@@ -177,6 +184,7 @@ def _accuracy(job: Job) -> dict[str, Any]:
 RUNNERS = {
     "logits": _logits,
     "labels": _labels,
+    "exported": _exported,
     "argmax": _argmax,
     "step": _step,
     "memory": _memory,

@@ -36,12 +36,17 @@ TARGETS: dict[tuple[str, str, str], tuple[float, float | None]] = {
     ("logits", "b2 19 1024×2048", "transformers"): (4, 2.8),
     ("labels", "b0 150 512×512", "transformers"): (6, None),
     ("labels", "b2 150 512×512", "transformers"): (5, None),
+    ("exported", "b0 150 512×512", "transformers"): (8, None),
+    ("exported", "b2 150 512×512", "transformers"): (10, None),
+    ("exported", "b0 150 512×512", "onnxruntime on transformers' graph"): (2.5, None),
+    ("exported", "b2 150 512×512", "onnxruntime on transformers' graph"): (2.5, None),
     ("argmax", "150 512×512", "interpolate + argmax"): (12, None),
     ("step", "b0 150 512×512", "transformers"): (2.5, None),
 }
 TITLES = {
     "logits": "Images to stride-4 logits",
     "labels": "Images to label maps of the images' size",
+    "exported": "Images to label maps by exported files",
     "argmax": "Stride-4 logits to label maps",
     "step": "Training step: forward, loss at full size, backward, AdamW; batch of 2",
     "small": "Small images in batches",
