@@ -56,6 +56,25 @@ class Labels(nn.Module):
         return with_background(logits).argmax(1).to(dtype)
 
 
+class LabelsOfMaxima(nn.Module):
+    """Labels as :class:`Labels` returns them: the first class whose logit is the greatest.
+
+    OpenVINO finds it so in half of the time that its argmax over many channels takes. The ranks are
+    exact in bfloat16, in which a device may compute, up to 256.
+    """
+
+    MAX_CLASSES = 256
+
+    def forward(self, logits: Tensor) -> Tensor:
+        logits = with_background(logits)
+        count = logits.shape[1]
+        ranks = torch.arange(count, 0, -1, dtype=logits.dtype, device=logits.device)
+        is_greatest = logits >= logits.amax(1, keepdim=True)
+        # a product, since OpenVINO would transpose the maps for torch.where
+        best = (is_greatest * ranks[:, None, None]).amax(1)
+        return (count - best).to(torch.uint8)
+
+
 OUTPUTS: dict[str, type[nn.Module]] = {
     "labels": Labels,
     "logits": Logits,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from segformer.deploy import onnx
 from segformer.deploy.description import KEY, Description, unreadable
-from segformer.deploy.graph import Graph
+from segformer.deploy.graph import Graph, Labels, LabelsOfMaxima
 
 COMPILED = 4  # graphs kept, one for each of the last shapes
 
@@ -30,6 +30,8 @@ def read(graph: Graph, folder: Path, description: Description) -> Any:
     """Returns a graph of float32 as an OpenVINO model, by way of ONNX."""
     import openvino
 
+    if type(graph.output) is Labels and len(description.classes) < LabelsOfMaxima.MAX_CLASSES:
+        graph.output = LabelsOfMaxima()
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         file = Path(temporary, "graph.onnx")
         onnx.write(graph, file, replace(description, precision="fp32"))

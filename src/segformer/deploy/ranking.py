@@ -204,11 +204,19 @@ def _percent(row: Contestant) -> float:
 
 
 def _set_limits(axes: Any, rows: Sequence[Contestant], lowest: float) -> None:
-    """Leaves room for the names, and begins the times at 0, so that distances show ratios."""
+    """Leaves room for the names; distances of the times are their ratios."""
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
     values = [lowest, *map(_percent, rows)]
     room = 0.35 * (max(values) - min(values)) + 0.05
     axes.set_ylim(min(values) - room, max(values) + room)
-    axes.set_xlim(0, 1.12 * max(max(row.milliseconds) for row in rows))
+    times = [time for row in rows for time in row.milliseconds]
+    axes.set_xscale("log")
+    axes.set_xlim(min(times) / 1.6, 1.6 * max(times))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda time, _: f"{time:g}"))
+    axes.xaxis.set_minor_locator(LogLocator(subs=range(1, 10)))
+    axes.xaxis.set_minor_formatter("")
 
 
 def _write_names(
@@ -237,7 +245,8 @@ def _write_names(
             text.update_positions(renderer)
             box = Text.get_window_extent(text).padded(2)  # without the line to the point
             others = [point for point in points if tuple(point) != (x, y)]
-            is_free = not any(box.overlaps(other) for other in taken)
+            is_inside = axes.bbox.containsx(box.x0) and axes.bbox.containsx(box.x1)
+            is_free = is_inside and not any(box.overlaps(other) for other in taken)
             if is_free and not any(box.contains(*point) for point in others):
                 break
             text.remove()
