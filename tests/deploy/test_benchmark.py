@@ -68,6 +68,14 @@ def test_without_data_the_best_is_the_fastest_whose_labels_agree() -> None:
     assert result(rows[0], rows[3]).best.name == "pytorch fp32"
 
 
+def test_a_lower_precision_is_best_only_if_it_is_clearly_faster() -> None:
+    fp32, fp16 = row("openvino fp32", 30, equal=1.0), row("openvino fp16", 29, equal=1.0)
+    clearly = row("openvino fp16", 28, equal=1.0)
+    first = row("pytorch fp32", 69, equal=1.0)
+    assert result(first, fp32, fp16).best is fp32
+    assert result(first, fp32, clearly).best is clearly
+
+
 def test_the_table_states_what_was_measured_or_why_not() -> None:
     lines = table(MEASURED).splitlines()
     assert re.split(r"\s{2,}", lines[0])[2:] == [

@@ -20,15 +20,24 @@ from segformer.deploy.comparison import compare
 from segformer.deploy.program import bicubic_antialiased
 
 SIZES = ((1, 3, 512, 512), (2, 3, 333, 500), (3, 3, 65, 97), (1, 3, 32, 32))
+
+
+def setr(**options: Any) -> SETR:
+    """SETR-tiny with position embeddings that matter, as trained ones do."""
+    model = SETR("tiny", **options)
+    torch.nn.init.normal_(model.backbone.model.model.pos_embed)
+    return model
+
+
 SMALL: dict[str, Callable[[], Any]] = {
     "convolutional": lambda: ConvSegFormer(dims=(8, 16, 40, 64), num_layers=1, num_classes=5),
-    "setr": lambda: SETR("tiny", num_classes=5, head=PUPHead, channels=16, img_size=64),
+    "setr": lambda: setr(num_classes=5, head=PUPHead, channels=16, img_size=64),
     "mit": lambda: SegFormer(TINY, num_classes=5),
 }
 PAPERS: dict[str, Callable[[], Any]] = {
     "b0": lambda: SegFormer("b0", num_classes=19),
     "b2": lambda: SegFormer("b2", num_classes=150),
-    "setr": lambda: SETR("tiny", num_classes=19),
+    "setr": lambda: setr(num_classes=19),
     "resnet": lambda: SegFormer(TimmBackbone("resnet50"), num_classes=19),
     "convolutional": lambda: ConvSegFormer(num_classes=19),
 }

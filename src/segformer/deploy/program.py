@@ -106,11 +106,7 @@ def quiet() -> Any:
 
 
 def bicubic_antialiased(
-    x: Tensor,
-    size: Sequence[Any],
-    align_corners: bool,
-    scales_h: float | None = None,
-    scales_w: float | None = None,
+    x: Tensor, size: Sequence[Any], align_corners: bool, scales: Any = None
 ) -> Tensor:
     """PyTorch's ``_upsample_bicubic2d_aa``, by which timm resamples position embeddings.
 
@@ -134,4 +130,4 @@ def _resampling(source: Any, target: Any, like: Tensor) -> Tensor:
     return weights / weights.sum(1, keepdim=True)
 
 
-DECOMPOSITIONS = {torch.ops.aten._upsample_bicubic2d_aa.default: bicubic_antialiased}
+DECOMPOSITIONS = {torch.ops.aten._upsample_bicubic2d_aa.vec: bicubic_antialiased}
