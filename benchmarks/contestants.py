@@ -162,7 +162,9 @@ def labels(variant: str, classes: int, size: tuple[int, int], peers: list[str]) 
     return works
 
 
-def exported(variant: str, classes: int, size: tuple[int, int], peers: list[str]) -> dict[str, Work]:
+def exported(
+    variant: str, classes: int, size: tuple[int, int], peers: list[str]
+) -> dict[str, Work]:
     """Image tensor to label map of the image's size, by exported files and by transformers."""
     from segformer import deploy
 
