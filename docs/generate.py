@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import takewhile
 from pathlib import Path
 
@@ -118,8 +119,11 @@ def command_line() -> str:
     """The help of ``segformer`` and of each verb."""
     help_ = command("--help")
     lines = ["```text", help_, "```", ""]
-    for verb in verbs(help_):
-        lines += [f"## segformer {verb}", "", "```text", command(verb, "--help"), "```", ""]
+    names = verbs(help_)
+    with ThreadPoolExecutor(os.cpu_count()) as processes:
+        pages = processes.map(lambda verb: command(verb, "--help"), names)
+        for verb, page in zip(names, pages, strict=True):
+            lines += [f"## segformer {verb}", "", "```text", page, "```", ""]
     return "\n".join(lines)
 
 

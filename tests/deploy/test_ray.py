@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def test_the_documentations_actors_label_a_folder_of_images(
 
 
 def test_workers_share_the_work_and_use_their_cpus(
-    ray: Any, exported: Callable[[str], Path]
+    ray: Any, exported: Callable[[str], Path], tmp_path: Path
 ) -> None:
     class Label:  # in a function, so that Ray pickles it as it does the classes of a script
         def __init__(self, path: str) -> None:
@@ -66,6 +67,10 @@ def test_workers_share_the_work_and_use_their_cpus(
 
         def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
             self.model.predict(torch.zeros(1, 3, 40, 48))
+            (tmp_path / str(os.getpid())).touch()
+            end = time.monotonic() + 120
+            while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < end:
+                time.sleep(0.1)  # until the other has begun
             return {"threads": [torch.get_num_threads()], "process": [os.getpid()]}
 
     labelled = ray.data.range(COUNT, override_num_blocks=COUNT).map_batches(
