@@ -30,7 +30,6 @@ def setr(**options: Any) -> SETR:
 
 
 SMALL: dict[str, Callable[[], Any]] = {
-    "convolutional": lambda: ConvSegFormer(dims=(8, 16, 40, 64), num_layers=1, num_classes=5),
     "setr": lambda: setr(num_classes=5, head=PUPHead, channels=16, img_size=64),
     "mit": lambda: SegFormer(TINY, num_classes=5),
 }
