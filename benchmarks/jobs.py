@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -129,13 +130,8 @@ def _logits(job: Job) -> dict[str, Any]:
     }
 
 
-def _labels(job: Job) -> dict[str, Any]:
-    works = contestants.labels(job["variant"], job["classes"], tuple(job["size"]), job["peers"])
-    return {"rows": measure.interleaved(works, job["repeats"])}
-
-
-def _exported(job: Job) -> dict[str, Any]:
-    works = contestants.exported(job["variant"], job["classes"], tuple(job["size"]), job["peers"])
+def _label_maps(works_of: Callable[..., dict[str, contestants.Work]], job: Job) -> dict[str, Any]:
+    works = works_of(job["variant"], job["classes"], tuple(job["size"]), job["peers"])
     return {"rows": measure.interleaved(works, job["repeats"])}
 
 
@@ -183,8 +179,8 @@ def _accuracy(job: Job) -> dict[str, Any]:
 
 RUNNERS = {
     "logits": _logits,
-    "labels": _labels,
-    "exported": _exported,
+    "labels": partial(_label_maps, contestants.labels),
+    "exported": partial(_label_maps, contestants.exported),
     "argmax": _argmax,
     "step": _step,
     "memory": _memory,

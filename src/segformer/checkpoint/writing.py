@@ -80,13 +80,18 @@ def _check_path(path: Path, layout: Layout) -> None:
             "the native layout is written to safetensors files, which can describe their model; "
             f"call it {path.stem}.safetensors instead of {path.name}"
         )
-    if not path.parent.is_dir():
-        raise FileNotFoundError(
-            f"no folder {str(path.parent)!r} to write {path.name!r} into; make it first"
-        )
+    check_parent(path)
     if layout is HUGGINGFACE and path.exists() and not path.is_dir():
         raise FileExistsError(
             f"{str(path)!r} is a file; the {layout.name} layout is a folder: choose another name"
+        )
+
+
+def check_parent(path: Path) -> None:
+    """Raises FileNotFoundError if the folder that a file is to be written into is missing."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"no folder {str(path.parent)!r} to write {path.name!r} into; make it first"
         )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from segformer.cli import data
 from segformer.deploy import FORMATS, is_exported
 from segformer.deploy.benchmark import benchmark, check_names
+from segformer.deploy.exporting import check_target
 from segformer.deploy.ranking import PYTORCH, Benchmark, plot
 from segformer.models import SegmentationModel
 
@@ -97,14 +98,7 @@ def _check_files(options: Namespace) -> None:
     if options.plot is not None and options.plot.suffix != ".png":
         raise ValueError(f"--plot {str(options.plot)!r} is a PNG file; let its name end in .png")
     for path in filter(None, (options.plot, options.json)):
-        if not path.parent.is_dir():
-            raise FileNotFoundError(
-                f"no folder {str(path.parent)!r} to write {path.name!r} into; make it first"
-            )
-        if path.exists() and not options.overwrite:
-            raise FileExistsError(
-                f"{str(path)!r} exists already; choose another name, or add --overwrite"
-            )
+        check_target(path, options.overwrite)
 
 
 def _export_line(result: Benchmark, options: Namespace) -> str:

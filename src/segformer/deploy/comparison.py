@@ -78,10 +78,9 @@ def compare(exported: Exported, model: Any, batches: Sequence[Tensor] = ()) -> C
     batches = batches or list(noise(exported))
     differences, equal, total = [], 0, 0
     for pixels in batches:
-        ours = _normalized(model, pixels)
         with torch.no_grad(), in_evaluation(model):
-            logits = model(ours)
-        theirs = _normalized(exported, pixels)
+            logits = model(model.normalization(pixels))
+        theirs = exported.normalization(pixels)
         if exported.gives_logits:
             found = exported(theirs)
             differences.append(_difference(logits, found, exported.output))
@@ -164,11 +163,6 @@ def smooth(
     coarse = torch.rand(count, channels, 2 + height // 24, 2 + width // 24, generator=generator)
     fine = F.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1)
     return (255 * fine).round().to(torch.uint8)
-
-
-def _normalized(model: Any, pixels: Tensor) -> Tensor:
-    images: Tensor = model.normalization(pixels)
-    return images
 
 
 def _difference(logits: Tensor, theirs: Tensor, output: str) -> float:

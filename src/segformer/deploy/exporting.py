@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from segformer.checkpoint.writing import check_parent
 from segformer.deploy.comparison import GATES, Comparison, compare, with_miou
 from segformer.deploy.description import Description
 from segformer.deploy.exported import Exported
@@ -161,10 +162,12 @@ def check_path(path: Path, made: Format, overwrite: bool) -> None:
             f"{path.name!r} has another suffix than the files of this format; call it "
             f"{path.stem}{made.suffix}"
         )
-    if not path.parent.is_dir():
-        raise FileNotFoundError(
-            f"no folder {str(path.parent)!r} to write {path.name!r} into; make it first"
-        )
+    check_target(path, overwrite)
+
+
+def check_target(path: Path, overwrite: bool) -> None:
+    """Raises an error if a file's folder is missing, or the file exists and is to be kept."""
+    check_parent(path)
     if path.exists() and not overwrite:
         raise FileExistsError(
             f"{str(path)!r} exists already; choose another name, or add --overwrite"

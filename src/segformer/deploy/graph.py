@@ -60,10 +60,10 @@ class LabelsOfMaxima(nn.Module):
     """Labels as :class:`Labels` returns them: the first class whose logit is the greatest.
 
     OpenVINO finds it so in half of the time that its argmax over many channels takes. The ranks are
-    exact in bfloat16, in which a device may compute, up to 256.
+    exact in bfloat16, in which a device may compute.
     """
 
-    MAX_CLASSES = 256
+    MAX_CLASSES = 255
 
     def forward(self, logits: Tensor) -> Tensor:
         logits = with_background(logits)

@@ -19,7 +19,7 @@ OPSET = 18  # LayerNormalization (17), and Resize as PyTorch interpolates
 
 def write(graph: Graph, path: Path, description: Description) -> None:
     """Writes a graph as an ONNX file; weights beyond 2 GB go to a second file beside it."""
-    program = capture(graph.to_precision(description.precision), description)
+    program = capture(graph, description)
     inputs = ["images", "size"] if description.takes_size else ["images"]
     with quiet():
         exported: Any = torch.onnx.export(

@@ -30,7 +30,7 @@ def read(graph: Graph, folder: Path, description: Description) -> Any:
     """Returns a graph of float32 as an OpenVINO model, by way of ONNX."""
     import openvino
 
-    if type(graph.output) is Labels and len(description.classes) < LabelsOfMaxima.MAX_CLASSES:
+    if type(graph.output) is Labels and len(description.classes) <= LabelsOfMaxima.MAX_CLASSES:
         graph.output = LabelsOfMaxima()
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         file = Path(temporary, "graph.onnx")

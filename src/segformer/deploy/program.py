@@ -38,7 +38,7 @@ def _example_size(description: Description) -> tuple[int, int]:
 
 
 def capture(graph: Graph, description: Description) -> ExportedProgram:
-    """Returns a graph as a program of PyTorch's ATen operators.
+    """Returns a graph, in its description's precision, as a program of PyTorch's ATen operators.
 
     Raises:
         ValueError: If the network has parts that torch.export cannot capture.
@@ -54,7 +54,7 @@ def capture(graph: Graph, description: Description) -> ExportedProgram:
     names = ("images", "size")
     try:
         program = torch.export.export(
-            graph,
+            graph.to_precision(description.precision),
             example(description),
             dynamic_shapes=dict(zip(names, shapes, strict=False)),
             # otherwise facts that PyTorch cannot prove for all sizes are errors

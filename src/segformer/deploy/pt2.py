@@ -16,13 +16,13 @@ from segformer.deploy.program import capture, quiet
 
 def write(graph: Graph, path: Path, description: Description) -> None:
     """Writes a graph as a program of ATen operators, which need only PyTorch."""
-    program = capture(graph.to_precision(description.precision), description)
+    program = capture(graph, description)
     torch.export.save(program, path, extra_files={KEY: description.to_json()})
 
 
 def write_compiled(graph: Graph, path: Path, description: Description) -> None:
     """Writes a graph as a package of machine code for this kind of CPU, by AOTInductor."""
-    program = capture(graph.to_precision(description.precision), description)
+    program = capture(graph, description)
     with quiet(), torch.no_grad():
         torch._inductor.aoti_compile_and_package(
             program,
