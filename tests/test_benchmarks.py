@@ -84,6 +84,7 @@ def test_the_report_shows_what_was_measured(tmp_path: Path) -> None:
     assert (tmp_path / "ratios.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_what_is_measured_on_a_device_runs_on_any(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "ADE", (3, (64, 96)))

@@ -4,11 +4,10 @@ import json
 import logging
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from conftest import TINY, randomized, tiny_peer
@@ -713,10 +712,5 @@ def test_reading_b5_takes_little_more_memory_than_its_file(tmp_path: Path) -> No
         "total = sum(float(p.sum()) for p in model.parameters())\n"  # touches every page
         "print(peak() - before)"
     )
-    output = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "b5")],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    output = processes.run(code, tmp_path / "b5", output=tmp_path / "printed")
     assert int(output) < 1.3 * (tmp_path / "b5" / "model.safetensors").stat().st_size

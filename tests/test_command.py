@@ -13,12 +13,13 @@ import _segformer_verbs
 import segformer
 
 CODE = """
-import os, sys
+import os, sys, types
 import _segformer_command
 assert "torch" not in sys.modules
-import segformer.cli
+cli = types.ModuleType("segformer.cli")
+cli.main = lambda: print(os.environ.get("OMP_WAIT_POLICY"))
+sys.modules |= {"segformer": types.ModuleType("segformer"), "segformer.cli": cli}
 sys.argv = ["segformer", "inspect"]
-segformer.cli.main = lambda: print(os.environ.get("OMP_WAIT_POLICY"))
 _segformer_command.main()
 """
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from conftest import TINY, randomized
@@ -44,15 +43,16 @@ print("left", sorted(p.name for p in folder.rglob("*") if p.is_file() and p not 
 
 def test_a_full_disk_raises_oserror_in_every_layout(tmp_path: Path) -> None:
     """Simulated by a limit of the file size, with which the same system call fails."""
-    command = [sys.executable, "-c", FULL, str(tmp_path)]
-    run = subprocess.run(command, capture_output=True, text=True, check=True)
-    refused = [line for line in run.stdout.splitlines() if line.startswith("refused")]
-    assert len(refused) == 8, run.stdout
+    folder = tmp_path / "full"
+    folder.mkdir()
+    printed = processes.run(FULL, folder, output=tmp_path / "printed")
+    refused = [line for line in printed.splitlines() if line.startswith("refused")]
+    assert len(refused) == 8, printed
     for line in refused:
-        assert f"cannot write '{tmp_path}" in line
+        assert f"cannot write '{folder}" in line
         assert ("kept" in line) == ("new_" not in line)
-    assert "kept True" in run.stdout
-    assert "left []" in run.stdout
+    assert "kept True" in printed
+    assert "left []" in printed
 
 
 @pytest.mark.parametrize(("layout", "name"), [("native", "m.safetensors"), ("nvidia", "m.pth")])
@@ -147,7 +147,6 @@ import sys
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-sys.path.insert(0, "tests")
 from conftest import TINY
 from segformer import SegFormer
 torch.distributed.init_process_group(
@@ -168,16 +167,14 @@ torch.distributed.destroy_process_group()
 
 
 def test_a_sharded_model_is_gathered(tmp_path: Path) -> None:
-    arguments = [str(tmp_path / "m.safetensors"), str(tmp_path / "rendezvous")]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", SHARDED, *arguments, rank],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in "01"
+    arguments = [tmp_path / "m.safetensors", tmp_path / "rendezvous"]
+    ranks = [
+        processes.start(SHARDED, *arguments, rank, output=tmp_path / str(rank)) for rank in (0, 1)
     ]
-    assert [process.communicate(timeout=120)[0] for process in processes] == ["True\n", "True\n"]
+    for rank, process in enumerate(ranks):
+        process.join(120)
+        printed = (tmp_path / str(rank)).read_text()
+        assert printed.endswith("True\n"), printed
 
 
 @torch.no_grad()

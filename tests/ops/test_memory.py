@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import platform
-import subprocess
-import sys
+from pathlib import Path
 
+import processes
 import pytest
 
 SCRIPT = """
@@ -25,16 +25,9 @@ print(resident() - before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
-def test_large_blocks_are_kept_where_it_is_asked_for() -> None:
+def test_large_blocks_are_kept_where_it_is_asked_for(tmp_path: Path) -> None:
     kept, given_back = (
-        int(
-            subprocess.run(
-                [sys.executable, "-c", SCRIPT.format(keep=keep)],
-                capture_output=True,
-                text=True,
-                check=True,
-            ).stdout
-        )
+        int(processes.run(SCRIPT.format(keep=keep), output=tmp_path / str(keep)))
         for keep in (True, False)
     )
     assert (

@@ -8,13 +8,13 @@ import hashlib
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from contextlib import nullcontext
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import torch
 import yaml
@@ -73,14 +73,14 @@ def short_fit(folder: Path, steps: int = 24) -> Path:
     return path
 
 
-def start(config: Path, *more: str) -> subprocess.Popen[bytes]:
+def start(config: Path, *more: str) -> ForkServerProcess:
     code = "import torch; torch.set_num_threads(1); from segformer.cli import main; main()"
-    with (config.parent / "log.txt").open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-c", code, "fit", "--config", str(config), *more],
-            stdout=log,
-            stderr=log,
-        )
+    return processes.start(code, "fit", "--config", config, *more, output=config.parent / "log.txt")
+
+
+def finish(process: ForkServerProcess, folder: Path) -> None:
+    process.join()
+    assert process.exitcode == 0, (folder / "log.txt").read_text()[-3000:]
 
 
 def digest(folder: Path) -> str:
@@ -97,25 +97,21 @@ def killed_and_resumed(
     more = tuple(option.format(folder=folder) for option in more)
     process = start(config, *more)
     if after is None:
-        while process.poll() is None and not list(
-            folder.glob("runs/*/*/checkpoints/resume-*.ckpt")
-        ):
+        while process.is_alive() and not list(folder.glob("runs/*/*/checkpoints/resume-*.ckpt")):
             time.sleep(0.01)
         after = 0.2
     time.sleep(after)
-    process.send_signal(what)
-    process.wait()
-    assert start(config, *more, "--ckpt_path", "last").wait() == 0, (
-        folder / "log.txt"
-    ).read_text()[-3000:]
+    if process.is_alive() and process.pid:
+        os.kill(process.pid, what)
+    process.join()
+    finish(start(config, *more, "--ckpt_path", "last"), folder)
     return digest(folder)
 
 
 def uninterrupted(folder: Path, *more: str) -> tuple[str, float]:
     folder.mkdir()
     begun = time.monotonic()
-    process = start(short_fit(folder), *(option.format(folder=folder) for option in more))
-    assert process.wait() == 0, (folder / "log.txt").read_text()[-3000:]
+    finish(start(short_fit(folder), *(option.format(folder=folder) for option in more)), folder)
     return digest(folder), time.monotonic() - begun
 
 
