@@ -27,7 +27,7 @@ from segformer import SETR, SegFormer, TimmBackbone
 from segformer.data.normalization import IMAGENET, Normalization
 from segformer.data.transforms import Normalize, normalizers
 from segformer.evaluation import Slide, evaluate
-from segformer.inference import label_file
+from segformer.inference import InWindows, WholeImages, label_file
 
 OTHER = Normalization((0.5, 0.4, 0.6), (0.5, 0.25, 0.3), 1 / 127.5)
 PROCESSORS: dict[str, dict[str, Any]] = {
@@ -147,9 +147,9 @@ def test_prediction_windows_and_evaluation_use_the_models_normalization(tmp_path
         wide = (
             model(OTHER(image)[None]) if slide is None else slide.logits(model, OTHER(image)[None])
         )
-        assert (
-            label_file(model, tmp_path / "image.png", slide)[1] == wide[0].argmax(0).numpy()
-        ).all()
+        labeller = WholeImages() if slide is None else InWindows(slide)
+        _, labels = label_file(model, tmp_path / "image.png", labeller)
+        assert (labels == wide[0].argmax(0).numpy()).all()
     one = [(image, label)]
     scores = evaluate(model, type("Data", (list,), {"classes": data.classes})(one))
     right = (expected == label)[label != 255].double().mean()

@@ -24,7 +24,7 @@ from segformer import SegFormer, SegmentationModel, deploy
 from segformer.cli import main
 from segformer.deploy.description import KEY
 from segformer.evaluation import Protocol, Slide, Whole, evaluate, label_large
-from segformer.inference import label_file
+from segformer.inference import InWindows, Labeller, WholeImages, label_file
 
 File = Callable[[str], Path]
 WINDOWS = Slide((32, 40), (24, 32))
@@ -149,19 +149,19 @@ def test_a_file_that_normalises_takes_pixels_and_normalised_images(
 
 
 @pytest.mark.parametrize("size", [(48, 64), (70, 95), (20, 90), (1, 1)], ids=str)
-@pytest.mark.parametrize("windows", [None, WINDOWS], ids=str)
+@pytest.mark.parametrize("labeller", [WholeImages(), InWindows(WINDOWS)], ids=str)
 @pytest.mark.parametrize("name", ["pixels.onnx", "logits.pt2"])
 def test_image_files_have_the_labels_of_the_model(
     name: str,
-    windows: Slide | None,
+    labeller: Labeller,
     size: tuple[int, int],
     exported: File,
     model: SegFormer,
     tmp_path: Path,
 ) -> None:
     path = picture(tmp_path / "a.png", *size)
-    _, labels = label_file(deploy.load(exported(name)), path, windows)
-    _, expected = label_file(model, path, windows)
+    _, labels = label_file(deploy.load(exported(name)), path, labeller)
+    _, expected = label_file(model, path, labeller)
     # Images below 32 pixels are padded with the mean colour, which pixels hold in 8 bits.
     assert share_equal(labels, expected) > (0.97 if min(size) < 32 else 0.999)
 

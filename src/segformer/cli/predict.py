@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from segformer.deploy import load_model
 from segformer.evaluation import Slide
-from segformer.inference import label_files, plan
+from segformer.inference import InWindows, Labeller, WholeImages, label_files, plan
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -48,6 +48,13 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(parser: ArgumentParser, arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
-    slide = Slide(*((side, side) for side in options.slide)) if options.slide else None
+    labeller = _labeller(options)
     targets_of = plan(options.images, options.out, options.overwrite)  # before the slow loading
-    label_files(load_model(options.weights, options.device), targets_of, slide)
+    label_files(load_model(options.weights, options.device), targets_of, labeller)
+
+
+def _labeller(options: Namespace) -> Labeller:
+    """Returns how images are labelled."""
+    if options.slide:
+        return InWindows(Slide(*((side, side) for side in options.slide)))
+    return WholeImages()

@@ -1,5 +1,15 @@
 """From image files to label maps and pictures."""
 
+from segformer.inference.labellers import ByProtocol, InWindows, Labeller, WholeImages
 from segformer.inference.pipeline import label_array, label_file, label_files, plan
 
-__all__ = ["label_array", "label_file", "label_files", "plan"]
+__all__ = [
+    "ByProtocol",
+    "InWindows",
+    "Labeller",
+    "WholeImages",
+    "label_array",
+    "label_file",
+    "label_files",
+    "plan",
+]

@@ -15,22 +15,16 @@ from tqdm import tqdm
 
 from segformer.data.images import find_images, read_image
 from segformer.data.labels import file_type
-from segformer.evaluation import (
-    WINDOWS,
-    Protocol,
-    Slide,
-    as_batch,
-    check_logits,
-    device_of,
-    label_large,
-)
+from segformer.evaluation import Protocol, Slide, check_logits, device_of, label_large
+from segformer.inference.labellers import Labeller, WholeImages
 from segformer.inference.pictures import indexed, overlay, with_legend
 
 ARRAY = ".npy"  # images of any size, which are mapped into memory
+WHOLE = WholeImages()
 
 
 def label_file(
-    model: Any, path: str | os.PathLike[str], slide: Slide | None = None
+    model: Any, path: str | os.PathLike[str], labeller: Labeller = WHOLE
 ) -> tuple[Image.Image, np.ndarray]:
     """Returns an image, turned upright, and its labels (H, W).
 
@@ -39,22 +33,14 @@ def label_file(
     Args:
         model: A :class:`~segformer.SegmentationModel`, or an exported file as a model.
         path: Path of the image file.
-        slide: Windows for images much larger than those of the training, or whose logits do not fit
-            into memory; by default the image is labelled whole.
+        labeller: How the image is labelled, by default whole.
 
     Raises:
         ValueError: If the file cannot be decoded. The message names it.
     """
-    image, device = read_image(path), device_of(model)
-    height, width = image.shape[1:]
-    pixels = image.permute(1, 2, 0).numpy()
-    if slide is not None and (height > slide.crop_size[0] or width > slide.crop_size[1]):
-        labels = np.zeros((height, width), file_type(model.num_classes))
-        label_large(model, pixels, labels, slide, device=device)
-    else:
-        predicted = model.predict(as_batch(model, image, device))[0, :height, :width]
-        labels = predicted.cpu().numpy().astype(file_type(model.num_classes))
-    return Image.fromarray(pixels), labels
+    image = read_image(path)
+    labels = labeller.labels(model, image)
+    return Image.fromarray(image.permute(1, 2, 0).numpy()), labels
 
 
 def label_array(model: Any, path: Path, target: Path, slide: Slide) -> np.ndarray:
@@ -149,7 +135,7 @@ def _check_distinct(targets_of: dict[Path, tuple[Path, ...]]) -> None:
 
 
 def label_files(
-    model: Any, targets_of: Mapping[Path, tuple[Path, ...]], slide: Slide | None = None
+    model: Any, targets_of: Mapping[Path, tuple[Path, ...]], labeller: Labeller = WHOLE
 ) -> None:
     """Writes a label map and an overlay for each image, and prints the classes' shares.
 
@@ -159,21 +145,22 @@ def label_files(
     Args:
         model: A :class:`~segformer.SegmentationModel`, or an exported file as a model.
         targets_of: The files to write for each image, from :func:`plan`.
-        slide: Windows for images much larger than those of the training; by default images are
-            labelled whole.
+        labeller: How images are labelled, by default whole.
 
     Raises:
         OSError: If a file cannot be written.
-        ValueError: If windows are needed, and the model gives labels only; or if images cannot be
-            labelled: the others still are.
+        ValueError: If the model, or an image, cannot be labelled in this way; or if images cannot
+            be labelled: the others still are.
     """
-    if slide is not None or any(path.suffix == ARRAY for path in targets_of):
-        check_logits(model, Protocol(slide or WINDOWS))
+    labeller.check(model)
+    for path in targets_of:
+        if path.suffix == ARRAY:
+            _check_array(model, path, labeller)
     counts = np.zeros(max(2, len(model.classes)), dtype=np.int64)  # one logit is for two classes
     errors = []
     for path, targets in tqdm(targets_of.items(), "predict", unit="image"):
         try:
-            labels = _label_and_save(model, path, targets, slide)
+            labels = _label_and_save(model, path, targets, labeller)
         except ValueError as error:  # the other images are still labelled
             errors.append(str(error))
             continue
@@ -184,6 +171,16 @@ def label_files(
     print(f"{len(targets_of) - len(errors)} images labelled")
     if errors:
         raise ValueError("; ".join(errors))
+
+
+def _check_array(model: Any, path: Path, labeller: Labeller) -> None:
+    """Raises ValueError if an array cannot be labelled in windows."""
+    if labeller.windows is None:
+        raise ValueError(
+            f"{str(path)!r} is labelled in windows, and a protocol or processor needs the whole "
+            "image; label it by itself, with --slide, or save it as PNG"
+        )
+    check_logits(model, Protocol(labeller.windows))
 
 
 def _share() -> slice:
@@ -204,13 +201,13 @@ def _check_writable(folder: Path) -> None:
 
 
 def _label_and_save(
-    model: Any, path: Path, targets: tuple[Path, ...], slide: Slide | None
+    model: Any, path: Path, targets: tuple[Path, ...], labeller: Labeller
 ) -> np.ndarray:
     """Writes the files of an image; returns its labels (H, W)."""
     targets[0].parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ARRAY:
-        return label_array(model, path, targets[0], slide or WINDOWS)
-    image, labels = label_file(model, path, slide)
+    if path.suffix == ARRAY and labeller.windows is not None:
+        return label_array(model, path, targets[0], labeller.windows)
+    image, labels = label_file(model, path, labeller)
     label_map, picture = targets
     indexed(labels, model.classes).save(label_map)
     shown = overlay(image, labels, model.classes)
