@@ -213,7 +213,7 @@ def test_normalisation_maps_the_mean_colour_to_0() -> None:
     image = Normalize()(tv_tensors.Image(mean[:, None, None].expand(3, 4, 4)))
     assert image.abs().max() < 0.01
     assert image.dtype == torch.float32
-    with pytest.raises(TypeError, match=r"torch.float32; normalisation takes uint8"):
+    with pytest.raises(TypeError, match=r"torch.float32, and the normalization takes uint8"):
         Normalize()(image)
 
 

@@ -182,7 +182,7 @@ def test_the_heat_map_is_lighter_where_the_model_is_more_confident() -> None:
 def test_a_model_of_other_channels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "find_spec", lambda name: True)
     model = SegFormer(TINY, num_classes=2, in_channels=4)
-    with pytest.raises(ValueError, match=r"takes images of 4 channels.*segformer predict"):
+    with pytest.raises(ValueError, match=r"takes images of 4 uint8 bands.*segformer predict"):
         demo.check(model)
 
 

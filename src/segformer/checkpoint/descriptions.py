@@ -36,7 +36,7 @@ def describe(model: Any) -> dict[str, Any]:
         **{name: _describe_part(model, name) for name in ("backbone", "decode_head")},
         "classes": asdict(model.classes),
         "align_corners": model.align_corners,
-        "normalization": asdict(model.normalization),
+        "normalization": model.normalization.to_dict(),
     }
     _check_rebuilt(model, description)
     return description

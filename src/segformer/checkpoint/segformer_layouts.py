@@ -127,7 +127,9 @@ class SegFormerLayout(Layout):
             "classes": asdict(classes),
         }
         if self.has_config and file.preprocessor is not None:
-            description["normalization"] = asdict(read_normalization(file.preprocessor, file.path))
+            description["normalization"] = read_normalization(
+                file.preprocessor, file.path
+            ).to_dict()
         return numerics.applied_to(description)
 
     def _head(

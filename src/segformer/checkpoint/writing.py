@@ -154,6 +154,13 @@ def _warn_of_lost_properties(model: Any, layout: Layout) -> None:
             layout.name,
             normalization,
         )
+    if layout is HUGGINGFACE and normalization.to_dict().keys() - {"mean", "std", "scale"}:
+        logger.warning(
+            "the %s layout has no place for the type, range and bands of images: its readers "
+            "normalise without them, this model %s",
+            layout.name,
+            normalization,
+        )
     is_named = names[0] not in ("background", "class 0")
     if layout is HUGGINGFACE and model.num_classes == 1 and is_named:
         logger.warning(

@@ -13,6 +13,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         training.CONFIG,
         training.ROOT,
         ("--out FILE", "picture to write, of samples and their labels; check.png by default"),
+        ("--write-statistics", "add mean, deviation and range of the bands to the config"),
         ("--num_workers N", "number of loader processes; 2 by default"),
     )
 

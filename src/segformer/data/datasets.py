@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
+from segformer.data.bands import SUFFIXES
 from segformer.data.classes import IGNORE_INDEX, Classes
 from segformer.data.images import (
     IMAGE_SUFFIXES,
@@ -102,6 +103,8 @@ class FolderDataset(Dataset):
             colour that is neither a class nor ignored.
     """
 
+    SUFFIXES: ClassVar[tuple[str, ...]] = ()  # of images, beside those of photographs
+
     def __init__(
         self,
         images: str | os.PathLike[str],
@@ -121,7 +124,9 @@ class FolderDataset(Dataset):
         self.ignore_index = ignore_index
         self.label_map = None if label_map is None else _table(label_map, classes)
         self.palette: Coding | None = palette if label_map is None else "index"
-        self.pairs, faults = _pairs(Path(images), Path(labels), image_suffix, label_suffix, names)
+        self.pairs, faults = _pairs(
+            Path(images), Path(labels), image_suffix, label_suffix, names, self.SUFFIXES
+        )
         if faults:
             raise DataError(faults, self)
 
@@ -135,8 +140,13 @@ class FolderDataset(Dataset):
 
     def _classes_of(self, file: Decoded) -> tv_tensors.Mask:
         """Returns the class indices of a decoded label map."""
-        what = f"label map {str(file.header.path)!r}"
-        label = to_indices(file, self.classes, self.palette)
+        return self._classes_of_values(
+            to_indices(file, self.classes, self.palette), file.header.path
+        )
+
+    def _classes_of_values(self, label: Tensor, path: Path) -> tv_tensors.Mask:
+        """Returns the class indices of a label map's values (H, W)."""
+        what = f"label map {str(path)!r}"
         label = label.to(torch.promote_types(label.dtype, label_type(len(self.classes))))
         if self.label_map is not None:
             label = _mapped(label, self.label_map, self.classes.ignore_index, what)
@@ -321,10 +331,13 @@ def _pairs(
     image_suffix: str,
     label_suffix: str,
     names: str | os.PathLike[str] | None,
+    also: Sequence[str],
 ) -> tuple[list[tuple[Path, Path]], list[str]]:
     """Returns the pairs of two folders, and one sentence for each error."""
     faults: list[str] = []
-    image_paths, label_paths = _image_and_label_paths(images, labels, image_suffix, label_suffix)
+    image_paths, label_paths = _image_and_label_paths(
+        images, labels, image_suffix, label_suffix, also
+    )
     image_of = _by_name(images, image_paths, image_suffix, faults)
     label_of = _by_name(labels, label_paths, label_suffix, faults)
     if names is not None:
@@ -373,10 +386,10 @@ def _read_names(path: str | os.PathLike[str]) -> list[str]:
 
 
 def _image_and_label_paths(
-    images: Path, labels: Path, image_suffix: str, label_suffix: str
+    images: Path, labels: Path, image_suffix: str, label_suffix: str, also: Sequence[str]
 ) -> tuple[list[Path], list[Path]]:
     """Returns the images and the label maps of two folders, one of which may contain the other."""
-    image_paths, label_paths = find_images(images), find_images(labels)
+    image_paths, label_paths = find_images(images, also), find_images(labels)
     in_both = set(image_paths) & set(label_paths)
     if images.resolve() == labels.resolve():
         image_paths, label_paths = _split_by_suffix(image_paths, image_suffix, label_suffix)
@@ -446,7 +459,7 @@ def _by_name(folder: Path, paths: list[Path], suffix: str, faults: list[str]) ->
 
 def _without_suffix(path: Path, suffix: str) -> str | None:
     """Returns a file's name without type and suffix; None if it does not end in the suffix."""
-    has_file_type = suffix.lower().endswith(IMAGE_SUFFIXES)
+    has_file_type = suffix.lower().endswith((*IMAGE_SUFFIXES, *SUFFIXES))
     name = (path if has_file_type else path.with_suffix("")).as_posix()
     return _composed(name.removesuffix(suffix)) if name.endswith(suffix) else None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,12 +30,16 @@ SYSTEM_FOLDERS = ("__MACOSX", "@eaDir")  # made by an archiver and a file server
 FULL_RANGE = 1 << 15
 
 
-def find_images(folder: str | os.PathLike[str]) -> list[Path]:
+def find_images(folder: str | os.PathLike[str], also: Sequence[str] = ()) -> list[Path]:
     """Returns every image file below a folder, sorted by path.
 
     Links to folders are followed. Files and folders whose name starts with a dot, and folders that
     operating systems add, are left out. Files in formats that cannot be read, such as ``.heic``,
     are returned, too, so that reading them raises an error with their name.
+
+    Args:
+        folder: Path of the folder.
+        also: Further suffixes of images, such as ``".npy"``.
 
     Raises:
         FileNotFoundError: If there is no such folder, or no image in it.
@@ -43,9 +47,10 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
     root = Path(folder)
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {str(root)!r}")
-    paths = sorted(path for path in _files(root, ()) if path.suffix.lower() in IMAGE_SUFFIXES)
+    suffixes = (*IMAGE_SUFFIXES, *also)
+    paths = sorted(path for path in _files(root, ()) if path.suffix.lower() in suffixes)
     if not paths:
-        raise FileNotFoundError(f"no image in {str(root)!r}; looked for {' '.join(IMAGE_SUFFIXES)}")
+        raise FileNotFoundError(f"no image in {str(root)!r}; looked for {' '.join(suffixes)}")
     return paths
 
 

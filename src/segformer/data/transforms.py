@@ -173,6 +173,11 @@ class PhotometricDistortion(v2.Transform):
             params[name] is not None for name in self.CHANGES
         ):
             return inpt
+        if inpt.shape[-3] != 3 or inpt.dtype != torch.uint8:
+            raise ValueError(
+                f"an image of {inpt.shape[-3]} bands of {inpt.dtype}; saturation and hue are those "
+                "of 8-bit RGB: give other images segformer.data.augmentation.BandDistortion"
+            )
         image = inpt.as_subclass(Tensor)
         changed = torch.empty(image.shape, dtype=torch.uint8, device=image.device)
         height = max(1, self.PIXELS // image.shape[-1])
@@ -244,7 +249,7 @@ def _rotate_hue(image: Tensor, degrees: float, saturation: float) -> None:
 
 
 class Normalize(v2.Transform):
-    """Normalises uint8 images (C, H, W) to float32; returns label maps unchanged.
+    """Normalises images (C, H, W) to float32; returns label maps unchanged.
 
     Args:
         normalization: Mean, standard deviation and scale, by default ImageNet's. ``segformer fit``
@@ -252,7 +257,8 @@ class Normalize(v2.Transform):
             (:meth:`segformer.train.data.SegmentationData.normalize_as`).
 
     Raises:
-        TypeError: If an image is not uint8, so that its scale of values is unknown.
+        TypeError: If an image is not of the normalization's type, so that its scale of values is
+            unknown.
     """
 
     def __init__(self, normalization: Normalization = IMAGENET) -> None:
@@ -262,9 +268,11 @@ class Normalize(v2.Transform):
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         if isinstance(inpt, tv_tensors.Mask):
             return inpt
-        if inpt.dtype != torch.uint8:
+        if str(inpt.dtype) != f"torch.{self.normalization.dtype}":
             raise TypeError(
-                f"an image of {inpt.dtype}; normalisation takes uint8, 0 to 255: convert it"
+                f"an image of {inpt.dtype}, and the normalization takes "
+                f"{self.normalization.dtype}; convert it, or make statistics of the images with "
+                "segformer check"
             )
         return tv_tensors.wrap(self.normalization(inpt.as_subclass(Tensor)), like=inpt)
 

@@ -291,10 +291,11 @@ def _runs(row: Contestant, images: Tensor) -> bool:
 
 
 def noise(model: Any, size: tuple[int, int]) -> list[tuple[Tensor, None]]:
-    """Returns images of smooth noise, uint8 (C, H, W), without labels."""
+    """Returns images of smooth noise (C, H, W), without labels."""
     generator = torch.Generator().manual_seed(0)
     channels = len(model.normalization.mean)
-    return [(image, None) for image in smooth(PROBES, channels, *size, generator)]
+    shares = smooth(PROBES, channels, *size, generator)
+    return [(image, None) for image in model.normalization.pixels(shares)]
 
 
 def compare_all(rows: Sequence[Contestant], samples: Any, num_classes: int) -> None:

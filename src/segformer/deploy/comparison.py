@@ -72,7 +72,7 @@ def compare(exported: Exported, model: Any, batches: Sequence[Tensor] = ()) -> C
     Args:
         exported: The file.
         model: The model in PyTorch.
-        batches: Pixels uint8 (B, C, H, W); by default smooth noise, at sizes that no graph is
+        batches: Pixels (B, C, H, W); by default smooth noise, at sizes that no graph is
             captured with, one of them odd, and a batch of 3.
     """
     batches = batches or list(noise(exported))
@@ -146,23 +146,22 @@ def fit(image: Tensor, size: tuple[int, int] | None) -> Tensor:
 
 
 def noise(exported: Exported) -> Iterator[Tensor]:
-    """Yields batches of smooth noise, uint8 (B, C, H, W), that the file takes."""
+    """Yields batches of pixels (B, C, H, W), smooth noise, that the file takes."""
     d = exported.description
     small = d.min_size
     sizes = [d.size] * 2 if d.size else [(small, small), (2 * small + 1, 3 * small + 1), (333, 500)]
     counts = [d.batch] * len(sizes) if d.batch else [1, 3, 2]
     generator = torch.Generator().manual_seed(0)
     for count, (height, width) in zip(counts, sizes, strict=False):
-        yield smooth(count, d.channels, height, width, generator)
+        yield d.normalization.pixels(smooth(count, d.channels, height, width, generator))
 
 
 def smooth(
     count: int, channels: int, height: int, width: int, generator: torch.Generator
 ) -> Tensor:
-    """Returns images of smooth noise, uint8 (count, channels, height, width)."""
+    """Returns smooth noise (count, channels, height, width) from 0 to 1."""
     coarse = torch.rand(count, channels, 2 + height // 24, 2 + width // 24, generator=generator)
-    fine = F.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1)
-    return (255 * fine).round().to(torch.uint8)
+    return F.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1)
 
 
 def _difference(logits: Tensor, theirs: Tensor, output: str) -> float:

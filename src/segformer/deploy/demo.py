@@ -195,10 +195,10 @@ def check(model: Any) -> None:
     """Raises ValueError if gradio is missing, or the model does not take photos."""
     check_installed()
     channels = len(model.normalization.mean)
-    if channels != 3:
+    if channels != 3 or model.normalization.bands is not None:
         raise ValueError(
-            f"the model takes images of {channels} channels, and photos have 3; label its images "
-            "with segformer predict"
+            f"the model takes images of {channels} {model.normalization.dtype} bands, and photos "
+            "are 8-bit RGB; label its images with segformer predict"
         )
 
 

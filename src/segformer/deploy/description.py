@@ -78,7 +78,7 @@ class Description:
         return batch, self.channels, height, width
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        return json.dumps({**asdict(self), "normalization": self.normalization.to_dict()})
 
     @classmethod
     def of_file(cls, text: str | None, path: Path) -> Description:

@@ -142,6 +142,11 @@ def check_options(description: Description, name: str) -> None:
         raise ValueError(f"the format {name} has fixed shapes; export it without --size-input")
     if description.size is not None:
         check_size(description.size, description.min_size)
+    if description.input == "uint8" and description.normalization.dtype != "uint8":
+        raise ValueError(
+            f"the model's images are {description.normalization.dtype}, not uint8; export it with "
+            "--input normalized"
+        )
     if description.batch is not None and description.batch < 1:
         raise ValueError(f"a batch of {description.batch} images; give at least 1")
 

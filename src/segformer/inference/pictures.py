@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from segformer.data.classes import IGNORE_INDEX, Classes
 from segformer.data.labels import file_type
@@ -25,6 +26,22 @@ def indexed(labels: np.ndarray, classes: Classes) -> Image.Image:
         palette = [*classes.colors, *[IGNORED] * (256 - len(classes))]
         image.putpalette([channel for color in palette for channel in color])
     return image
+
+
+def shown(image: Tensor) -> Image.Image:
+    """Returns an image (C, H, W) of any bands and type as an RGB picture.
+
+    Of three or more bands the first three are red, green and blue; otherwise the first is grey.
+    Values that are not 8-bit are stretched from their 2 to their 98 percentile.
+    """
+    bands = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
+    values = bands.permute(1, 2, 0).numpy()
+    if values.dtype != np.uint8:
+        finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+        low, high = np.percentile(finite, (2, 98)) if finite.size else (0, 1)
+        scaled = np.nan_to_num((values.astype(np.float32) - low) / max(high - low, 1e-12))
+        values = (scaled.clip(0, 1) * 255).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(values))
 
 
 def colored(labels: np.ndarray, classes: Classes) -> Image.Image:

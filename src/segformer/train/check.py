@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ from tqdm import tqdm
 from segformer.data.classes import Classes
 from segformer.data.datasets import DataError, FolderDataset, count_labels
 from segformer.data.images import is_transparent, read_header
-from segformer.inference.pictures import colored, overlay, sheet
+from segformer.data.rasters import RasterDataset, statistics_of
+from segformer.inference.pictures import colored, overlay, sheet, shown
 from segformer.train.data import SegmentationData, Transformed
 from segformer.train.parser import build_data, data_parser
 
@@ -44,6 +47,8 @@ def main(arguments: list[str]) -> None:
     findings = check(data, options.num_workers)
     findings.problems[:0] = faults
     print(findings.text(data.classes))
+    if options.write_statistics and not findings.problems:
+        write_statistics(data, options.config)
     if picture := draw(data):
         Path(options.out).parent.mkdir(parents=True, exist_ok=True)
         picture.save(options.out)
@@ -65,8 +70,62 @@ def parse(arguments: list[str]) -> Namespace:
     parser.add_argument(
         "--out", type=str, default="check.png", help="picture of samples and their labels"
     )
+    parser.add_argument(
+        "--write-statistics",
+        action="store_true",
+        help="add mean, deviation and range of the bands to the config",
+    )
     parser.add_argument("--num_workers", type=int, default=2, help="number of loader processes")
     return parser.parse_args(arguments)
+
+
+def write_statistics(data: SegmentationData, configs: Sequence[Any] | None) -> None:
+    """Adds the statistics of the training images to the last config, and prints them.
+
+    Comments and order of the YAML file are kept.
+
+    Raises:
+        ValueError: If there is no config, or the data are photographs.
+    """
+    if not configs:
+        raise ValueError("--write-statistics adds them to a config; give it with --config FILE")
+    if not isinstance(data.train, RasterDataset):
+        raise ValueError(
+            "--write-statistics is for images that are read with their bands; add `bands: {}` to "
+            "data.init_args: photographs are normalised as the network's weights need it"
+        )
+    data.train.normalization = None  # of an earlier run
+    statistics = statistics_of(data.train)
+    path = Path(str(configs[-1]))
+    _write_into(path, replace(statistics, bands=None).to_dict())
+    names = data.train.bands.names or range(1, len(statistics.mean) + 1)
+    for number, name in enumerate(names):
+        print(f"band {name}: mean {statistics.mean[number]:.6g}, std {statistics.std[number]:.6g}")
+    print(f"data.init_args.normalization is written to {path}")
+
+
+def _write_into(path: Path, normalization: dict[str, Any]) -> None:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.comments import CommentedSeq
+
+    yaml = YAML()  # which keeps comments
+    yaml.preserve_quotes = True
+    yaml.width = 100
+    settings = yaml.load(path)
+    if "data" not in settings:
+        raise ValueError(f"{str(path)!r} has no `data`; give the config with the data last")
+    plain = json.loads(json.dumps(normalization))  # lists in place of tuples
+    for name, value in plain.items():
+        if isinstance(value, list):
+            plain[name] = CommentedSeq(value)
+            plain[name].fa.set_flow_style()
+    settings["data"].setdefault("init_args", {})["normalization"] = plain
+    partial = path.with_name(f".{path.name}.part")
+    try:
+        yaml.dump(settings, partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def readable_data(settings: Namespace) -> tuple[SegmentationData, list[str]]:
@@ -126,8 +185,13 @@ class Samples(Dataset):
             (label.shape[0], label.shape[1]),
             count_labels(label, len(self.dataset.classes)),
             hashlib.blake2b(content, digest_size=16).hexdigest(),
-            is_folder and is_transparent(read_header(self.dataset.pairs[index][0])),
+            is_folder and self._is_transparent(index),
         )
+
+    def _is_transparent(self, index: int) -> bool:
+        if isinstance(self.dataset, RasterDataset):
+            return False
+        return is_transparent(read_header(self.dataset.pairs[index][0]))
 
     def name(self, index: int) -> str:
         """Returns the image file of a pair, or its index if the data set has no files."""
@@ -272,7 +336,7 @@ def draw(data: SegmentationData) -> Image.Image | None:
             image, label = pairs[index]
         except (ValueError, OSError):
             continue
-        rgb = Image.fromarray(image.permute(1, 2, 0).numpy())
+        rgb = shown(image)
         columns["image"].append(rgb)
         columns["labels"].append(colored(label.numpy(), data.classes))
         columns["both"].append(overlay(rgb, label.numpy(), data.classes))

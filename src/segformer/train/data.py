@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision import tv_tensors
 
+from segformer.data.bands import NAME, SPLIT, Bands
 from segformer.data.classes import Classes
 from segformer.data.datasets import SAMPLED_PAIRS, DataError, FolderDataset
 from segformer.data.labels import Coding, check_labels, label_type
 from segformer.data.normalization import IMAGENET, Normalization
+from segformer.data.rasters import RasterDataset
 from segformer.data.transforms import Normalize, normalizers
 from segformer.train.order import Batches, ResumableLoader, Seeded, Share, run_seed
 
@@ -111,6 +115,11 @@ class SegmentationData(LightningDataModule):
     @property
     def classes(self) -> Classes:
         return self.train.classes
+
+    @property
+    def statistics(self) -> Normalization | None:
+        """The statistics that belong to the images; None for photographs, which have no own."""
+        return getattr(self.train, "normalization", None)
 
     @property
     def num_classes(self) -> int:
@@ -289,7 +298,6 @@ class StandardData(SegmentationData):
             raise DataError(faults, self)
 
 
-SPLIT = "{split}"  # is replaced by the name of a split in a pattern
 SPLIT_NAMES = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation"),
@@ -310,13 +318,20 @@ class FolderData(SegmentationData):
             255 classes.
         label_map: Class of each value of a label map; see
             :class:`~segformer.data.datasets.FolderDataset`.
-        images: Pattern of the folders of images below ``root``.
+        images: Pattern of the folders of images below ``root``; or, if several files are bands of
+            one image, a list of their patterns, such as ``[rgb/{split}/{name}.tif,
+            nir/{split}/{name}.tif]``.
         labels: Pattern of the folders of label maps below ``root``; may equal ``images``.
         image_suffix: End of image names that label maps do not have; see
             :class:`~segformer.data.datasets.FolderDataset`.
         label_suffix: End of label map names that images do not have, such as ``_mask``.
         palette: Meaning of the values in palette files, if their palettes do not show it:
             ``index`` or ``color``.
+        bands: Which bands of the images are read, with the values that the files store; by default
+            they are read as 8-bit RGB.
+        normalization: Statistics of the bands; ``segformer check --write-statistics`` makes them.
+        tile: Height and width in pixels of the windows that large images are read in; see
+            :class:`~segformer.data.rasters.RasterDataset`.
         batch_size: See :class:`SegmentationData`, also for the further arguments.
 
     Raises:
@@ -332,7 +347,7 @@ class FolderData(SegmentationData):
         train_transform: Callable[..., Any],
         ignore_index: int | None = None,
         label_map: dict[int, int] | None = None,
-        images: str = "images/{split}",
+        images: str | list[str] = "images/{split}",
         labels: str = "labels/{split}",
         batch_size: int = 8,
         val_batch_size: int = 1,
@@ -340,18 +355,34 @@ class FolderData(SegmentationData):
         image_suffix: str = "",
         label_suffix: str = "",
         palette: Coding | None = None,
+        bands: Bands | None = None,
+        normalization: Normalization | None = None,
+        tile: list[int] | None = None,
     ) -> None:
+        if isinstance(images, list):
+            bands = replace(bands or Bands(), files=images)
+            images, image_suffix = _first_file(images)
         _check_patterns(images=images, labels=labels)
+        if bands is None and (tile or normalization):
+            raise ValueError(
+                f"tile={tile} and normalization={normalization} are for images that are read with "
+                "their bands; add `bands: {}`"
+            )
+        if bands is not None and normalization is not None:
+            normalization = replace(normalization, bands=bands)
+        make: Any = FolderDataset
+        if bands is not None:
+            make = partial(RasterDataset, bands=bands, normalization=normalization, tile=tile)
 
         def split(name: str) -> FolderDataset:
-            return FolderDataset(
+            return make(
                 Path(root, images.replace(SPLIT, name)),
                 Path(root, labels.replace(SPLIT, name)),
                 classes,
-                ignore_index,
-                label_map,
-                image_suffix,
-                label_suffix,
+                ignore_index=ignore_index,
+                label_map=label_map,
+                image_suffix=image_suffix,
+                label_suffix=label_suffix,
                 palette=palette,
             )
 
@@ -362,6 +393,12 @@ class FolderData(SegmentationData):
         super().__init__(train, val, train_transform, test, batch_size, val_batch_size, num_workers)
         if faults:
             raise DataError(faults, self)
+
+
+def _first_file(patterns: list[str]) -> tuple[str, str]:
+    """Returns the folder and the suffix of the first of several files of an image."""
+    folder, _, suffix = patterns[0].partition(NAME)
+    return folder.rstrip("/"), suffix
 
 
 def _check_patterns(**patterns: str) -> None:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import Namespace
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, WeightAveraging
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -105,6 +106,7 @@ class SegmentationCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Chooses the run's folder; a resumed run keeps its own."""
         config = self._settings
+        self._take_bands(config)
         given = config.clone()
         given.pop("ckpt_path", None)
         _refuse_unused(self.subcommand, config)
@@ -120,6 +122,26 @@ class SegmentationCLI(LightningCLI):
         if not validates and str(config.checkpoint.monitor).startswith("val/"):
             config.checkpoint.monitor = None
         self.save_config_kwargs = {"folder": folder, "given": given}
+
+    def _take_bands(self, config: Any) -> None:
+        """Builds the network for the number of bands of the data.
+
+        Raises:
+            ValueError: If the data have bands and no statistics.
+        """
+        data = config.data.get("init_args", Namespace())
+        if self.subcommand != "fit" or not (
+            data.get("bands") or isinstance(data.get("images"), list)
+        ):
+            return
+        if not data.get("normalization"):
+            raise ValueError(
+                "the data have bands, and no statistics to normalise them; run `segformer check "
+                "--write-statistics` with the same --config, which adds data.normalization to it"
+            )
+        network = config.model.network.get("init_args")
+        if network is not None and network.get("in_channels", 0) in (None, 3):
+            network.in_channels = len(data.normalization.mean)
 
     def _find_checkpoint(self, runs: Runs) -> Path | None:
         named = self._settings.get("ckpt_path")

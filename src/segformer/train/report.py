@@ -18,7 +18,7 @@ from torch import Tensor
 from segformer.data.classes import Classes
 from segformer.evaluation import normalize_for, own_size_labels
 from segformer.evaluation.metrics import Scores
-from segformer.inference.pictures import colored, sheet
+from segformer.inference.pictures import colored, sheet, shown
 from segformer.train.data import SegmentationData
 from segformer.train.task import SegmentationTask
 
@@ -104,7 +104,7 @@ class Report(Callback):
             image, label = data.val[index]
             images = normalize_for(task.network)(image)[None].to(next(task.network.parameters()))
             prediction = own_size_labels(task.network, images)[0].cpu()
-            columns["image"].append(Image.fromarray(image.permute(1, 2, 0).numpy()))
+            columns["image"].append(shown(image))
             for name, labels in (("label", label), ("prediction", prediction)):
                 columns[name].append(colored(labels.numpy(), data.classes))
         return sheet(columns, data.classes)

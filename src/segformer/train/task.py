@@ -84,8 +84,14 @@ class SegmentationTask(LightningModule):
         return self.network(images)
 
     def setup(self, stage: str) -> None:
-        """Sets the normalization of the data to that of the network's weights."""
+        """Sets the normalization of the data to that of the network's weights.
+
+        Where the images have statistics of their own, the network takes these before training.
+        """
         data: Any = getattr(self.trainer, "datamodule", None)
+        statistics = getattr(data, "statistics", None)
+        if stage == "fit" and statistics is not None:
+            self.network.normalization = statistics
         if hasattr(data, "normalize_as"):
             data.normalize_as(self.network.normalization)
 

@@ -1,0 +1,1 @@
+"""Families of image files, each read by the library that knows it best."""

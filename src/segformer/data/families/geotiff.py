@@ -1,0 +1,145 @@
+"""Rasters, by rasterio: GeoTIFF, TIFF of any bands, 16-bit colour PNG."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segformer.data.families.opened import Grid, Opened, Window, missing
+
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def is_installed() -> bool:
+    try:
+        import rasterio  # noqa: F401
+    except ModuleNotFoundError:
+        return False
+    return True
+
+
+@contextmanager
+def opened(path: Path | str, mode: str = "r", **options: Any) -> Iterator[Any]:
+    """A raster of rasterio, whose warning of a missing georeference is not said."""
+    try:
+        import rasterio
+        from rasterio.errors import NotGeoreferencedWarning
+        from rasterio.transform import Affine
+    except ModuleNotFoundError as error:
+        raise missing(Path(path), "rasterio", "geo") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        if "transform" in options:
+            options["transform"] = Affine(*options["transform"])
+        with rasterio.open(path, mode, **options) as raster:
+            yield raster
+
+
+def open_raster(path: Path, pages: str | None, level: int) -> Opened:
+    """Returns the image of a raster file.
+
+    Args:
+        path: Path of the file.
+        pages: ``"bands"`` if the pages of a file are bands of one image.
+        level: Level of its pyramid; 0 is the finest.
+
+    Raises:
+        ValueError: If it has several pages and ``pages`` is None, or no such level.
+    """
+    sources = _sources(path, pages, level)
+    options: dict[str, Any] = (
+        {"overview_level": level - 1} if level and sources == [str(path)] else {}
+    )
+    shapes, dtypes, names = [], set(), []
+    for source in sources:
+        with opened(source, **options) as raster:
+            shapes.append((raster.count, raster.height, raster.width))
+            dtypes |= set(raster.dtypes)
+            names += [name or "" for name in raster.descriptions]
+            has_gaps = any(flags != [1] for flags in _flags(raster))
+            nodata, grid = raster.nodata, _grid(raster)
+    if len(dtypes) > 1 or len({shape[1:] for shape in shapes}) > 1:
+        raise ValueError(
+            f"its bands have the types {', '.join(sorted(dtypes))} and the sizes "
+            f"{', '.join(sorted({f'{h}×{w}' for _, h, w in shapes}))}; save it with one"
+        )
+    dtype = dtypes.pop()
+
+    def read(window: Window) -> np.ndarray:
+        values = np.concatenate([_read(source, window, options) for source in sources])
+        if nodata is not None and values.dtype.kind == "f":
+            values[values == np.asarray(nodata, values.dtype)] = np.nan
+        return values
+
+    def valid(window: Window) -> np.ndarray:
+        with opened(sources[0], **options) as raster:
+            return np.asarray(raster.dataset_mask(window=window_of(window)) > 0)
+
+    shape = (sum(count for count, *_ in shapes), *shapes[0][1:])
+    known = tuple(names) if all(names) else ()
+    return Opened(path, shape, dtype, read, valid if has_gaps else None, grid, known)
+
+
+def _sources(path: Path, pages: str | None, level: int) -> list[str]:
+    """Returns GDAL's names of the pages to read."""
+    with opened(path) as raster:
+        parts = list(raster.subdatasets)
+        levels = 1 + len(raster.overviews(1)) if raster.count else 0
+    if len(parts) > 1:
+        return parts if pages == "bands" else [_level(path, parts, level)]
+    if level >= max(levels, 1):
+        raise ValueError(f"it has {levels} levels, and level={level} is asked for; the first is 0")
+    return [str(path)]
+
+
+def _level(path: Path, parts: list[str], level: int) -> str:
+    """Returns the page of a slide's pyramid; its pages are ever smaller copies of the first."""
+    sizes = {}
+    for part in parts:
+        with opened(part) as raster:
+            sizes[part] = (raster.height, raster.width, raster.count)
+    (height, width, count), *_ = sizes.values()
+    copies = [
+        part
+        for part, (h, w, n) in sizes.items()
+        if n == count and abs(h * width - w * height) <= height + width
+    ]
+    copies.sort(key=lambda part: -sizes[part][0])
+    if len({sizes[part] for part in copies}) < len(copies) or len(copies) < 2:
+        raise ValueError(
+            f"it holds {len(parts)} pages; set `pages: bands` if they are bands of one image, or "
+            "save each to a file of its own"
+        )
+    if level >= len(copies):
+        raise ValueError(
+            f"it has {len(copies)} levels, and level={level} is asked for; the first is 0"
+        )
+    return copies[level]
+
+
+def _flags(raster: Any) -> list[list[int]]:
+    """Returns GDAL's flags of each band's mask; 1 says that all pixels are valid."""
+    return [[int(flag) for flag in flags] for flags in raster.mask_flag_enums]
+
+
+def _grid(raster: Any) -> Grid | None:
+    if raster.crs is None:
+        return None
+    return Grid(raster.crs.to_wkt(), tuple(raster.transform)[:6])
+
+
+def window_of(window: Window) -> Any:
+    """Returns a window as rasterio has it."""
+    from rasterio.windows import Window as Part
+
+    return Part(window.left, window.top, window.width, window.height)
+
+
+def _read(source: str, window: Window, options: dict[str, Any]) -> np.ndarray:
+    with opened(source, **options) as raster:
+        return np.asarray(raster.read(window=window_of(window)))

@@ -1,0 +1,262 @@
+"""Folders of images of any bands and their label maps, read whole or in tiles."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from tqdm import tqdm
+
+from segformer.data.bands import SUFFIXES, Bands, read_pixels, valid_pixels
+from segformer.data.classes import Classes
+from segformer.data.datasets import DataError, FolderDataset
+from segformer.data.families import geotiff
+from segformer.data.families.opened import Opened, Window
+from segformer.data.images import decode, read_header
+from segformer.data.normalization import Normalization
+
+SAMPLED_PIXELS = 1 << 16  # of an image, for statistics
+PERCENTILES = (0.1, 99.9)
+
+
+class RasterDataset(FolderDataset):
+    """Images of any number and type of bands, and their label maps, in two folders.
+
+    A sample is ``(image, label)``: (C, H, W) with the values that the files store, and class
+    indices (H, W). Pixels without data in any band are ignored. A label map that is a raster may
+    have its own value for no data, which is ignored, too.
+
+    Args:
+        images: See :class:`~segformer.data.datasets.FolderDataset`, also for the further arguments.
+        bands: Which bands of the files are read.
+        tile: Height and width in pixels of the windows that large images are read in, each a sample
+            of its own; by default images are read whole. The last windows of a row or column are
+            moved back to the border.
+        normalization: Statistics of the bands, which each image that is read must fit.
+
+    Raises:
+        DataError: When it is built, as for :class:`~segformer.data.datasets.FolderDataset`. On
+            access, if an image has other bands than ``normalization``, or an image and its label
+            map lie at different places on the earth.
+    """
+
+    SUFFIXES: ClassVar[tuple[str, ...]] = SUFFIXES
+
+    def __init__(
+        self,
+        images: str | os.PathLike[str],
+        labels: str | os.PathLike[str],
+        classes: Classes,
+        *,
+        bands: Bands | None = None,
+        tile: Sequence[int] | None = None,
+        normalization: Normalization | None = None,
+        **options: Any,
+    ) -> None:
+        self.bands, self.tile, self.normalization = bands or Bands(), tile, normalization
+        self.windows: list[Window | None] = []
+        super().__init__(images, labels, classes, **options)
+        self.windows = [None] * len(self.pairs)
+        if tile is not None:
+            tiled = [(pair, window) for pair in self.pairs for window in self._tiles(pair[0])]
+            self.pairs, self.windows = [pair for pair, _ in tiled], [window for _, window in tiled]
+
+    def _tiles(self, path: Path) -> list[Window | None]:
+        """Returns the windows of an image; an unreadable one has one window, to be named later."""
+        assert self.tile is not None
+        try:
+            height, width = self.bands.open(path).size
+        except ValueError:
+            return [None]
+        return [
+            Window(top, left, min(self.tile[0], height), min(self.tile[1], width))
+            for top in starts(height, self.tile[0])
+            for left in starts(width, self.tile[1])
+        ]
+
+    def __getitem__(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+        (path, label_path), window = self.pairs[index], self.windows[index]
+        image = self.bands.open(path)
+        self._check_pair(image, label_path)
+        label = self._label(label_path, window)
+        valid = valid_pixels(image, window)
+        if valid is not None:
+            label[~torch.from_numpy(valid)] = self.classes.ignore_index
+        return self._pixels(image, window), label
+
+    def _pixels(self, image: Opened, window: Window | None) -> tv_tensors.Image:
+        pixels = read_pixels(image, window)
+        if self.normalization is not None:
+            try:
+                self.normalization.check(pixels)
+            except ValueError as error:
+                raise ValueError(f"image {str(image.path)!r} does not fit: {error}") from error
+        return pixels
+
+    def _label(self, path: Path, window: Window | None) -> tv_tensors.Mask:
+        """Returns the class indices of a label map, or of a window of it."""
+        raster = self._label_raster(path)
+        if raster is None:
+            label = self._classes_of(decode(path))
+            return label if window is None else tv_tensors.Mask(label[window.slices])
+        values = torch.from_numpy(raster.read(window or raster.whole)[0].astype(np.int64))
+        valid = valid_pixels(raster, window)
+        if valid is not None:
+            no_data = ~torch.from_numpy(valid)
+            values[no_data] = self._ignored_value
+        return self._classes_of_values(values, path)
+
+    @property
+    def _ignored_value(self) -> int:
+        """A value of label maps that is ignored."""
+        if self.label_map is None:
+            return self.ignore_index
+        ignored = (self.label_map == self.classes.ignore_index).nonzero()
+        return int(ignored[0]) if len(ignored) else -1
+
+    def _label_raster(self, path: Path) -> Opened | None:
+        """Returns a label map of indices that rasterio reads, None for other label maps."""
+        if self.palette == "color" or not geotiff.is_installed():
+            return None
+        with path.open("rb") as file:
+            if not file.read(4).startswith(geotiff.TIFF_MAGIC):
+                return None
+        raster = Bands().open(path)
+        return raster if raster.shape[0] == 1 and raster.dtype[0] in "ui" else None
+
+    def _check_pair(self, image: Opened, label: Path) -> None:
+        raster = self._label_raster(label)
+        size = raster.size if raster else read_header(label).shown_size
+        if size != image.size:
+            raise ValueError(
+                f"image {str(image.path)!r} is {image.size[0]}×{image.size[1]} but its label map "
+                f"{str(label)!r} is {size[0]}×{size[1]} (height × width); save both in the same "
+                "size"
+            )
+        if raster and raster.grid and image.grid and raster.grid != image.grid:
+            raise ValueError(
+                f"image {str(image.path)!r} and its label map {str(label)!r} lie at different "
+                f"places on the earth: {image.grid} and {raster.grid}; resample the label map to "
+                "the image's grid"
+            )
+
+    def faults_of(self, index: int) -> list[str]:
+        try:
+            self[index]
+        except (OSError, ValueError) as error:
+            return [str(error)]
+        return []
+
+    def check_files(self, samples: int = 64, seed: int = 0) -> tuple[str, ...]:
+        self._check_systems()
+        return super().check_files(samples, seed)
+
+    def _header_faults(self, index: int) -> list[str]:
+        image, label = self.pairs[index]
+        if index and self.pairs[index - 1][0] == image:  # another tile
+            return []
+        try:
+            self._check_pair(self.bands.open(image), label)
+        except (OSError, ValueError) as error:
+            return [str(error)]
+        return []
+
+    def _check_systems(self) -> None:
+        """Raises DataError if images have different coordinate reference systems."""
+        first: dict[str, Path] = {}
+        with ThreadPoolExecutor(8) as readers:
+            for path, crs in readers.map(self._system, dict.fromkeys(i for i, _ in self.pairs)):
+                if crs is not None:
+                    first.setdefault(crs, path)
+        if len(first) > 1:
+            (one, path), (other, another), *_ = first.items()
+            raise DataError(
+                [
+                    f"{str(path)!r} has the coordinate reference system {_short(one)} and "
+                    f"{str(another)!r} {_short(other)}; reproject the images to one"
+                ],
+                self,
+            )
+
+    def _system(self, path: Path) -> tuple[Path, str | None]:
+        try:
+            grid = self.bands.open(path).grid
+        except (OSError, ValueError):
+            return path, None  # its fault is said with the others
+        return path, grid.crs if grid else None
+
+    def problems_of_one_class(self, histogram: np.ndarray) -> list[str]:
+        return []  # a raster says itself which value is no data
+
+
+def _short(crs: str) -> str:
+    """Returns the name in a WKT, such as "WGS 84 / UTM zone 33N"."""
+    return crs.split('"')[1] if '"' in crs else crs
+
+
+def starts(length: int, tile: int) -> list[int]:
+    """Returns the first pixels of the tiles along a side; the last is moved back to the border."""
+    return [min(start, max(0, length - tile)) for start in range(0, length, tile)]
+
+
+def statistics_of(dataset: RasterDataset) -> Normalization:
+    """Returns the normalization of a data set's bands, with a progress bar.
+
+    Up to 65,536 pixels of each sample are read, evenly spread, of which those without data are left
+    out. Types other than uint8 are clipped to the range between their 0.1 and 99.9 percentiles;
+    mean and standard deviation are those of the clipped values.
+
+    Raises:
+        ValueError: If two images have other numbers or types of bands, a sample cannot be read, or
+            a band has one value only.
+    """
+    sampled: list[Tensor] = []
+    kind: tuple[str, int] | None = None
+    for index in tqdm(range(len(dataset)), "statistics", unit="sample"):
+        pixels, _ = dataset[index]
+        found = str(pixels.dtype).removeprefix("torch."), pixels.shape[0]
+        kind = kind or found
+        if found != kind:
+            raise ValueError(
+                f"image {str(dataset.pairs[index][0])!r} has {found[1]} bands of {found[0]}, those "
+                f"before it {kind[1]} of {kind[0]}; convert the images to one kind"
+            )
+        values = pixels.as_subclass(Tensor).flatten(1)
+        valid = valid_pixels(dataset.bands.open(dataset.pairs[index][0]), dataset.windows[index])
+        if valid is not None:
+            values = values[:, torch.from_numpy(valid.ravel())]
+        step = max(1, values.shape[1] // SAMPLED_PIXELS)
+        sampled.append(values[:, ::step].double())
+    assert kind is not None
+    bands = torch.cat(sampled, 1).numpy()
+    return _normalization(bands, kind[0], dataset.bands)
+
+
+def _normalization(values: np.ndarray, dtype: str, bands: Bands) -> Normalization:
+    """Returns the normalization of sampled values (C, N) of a type."""
+    limits = np.nanpercentile(values, PERCENTILES, axis=1).T
+    for number, (low, high) in enumerate(limits.tolist()):
+        if not low < high:
+            raise ValueError(
+                f"band {number + 1} has the value {low:g} everywhere; leave it out with "
+                "data.bands.select"
+            )
+    scale = 1 / 255 if dtype == "uint8" else 1.0
+    if dtype != "uint8":
+        values = np.clip(values, limits[:, :1], limits[:, 1:])
+    mean, std = np.nanmean(values, axis=1) * scale, np.nanstd(values, axis=1) * scale
+    made = Normalization(_rounded(mean), _rounded(std), scale, dtype, bands=bands)
+    return made if dtype == "uint8" else replace(made, limits=[_rounded(pair) for pair in limits])
+
+
+def _rounded(values: np.ndarray) -> list[float]:
+    """Returns numbers with six digits, as people write them."""
+    return [float(f"{value:.6g}") for value in values]

@@ -1,0 +1,280 @@
+"""Files of other people's formats, written by their own libraries: GeoTIFF, DICOM.
+
+uv pip install ".[test,geo,medical]"; pytest -m extras tests/data/test_rasters.py
+"""
+
+from __future__ import annotations
+
+import random
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, randomized
+from PIL import Image
+from torch import Tensor
+
+from segformer import Classes, SegFormer
+from segformer.cli import main
+from segformer.data.bands import Bands, read_pixels, valid_pixels
+from segformer.data.datasets import DataError
+from segformer.data.normalization import Normalization
+from segformer.data.rasters import RasterDataset
+from segformer.evaluation import Blend
+from segformer.evaluation.large import label_windows
+
+rasterio = pytest.importorskip("rasterio", reason="reason: needs segformer[geo]")
+pydicom = pytest.importorskip("pydicom", reason="reason: needs segformer[medical]")
+pytestmark = pytest.mark.extras
+
+Affine = rasterio.Affine
+
+UTM33 = "EPSG:32633"
+CLASSES = Classes(["water", "field", "forest"], [(0, 0, 255), (200, 200, 0), (0, 99, 0)])
+
+
+def noise(*shape: int, high: int = 4000, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(1, high, shape, np.uint16)
+
+
+def write(path: Path, array: np.ndarray, **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    profile = {
+        "driver": "GTiff",
+        "count": array.shape[0],
+        "height": array.shape[1],
+        "width": array.shape[2],
+        "dtype": array.dtype,
+        "crs": UTM33,
+        "transform": Affine(10, 0, 500_000, 0, -10, 5_000_000),
+        **options,
+    }
+    with rasterio.open(path, "w", **profile) as raster:
+        raster.write(array)
+    return path
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
+def test_rasters_keep_their_values(dtype: str, tmp_path: Path) -> None:
+    array = noise(5, 90, 110).astype(dtype)
+    path = write(tmp_path / "a.tif", array, tiled=True, blockxsize=64, blockysize=64)
+    image = Bands(select=[5, 2]).open(path)
+    assert (image.shape, image.dtype) == ((2, 90, 110), dtype)
+    assert image.grid is not None
+    assert rasterio.CRS.from_wkt(image.grid.crs) == rasterio.CRS.from_string(UTM33)
+    assert np.array_equal(read_pixels(image).numpy(), array[[4, 1]])
+    assert valid_pixels(image) is None
+
+
+@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
+def test_colours_of_16_bits_are_kept(tmp_path: Path) -> None:
+    array = noise(3, 30, 40)
+    write(tmp_path / "a.png", array, driver="PNG", crs=None, transform=None)
+    assert np.array_equal(read_pixels(Bands().open(tmp_path / "a.png")).numpy(), array)
+
+
+def test_pages_are_bands_or_refused(tmp_path: Path) -> None:
+    array = noise(3, 30, 40)
+    pages = [Image.fromarray(band) for band in array]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    found = read_pixels(Bands(pages="bands").open(tmp_path / "a.tif"))
+    assert np.array_equal(found.numpy(), array)
+    with pytest.raises(ValueError, match=r"a\.tif'.* holds 3 pages; set `pages: bands`"):
+        Bands().open(tmp_path / "a.tif")
+
+
+def test_a_level_of_a_pyramid_is_read(tmp_path: Path) -> None:
+    from rasterio.enums import Resampling
+
+    array = noise(3, 256, 320)
+    path = write(tmp_path / "a.tif", array, tiled=True)
+    with rasterio.open(path, "r+") as raster:
+        raster.build_overviews([2, 4], Resampling.nearest)
+        expected = raster.read(out_shape=(3, 64, 80))
+    assert Bands().open(path).size == (256, 320)
+    image = Bands(level=2).open(path)
+    assert image.size == (64, 80)
+    assert np.array_equal(read_pixels(image).numpy(), expected)
+    with pytest.raises(ValueError, match="has 3 levels, and level=3 is asked for"):
+        Bands(level=3).open(path)
+
+
+@pytest.mark.parametrize(("bits", "slope"), [(12, None), (16, None), (12, 2.0)])
+def test_dicom_keeps_its_values(bits: int, slope: float | None, tmp_path: Path) -> None:
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import (
+        DigitalXRayImageStorageForPresentation,
+        ExplicitVRLittleEndian,
+        generate_uid,
+    )
+
+    array = noise(40, 50, high=1 << bits)
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
+    dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    dataset.Rows, dataset.Columns = array.shape
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, bits, bits - 1
+    dataset.PixelRepresentation = 0
+    if slope is not None:
+        dataset.RescaleSlope, dataset.RescaleIntercept = slope, -1024
+    dataset.PixelData = array.tobytes()
+    dataset.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    found = read_pixels(Bands().open(tmp_path / "a.dcm")).numpy()[0]
+    if slope is None:
+        assert found.dtype == np.uint16
+        assert np.array_equal(found, array)
+    else:
+        assert np.array_equal(found, (array * slope - 1024).astype(np.float32))
+
+
+def folders(root: Path, **of_labels: Any) -> RasterDataset:
+    array, labels = noise(4, 100, 130), noise(1, 100, 130, high=4).astype(np.uint8) - 1
+    array[:, :20, :30] = 0
+    labels[0, 50:60] = 9
+    write(root / "images/a.tif", array, nodata=0)
+    write(root / "labels/a.tif", labels, nodata=9, **of_labels)
+    return RasterDataset(root / "images", root / "labels", CLASSES, tile=(64, 64))
+
+
+def test_pixels_without_data_are_ignored_in_training(tmp_path: Path) -> None:
+    dataset = folders(tmp_path)
+    whole = np.array(rasterio.open(tmp_path / "labels/a.tif").read(1))
+    whole[:20, :30] = whole[50:60] = 255
+    for index, window in enumerate(dataset.windows):
+        assert window is not None
+        assert np.array_equal(dataset[index][1].numpy(), whole[window.slices])
+
+
+def test_labels_at_another_place_are_refused(tmp_path: Path) -> None:
+    dataset = folders(tmp_path, transform=Affine(10, 0, 500_010, 0, -10, 5_000_000))
+    with pytest.raises(ValueError, match="lie at different places on the earth"):
+        dataset[0]
+
+
+def test_two_systems_in_one_set_are_refused(tmp_path: Path) -> None:
+    for name, crs in (("a", UTM33), ("b", "EPSG:32634")):
+        write(tmp_path / f"images/{name}.tif", noise(2, 40, 50), crs=crs)
+        write(tmp_path / f"labels/{name}.tif", noise(1, 40, 50, high=3).astype("uint8"), crs=crs)
+    dataset = RasterDataset(tmp_path / "images", tmp_path / "labels", CLASSES)
+    with pytest.raises(
+        DataError, match=r"a\.tif' has .* UTM zone 33N and .*b\.tif' .* 34N; reproject"
+    ):
+        dataset.check_files()
+
+
+@pytest.fixture
+def model() -> SegFormer:
+    normalization = Normalization(
+        [2000] * 4, [1000] * 4, 1.0, "uint16", [(1, 4000)] * 4, Bands(["r", "g", "b", "nir"])
+    )
+    return randomized(
+        SegFormer(TINY, in_channels=4, classes=CLASSES, num_classes=3, normalization=normalization)
+    )
+
+
+def test_a_scene_is_labelled_on_its_grid(model: SegFormer, tmp_path: Path) -> None:
+    """As the same windows label the array in memory."""
+    array = noise(4, 300, 410)
+    array[:, 100:150, 200:300] = 0
+    path = write(tmp_path / "scene.tif", array, nodata=0)
+    model.save(tmp_path / "m.safetensors")
+    weights, out = str(tmp_path / "m.safetensors"), str(tmp_path / "out")
+    main(["predict", weights, str(path), "--out", out, "--slide", "96", "64"])
+    with rasterio.open(path) as scene, rasterio.open(tmp_path / "out/scene.tif") as labels:
+        assert labels.crs == scene.crs
+        assert labels.transform == scene.transform
+        assert labels.shape == scene.shape
+        assert (labels.count, labels.dtypes, labels.nodata) == (1, ("uint8",), 255)
+        assert labels.profile["compress"] == "deflate"
+        assert labels.profile["tiled"]
+        assert [labels.colormap(1)[k][:3] for k in range(3)] == list(CLASSES.colors)
+        assert "forest" in labels.tags(1)["CLASSES"]
+        found, valid = labels.read(1), scene.dataset_mask() > 0
+    images = model.normalization(torch.from_numpy(array))[None]
+    with torch.no_grad():
+        expected = Blend((96, 96), (64, 64)).logits(model, images).argmax(1)[0].numpy()
+    assert np.array_equal(found[valid], expected[valid])
+    assert (found[~valid] == 255).all()
+    assert not valid[100:150, 200:300].any()
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["scene.tif"]
+
+
+def test_memory_is_bounded_by_the_windows() -> None:
+    """A wide image is labelled in parts, with the same labels."""
+    image = torch.from_numpy(noise(3, 70, 4000, high=256).astype(np.uint8))
+
+    def model(images: Tensor) -> Tensor:
+        return torch.cat([images, images.flip(1) * 0.9], 1)
+
+    def labels(memory: int) -> tuple[np.ndarray, int]:
+        out = np.zeros((70, 4000), np.uint8)
+
+        def write_part(rows: slice, columns: slice, part: np.ndarray) -> None:
+            out[rows, columns] = part
+
+        label_windows(
+            model,
+            (70, 4000),
+            lambda rows, columns: image[:, rows, columns],
+            write_part,
+            Blend((32, 32), (24, 24)),
+            memory=memory,
+        )
+        return out, 0
+
+    tracemalloc.start()
+    whole, _ = labels(1 << 30)
+    parts, _ = labels(4 * 6 * 32 * 300)
+    tracemalloc.stop()
+    assert np.array_equal(whole, parts)
+
+
+def test_broken_rasters_are_named_and_leave_no_file(model: SegFormer, tmp_path: Path) -> None:
+    path = write(tmp_path / "scene.tif", noise(4, 200, 200), compress="deflate")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    model.save(tmp_path / "m.safetensors")
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit, match=r"cannot (read|label) .*scene\.tif'"):
+        main(["predict", str(tmp_path / "m.safetensors"), str(path), "--out", str(out)])
+    assert not out.exists() or list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["tif", "npy", "npz", "dcm", "png"])
+def test_mutated_files_are_read_or_refused_by_name(kind: str, tmp_path: Path) -> None:
+    """2,000 of each kind."""
+    array = noise(3, 12, 15)
+    path = tmp_path / f"a.{kind}"
+    if kind == "npz":
+        np.savez_compressed(path, array.transpose(1, 2, 0))
+    elif kind == "npy":
+        np.save(path, array.transpose(1, 2, 0))
+    elif kind == "png":
+        Image.fromarray(array[0]).save(path)
+    elif kind == "tif":
+        write(path, array, compress="deflate", nodata=0)
+    else:
+        test_dicom_keeps_its_values(12, None, tmp_path)
+    whole, chance = path.read_bytes(), random.Random(0)
+    refused = read = 0
+    for _ in range(2000):
+        content = bytearray(whole)
+        for _ in range(chance.choice([1, 2, 8])):
+            content[chance.randrange(len(content))] = chance.randrange(256)
+        if chance.random() < 0.3:
+            del content[chance.randrange(len(content)) :]
+        path.write_bytes(content)
+        try:
+            image = Bands().open(path)
+            assert read_pixels(image).shape == image.shape
+        except ValueError as error:
+            refused += str(path) in str(error)
+        else:
+            read += 1
+    assert refused + read == 2000
+    assert refused > 100

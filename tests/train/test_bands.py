@@ -1,0 +1,172 @@
+"""From images of any bands to a trained network that obeys their statistics in every verb."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import TINY
+from PIL import Image
+
+from segformer import SegFormer
+from segformer.checkpoint import describe
+from segformer.cli import main
+from segformer.deploy import Exported, export
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+VARIANT = {
+    name: list(value) if isinstance(value, tuple) else value for name, value in vars(TINY).items()
+}
+
+
+def thermal(root: Path, name: str, seed: int) -> None:
+    """A 16-bit picture whose information lies in its low 8 bits, and its label map."""
+    generator = np.random.default_rng(seed)
+    labels = np.kron(generator.integers(0, 2, (3, 4), np.uint8), np.ones((24, 24), np.uint8))
+    pixels = (60 + 90 * labels + generator.normal(0, 12, labels.shape)).astype(np.uint16)
+    for folder, picture in (("images", pixels), ("labels", labels)):
+        path = root / folder / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set and its config, without statistics."""
+    root = tmp_path_factory.mktemp("thermal")
+    for k in range(24):
+        thermal(root, f"{'train' if k < 16 else 'val'}/{k}", k)
+    settings = {
+        "data": {
+            "class_path": "segformer.train.data.FolderData",
+            "init_args": {
+                "root": str(root),
+                "classes": {"names": ["cold", "warm"]},
+                "bands": {"names": ["temperature"]},
+                "train_transform": {
+                    "class_path": "segformer.data.augmentation.Street",
+                    "init_args": {"crop_size": [64, 64], "scale": [0.8, 1.25]},
+                },
+                "batch_size": 4,
+                "num_workers": 0,
+            },
+        },
+        "model": {
+            "network": {
+                "class_path": "segformer.SegFormer",
+                "init_args": {
+                    "backbone": {"class_path": "segformer.Variant", "init_args": VARIANT},
+                    "drop_path": 0.0,
+                },
+            },
+            "optimizer": {
+                "class_path": "segformer.train.optim.OfficialAdamW",
+                "init_args": {"lr": 3e-3},
+            },
+            "head_lr_mult": 1.0,
+        },
+        "trainer": {
+            "max_steps": 60,
+            "accelerator": "cpu",
+            "check_val_every_n_epoch": 100,
+            "logger": {
+                "class_path": "lightning.pytorch.loggers.CSVLogger",
+                "init_args": {"save_dir": str(root / "runs"), "name": "t"},
+            },
+        },
+    }
+    text = "# of the kitchen\n" + yaml.safe_dump(settings).replace(
+        "temperature", "temperature # in kelvin"
+    )
+    (root / "thermal.yaml").write_text(text)
+    return root
+
+
+@pytest.fixture(scope="module")
+def weights(folder: Path) -> Path:
+    """The network that is trained on the data set with its statistics."""
+    config = folder / "thermal.yaml"
+    out = folder / "check.png"
+    main(["check", "--config", str(config), "--write-statistics", "--out", str(out)])
+    main(["fit", "--config", str(config)])
+    (path,) = folder.glob("runs/t/*/model.safetensors")
+    return path
+
+
+def test_without_statistics_the_cure_is_said(folder: Path, tmp_path: Path) -> None:
+    settings = yaml.safe_load((folder / "thermal.yaml").read_text())
+    settings["data"]["init_args"].pop("normalization", None)
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(SystemExit, match=r"no statistics .* `segformer check --write-statistics`"):
+        main(["fit", "--config", str(tmp_path / "c.yaml")])
+
+
+def test_statistics_are_added_to_the_config_with_its_comments(weights: Path, folder: Path) -> None:
+    text = (folder / "thermal.yaml").read_text()
+    assert text.startswith("# of the kitchen\n")
+    assert "temperature # in kelvin" in text
+    found = yaml.safe_load(text)["data"]["init_args"]["normalization"]
+    pixels = np.stack(
+        [np.array(Image.open(path)) for path in sorted((folder / "images/train").iterdir())]
+    )
+    assert found["dtype"] == "uint16"
+    assert found["mean"] == pytest.approx([pixels.mean()], rel=1e-2)
+    assert found["std"] == pytest.approx([pixels.std()], rel=1e-2)
+
+
+def test_low_bits_are_learned(weights: Path) -> None:
+    results = yaml.safe_load((weights.parent / "results.json").read_text())
+    assert results["val"]["miou"] > 0.95
+
+
+def test_the_weights_know_what_they_eat(weights: Path, folder: Path, tmp_path: Path) -> None:
+    model = SegFormer.from_pretrained(weights)
+    assert model.normalization.dtype == "uint16"
+    assert model.normalization.bands is not None
+    assert model.normalization.bands.names == ("temperature",)
+    main(["predict", str(weights), str(folder / "images/val"), "--out", str(tmp_path)])
+    right = [
+        np.array(Image.open(tmp_path / path.name)) == np.array(Image.open(path))
+        for path in (folder / "labels/val").iterdir()
+    ]
+    assert np.mean(right) > 0.95
+
+
+def test_other_images_are_refused_by_name(weights: Path, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    photo = Image.fromarray(generator.integers(0, 256, (64, 64, 3), np.uint8))
+    photo.save(tmp_path / "photo.png")
+    hot = generator.integers(30_000, 60_000, (64, 64), np.uint16)
+    Image.fromarray(hot).save(tmp_path / "hot.png")
+    for name, message in (
+        ("photo", r"photo\.png\' has 3 bands, and 1 are named \(temperature\); select"),
+        ("hot", r"hot\.png': most values of its band 'temperature' are outside"),
+    ):
+        arguments = ["predict", str(weights), str(tmp_path / f"{name}.png")]
+        with pytest.raises(SystemExit, match=message):
+            main([*arguments, "--out", str(tmp_path / "out")])
+
+
+def test_exported_files_know_it_too(weights: Path, folder: Path, tmp_path: Path) -> None:
+    model = SegFormer.from_pretrained(weights)
+    with pytest.raises(ValueError, match="images are uint16, not uint8; .* --input normalized"):
+        export(model, tmp_path / "pixels.pt2", input="uint8")
+    export(model, tmp_path / "model.pt2")
+    assert Exported(tmp_path / "model.pt2").normalization == model.normalization
+    image = str(folder / "images/val/16.png")
+    for source in (weights, tmp_path / "model.pt2"):
+        out = tmp_path / source.suffix[1:]
+        main(["predict", str(source), image, "--out", str(out)])
+    first, second = (
+        np.array(Image.open(tmp_path / kind / "16.png")) for kind in ("pt2", "safetensors")
+    )
+    assert (first == second).mean() > 0.999
+
+
+def test_a_photographs_model_is_read_by_earlier_versions(tmp_path: Path) -> None:
+    """They know mean, std and scale only."""
+    described = describe(SegFormer(TINY, num_classes=2))
+    assert set(described["normalization"]) == {"mean", "std", "scale"}
