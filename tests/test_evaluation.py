@@ -228,6 +228,8 @@ def test_an_array_that_cannot_hold_the_labels_is_refused() -> None:
         return images.new_zeros(1, 300, *images.shape[-2:])
 
     pixels = np.zeros((8, 8, 3), np.uint8)
-    with pytest.raises(ValueError, match="uint8 cannot hold 300 labels; give an array of uint16"):
+    with pytest.raises(
+        ValueError, match="up to 255 cannot hold 300 classes; give an array of uint16"
+    ):
         label_large(model, pixels, np.zeros((8, 8), np.uint8), Slide((8, 8), (8, 8)))
     label_large(model, pixels, np.zeros((8, 8), np.uint16), Slide((8, 8), (8, 8)))

@@ -255,7 +255,7 @@ def test_an_array_that_is_no_image_is_named_and_leaves_no_file(
         path.write_bytes(path.read_bytes()[:-100])
     if broken == "none":
         path.write_bytes(b"no array")
-    with pytest.raises(SystemExit, match=r"cannot label .*a.npy"):
+    with pytest.raises(SystemExit, match=r"cannot (read|label) .*a.npy"):
         main([str(weights), str(path), "--out", str(tmp_path / "out")])
     assert not list((tmp_path / "out").iterdir())
 

@@ -7,12 +7,13 @@ from segformer.evaluation.batches import (
     own_size_labels,
     pad_to_min_size,
 )
-from segformer.evaluation.large import label_large
+from segformer.evaluation.large import label_large, label_windows
 from segformer.evaluation.metrics import Scores
 from segformer.evaluation.protocols import (
     PROTOCOLS,
     TTA_RATIOS,
     WINDOWS,
+    Blend,
     Protocol,
     Slide,
     Whole,
@@ -25,6 +26,7 @@ __all__ = [
     "PROTOCOLS",
     "TTA_RATIOS",
     "WINDOWS",
+    "Blend",
     "Protocol",
     "Scores",
     "Slide",
@@ -35,6 +37,7 @@ __all__ = [
     "evaluate",
     "find_protocol",
     "label_large",
+    "label_windows",
     "normalize_for",
     "own_size_labels",
     "pad_to_min_size",

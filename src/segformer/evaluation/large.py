@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,16 +16,16 @@ from segformer.evaluation.protocols import Slide, own_size_logits
 from segformer.ops import with_background
 
 COLUMNS = 4096  # labelled at a time
+BYTES = 1 << 30  # of the sums of logits
+
+Read = Callable[[slice, slice], Tensor]  # rows and columns to the pixels (C, h, w)
+Write = Callable[[slice, slice, np.ndarray], None]  # and to where their labels (h, w) go
 
 
 def label_large(
     model: Any, image: Any, out: Any, mode: Slide, *, device: str | torch.device = "cpu"
 ) -> None:
-    """Labels an image that does not fit into memory, window by window.
-
-    The labels equal ``mode.logits(…).argmax(1)``; those of a model of one logit are 1 where that
-    logit is above 0. The logits of one row of windows are in memory: classes × the window's height
-    × the image's width × 4 bytes.
+    """Labels an array that does not fit into memory, window by window; see :func:`label_windows`.
 
     Args:
         model: Module that maps images to logits.
@@ -39,26 +40,80 @@ def label_large(
             cannot hold the greatest label.
     """
     _check_arrays(image, out)
-    height, width = image.shape[:2]
+
+    def read(rows: slice, columns: slice) -> Tensor:
+        return torch.from_numpy(np.array(image[rows, columns])).permute(2, 0, 1)
+
+    def write(rows: slice, columns: slice, labels: np.ndarray) -> None:
+        out[rows, columns] = labels
+
+    greatest = int(np.iinfo(out.dtype).max)
+    label_windows(model, image.shape[:2], read, write, mode, device=device, greatest=greatest)
+
+
+def label_windows(
+    model: Any,
+    size: tuple[int, int],
+    read: Read,
+    write: Write,
+    mode: Slide,
+    *,
+    device: str | torch.device = "cpu",
+    memory: int = BYTES,
+    greatest: int = 65535,
+) -> None:
+    """Labels an image that is read and whose labels are written in parts.
+
+    The labels equal ``mode.logits(…).argmax(1)``; those of a model of one logit are 1 where that
+    logit is above 0. Sums of logits are in memory for one row of windows, or for a part of it if it
+    takes more than ``memory``; the windows that reach into two parts are then computed twice.
+
+    Args:
+        model: Module that maps images to logits.
+        size: Height and width of the image.
+        read: Returns the pixels (C, h, w) in given rows and columns.
+        write: Takes rows and columns, and their labels (h, w), int64, which it may change.
+        mode: The windows.
+        device: Device of the model.
+        memory: Bytes that sums of logits may take, at least those of two windows.
+        greatest: Greatest label that can be written.
+
+    Raises:
+        ValueError: If the model has a greater label.
+    """
+    height, width = size
     tops, lefts = mode.starts(height, width)
-    crop = min(mode.crop_size[0], height)
-    ends = [*tops[1:], tops[-1] + crop]  # rows above an end are in no later window
-    bar = tqdm(total=len(tops) * len(lefts), desc="label", unit="window")
-    with bar, torch.inference_mode(), in_evaluation(model):
-        logits_sum: Any = None
-        counts = torch.zeros(crop, width)
-        for top, end in zip(tops, ends, strict=True):
-            for left, logits in _windows(model, image, top, lefts, mode, device):
-                if logits_sum is None:
-                    _check_type(out, len(logits))
-                    logits_sum = torch.zeros(len(logits), crop, width)
-                logits_sum[:, :, left : left + logits.shape[2]] += logits
-                counts[:, left : left + logits.shape[2]] += 1
-                bar.update()
-            done = end - top
-            _write_labels(out[top:end], logits_sum[:, :done], counts[:done])
-            _move_up(logits_sum, done)
-            _move_up(counts, done)
+    crop = min(mode.crop_size[0], height), min(mode.crop_size[1], width)
+    ends = [*tops[1:], tops[-1] + crop[0]]  # rows above an end are in no later window
+    with torch.inference_mode(), in_evaluation(model):
+        num_labels = _num_labels(model, read, crop, device)
+        if num_labels - 1 > greatest:
+            raise ValueError(
+                f"labels up to {greatest} cannot hold {num_labels} classes; give an array of uint16"
+            )
+        weight = mode.weight(*crop)
+        parts = _parts(width, crop[1], memory // (4 * num_labels * crop[0]))
+        touched = [[left for left in lefts if left < b and left + crop[1] > a] for a, b in parts]
+        bar = tqdm(total=len(tops) * sum(map(len, touched)), desc="label", unit="window")
+        with bar:
+            for (start, stop), own in zip(parts, touched, strict=True):
+                total = torch.zeros(num_labels, crop[0], stop - start)
+                weights = torch.zeros(crop[0], stop - start)
+                for top, end in zip(tops, ends, strict=True):
+                    for left in own:
+                        rows, columns = slice(top, top + crop[0]), slice(left, left + crop[1])
+                        logits = _logits(model, read, rows, columns, device)
+                        inside = slice(max(start, left) - left, min(stop, left + crop[1]) - left)
+                        place = slice(left + inside.start - start, left + inside.stop - start)
+                        total[..., place] += (logits * weight)[..., inside]
+                        weights[..., place] += weight[..., inside]
+                        bar.update()
+                    done = end - top
+                    for columns, labels in _labels(total[:, :done], weights[:done]):
+                        moved = slice(start + columns.start, start + columns.stop)
+                        write(slice(top, end), moved, labels)
+                    _move_up(total, done)
+                    _move_up(weights, done)
 
 
 def _check_arrays(image: Any, out: Any) -> None:
@@ -70,27 +125,33 @@ def _check_arrays(image: Any, out: Any) -> None:
         )
 
 
-def _check_type(out: Any, num_labels: int) -> None:
-    if num_labels - 1 > np.iinfo(out.dtype).max:
-        raise ValueError(f"{out.dtype} cannot hold {num_labels} labels; give an array of uint16")
+def _num_labels(model: Any, read: Read, crop: tuple[int, int], device: str | torch.device) -> int:
+    """Returns the number of labels; of a function that does not say it, from a first window."""
+    if hasattr(model, "num_classes"):
+        return max(2, int(model.num_classes))
+    return len(_logits(model, read, slice(0, crop[0]), slice(0, crop[1]), device))
 
 
-def _windows(
-    model: Any, image: Any, top: int, lefts: list[int], mode: Slide, device: str | torch.device
-) -> Iterator[tuple[int, Tensor]]:
-    """Yields the left border and the logits (K, H, W), on the CPU, of each window of a row."""
-    for left in lefts:
-        pixels = np.array(image[top : top + mode.crop_size[0], left : left + mode.crop_size[1]])
-        images = normalized(model, torch.from_numpy(pixels).permute(2, 0, 1), device)
-        yield left, with_background(own_size_logits(model, images))[0].float().cpu()
+def _logits(
+    model: Any, read: Read, rows: slice, columns: slice, device: str | torch.device
+) -> Tensor:
+    """Returns the logits (K, h, w) of a window, on the CPU."""
+    images = normalized(model, read(rows, columns), device)
+    return with_background(own_size_logits(model, images))[0].float().cpu()
 
 
-def _write_labels(out: Any, logits_sum: Tensor, counts: Tensor) -> None:
-    """Writes the labels (H, W) of mean logits, some columns at a time to save memory."""
-    for column in range(0, out.shape[1], COLUMNS):
-        part = slice(column, column + COLUMNS)
-        labels = (logits_sum[..., part] / counts[..., part]).argmax(0)
-        out[:, part] = labels.numpy().astype(out.dtype)
+def _parts(width: int, crop: int, columns: int) -> list[tuple[int, int]]:
+    """Returns the first and last columns of the parts of a row, each of at least two windows."""
+    columns = max(columns, 2 * crop)
+    count = -(-width // columns)
+    return list(pairwise(width * k // count for k in range(count + 1)))
+
+
+def _labels(total: Tensor, weights: Tensor) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yields the labels (H, W) of mean logits, some columns at a time to save memory."""
+    for column in range(0, total.shape[-1], COLUMNS):
+        part = slice(column, min(column + COLUMNS, total.shape[-1]))
+        yield part, (total[..., part] / weights[..., part]).argmax(0).numpy()
 
 
 def _move_up(rows: Tensor, done: int) -> None:

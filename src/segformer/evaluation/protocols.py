@@ -82,11 +82,18 @@ class Slide:
             along(width, self.crop_size[1], self.stride[1]),
         )
 
+    def weight(self, height: int, width: int) -> Tensor:
+        """Returns the weight (H, W) of a window's pixels in the mean."""
+        return torch.ones(height, width)
+
     def logits(self, model: ToLogits, images: Tensor) -> Tensor:
         """Returns the logits (B, K, H, W) of images (B, C, H, W)."""
         tops, lefts = self.starts(*images.shape[-2:])
         total: Any = None
-        count = images.new_zeros(images.shape[-2:])
+        weights = images.new_zeros(images.shape[-2:])
+        height, width = images.shape[-2:]
+        weight = self.weight(min(height, self.crop_size[0]), min(width, self.crop_size[1]))
+        weight = weight.to(images)
         for top in tops:
             for left in lefts:
                 rows = slice(top, top + self.crop_size[0])
@@ -94,9 +101,28 @@ class Slide:
                 logits = own_size_logits(model, images[:, :, rows, columns])
                 if total is None:
                     total = logits.new_zeros(*logits.shape[:2], *images.shape[-2:])
-                total[:, :, rows, columns] += logits
-                count[rows, columns] += 1
-        return total / count
+                total[:, :, rows, columns] += logits * weight
+                weights[rows, columns] += weight
+        return total / weights
+
+
+@dataclass(frozen=True)
+class Blend(Slide):
+    """Windows whose pixels weigh less towards the window's edge, so that no border is seen.
+
+    At the edge, a network sees one side of its surroundings only. The weight falls linearly along
+    both axes, from 1 in the middle.
+    """
+
+    def weight(self, height: int, width: int) -> Tensor:
+        """Returns the weight (H, W) of a window's pixels in the mean."""
+        return _tent(height)[:, None] * _tent(width)
+
+
+def _tent(length: int) -> Tensor:
+    """Returns weights (length,) that fall from the middle to both ends, and are above 0."""
+    distance = torch.arange(1, length + 1, dtype=torch.float32)
+    return torch.minimum(distance, distance.flip(0)) / -(-length // 2)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """From image files to label maps and pictures."""
 
 from segformer.inference.labellers import ByProtocol, InWindows, Labeller, WholeImages
-from segformer.inference.pipeline import label_array, label_file, label_files, plan
+from segformer.inference.pipeline import label_file, label_files, plan
+from segformer.inference.scenes import label_array, label_scene
 
 __all__ = [
     "ByProtocol",
@@ -11,5 +12,6 @@ __all__ = [
     "label_array",
     "label_file",
     "label_files",
+    "label_scene",
     "plan",
 ]

@@ -13,11 +13,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from segformer.data.bands import read_pixels, valid_pixels
 from segformer.data.images import find_images, read_image
-from segformer.data.labels import file_type
-from segformer.evaluation import Protocol, Slide, check_logits, device_of, label_large
+from segformer.evaluation import Blend, Protocol, check_logits
 from segformer.inference.labellers import Labeller, WholeImages
-from segformer.inference.pictures import indexed, overlay, with_legend
+from segformer.inference.pictures import indexed, overlay, shown, with_legend
+from segformer.inference.scenes import is_scene, label_array, label_scene, open_for
 
 ARRAY = ".npy"  # images of any size, which are mapped into memory
 WHOLE = WholeImages()
@@ -38,37 +39,15 @@ def label_file(
     Raises:
         ValueError: If the file cannot be decoded. The message names it.
     """
-    image = read_image(path)
+    if model.normalization.bands is None:
+        image = read_image(path)
+        return shown(image), labeller.labels(model, image)
+    opened = open_for(model, Path(path))
+    image, valid = read_pixels(opened), valid_pixels(opened)
     labels = labeller.labels(model, image)
-    return Image.fromarray(image.permute(1, 2, 0).numpy()), labels
-
-
-def label_array(model: Any, path: Path, target: Path, slide: Slide) -> np.ndarray:
-    """Labels an ``.npy`` image that need not fit into memory; returns the labels (H, W), mapped.
-
-    Args:
-        model: The model, which gives logits.
-        path: File of the image, RGB uint8 (H, W, 3).
-        target: File for the labels, uint8 (H, W), or uint16 for more than 255 classes. It is
-            created when it is complete.
-        slide: The windows.
-
-    Raises:
-        ValueError: If the file holds no RGB image. The message names it.
-    """
-    partial = target.with_name(f".{target.name}.part")
-    try:
-        image = np.lib.format.open_memmap(path, "r")
-        dtype = file_type(model.num_classes)
-        labels = np.lib.format.open_memmap(partial, "w+", dtype, image.shape[:2])
-        label_large(model, image, labels, slide, device=device_of(model))
-        labels.flush()
-        os.replace(partial, target)
-    except ValueError as error:
-        raise ValueError(f"cannot label {str(path)!r}: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
-    return labels
+    if valid is not None:
+        labels[~valid] = model.classes.ignore_index
+    return shown(image), labels
 
 
 def plan(
@@ -76,7 +55,8 @@ def plan(
 ) -> dict[Path, tuple[Path, ...]]:
     """Returns the files to write for each image: ``out/NAME.png`` and ``out/NAME_overlay.png``.
 
-    For ``NAME.npy`` it is only ``out/NAME.npy``. Subfolders are kept. Processes that ``torchrun``
+    For ``NAME.npy``, and for a raster ``NAME.tif`` with a place on the earth, it is only a file of
+    the same name. Subfolders are kept. Processes that ``torchrun``
     starts share the images.
 
     Args:
@@ -96,7 +76,7 @@ def plan(
             raise FileNotFoundError(f"no image or folder {str(source)!r}")
         folder = source if source.is_dir() else source.parent
         for path in find_images(source) if source.is_dir() else [source]:
-            targets_of[path] = _targets(out / path.relative_to(folder))
+            targets_of[path] = _targets(path, out / path.relative_to(folder))
     _check_distinct(targets_of)
     images = {path.resolve() for path in targets_of}
     own = dict(list(targets_of.items())[_share()])
@@ -114,9 +94,9 @@ def plan(
     return own
 
 
-def _targets(path: Path) -> tuple[Path, ...]:
-    """Returns the files to write for an image of this path in the output folder."""
-    if path.suffix == ARRAY:
+def _targets(source: Path, path: Path) -> tuple[Path, ...]:
+    """Returns the files to write for an image in the output folder, at a path like its own."""
+    if source.suffix == ARRAY or is_scene(source):
         return (path,)
     label_map = path.with_suffix(".png")
     return label_map, label_map.with_name(f"{path.stem}_overlay.png")
@@ -153,9 +133,9 @@ def label_files(
             be labelled: the others still are.
     """
     labeller.check(model)
-    for path in targets_of:
-        if path.suffix == ARRAY:
-            _check_array(model, path, labeller)
+    for path, targets in targets_of.items():
+        if len(targets) == 1:
+            _check_windows(model, path, labeller)
     counts = np.zeros(max(2, len(model.classes)), dtype=np.int64)  # one logit is for two classes
     errors = []
     for path, targets in tqdm(targets_of.items(), "predict", unit="image"):
@@ -164,8 +144,8 @@ def label_files(
         except ValueError as error:  # the other images are still labelled
             errors.append(str(error))
             continue
-        for row in labels:  # by rows, as NumPy counts in a copy of eight times the size
-            counts += np.bincount(row, minlength=len(counts))
+        for part in labels:  # as NumPy counts in a copy of eight times the size
+            counts += np.bincount(part[part < len(counts)].ravel(), minlength=len(counts))
     if counts.any():
         print(_histogram(counts, model))
     print(f"{len(targets_of) - len(errors)} images labelled")
@@ -173,8 +153,8 @@ def label_files(
         raise ValueError("; ".join(errors))
 
 
-def _check_array(model: Any, path: Path, labeller: Labeller) -> None:
-    """Raises ValueError if an array cannot be labelled in windows."""
+def _check_windows(model: Any, path: Path, labeller: Labeller) -> None:
+    """Raises ValueError if an array or a scene cannot be labelled in windows."""
     if labeller.windows is None:
         raise ValueError(
             f"{str(path)!r} is labelled in windows, and a protocol or processor needs the whole "
@@ -202,16 +182,19 @@ def _check_writable(folder: Path) -> None:
 
 def _label_and_save(
     model: Any, path: Path, targets: tuple[Path, ...], labeller: Labeller
-) -> np.ndarray:
-    """Writes the files of an image; returns its labels (H, W)."""
+) -> Iterable[np.ndarray]:
+    """Writes the files of an image; returns its labels in parts."""
     targets[0].parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ARRAY and labeller.windows is not None:
-        return label_array(model, path, targets[0], labeller.windows)
+    if len(targets) == 1 and labeller.windows is not None:
+        slide = labeller.windows
+        if path.suffix == ARRAY:
+            return label_array(model, path, targets[0], slide)
+        return label_scene(model, path, targets[0], Blend(slide.crop_size, slide.stride))
     image, labels = label_file(model, path, labeller)
     label_map, picture = targets
     indexed(labels, model.classes).save(label_map)
-    shown = overlay(image, labels, model.classes)
-    with_legend(shown, labels, model.classes).save(picture)
+    under_colors = overlay(image, labels, model.classes)
+    with_legend(under_colors, labels, model.classes).save(picture)
     return labels
 
 

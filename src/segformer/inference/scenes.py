@@ -1,0 +1,205 @@
+"""Rasters in, rasters out: label maps on the grid of a scene that need not fit into memory."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segformer.data.bands import Bands, read_pixels, valid_pixels
+from segformer.data.families import geotiff
+from segformer.data.families.opened import Opened, Window
+from segformer.data.labels import file_type
+from segformer.evaluation import Slide, device_of, label_windows
+
+LARGE = 1 << 26  # pixels; smaller TIFF files without georeference are pictures
+SAMPLES = 4  # along each side, of the windows whose range of values is checked
+SAMPLE = 128  # pixels a side
+
+
+def is_scene(path: Path) -> bool:
+    """Returns whether a file is a raster whose label map is one: georeferenced, or large."""
+    if not geotiff.is_installed():
+        return False
+    with path.open("rb") as file:
+        if not file.read(4).startswith(geotiff.TIFF_MAGIC):
+            return False
+    try:
+        with geotiff.opened(path) as raster:
+            return raster.crs is not None or raster.width * raster.height > LARGE
+    except Exception:  # its reader names the fault
+        return False
+
+
+def bands_of(model: Any) -> Bands:
+    """Returns which bands of a file a model takes."""
+    return getattr(model.normalization, "bands", None) or Bands()
+
+
+def label_scene(model: Any, path: Path, target: Path, slide: Slide) -> Iterator[np.ndarray]:
+    """Labels a raster window by window, and writes a GeoTIFF on the same grid.
+
+    It has the classes' colours and names. Pixels without data hold the ignored value, which is the
+    file's value for no data.
+
+    Args:
+        model: The model, which gives logits.
+        path: File of the scene, with the bands that the model takes.
+        target: File for the labels; it is created when it is complete.
+        slide: The windows.
+
+    Returns:
+        The labels, in parts (h, w), as they are read from the file.
+
+    Raises:
+        ValueError: If the file cannot be read, or does not fit the model. The message names it.
+    """
+    image = open_for(model, path)
+    with (
+        _created(target) as partial,
+        geotiff.opened(partial, "w", **_profile(model, image)) as raster,
+    ):
+        _describe(raster, model)
+
+        def write(window: Window, labels: np.ndarray) -> None:
+            raster.write(labels[None], window=geotiff.window_of(window))
+
+        _label(model, image, write, slide)
+    return _blocks(target)
+
+
+def label_array(model: Any, path: Path, target: Path, slide: Slide) -> Iterator[np.ndarray]:
+    """Labels an ``.npy`` image that need not fit into memory, window by window.
+
+    Args:
+        model: The model, which gives logits.
+        path: File of the image (H, W, C); RGB uint8 for a model of photographs.
+        target: File for the labels, uint8 (H, W), or uint16 for more than 255 classes. It is
+            created when it is complete.
+        slide: The windows.
+
+    Returns:
+        The labels' rows, mapped from the file.
+
+    Raises:
+        ValueError: If the file cannot be read, or does not fit the model. The message names it.
+    """
+    image = open_for(model, path)
+    with _created(target) as partial:
+        dtype = file_type(model.num_classes)
+        out = np.lib.format.open_memmap(partial, "w+", dtype, image.size)
+
+        def write(window: Window, labels: np.ndarray) -> None:
+            out[window.slices] = labels
+
+        _label(model, image, write, slide)
+        out.flush()
+    return iter(out)
+
+
+def _label(
+    model: Any, image: Opened, write: Callable[[Window, np.ndarray], None], slide: Slide
+) -> None:
+    """Labels an image; ``write`` takes each part in the type of label maps in files."""
+
+    def read(rows: slice, columns: slice) -> Tensor:
+        return read_pixels(image, _window(rows, columns)).as_subclass(Tensor)
+
+    def write_part(rows: slice, columns: slice, labels: np.ndarray) -> None:
+        window = _window(rows, columns)
+        values = labels.astype(file_type(model.num_classes))
+        valid = valid_pixels(image, window)
+        if valid is not None:
+            values[~valid] = model.classes.ignore_index
+        write(window, values)
+
+    label_windows(model, image.size, read, write_part, slide, device=device_of(model))
+
+
+def _window(rows: slice, columns: slice) -> Window:
+    return Window(rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start)
+
+
+def open_for(model: Any, path: Path) -> Opened:
+    """Returns an image with the bands that a model takes.
+
+    The range of its values is seen in some windows, evenly spread.
+
+    Raises:
+        ValueError: If it cannot be read, or is not of the kind that the model was trained on. The
+            message names it.
+    """
+    image = bands_of(model).open(path)
+    try:
+        model.normalization.check(_sampled(image))
+    except ValueError as error:
+        raise ValueError(f"cannot label {str(path)!r}: {error}") from error
+    return image
+
+
+def _sampled(image: Opened) -> Tensor:
+    """Returns the pixels with data (C, N, 1) of some windows."""
+    height, width = (min(SAMPLE, length) for length in image.size)
+    tops, lefts = (
+        sorted({int(start) for start in np.linspace(0, max(0, length - SAMPLE), SAMPLES)})
+        for length in image.size
+    )
+    pixels = []
+    for window in (Window(top, left, height, width) for top in tops for left in lefts):
+        values, valid = read_pixels(image, window).as_subclass(Tensor), valid_pixels(image, window)
+        mask = ... if valid is None else torch.from_numpy(valid.ravel())
+        pixels.append(values.flatten(1)[:, mask])
+    return torch.cat(pixels, 1)[..., None]
+
+
+@contextmanager
+def _created(target: Path) -> Iterator[Path]:
+    """A path to write to; the file gets its name once it is complete."""
+    partial = target.with_name(f".{target.name}.part")
+    try:
+        yield partial
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _profile(model: Any, image: Opened) -> dict[str, Any]:
+    """Returns rasterio's settings of a file for the labels of an image."""
+    profile = {
+        "driver": "GTiff",
+        "height": image.size[0],
+        "width": image.size[1],
+        "count": 1,
+        "dtype": np.dtype(file_type(model.num_classes)).name,
+        "nodata": model.classes.ignore_index,
+        "compress": "deflate",
+        "tiled": True,
+        "blockxsize": 256,
+        "blockysize": 256,
+        "BIGTIFF": "IF_SAFER",
+    }
+    if image.grid is None:
+        return profile
+    return {**profile, "crs": image.grid.crs, "transform": image.grid.transform}
+
+
+def _describe(raster: Any, model: Any) -> None:
+    """Writes the names and colours of a model's classes into a raster of labels."""
+    names, colors = model.classes.names, model.classes.colors
+    raster.set_band_description(1, "classes")
+    raster.update_tags(1, CLASSES=json.dumps(list(names), ensure_ascii=False))
+    if raster.dtypes == ("uint8",):
+        raster.write_colormap(1, {k: (*color, 255) for k, color in enumerate(colors)})
+
+
+def _blocks(path: Path) -> Iterator[np.ndarray]:
+    with geotiff.opened(path) as raster:
+        for _, block in raster.block_windows(1):
+            yield raster.read(1, window=block)
