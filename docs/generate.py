@@ -59,6 +59,7 @@ def write(folder: Path) -> None:
         "layouts": layouts(),
         "operators": operators(),
         "command-line": command_line(),
+        "flow": flow(folder),
         "configs": configs(),
         "messages": messages(),
         "training": report.training(training),
@@ -143,6 +144,16 @@ def run(*words: str) -> str:
     environment = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1"}
     words = (sys.executable, *words)
     return subprocess.run(words, env=environment, check=True, capture_output=True, text=True).stdout
+
+
+FLOWS = ("b0", "setr-large-mla")  # models whose data flow is drawn
+
+
+def flow(folder: Path) -> str:
+    """The data flow of B0 as a table; pictures of several models are written into the folder."""
+    for name in FLOWS:
+        command("inspect", name, "--draw", str(folder / f"flow-{name}.svg"), "--overwrite")
+    return f"```text\n{command('inspect', 'b0', '--flow', '512', '512')}\n```"
 
 
 def configs() -> str:

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from segformer.models import SegmentationModel
+from segformer.ops.conditions import HOOKS
 
 
 class MultiplyAdds(TorchDispatchMode):
@@ -62,6 +63,8 @@ def without_data(
 ) -> Iterator[tuple[nn.Module, nn.Module, Tensor]]:
     """Context of copies of the backbone and the decode head on the meta device, and of an image.
 
+    The copies have no hooks.
+
     Raises:
         ValueError: If the model does not take images of this size.
     """
@@ -72,12 +75,14 @@ def without_data(
         )
     parts = [getattr(part, "_orig_mod", part) for part in (model.backbone, model.decode_head)]
     tensors = [tensor for part in parts for tensor in (*part.parameters(), *part.buffers())]
-    backbone, decode_head = deepcopy(
-        parts, {id(tensor): _without_data(tensor) for tensor in tensors}
-    )
+    copies = {id(tensor): _without_data(tensor) for tensor in tensors}
+    backbone, decode_head = deepcopy(parts, copies)
+    for module in (*backbone.modules(), *decode_head.modules()):
+        for hooks in HOOKS:
+            getattr(module, hooks).clear()
     dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), None)
     with torch.device("meta"), torch.no_grad():
-        image = torch.empty(1, model.backbone.in_channels, height, width, dtype=dtype)
+        image = torch.empty(1, len(model.normalization.mean), height, width, dtype=dtype)
         try:
             yield backbone.eval(), decode_head.eval(), image
         except (AssertionError, RuntimeError) as error:  # timm's models of one size

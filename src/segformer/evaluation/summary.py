@@ -54,7 +54,8 @@ def without_weights(source: str | os.PathLike[str], **options: Any) -> Segmentat
     for option, value in options.items():
         if option not in sizes and value is not None:
             raise ValueError(
-                f"{option}={value!r} is for checkpoints, and {name!r} is a model's name"
+                f"{option}={value!r} is for checkpoints, and {name!r} is the name of a model; "
+                f"remove {option}"
             )
     with torch.device("meta"):
         return build_named(name, *map(options.get, sizes))

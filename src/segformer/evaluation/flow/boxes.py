@@ -150,7 +150,8 @@ def _chain(head: Step) -> list[Box]:
             boxes[-1] = replace(boxes[-1].with_costs_of(step), title=title)
         elif step.name:
             waiting.append(step)
-    boxes[-1] = replace(boxes[-1], title=f"logits: {boxes[-1].title}")
+    if boxes:
+        boxes[-1] = replace(boxes[-1], title=f"logits: {boxes[-1].title}")
     return boxes
 
 

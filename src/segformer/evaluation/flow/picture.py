@@ -10,8 +10,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any
 
 from segformer.evaluation.flow import svg
@@ -23,7 +22,8 @@ from segformer.evaluation.flow.tracing import Flow
 WIDTH, MARGIN = 960, 20  # of the picture, and of its border
 COLUMN, PLACE = 160, 128  # least distance of two maps of the encoder, and of the decoder
 LINE, LETTER = 15, 6.4  # height of a line of a caption, and width of a letter
-GAP, PANEL, JOINT = 20, 74, 28  # length of a vertical arrow, heights of a projection and a joint
+GAP, JOINT = 20, 28  # length of a vertical arrow, and height of a joint
+HEADING = 72  # lower end of the title
 TALLEST, BESIDE = 150, 40  # height of the tallest map, and room beside the widest
 ENCODER, DECODER = ("#c9dcfa", "#e1ebfd", "#9cbdf2"), ("#fbdfa8", "#fdf0d6", "#f0c169")
 PHOTO = {"sky": "#d5e5f2", "trees": "#9bb394", "road": "#bcb9b4", "car": "#b9574c"}
@@ -38,38 +38,54 @@ AREAS = {  # corners, in shares of the width and the height
     ),
 }
 
+Line = tuple[str, dict[str, Any]]  # words, and their style
+
 
 def draw(flow: Flow) -> str:
     """Returns the picture of a model's data flow, as the text of an SVG file."""
-    encoder, decoder, *last = flow.model.steps
-    maps, head = encoder_boxes(encoder), head_boxes(decoder)
-    image = Box("image", flow.model.inputs[0])
-    enlarged = flow.size[0] / decoder.outputs[0][-2]
-    labels = Box("labels", flow.size, ", ".join(step.operation for step in last), enlarged=enlarged)
-    upper, lower = [image, *maps], [*head.chain, labels]
+    encoder, decoder, *_ = flow.model.steps
+    head = head_boxes(decoder)
+    upper = [Box("image", flow.model.inputs[0]), *encoder_boxes(encoder)]
+    lower = [*head.chain, _labels(flow)]
     width = max(WIDTH, COLUMN * len(upper) + 2 * MARGIN, PLACE * len(lower) + 2 * MARGIN)
     half = (width - 2 * MARGIN) / len(upper) / 2
     columns = _spread(MARGIN + half, width - MARGIN - half, len(upper))
     places = _spread(columns[-1], columns[0], len(lower))
-    row = partial(Row, scale=min(_scale(upper, columns), _scale(lower, places)))
-    encoder_row = row(upper, columns, ENCODER, 72)
-    joint, y = _between(head, columns[1:], encoder_row.end)
-    decoder_row = row(lower, places, DECODER, 0)
-    # The labels may begin beside what lies above the rest of the row.
-    below_image = encoder_row.base + 3 * LINE + GAP
-    rises = [(y + 2 * GAP, k) for k in range(len(head.chain))] + [(below_image, -1)]
-    decoder_row = row(lower, places, DECODER, max(top - decoder_row.summit(k) for top, k in rises))
-    down = svg.arrow([(places[0], y + 4), (places[0], decoder_row.summit(0) - 4)])
+    scale = min(_scale(upper, columns), _scale(lower, places))
+    first = Row(upper, columns, ENCODER, HEADING, scale)
+    joint, y = _between(head, columns[1:], first.end)
+    second = Row(lower, places, DECODER, 0, scale)
+    second = replace(second, top=_top(second, y, first.base + 3 * LINE))
     elements = [
         *_heading(flow),
-        *encoder_row.elements(),
-        *_scene(encoder_row.face(0), PHOTO),
+        *first.elements(),
+        *_scene(first.face(0), PHOTO),
         *joint,
-        down,
-        *decoder_row.elements(),
-        *_scene(decoder_row.face(-1), LABELS),
+        svg.arrow([(places[0], y + 4), (places[0], second.summit(0) - 4)]),
+        *second.elements(),
+        *_scene(second.face(-1), LABELS),
     ]
-    return svg.document(elements, width, decoder_row.end + MARGIN, flow.title)
+    return svg.document(elements, width, second.end + MARGIN, flow.title)
+
+
+def _labels(flow: Flow) -> Box:
+    """Returns the box of the labels."""
+    _, decoder, *last = flow.model.steps
+    words = ", ".join(step.operation for step in last)
+    return Box("labels", flow.size, words, enlarged=flow.size[0] / decoder.outputs[0][-2])
+
+
+def _top(row: Row, chain: float, labels: float) -> float:
+    """Returns where the decoder's row begins: its chain and its labels below these heights.
+
+    Args:
+        row: The row, which begins at 0.
+        chain: Lower end of what is above the chain.
+        labels: Lower end of what is above the labels.
+    """
+    last = len(row.boxes) - 1
+    free = [chain + 2 * GAP - row.summit(k) for k in range(last)]
+    return max([*free, labels + GAP - row.summit(last)])
 
 
 def _heading(flow: Flow) -> list[str]:
@@ -156,8 +172,7 @@ class Row:
         """Yields the elements of the row."""
         for number, box in enumerate(self.boxes):
             yield from self._map(number)
-            for line, (words, style) in enumerate(self._caption(box), 1):
-                yield svg.text(self.places[number], self.base + 6 + line * LINE, words, **style)
+            yield from _caption(self.places[number], self.base + 6, self._caption(box))
         for number in range(len(self.boxes) - 1):
             yield from self._arrow(number)
 
@@ -186,17 +201,13 @@ class Row:
             middle = (start + stop) / 2
             yield svg.text(middle, height - 7, f"×{there.enlarged:.3g}", fill=svg.GREY)
 
-    def _caption(self, box: Box) -> list[tuple[str, dict[str, Any]]]:
-        """Returns the lines below a map, and their styles."""
+    def _caption(self, box: Box) -> list[Line]:
+        """Returns the lines below a map."""
         room = abs(self.places[0] - self.places[-1]) / max(1, len(self.places) - 1)
-        wrap = partial(textwrap.wrap, width=int(min(room, COLUMN) / LETTER), break_on_hyphens=False)
+        width = min(room, COLUMN)
+        title = [(words, {"font_weight": 600}) for words in _wrapped(box.title, width)]
         maps = f"{box.maps} maps of " if box.maps > 1 else ""
-        small = {"fill": svg.GREY, "font_size": 11}
-        return [
-            *((words, {"font_weight": 600}) for words in wrap(box.title)),
-            (maps + sides(box.shape), {}),
-            *((words, small) for line in _costs(box) for words in wrap(line)),
-        ]
+        return [*title, (maps + sides(box.shape), {}), *_costs(box, width)]
 
 
 def _rectangle(left: float, top: float, width: float, height: float) -> list[svg.Point]:
@@ -216,10 +227,13 @@ def _between(head: Head, columns: Sequence[float], y: float) -> tuple[list[str],
     """Returns what leads from the feature maps to the first map of the chain, and its end."""
     elements = []
     if head.projections:
+        height = max(map(_panel_height, head.projections.values()))
         for level, box in head.projections.items():
-            elements.append(svg.arrow([(columns[level], y + 4), (columns[level], y + GAP)]))
-            elements += _panel(columns[level], y + GAP + 2, box)
-        y += GAP + PANEL
+            x = columns[level]
+            elements.append(svg.arrow([(x, y + 4), (x, y + GAP)]))
+            elements.append(svg.panel(x - COLUMN / 2, y + GAP + 2, COLUMN, height, DECODER[1]))
+            elements += _caption(x, y + GAP + 8, _panel_lines(box))
+        y += GAP + 2 + height
     read = [columns[level] for level in head.reads]
     if len(read) > 1:
         elements += [svg.arrow([(x, y + 4), (x, y + GAP)]) for x in read]
@@ -231,16 +245,29 @@ def _between(head: Head, columns: Sequence[float], y: float) -> tuple[list[str],
     return elements, y
 
 
-def _panel(x: float, y: float, box: Box) -> Iterator[str]:
-    """Yields the box of a projection."""
-    yield svg.panel(x - COLUMN / 2, y, COLUMN, PANEL - 2, DECODER[1])
-    yield svg.text(x, y + 20, box.title)
-    for line, words in enumerate(_costs(box)):
-        yield svg.text(x, y + 35 + 14 * line, words, fill=svg.GREY, font_size=11)
+def _panel_lines(box: Box) -> list[Line]:
+    return [(words, {}) for words in _wrapped(box.title, COLUMN - 12)] + _costs(box, COLUMN)
 
 
-def _costs(box: Box) -> list[str]:
-    """Returns the name, the parameters and the multiply-adds of a box, in lines."""
+def _panel_height(box: Box) -> float:
+    return LINE * len(_panel_lines(box)) + 16
+
+
+def _caption(x: float, y: float, lines: Sequence[Line]) -> Iterator[str]:
+    """Yields centred lines of text below a height."""
+    for number, (words, style) in enumerate(lines, 1):
+        yield svg.text(x, y + number * LINE, words, **style)
+
+
+def _costs(box: Box, width: float) -> list[Line]:
+    """Returns the lines with the name, the parameters and the multiply-adds of a box."""
     lines = [box.name] if box.name else []
     lines += [f"{box.parameters:,} parameters"] if box.parameters else []
-    return lines + ([f"{count(box.multiply_adds)} multiply-adds"] if box.multiply_adds else [])
+    lines += [f"{count(box.multiply_adds)} multiply-adds"] if box.multiply_adds else []
+    style = {"fill": svg.GREY, "font_size": 11}
+    return [(words, style) for line in lines for words in _wrapped(line, width)]
+
+
+def _wrapped(words: str, width: float) -> list[str]:
+    """Returns lines that are not wider than ``width``."""
+    return textwrap.wrap(words, int(width / LETTER), break_on_hyphens=False)
