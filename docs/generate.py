@@ -59,7 +59,7 @@ def write(folder: Path) -> None:
         "layouts": layouts(),
         "operators": operators(),
         "command-line": command_line(),
-        "flow": flow(folder),
+        "flow": flow(),
         "configs": configs(),
         "messages": messages(),
         "training": report.training(training),
@@ -146,13 +146,14 @@ def run(*words: str) -> str:
     return subprocess.run(words, env=environment, check=True, capture_output=True, text=True).stdout
 
 
-FLOWS = ("b0", "setr-large-mla")  # models whose data flow is drawn
+# Pictures of the data flow, by the names of their models. They are in the repository, too.
+PICTURES = {"b0": "paper/segformer.svg", "setr-large-mla": "paper/setr.svg"}
 
 
-def flow(folder: Path) -> str:
-    """The data flow of B0 as a table; pictures of several models are written into the folder."""
-    for name in FLOWS:
-        command("inspect", name, "--draw", str(folder / f"flow-{name}.svg"), "--overwrite")
+def flow() -> str:
+    """The data flow of B0 as a table; that of several models is drawn beside the pages."""
+    for name, path in PICTURES.items():
+        command("inspect", name, "--draw", str(ROOT / "docs" / path), "--overwrite")
     return f"```text\n{command('inspect', 'b0', '--flow', '512', '512')}\n```"
 
 

@@ -17,6 +17,7 @@ import matplotlib
 import pytest
 import torch
 from conftest import TINY
+from docs import generate
 from PIL import ImageFont
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -214,9 +215,20 @@ def cells(line: str) -> list[str]:
     return re.split(r"\s{2,}", line.strip())
 
 
-def test_the_table_shows_the_papers_figure() -> None:
+@functools.cache
+def flow_of_b0() -> Flow:
     with torch.device("meta"):
-        table = trace(SegFormer("b0", num_classes=150), 512, 512).table()
+        return trace(SegFormer("b0"), 512, 512)
+
+
+def test_the_documentation_shows_the_picture_of_b0() -> None:
+    """`python -c "from docs import generate; generate.flow()"` draws it again."""
+    path = Path(generate.ROOT, "docs", generate.PICTURES["b0"])
+    assert path.read_text(encoding="utf-8") == draw(flow_of_b0())
+
+
+def test_the_table_shows_the_papers_figure() -> None:
+    table = flow_of_b0().table()
     rows = [cells(line) for line in table.splitlines()]
     for row in (
         ["stages.0", "3×512×512", "32×128×128", "stage of 2 blocks", "164,096", "1.02 G"],
