@@ -116,6 +116,7 @@ def test_the_sums_are_the_models(model: SegmentationModel, flow: Flow) -> None:
     assert flow.model.parameters == sum(p.numel() for p in model.parameters())
     with plain():
         assert flow.model.multiply_adds == multiply_adds(model, *SIZE)
+    assert flow.fewest_multiply_adds == multiply_adds(model, *SIZE)
 
 
 def test_every_module_costs_what_pytorch_counts(model: SegmentationModel, flow: Flow) -> None:

@@ -53,15 +53,18 @@ def draw(flow: Flow) -> str:
     places = _spread(columns[-1], columns[0], len(lower))
     scale = min(_scale(upper, columns), _scale(lower, places))
     first = Row(upper, columns, ENCODER, HEADING, scale)
-    joint, y = _between(head, columns[1:], first.end)
+    joint, x, y = _between(head, columns[1:], first.end)
     second = Row(lower, places, DECODER, 0, scale)
     second = replace(second, top=_top(second, y, first.base + 3 * LINE))
+    end = second.summit(0) - 4
     elements = [
         *_heading(flow),
         *first.elements(),
         *_scene(first.face(0), PHOTO),
         *joint,
-        svg.arrow([(places[0], y + 4), (places[0], second.summit(0) - 4)]),
+        svg.arrow(
+            [(x, y + 4), (x, y + GAP), (places[0], y + GAP), (places[0], second.summit(0) - 4)]
+        ),
         *second.elements(),
         *_scene(second.face(-1), LABELS),
     ]
@@ -223,8 +226,8 @@ def _scene(face: tuple[float, float, float, float], colors: dict[str, str]) -> I
         yield svg.polygon(points, colors[name])
 
 
-def _between(head: Head, columns: Sequence[float], y: float) -> tuple[list[str], float]:
-    """Returns what leads from the feature maps to the first map of the chain, and its end."""
+def _between(head: Head, columns: Sequence[float], y: float) -> tuple[list[str], float, float]:
+    """Returns what is between the feature maps and the chain, and where it ends."""
     elements = []
     if head.projections:
         height = max(map(_panel_height, head.projections.values()))
@@ -242,7 +245,8 @@ def _between(head: Head, columns: Sequence[float], y: float) -> tuple[list[str],
         elements.append(svg.panel(left, y, right - left, JOINT, DECODER[1]))
         elements.append(svg.text((left + right) / 2, y + 18, head.joint))
         y += JOINT
-    return elements, y
+    end = read[0] if len(read) == 1 else columns[-1]
+    return elements, end, y
 
 
 def _panel_lines(box: Box) -> list[Line]:

@@ -12,7 +12,7 @@ from typing import Any
 from segformer.evaluation.flow.recording import Recorder
 from segformer.evaluation.flow.steps import Step
 from segformer.evaluation.flow.table import count, table
-from segformer.evaluation.multiply_adds import multiply_adds, without_data
+from segformer.evaluation.multiply_adds import MultiplyAdds, without_data
 from segformer.models import SegmentationModel
 from segformer.ops import plain
 
@@ -60,18 +60,21 @@ def trace(model: SegmentationModel, height: int, width: int) -> Flow:
     Raises:
         ValueError: If the model does not take images of this size.
     """
-    recorder = Recorder()
-    with without_data(model, height, width) as (backbone, decode_head, image), plain():
+    recorder, fewest = Recorder(), MultiplyAdds()
+    with without_data(model, height, width) as (backbone, decode_head, image):
         recorder.watch("backbone", backbone)
-        recorder.watch("decode_head", decode_head)
-        with recorder:
+        with plain(), recorder:
             recorder.features = list(backbone(image))
+        with fewest:  # only decode heads have implementations with fewer
+            decode_head(recorder.features)
+        recorder.watch("decode_head", decode_head)
+        with plain(), recorder:
             decode_head(recorder.features)
     encoder, head = recorder.root.steps
     _number_features(encoder, backbone, recorder)
     steps = [encoder, head, *_last_steps(model, head, (height, width))]
     whole = Step("", "", "", encoder.inputs, steps[-1].outputs, steps=steps)
-    return Flow((height, width), whole, multiply_adds(model, height, width))
+    return Flow((height, width), whole, encoder.multiply_adds + fewest.total)
 
 
 def _number_features(encoder: Step, backbone: Any, recorder: Recorder) -> None:
