@@ -150,9 +150,8 @@ def _chain(head: Step) -> list[Box]:
             boxes[-1] = replace(boxes[-1].with_costs_of(step), title=title)
         elif step.name:
             waiting.append(step)
-    if boxes:
-        boxes[-1] = replace(boxes[-1], title=f"logits: {boxes[-1].title}")
-    return boxes
+    boxes = boxes or [Box(head.operation, head.outputs[0], head.name)]
+    return [*boxes[:-1], replace(boxes[-1], title=f"logits: {boxes[-1].title}")]
 
 
 def sides(shape: Shape) -> str:

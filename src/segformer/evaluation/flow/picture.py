@@ -62,9 +62,7 @@ def draw(flow: Flow) -> str:
         *first.elements(),
         *_scene(first.face(0), PHOTO),
         *joint,
-        svg.arrow(
-            [(x, y + 4), (x, y + GAP), (places[0], y + GAP), (places[0], second.summit(0) - 4)]
-        ),
+        svg.arrow([(x, y + 4), (x, y + GAP), (places[0], y + GAP), (places[0], end)]),
         *second.elements(),
         *_scene(second.face(-1), LABELS),
     ]

@@ -77,13 +77,14 @@ class Recorder(MultiplyAdds):
         self._calls.append(Call(step, module, self._functions))
 
     def _end(self, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
-        call = self._calls.pop()
+        call, caller = self._calls.pop(), self._calls[-1].step
         step, tensors = call.step, list(_tensors(out))
-        if call.functions == self._functions and any(x is out for x in _tensors((args, kwargs))):
-            return  # it did nothing, as dropout does in evaluation
+        is_idle = call.functions == self._functions and caller is not self.root
+        if is_idle and any(tensor is out for tensor in _tensors((args, kwargs))):
+            return  # such as dropout in evaluation
         step.outputs = tuple(map(_shape, tensors))
         self._take_parameters(step, module)
-        self._calls[-1].step.steps.append(step)
+        caller.steps.append(step)
         if len(tensors) == 1:
             self.results.append((step, tensors[0]))
 
