@@ -59,6 +59,7 @@ def write(folder: Path) -> None:
         "layouts": layouts(),
         "operators": operators(),
         "command-line": command_line(),
+        "flow": flow(),
         "configs": configs(),
         "messages": messages(),
         "training": report.training(training),
@@ -143,6 +144,17 @@ def run(*words: str) -> str:
     environment = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1"}
     words = (sys.executable, *words)
     return subprocess.run(words, env=environment, check=True, capture_output=True, text=True).stdout
+
+
+# Pictures of the data flow, by the names of their models. They are in the repository, too.
+PICTURES = {"b0": "paper/segformer.svg", "setr-large-mla": "paper/setr.svg"}
+
+
+def flow() -> str:
+    """The data flow of B0 as a table; that of several models is drawn beside the pages."""
+    for name, path in PICTURES.items():
+        command("inspect", name, "--draw", str(ROOT / "docs" / path), "--overwrite")
+    return f"```text\n{command('inspect', 'b0', '--flow', '512', '512')}\n```"
 
 
 def configs() -> str:

@@ -23,7 +23,7 @@ VERBS = {
     "validate": "Measure a network on the validation split.",
     "test": "Measure a network on the test split.",
     "predict": "Label images with a trained network.",
-    "inspect": "Print what a checkpoint contains.",
+    "inspect": "Print what a checkpoint contains, or the data flow of a model.",
     "convert": "Write a checkpoint in another layout.",
     "export": "Write a network as a file for another runtime.",
     "benchmark": "Time and measure a network in each format for other runtimes.",

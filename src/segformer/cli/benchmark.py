@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
 from pathlib import Path
 
 from segformer.cli import data
+from segformer.cli.writing import write
 from segformer.deploy import FORMATS, is_exported
 from segformer.deploy.benchmark import benchmark, check_names
 from segformer.deploy.exporting import check_target
@@ -86,9 +85,9 @@ def run(parser: ArgumentParser, arguments: list[str]) -> None:
         print(_export_line(result, options))
     if options.json:
         text = json.dumps(result.to_dict(), indent=2) + "\n"
-        _write(options.json, lambda path: path.write_text(text, encoding="utf-8"))
+        write(options.json, lambda path: path.write_text(text, encoding="utf-8"))
     if options.plot:
-        _write(options.plot, lambda path: plot(result).savefig(path, format="png"))
+        write(options.plot, lambda path: plot(result).savefig(path, format="png"))
 
 
 def _check_files(options: Namespace) -> None:
@@ -112,14 +111,3 @@ def _export_line(result: Benchmark, options: Namespace) -> str:
         words += ["--data", options.data]
         words += ["--data.root", options.data_root] if options.data_root else []
     return " ".join(words)
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file beside its name, and then gives it the name."""
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    print(f"wrote {path}")

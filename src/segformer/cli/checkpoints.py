@@ -7,10 +7,12 @@ from typing import Any
 
 from segformer.checkpoint import LAYOUTS
 
+SOURCE = "file, folder or Hugging Face id"
 
-def add_arguments(parser: ArgumentParser) -> None:
-    """Adds the source and the options of reading it."""
-    parser.add_argument("source", metavar="IN", help="file, folder or Hugging Face id")
+
+def add_arguments(parser: ArgumentParser, source: str = SOURCE) -> None:
+    """Adds the source, with its help, and the options of reading it."""
+    parser.add_argument("source", metavar="IN", help=source)
     parser.add_argument(
         "--source-layout",
         choices=LAYOUTS,

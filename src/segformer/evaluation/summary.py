@@ -1,15 +1,17 @@
-"""A summary of a checkpoint, in lines of text."""
+"""A summary of a checkpoint or of a named model, in lines of text."""
 
 from __future__ import annotations
 
 import os
 from typing import Any
 
+import torch
 from torch import nn
 
 from segformer.checkpoint import BackboneOnlyError, Numerics, Reading, describe, read
 from segformer.data.classes import Classes
 from segformer.evaluation.multiply_adds import multiply_adds
+from segformer.evaluation.names import build_named, is_name
 from segformer.models import SegFormer, SegmentationModel
 
 SHOWN = 6  # names of classes
@@ -21,7 +23,7 @@ def summarize(
     """Returns the layout, variant, classes, costs, numerics and dropped tensors of a checkpoint.
 
     Args:
-        source: File, folder or Hugging Face id.
+        source: File, folder or Hugging Face id, or a name of :func:`build_named`.
         size: Height and width of the image for which multiply-adds are counted.
         options: Further arguments of :func:`segformer.checkpoint.read`.
 
@@ -29,14 +31,34 @@ def summarize(
         OSError: If the source cannot be read.
         ValueError: If its layout is not known, or its tensors do not fit the layout.
     """
+    if is_name(source):
+        return _text(os.fspath(source), _rows(without_weights(source, **options), size))
     try:
         reading = read(source, **options)
     except BackboneOnlyError:
         reading = read(source, **{**options, "num_classes": 1})
-        return _text(reading, _rows_of_backbone(reading))
-    model = SegFormer.compose(**reading.parts)
+        return _text(reading.report.source, _rows_of_backbone(reading))
+    rows = {"layout": reading.report.layout, **_rows(SegFormer.compose(**reading.parts), size)}
     report = [f"{event:15}{subject}: {reason}" for event, subject, reason in reading.report.rows]
-    return "\n".join([_text(reading, _rows(reading, model, size)), *report])
+    return "\n".join([_text(reading.report.source, rows), *report])
+
+
+def without_weights(source: str | os.PathLike[str], **options: Any) -> SegmentationModel:
+    """Returns a model on the meta device, where its shapes are known and its weights are not.
+
+    The arguments and errors are those of :func:`summarize`.
+    """
+    if not is_name(source):
+        return SegFormer.compose(**read(source, **options).parts).to("meta")
+    name, sizes = os.fspath(source), ("num_classes", "in_channels")
+    for option, value in options.items():
+        if option not in sizes and value is not None:
+            raise ValueError(
+                f"{option}={value!r} is for checkpoints, and {name!r} is the name of a model; "
+                f"remove {option}"
+            )
+    with torch.device("meta"):
+        return build_named(name, *map(options.get, sizes))
 
 
 def _rows_of_backbone(reading: Reading) -> dict[str, str]:
@@ -48,25 +70,30 @@ def _rows_of_backbone(reading: Reading) -> dict[str, str]:
     }
 
 
-def _rows(reading: Reading, model: SegmentationModel, size: tuple[int, int]) -> dict[str, str]:
+def _rows(model: SegmentationModel, size: tuple[int, int]) -> dict[str, str]:
     description = describe(model)
     backbone, head = description["backbone"]["config"], description["decode_head"]
-    billions = multiply_adds(model, *size) / 1e9
     return {
-        "layout": reading.report.layout,
         "variant": _variant(backbone),
         "decode head": f"{head['class']}, {head['config']['channels']} channels",
         "image channels": str(backbone["in_channels"]),
-        "classes": _names(reading.classes),
+        "classes": _names(model.classes),
         "parameters": f"{_parameters(model):,} ({next(model.parameters()).dtype})",
-        "multiply-adds": f"{billions:.1f} G at {size[0]}×{size[1]}",
+        "multiply-adds": _multiply_adds(model, size),
         "numerics": _numerics(description),
-        "normalization": str(reading.normalization),
+        "normalization": str(model.normalization),
     }
 
 
 def _parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _multiply_adds(model: SegmentationModel, size: tuple[int, int]) -> str:
+    try:
+        return f"{multiply_adds(model, *size) / 1e9:.1f} G at {size[0]}×{size[1]}"
+    except ValueError as error:  # a model for images of another size
+        return f"not counted, {error}"
 
 
 def _names(classes: Classes) -> str:
@@ -91,6 +118,6 @@ def _numerics(description: dict[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in settings.items())
 
 
-def _text(reading: Reading, rows: dict[str, str]) -> str:
-    lines = [reading.report.source, *(f"{name:15}{value}" for name, value in rows.items())]
+def _text(source: str, rows: dict[str, str]) -> str:
+    lines = [source, *(f"{name:15}{value}" for name, value in rows.items())]
     return "\n".join(lines)
