@@ -5,9 +5,18 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from segformer.checkpoint import read_processor
 from segformer.deploy import load_model
-from segformer.evaluation import Slide
-from segformer.inference import InWindows, Labeller, WholeImages, label_files, plan
+from segformer.evaluation import PROTOCOLS, Slide, find_protocol
+from segformer.inference import (
+    ByProcessor,
+    ByProtocol,
+    InWindows,
+    Labeller,
+    WholeImages,
+    label_files,
+    plan,
+)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -45,6 +54,22 @@ def add_arguments(parser: ArgumentParser) -> None:
         "of windows, classes × CROP × width × 4 bytes",
     )
 
+    parser.add_argument(
+        "--protocol",
+        metavar="NAME",
+        help=f"label as a paper measures: {', '.join(PROTOCOLS)}",
+    )
+    parser.add_argument(
+        "--tta",
+        action="store_true",
+        help="average over several sizes and mirrored images, as --protocol defines",
+    )
+    parser.add_argument(
+        "--processor",
+        action="store_true",
+        help="label as transformers does, by the preprocessor_config.json beside the weights",
+    )
+
 
 def run(parser: ArgumentParser, arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
@@ -54,7 +79,22 @@ def run(parser: ArgumentParser, arguments: list[str]) -> None:
 
 
 def _labeller(options: Namespace) -> Labeller:
-    """Returns how images are labelled."""
+    """Returns how images are labelled.
+
+    Raises:
+        ValueError: If the options contradict each other.
+    """
+    ways = [f"--{name}" for name in ("slide", "protocol", "processor") if getattr(options, name)]
+    if len(ways) > 1:
+        raise ValueError(
+            f"{' and '.join(ways)} each say how images are labelled; give only one of them"
+        )
+    if options.tta and options.protocol is None:
+        raise ValueError("--tta needs a --protocol, which has its ratios")
+    if options.protocol is not None:
+        return ByProtocol(find_protocol(options.protocol, options.tta))
+    if options.processor:
+        return ByProcessor(read_processor(options.weights))
     if options.slide:
         return InWindows(Slide(*((side, side) for side in options.slide)))
     return WholeImages()
