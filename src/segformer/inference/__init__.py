@@ -3,6 +3,7 @@
 from segformer.inference.labellers import ByProtocol, InWindows, Labeller, WholeImages
 from segformer.inference.pipeline import label_array, label_file, label_files, plan
 from segformer.inference.processor import ByProcessor
+from segformer.inference.video import label_video, label_videos, plan_videos
 
 __all__ = [
     "ByProcessor",
@@ -13,5 +14,8 @@ __all__ = [
     "label_array",
     "label_file",
     "label_files",
+    "label_video",
+    "label_videos",
     "plan",
+    "plan_videos",
 ]
