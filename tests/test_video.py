@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import TINY, randomized, varied
 from PIL import Image
+from test_docs import ROOT, commands
 
 from segformer import Classes, SegFormer
 from segformer.cli import main as command
@@ -355,6 +356,24 @@ def test_without_an_encoder_of_h264_it_is_mpeg4(
     main(weights, source, "--out", tmp_path / "out")
     (rate, codec, _), frames = decoded(tmp_path / "out" / "clip.mp4")
     assert (rate, codec, len(frames)) == (NTSC, "mpeg4", 5)
+
+
+@pytest.mark.extras
+def test_the_commands_of_the_guide_run(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip(tmp_path / "clip.mp4", pictures(3))
+    shutil.copy(weights, tmp_path / "model.safetensors")
+    (tmp_path / "shots").mkdir()
+    for k, image in enumerate(pictures(3)):
+        Image.fromarray(image).save(tmp_path / "shots" / f"frame{k}.png")
+    monkeypatch.chdir(tmp_path)
+    for words in commands(ROOT / "docs" / "guides" / "video.md"):
+        if words[0] == "segformer":
+            command(words[1:])
+    written = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*.mp4"))
+    assert written == ["labelled/clip.mp4", "labelled/shots.mp4", "ntsc/shots.mp4"]
+    assert len(list((tmp_path / "labelled" / "clip").iterdir())) == 3
 
 
 def test_a_folder_without_frames_is_refused(tmp_path: Path) -> None:
