@@ -259,6 +259,9 @@ def test_existing_files_are_kept_without_overwrite(weights: Path, tmp_path: Path
     (tmp_path / "out" / "clip" / "000009.png").touch()  # of a longer clip
     main(*arguments, "--overwrite")
     assert len(list((tmp_path / "out" / "clip").iterdir())) == 3
+    (tmp_path / "out" / "clip" / "notes.txt").touch()
+    with pytest.raises(SystemExit, match=r"would be replaced and holds 'notes.txt'"):
+        main(*arguments, "--overwrite")
     before = source.read_bytes()
     with pytest.raises(SystemExit, match="is one of the images to label"):
         main(weights, source, "--out", tmp_path, "--overwrite")
@@ -334,6 +337,28 @@ def test_a_broken_video_is_named_and_the_others_are_labelled(
     with pytest.raises(SystemExit, match=rf"clip.mp4' {message}|{message}"):
         main(weights, path, good, "--out", tmp_path / "out", "--frames")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["good", "good.mp4"]
+
+
+@pytest.mark.extras
+@pytest.mark.parametrize("suffix", [".mkv", ".avi", ".flv"])
+def test_a_truncated_video_is_labelled_with_a_warning_or_refused(
+    suffix: str, weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The reader of Matroska drops the packet that is cut, the others give it to the decoder."""
+    source = clip(tmp_path / f"clip{suffix}", pictures(60, 128, 192))
+    VideoFile(source).timing()
+    assert not caplog.text
+    content = source.read_bytes()
+    source.write_bytes(content[: len(content) // 2])
+    if suffix == ".mkv":
+        main(weights, source, "--out", tmp_path / "out")
+        _, frames = decoded(tmp_path / "out" / "clip.mp4")
+        assert 10 < len(frames) < 40
+    else:
+        with pytest.raises(SystemExit, match=r"cannot be decoded after \d\.\d\d s"):
+            main(weights, source, "--out", tmp_path / "out")
+        assert not list((tmp_path / "out").iterdir())
+    assert "s, and states that it ends at 2.4" in caplog.text
 
 
 @pytest.mark.extras

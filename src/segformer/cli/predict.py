@@ -118,7 +118,7 @@ def _clips_and_images(options: Namespace) -> tuple[list[Clip], list[str]]:
         FileNotFoundError: If a video or a folder of frames is missing.
         ValueError: If the options do not fit the sources.
     """
-    videos = [source for source in options.images if is_video(Path(source))]
+    videos = [s for s in options.images if is_video(Path(s)) and not Path(s).is_dir()]
     others = [source for source in options.images if source not in videos]
     clips: list[Clip] = [VideoFile(Path(source)) for source in videos]
     if options.video is not None:

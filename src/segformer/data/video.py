@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ import torch
 from torch import Tensor
 
 from segformer.data.images import find_images, read_header, read_image
+
+logger = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts"),
@@ -73,21 +76,34 @@ class VideoFile(Clip):
     """A video file, in any format that PyAV decodes. Its first video stream is read."""
 
     def timing(self) -> Timing:
-        """Returns the number and rate of the frames, from the packets of the file."""
+        """Returns the number and rate of the frames, from the packets of the file.
+
+        A warning is logged if the file ends a second before the end that it states.
+        """
         with self._opened() as (container, stream):
-            times = [p.pts for p in container.demux(stream) if p.size and not p.is_discard]
+            packets = [packet for packet in container.demux() if packet.size]
             stated, unit = stream.frames, Fraction(stream.time_base or 1)
-            rate = stream.average_rate or stream.guessed_rate
-        if not times:
+            rate = Fraction(stream.average_rate or stream.guessed_rate or 25)
+            own = [packet for packet in packets if packet.stream_index == stream.index]
+            ends = max(float(stated / rate), (container.duration or 0) / 1e6)
+            counts_frames = "mp4" in container.format.name  # others estimate their number
+        last = max(map(_seconds, packets), default=0.0) - min(map(_seconds, packets), default=0.0)
+        if not own:
             raise ValueError(f"the video {str(self.path)!r} has no frames; {AGAIN}")
-        if len(times) < stated:
-            known = [time for time in times if time is not None]
-            seconds = float((max(known) - min(known)) * unit) if known else 0.0
+        if counts_frames and len(own) < stated:
             raise ValueError(
-                f"the video {str(self.path)!r} is truncated: it holds {len(times)} of its {stated} "
-                f"frames, the last at {seconds:.2f} s; {AGAIN}"
+                f"the video {str(self.path)!r} is truncated: it holds {len(own)} of its {stated} "
+                f"frames, the last at {last:.2f} s; {AGAIN}"
             )
-        return Timing(len(times), Fraction(rate or 25), unit)
+        if last < ends - 1 - float(1 / rate):
+            logger.warning(
+                "the video %r ends at %.2f s, and states that it ends at %.2f s; it may be "
+                "truncated",
+                str(self.path),
+                last,
+                ends,
+            )
+        return Timing(sum(not packet.is_discard for packet in own), rate, unit)
 
     def frames(self) -> Iterator[Frame]:
         """Yields the frames, turned upright by the rotation that the file states."""
@@ -199,6 +215,10 @@ def _by_number(path: Path) -> list[tuple[bool, int, str]]:
     """Returns a key that sorts frame2.png before frame10.png."""
     parts = re.findall(r"(\d+)|(\D+)", str(path))
     return [(not digits, int(digits or 0), text) for digits, text in parts]
+
+
+def _seconds(packet: Any) -> float:
+    return float((packet.pts or packet.dts or 0) * packet.time_base)
 
 
 def _on_grid(time: Fraction, rate: Fraction, unit: Fraction) -> Fraction:

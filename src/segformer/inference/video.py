@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -50,7 +51,19 @@ def plan_videos(
     for path in of_path:
         name = path.name if path.is_dir() else path.stem
         targets_of[path] = (out / f"{name}.mp4", *([out / name] if frames else []))
+        if frames and overwrite:
+            _check_replaceable(out / name)
     return {of_path[path]: targets for path, targets in checked(targets_of, out, overwrite).items()}
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Raises FileExistsError if a folder holds more than the label maps of an earlier run."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if not re.fullmatch(r"\d{6,}\.png", path.name):
+            raise FileExistsError(
+                f"{str(folder)!r} would be replaced and holds {path.name!r}; choose another folder "
+                "with --out"
+            )
 
 
 def label_videos(
