@@ -49,7 +49,7 @@ napoleon_use_ivar = True
 nitpicky = True
 PACKAGES = (
     "nn|torch|torchvision|v2|timm|numpy|np|PIL|lightning|matplotlib|pathlib|os|collections|typing"
-    "|contextlib|functools"
+    "|contextlib|fractions|functools"
 )
 ALIASES = "Coding|Dataset|LRScheduler|Optimizer|P|PerStage|Root|segformer.ops.registry.R"
 nitpick_ignore_regex = [("py:.*", rf"({PACKAGES})\b.*"), ("py:class", rf"~?({ALIASES})")]

@@ -61,6 +61,15 @@ def randomized(model: M) -> M:
     return model.eval()
 
 
+def varied(model: M, norm: Any, images: Tensor) -> M:
+    """Measures the head's BatchNorm on images, so that their labels vary. In evaluation mode."""
+    norm.momentum = None
+    norm.reset_running_stats()
+    with torch.no_grad():
+        model.train()(images)
+    return model.eval()
+
+
 def quick(num_classes: int) -> SegFormer:
     """A network of convolutions: it is captured in a third of the time of MiT's smallest."""
     torch.manual_seed(0)

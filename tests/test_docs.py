@@ -16,7 +16,11 @@ import yaml
 from benchmarks import __main__ as benchmarks_main
 from docs import generate
 from PIL import Image
-from transformers import SegformerConfig, SegformerForSemanticSegmentation
+from transformers import (
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessor,
+)
 
 import segformer
 from segformer.checkpoint import LAYOUTS
@@ -66,6 +70,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a photograph, in which every hub id is a small random network."""
     config = SegformerConfig(num_labels=150)
     SegformerForSemanticSegmentation(config).save_pretrained(tmp_path / "hub")
+    SegformerImageProcessor().save_pretrained(tmp_path / "hub")
     hub = str(tmp_path / "hub")
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: hub)
     monkeypatch.chdir(tmp_path)

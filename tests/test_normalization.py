@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import TINY, randomized, tiny_peer
+from conftest import TINY, randomized, tiny_peer, varied
 from halves import Halves, halves, quiet_trainer
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
 from torchvision.transforms import v2
 from transformers import (
     SegformerForSemanticSegmentation,
@@ -37,15 +36,6 @@ PROCESSORS: dict[str, dict[str, Any]] = {
     "no normalisation": {"do_normalize": False},
     "no scale": {"do_rescale": False, "image_mean": [124, 116, 104], "image_std": [58, 57, 57]},
 }
-
-
-def varied(model: Any, norm: nn.BatchNorm2d, images: torch.Tensor) -> Any:
-    """Measures the head's BatchNorm on images, so that their labels vary."""
-    norm.momentum = None
-    norm.reset_running_stats()
-    with torch.no_grad():
-        model.train()(images)
-    return model.eval()
 
 
 def peer() -> SegformerForSemanticSegmentation:

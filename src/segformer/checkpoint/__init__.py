@@ -5,6 +5,7 @@ from segformer.checkpoint.formats import METADATA_KEY
 from segformer.checkpoint.layout import BackboneOnlyError, Layout
 from segformer.checkpoint.layouts import LAYOUTS
 from segformer.checkpoint.parts import build, part
+from segformer.checkpoint.processor import Processor, read_processor
 from segformer.checkpoint.reading import Reading, load, read, translate_encoder
 from segformer.checkpoint.report import Report
 from segformer.checkpoint.segformer_layouts import Numerics
@@ -17,6 +18,7 @@ __all__ = [
     "BackboneOnlyError",
     "Layout",
     "Numerics",
+    "Processor",
     "Reading",
     "Report",
     "build",
@@ -24,6 +26,7 @@ __all__ = [
     "load",
     "part",
     "read",
+    "read_processor",
     "save",
     "state_dict_as",
     "translate_encoder",

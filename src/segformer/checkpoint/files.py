@@ -68,17 +68,40 @@ def open_weights(
     file = _read(path)
     if path.name in STANDARD_NAMES and (path.parent / "config.json").is_file():
         file.config = read_json(path.parent / "config.json")
-        file.preprocessor = _read_preprocessor(path.parent)
+        found = _find_preprocessor(path.parent)
+        file.preprocessor = None if found is None else found[0]
     return file
 
 
-def _read_preprocessor(folder: Path) -> dict[str, Any] | None:
+def open_preprocessor(source: str | os.PathLike[str]) -> tuple[dict[str, Any], Path]:
+    """Returns the configuration of a checkpoint's image processor, and the path of its file.
+
+    Args:
+        source: Folder or Hugging Face id of the checkpoint, or a file in its folder.
+
+    Raises:
+        FileNotFoundError: If there is no such source, or it has no configuration.
+    """
+    path = Path(source).expanduser()
+    if not path.exists():
+        path = _download(source, None, None, {})
+    folder = path if path.is_dir() else path.parent
+    found = _find_preprocessor(folder)
+    if found is None:
+        raise FileNotFoundError(
+            f"no preprocessor_config.json in {str(folder)!r}; copy the checkpoint's own there, or "
+            "label without --processor"
+        )
+    return found
+
+
+def _find_preprocessor(folder: Path) -> tuple[dict[str, Any], Path] | None:
     """Returns a Hugging Face folder's configuration of the image processor, in either file."""
     processor, own = folder / "processor_config.json", folder / "preprocessor_config.json"
     nested = read_json(processor).get("image_processor") if processor.is_file() else None
     if isinstance(nested, dict):
-        return nested
-    return read_json(own) if own.is_file() else None
+        return nested, processor
+    return (read_json(own), own) if own.is_file() else None
 
 
 def _download(

@@ -87,9 +87,9 @@ def read_normalization(preprocessor: dict[str, Any], path: Path) -> Normalizatio
     def value(name: str, default: Any) -> Any:
         return default if preprocessor.get(name) is None else preprocessor[name]
 
-    scale = value("rescale_factor", 1 / 255) if value("do_rescale", True) else 1.0
+    scale = value("rescale_factor", 1 / 255) if preprocessor.get("do_rescale", True) else 1.0
     mean, std = value("image_mean", IMAGENET.mean), value("image_std", IMAGENET.std)
-    if not value("do_normalize", True):
+    if not preprocessor.get("do_normalize", True):  # null is false
         mean, std = 0.0, 1.0
     mean, std = (
         [values] * 3 if isinstance(values, int | float) else values for values in (mean, std)

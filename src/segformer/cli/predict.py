@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from fractions import Fraction
 from pathlib import Path
 
+from segformer.checkpoint import read_processor
+from segformer.data.video import Clip, FrameFolder, VideoFile, is_video
 from segformer.deploy import load_model
-from segformer.evaluation import Slide
-from segformer.inference import InWindows, Labeller, WholeImages, label_files, plan
+from segformer.evaluation import PROTOCOLS, Slide, find_protocol
+from segformer.inference import (
+    ByProcessor,
+    ByProtocol,
+    InWindows,
+    Labeller,
+    WholeImages,
+    label_files,
+    label_videos,
+    plan,
+    plan_videos,
+)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -20,14 +33,15 @@ def add_arguments(parser: ArgumentParser) -> None:
         "images",
         nargs="+",
         metavar="IMAGE",
-        help="image file, folder of images, or .npy file, uint8 (H, W, 3), larger than memory",
+        help="image file, folder of images, video, or .npy file, uint8 (H, W, 3), larger than "
+        "memory",
     )
     parser.add_argument(
         "--out",
         type=Path,
         required=True,
         metavar="DIR",
-        help="folder of the label maps and overlays, created if missing",
+        help="folder of the label maps, overlays and videos, created if missing",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace the files of an earlier run"
@@ -45,16 +59,101 @@ def add_arguments(parser: ArgumentParser) -> None:
         "of windows, classes × CROP × width × 4 bytes",
     )
 
+    parser.add_argument(
+        "--protocol",
+        metavar="NAME",
+        help=f"label as a paper measures: {', '.join(PROTOCOLS)}",
+    )
+    parser.add_argument(
+        "--tta",
+        action="store_true",
+        help="average over several sizes and mirrored images, as --protocol defines",
+    )
+    parser.add_argument(
+        "--processor",
+        action="store_true",
+        help="label as transformers does, by the preprocessor_config.json beside the weights",
+    )
+    parser.add_argument(
+        "--video",
+        type=_rate,
+        metavar="FPS",
+        help="make a video of each folder of frames, with so many a second, such as 25 or "
+        "30000/1001; a video file keeps its own",
+    )
+    parser.add_argument(
+        "--frames", action="store_true", help="keep the label maps of a video, in DIR/NAME"
+    )
+
 
 def run(parser: ArgumentParser, arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     labeller = _labeller(options)
-    targets_of = plan(options.images, options.out, options.overwrite)  # before the slow loading
-    label_files(load_model(options.weights, options.device), targets_of, labeller)
+    clips, images = _clips_and_images(options)
+    # before the slow loading
+    targets_of = plan(images, options.out, options.overwrite)
+    videos_of = plan_videos(clips, options.out, options.overwrite, options.frames)
+    model = load_model(options.weights, options.device)
+    if images:
+        label_files(model, targets_of, labeller)
+    if clips:
+        label_videos(model, videos_of, labeller)
+
+
+def _rate(text: str) -> Fraction:
+    """Returns a number of frames a second."""
+    try:
+        rate = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        rate = Fraction(0)
+    if rate <= 0:
+        raise ArgumentTypeError(f"{text!r} frames a second; give a number such as 25 or 30000/1001")
+    return rate
+
+
+def _clips_and_images(options: Namespace) -> tuple[list[Clip], list[str]]:
+    """Returns the videos and folders of frames, and the other sources.
+
+    Raises:
+        FileNotFoundError: If a video or a folder of frames is missing.
+        ValueError: If the options do not fit the sources.
+    """
+    videos = [s for s in options.images if is_video(Path(s)) and not Path(s).is_dir()]
+    others = [source for source in options.images if source not in videos]
+    clips: list[Clip] = [VideoFile(Path(source)) for source in videos]
+    if options.video is not None:
+        for source in [*videos, *others]:
+            if not Path(source).is_dir():
+                raise ValueError(
+                    f"--video is for folders of frames, and {source!r} is none; label it without "
+                    "--video"
+                )
+        clips, others = [FrameFolder(Path(source), options.video) for source in others], []
+    if options.frames and not clips:
+        raise ValueError("--frames is for videos, and none is given; label images without it")
+    for clip in clips:
+        if not clip.path.exists():
+            raise FileNotFoundError(f"no video {str(clip.path)!r}")
+    return clips, others
 
 
 def _labeller(options: Namespace) -> Labeller:
-    """Returns how images are labelled."""
+    """Returns how images are labelled.
+
+    Raises:
+        ValueError: If the options contradict each other.
+    """
+    ways = [f"--{name}" for name in ("slide", "protocol", "processor") if getattr(options, name)]
+    if len(ways) > 1:
+        raise ValueError(
+            f"{' and '.join(ways)} each say how images are labelled; give only one of them"
+        )
+    if options.tta and options.protocol is None:
+        raise ValueError("--tta needs a --protocol, which has its ratios")
+    if options.protocol is not None:
+        return ByProtocol(find_protocol(options.protocol, options.tta))
+    if options.processor:
+        return ByProcessor(read_processor(options.weights))
     if options.slide:
         return InWindows(Slide(*((side, side) for side in options.slide)))
     return WholeImages()

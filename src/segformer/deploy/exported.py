@@ -105,6 +105,16 @@ class Exported(nn.Module):
         return self.description.output
 
     @property
+    def size(self) -> tuple[int, int] | None:
+        """The only height and width of the images; None for any."""
+        return self.description.size
+
+    @property
+    def takes_size(self) -> bool:
+        """Whether the file interpolates its stride-4 logits to a size that it is given."""
+        return self.description.takes_size
+
+    @property
     def gives_logits(self) -> bool:
         return self.output != "labels"
 
@@ -125,12 +135,16 @@ class Exported(nn.Module):
         Raises:
             ValueError: If the images do not fit the file, or it gives labels only.
         """
+        return self._logits(images, None)
+
+    def _logits(self, images: Tensor, size: tuple[int, int] | None) -> Tensor:
+        """Returns the logits of the images' size, or of *size* if the graph takes one."""
         if not self.gives_logits:
             raise ValueError(
                 f"{str(self.path)!r} gives labels, no logits; for windows, several sizes, mirrored "
                 "images or probabilities export it with --output logits"
             )
-        result = self._run(images)
+        result = self._run(images, size)
         if self.output == "probabilities":  # finite, as infinities would not interpolate
             return result.clamp_min(torch.finfo(result.dtype).tiny).log()
         return result
@@ -156,7 +170,7 @@ class Exported(nn.Module):
             if labels.shape[-2:] != size:
                 labels = F.interpolate(labels[:, None].float(), size, mode="nearest-exact")[:, 0]
             return labels.long()
-        return upsample_argmax(with_background(self(images)), size)
+        return upsample_argmax(with_background(self._logits(images, size)), size)
 
     def _run(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Returns the output of the graph, at the images' size, or at *size* if it takes one."""

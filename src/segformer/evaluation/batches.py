@@ -44,13 +44,17 @@ def normalized(model: Any, image: Tensor, device: str | torch.device) -> Tensor:
 
     It is normalised, and in the precision of the model's parameters.
     """
-    dtype = next((tensor.dtype for tensor in _parameters(model)), torch.float32)
-    return normalize_for(model)(image)[None].to(device, dtype)
+    return normalize_for(model)(image)[None].to(device, dtype_of(model))
 
 
 def device_of(model: Any) -> torch.device:
     """Returns the device of a model's parameters; the CPU for a model without parameters."""
     return next((tensor.device for tensor in _parameters(model)), torch.device("cpu"))
+
+
+def dtype_of(model: Any) -> torch.dtype:
+    """Returns the precision of a model's parameters; float32 for a model without parameters."""
+    return next((tensor.dtype for tensor in _parameters(model)), torch.float32)
 
 
 def _parameters(model: Any) -> Iterator[Tensor]:

@@ -17,7 +17,7 @@ from segformer.evaluation import (
     as_batch,
     check_logits,
     device_of,
-    label_large,
+    label_windows,
 )
 from segformer.evaluation.batches import normalized
 
@@ -37,13 +37,13 @@ class Labeller(ABC):
 
     @abstractmethod
     def labels(self, model: Any, image: Tensor) -> np.ndarray:
-        """Returns the labels (H, W) of an image, uint8 (3, H, W).
+        """Returns the labels (H, W) of an image, (C, H, W).
 
         Labels are uint8, or uint16 for more than 255 classes.
 
         Args:
             model: A :class:`~segformer.SegmentationModel`, or an exported file as a model.
-            image: The image, RGB.
+            image: The image, with the bands that the model takes.
         """
 
 
@@ -54,7 +54,7 @@ class WholeImages(Labeller):
     windows = WINDOWS
 
     def labels(self, model: Any, image: Tensor) -> np.ndarray:
-        """Returns the labels (H, W) of an image, uint8 (3, H, W)."""
+        """Returns the labels (H, W) of an image, (C, H, W)."""
         height, width = image.shape[1:]
         predicted = model.predict(as_batch(model, image, device_of(model)))
         return in_file_type(predicted[0, :height, :width], model)
@@ -81,13 +81,19 @@ class InWindows(Labeller):
         check_logits(model, Protocol(self.slide))
 
     def labels(self, model: Any, image: Tensor) -> np.ndarray:
-        """Returns the labels (H, W) of an image, uint8 (3, H, W)."""
+        """Returns the labels (H, W) of an image, (C, H, W)."""
         height, width = image.shape[1:]
         if height <= self.slide.crop_size[0] and width <= self.slide.crop_size[1]:
             return WholeImages().labels(model, image)
         labels = np.zeros((height, width), file_type(model.num_classes))
-        pixels = image.permute(1, 2, 0).numpy()
-        label_large(model, pixels, labels, self.slide, device=device_of(model))
+
+        def read(rows: slice, columns: slice) -> Tensor:
+            return image[:, rows, columns].as_subclass(Tensor)
+
+        def write(rows: slice, columns: slice, part: np.ndarray) -> None:
+            labels[rows, columns] = part
+
+        label_windows(model, (height, width), read, write, self.slide, device=device_of(model))
         return labels
 
 
@@ -106,7 +112,7 @@ class ByProtocol(Labeller):
         check_logits(model, self.protocol)
 
     def labels(self, model: Any, image: Tensor) -> np.ndarray:
-        """Returns the labels (H, W) of an image, uint8 (3, H, W)."""
+        """Returns the labels (H, W) of an image, (C, H, W)."""
         images = normalized(model, image, device_of(model))
         return in_file_type(self.protocol.predict(model, images)[0], model)
 

@@ -69,10 +69,17 @@ def with_legend(picture: Image.Image, labels: np.ndarray, classes: Classes) -> I
     The text is larger for larger pictures, so that it is readable when they are scaled to a screen.
     """
     shown = [k for k in np.unique(labels).tolist() if k != classes.ignore_index]
-    if not shown:
-        return picture
-    key = legend(classes, picture.width, shown, max(TEXT, picture.width // 64))
-    image = Image.new("RGB", (key.width, picture.height + key.height), "white")
+    return above(picture, legend_of(classes, picture.width, shown)) if shown else picture
+
+
+def legend_of(classes: Classes, width: int, shown: Sequence[int]) -> Image.Image:
+    """Returns the legend for a picture of a width: the text of a larger picture is larger."""
+    return legend(classes, width, shown, max(TEXT, width // 64))
+
+
+def above(picture: Image.Image, key: Image.Image) -> Image.Image:
+    """Returns a picture above its legend."""
+    image = Image.new("RGB", (max(picture.width, key.width), picture.height + key.height), "white")
     image.paste(picture, (0, 0))
     image.paste(key, (0, picture.height))
     return image

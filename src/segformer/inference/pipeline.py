@@ -77,6 +77,16 @@ def plan(
         folder = source if source.is_dir() else source.parent
         for path in find_images(source) if source.is_dir() else [source]:
             targets_of[path] = _targets(path, out / path.relative_to(folder))
+    return checked(targets_of, out, overwrite)
+
+
+def checked(
+    targets_of: Mapping[Path, tuple[Path, ...]], out: Path, overwrite: bool = False
+) -> dict[Path, tuple[Path, ...]]:
+    """Returns this process's share of the files to write, after it made their folder.
+
+    The arguments and errors are those of :func:`plan`.
+    """
     _check_distinct(targets_of)
     images = {path.resolve() for path in targets_of}
     own = dict(list(targets_of.items())[_share()])
@@ -102,7 +112,7 @@ def _targets(source: Path, path: Path) -> tuple[Path, ...]:
     return label_map, label_map.with_name(f"{path.stem}_overlay.png")
 
 
-def _check_distinct(targets_of: dict[Path, tuple[Path, ...]]) -> None:
+def _check_distinct(targets_of: Mapping[Path, tuple[Path, ...]]) -> None:
     source_of: dict[Path, Path] = {}
     for path, targets in targets_of.items():
         for target in targets:
@@ -144,10 +154,9 @@ def label_files(
         except ValueError as error:  # the other images are still labelled
             errors.append(str(error))
             continue
-        for part in labels:  # as NumPy counts in a copy of eight times the size
-            counts += np.bincount(part[part < len(counts)].ravel(), minlength=len(counts))
+        counts += count(labels, len(counts))
     if counts.any():
-        print(_histogram(counts, model))
+        print(histogram(counts, model))
     print(f"{len(targets_of) - len(errors)} images labelled")
     if errors:
         raise ValueError("; ".join(errors))
@@ -198,7 +207,15 @@ def _label_and_save(
     return labels
 
 
-def _histogram(counts: np.ndarray, model: Any) -> str:
+def count(parts: Iterable[np.ndarray], num_labels: int) -> np.ndarray:
+    """Returns the number of pixels of each class in the rows or blocks of labels."""
+    counts = np.zeros(num_labels, dtype=np.int64)
+    for part in parts:  # as NumPy counts in a copy of eight times the size
+        counts += np.bincount(part[part < num_labels].ravel(), minlength=num_labels)
+    return counts
+
+
+def histogram(counts: np.ndarray, model: Any) -> str:
     """Returns a table of each class's share of the pixels, the greatest first."""
     shares = counts / counts.sum()
     names = model.classes.names

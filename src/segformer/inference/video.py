@@ -1,0 +1,224 @@
+"""From videos and folders of frames to videos of their labels."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from segformer.data.video import Clip, Timing, check_installed
+from segformer.inference.labellers import Labeller
+from segformer.inference.pictures import above, indexed, legend_of, overlay
+from segformer.inference.pipeline import WHOLE, checked, count, histogram
+
+# MPEG-4 holds times as multiples of one 65535th of a second, or of a longer unit.
+FINEST = 65535
+
+
+def plan_videos(
+    clips: Iterable[Clip], out: Path, overwrite: bool = False, frames: bool = False
+) -> dict[Clip, tuple[Path, ...]]:
+    """Returns the files to write for each clip: ``out/NAME.mp4``.
+
+    Processes that ``torchrun`` starts share the clips.
+
+    Args:
+        clips: Videos and folders of frames.
+        out: Folder to write into; made if it is missing.
+        overwrite: Whether existing files are replaced; a video to label never is.
+        frames: Whether the label maps are kept, in the folder ``out/NAME``.
+
+    Raises:
+        FileExistsError: If a file or folder to write exists already.
+        OSError: If the folder cannot be written.
+        ValueError: If two videos would be written to the same file, or PyAV is not installed.
+    """
+    of_path: dict[Path, Clip] = {clip.path: clip for clip in clips}
+    if of_path:
+        check_installed()
+    targets_of = {}
+    for path in of_path:
+        name = path.name if path.is_dir() else path.stem
+        targets_of[path] = (out / f"{name}.mp4", *([out / name] if frames else []))
+        if frames and overwrite:
+            _check_replaceable(out / name)
+    return {of_path[path]: targets for path, targets in checked(targets_of, out, overwrite).items()}
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Raises FileExistsError if a folder holds more than the label maps of an earlier run."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if not re.fullmatch(r"\d{6,}\.png", path.name):
+            raise FileExistsError(
+                f"{str(folder)!r} would be replaced and holds {path.name!r}; choose another folder "
+                "with --out"
+            )
+
+
+def label_videos(
+    model: Any, targets_of: Mapping[Clip, tuple[Path, ...]], labeller: Labeller = WHOLE
+) -> None:
+    """Writes a video of each clip's labels, and prints the classes' shares.
+
+    Args:
+        model: A :class:`~segformer.SegmentationModel`, or an exported file as a model.
+        targets_of: The files to write for each clip, from :func:`plan_videos`.
+        labeller: How the frames are labelled, by default whole.
+
+    Raises:
+        OSError: If a file cannot be written.
+        ValueError: If the model cannot be used in this way; or if clips cannot be labelled: the
+            others still are.
+    """
+    labeller.check(model)
+    if model.normalization.bands is not None:
+        raise ValueError(
+            "frames of videos are 8-bit RGB, and the model takes images of other bands: "
+            f"{model.normalization.bands}; label its images one by one"
+        )
+    counts = np.zeros(max(2, len(model.classes)), dtype=np.int64)
+    errors = []
+    for clip, targets in targets_of.items():
+        try:
+            counts += label_video(model, clip, targets, labeller)
+        except ValueError as error:  # the other clips are still labelled
+            errors.append(str(error))
+    if counts.any():
+        print(histogram(counts, model))
+    print(f"{len(targets_of) - len(errors)} videos labelled")
+    if errors:
+        raise ValueError("; ".join(errors))
+
+
+def label_video(
+    model: Any, clip: Clip, targets: tuple[Path, ...], labeller: Labeller = WHOLE
+) -> np.ndarray:
+    """Writes a clip under the colours of its labels, above a legend of all classes that occur.
+
+    The clip is read twice: its label maps are kept in a temporary folder until all classes that
+    occur are known. One frame at a time is in memory.
+
+    Args:
+        model: The model.
+        clip: A video or a folder of frames.
+        targets: The video to write, ``.mp4``; and a folder for the label maps, if they are kept:
+            indexed PNGs, numbered from 000000. Both are created when they are complete.
+        labeller: How the frames are labelled, by default whole.
+
+    Returns:
+        The number of pixels of each class.
+
+    Raises:
+        ValueError: If the clip cannot be read. The message names it. Nothing is written then.
+    """
+    target, *kept = targets
+    timing = clip.timing()
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.stem}.") as folder:
+        maps, video = Path(folder, "labels"), Path(folder, target.name)
+        maps.mkdir()
+        counts = _label_frames(model, clip, timing, maps, labeller)
+        _draw_frames(model, clip, timing, maps, video, np.flatnonzero(counts).tolist())
+        for place in kept:
+            if place.exists():
+                shutil.rmtree(place)
+            os.replace(maps, place)
+        os.replace(video, target)
+    return counts
+
+
+def _label_frames(
+    model: Any, clip: Clip, timing: Timing, folder: Path, labeller: Labeller
+) -> np.ndarray:
+    """Writes the label map of each frame; returns the number of pixels of each class."""
+    counts = np.zeros(max(2, len(model.classes)), dtype=np.int64)
+    bar = tqdm(clip.frames(), f"label {clip.path.name}", timing.count, unit="frame")
+    for index, frame in enumerate(bar):
+        labels = labeller.labels(model, frame.image)
+        indexed(labels, model.classes).save(_label_map(folder, index))
+        counts += count(labels, len(counts))
+    return counts
+
+
+def _draw_frames(
+    model: Any, clip: Clip, timing: Timing, folder: Path, target: Path, shown: list[int]
+) -> None:
+    """Writes the video of a clip whose label maps are in a folder."""
+    with _writing(target, timing) as write:
+        bar = tqdm(clip.frames(), f"write {clip.path.name}", timing.count, unit="frame")
+        for index, frame in enumerate(bar):
+            image = Image.fromarray(frame.image.permute(1, 2, 0).numpy())
+            with Image.open(_label_map(folder, index)) as labels:
+                picture = overlay(image, np.array(labels), model.classes)
+            key = legend_of(model.classes, image.width, shown)
+            write(above(picture, key), frame.time)
+
+
+def _label_map(folder: Path, index: int) -> Path:
+    return folder / f"{index:06}.png"
+
+
+@contextmanager
+def _writing(target: Path, timing: Timing) -> Iterator[Callable[[Image.Image, Fraction], None]]:
+    """Yields a function that appends a picture, at its time, to a video.
+
+    The video is H.264, or MPEG-4 where PyAV has no encoder of H.264. Its colours are those of
+    BT.709. They take even sides only: of a picture of an odd side, the last line is repeated.
+    """
+    import av
+
+    unit = Fraction(1, _ticks(timing))
+    with av.open(target, "w", options={"movflags": "faststart"}) as container:
+        codec, options = _encoder()
+        stream: Any = container.add_stream(codec, timing.rate, options)
+        stream.codec_context.time_base = unit
+        stream.pix_fmt = "yuv420p"
+        for name in ("colorspace", "color_primaries", "color_trc", "color_range"):
+            setattr(stream.codec_context, name, 1)  # BT.709, and the range of television
+
+        def write(picture: Image.Image, time: Fraction) -> None:
+            even = _even(picture)
+            if not stream.codec_context.is_open:
+                stream.width, stream.height = even.size
+            frame = av.VideoFrame.from_image(even).reformat(
+                format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG"
+            )
+            frame.pts, frame.time_base = round(time / unit), unit
+            container.mux(stream.encode(frame))
+
+        yield write
+        container.mux(stream.encode(None))
+
+
+def _encoder() -> tuple[str, dict[str, str]]:
+    """Returns the name and options of the encoder: H.264, or MPEG-4 where there is none."""
+    import av
+
+    if "libx264" in av.codecs_available:
+        return "libx264", {"crf": "18"}
+    return "mpeg4", {"qmin": "2", "qmax": "4"}
+
+
+def _ticks(timing: Timing) -> int:
+    """Returns the units a second in which the times of frames are written, exact if possible."""
+    frames, ticks = timing.rate.numerator, math.lcm(timing.rate.numerator, timing.unit.denominator)
+    if ticks <= FINEST:
+        return ticks
+    return FINEST // frames * frames if frames <= FINEST else FINEST
+
+
+def _even(picture: Image.Image) -> Image.Image:
+    """Returns a picture of even sides: its last column or row is repeated if needed."""
+    width, height = picture.size
+    padded = np.pad(np.array(picture), ((0, height % 2), (0, width % 2), (0, 0)), "edge")
+    return Image.fromarray(padded)
