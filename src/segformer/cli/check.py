@@ -1,4 +1,4 @@
-"""``segformer check``: read the data of a config before training."""
+"""``segformer check``: read the data of a config or a folder before training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         ("--out FILE", "picture to write, of samples and their labels; check.png by default"),
         ("--num_workers N", "number of loader processes; 2 by default"),
     )
+    training.add_folder(parser)
 
 
 def run(parser: ArgumentParser, arguments: list[str]) -> None:
-    training.run("check", parser, arguments)
+    training.run_on("check", parser, "check", arguments)

@@ -364,6 +364,61 @@ class FolderData(SegmentationData):
             raise DataError(faults, self)
 
 
+class ListedData(SegmentationData):
+    """Pairs of images and label maps that CSV files list, for train, val and optionally test.
+
+    Each file has the columns ``image`` and ``label``, with the paths of a pair's files below
+    ``root``. ``segformer fit FOLDER`` writes such files.
+
+    Args:
+        root: The folder of the images and label maps.
+        classes: Names and colours.
+        train_transform: See :class:`SegmentationData`.
+        train: CSV file of the training pairs.
+        val: CSV file of the validation pairs.
+        test: CSV file of the test pairs, if there are any.
+        ignore_index: See :class:`FolderData`.
+        label_map: See :class:`FolderData`.
+        palette: See :class:`FolderData`.
+        batch_size: See :class:`SegmentationData`, also for the further arguments.
+
+    Raises:
+        FileNotFoundError: If there is no such CSV file.
+        ValueError: If a CSV file lacks a column, or lists a file that does not exist.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        classes: Classes,
+        train_transform: Callable[..., Any],
+        train: str | os.PathLike[str],
+        val: str | os.PathLike[str],
+        test: str | os.PathLike[str] | None = None,
+        ignore_index: int | None = None,
+        label_map: dict[int, int] | None = None,
+        palette: Coding | None = None,
+        batch_size: int = 8,
+        val_batch_size: int = 1,
+        num_workers: int = 2,
+    ) -> None:
+        faults: list[str] = []
+
+        def listed(pairs: str | os.PathLike[str]) -> FolderDataset:
+            return FolderDataset(
+                root, root, classes, ignore_index, label_map, names=pairs, palette=palette
+            )
+
+        read_train, read_val = (_collecting(faults, listed, pairs) for pairs in (train, val))
+        read_test = _collecting(faults, listed, test) if test is not None else None
+        super().__init__(
+            *(read_train, read_val, train_transform, read_test),
+            *(batch_size, val_batch_size, num_workers),
+        )
+        if faults:
+            raise DataError(faults, self)
+
+
 def _check_patterns(**patterns: str) -> None:
     for name, pattern in patterns.items():
         if SPLIT not in pattern:
