@@ -8,11 +8,16 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 TILE = re.compile(  # scene_0_512, x_r3_c4, scene-row3-col4
-    r"(?P<group>.*?)[ _-]?(?:row|r|y)?(?P<row>\d+)[ _-](?:column|col|c|x)?(?P<column>\d+)"
+    r"(?P<group>.*?)(?:(?<![A-Za-z])(?:row|r|y))?"
+    r"(?P<row>\d+)[ _-](?:column|col|c|x)?(?P<column>\d+)"
 )
-MARKED_TILE = re.compile(r".*[ _-](?:row|r|y)\d+[ _-](?:column|col|c|x)\d+")
-FRAME = re.compile(r"(?P<group>.*?)[ _-]?(?:frame|f)?[ _-]?(?P<number>\d{3,})")
-CAMERAS = ("img", "dsc", "dscn", "dscf", "pxl", "image", "photo", "picture")  # numbered files
+MARKED_TILE = re.compile(r"(?:.*[ _/-])?(?:row|r|y)\d+[ _-](?:column|col|c|x)\d+")
+FRAME = re.compile(  # clip_000123, Seq05VD_f00030
+    r"(?P<group>.*?)(?:(?<![A-Za-z])(?:frame|f)[ _-]?)?(?P<number>\d{3,})"
+)
+CAMERA = re.compile(  # numbers its files: IMG_0001, 20240131_142233
+    r"(?:(?:img|dsc|dscn|dscf|pxl|image|photo|picture)[ _-]?)?(?:\d{8})?", re.IGNORECASE
+)
 COPY = re.compile(r"(?P<group>.+)\.rf\.[0-9a-f]+")  # Roboflow's copies of one image
 SINGLY = "--group '.+'"  # each path is a group
 
@@ -86,11 +91,11 @@ def _tiles(names: Sequence[str]) -> list[str]:
     if None in matches:
         return list(names)
     found = [match for match in matches if match]
-    rows = {(match["group"], match["row"]) for match in found}
-    columns = {(match["group"], match["column"]) for match in found}
+    rows = {(_scene(match), match["row"]) for match in found}
+    columns = {(_scene(match), match["column"]) for match in found}
     is_grid = len(rows) < len(found) and len(columns) < len(found)
     is_marked = all(map(MARKED_TILE.fullmatch, names))
-    return [match["group"] for match in found] if is_grid or is_marked else list(names)
+    return [_scene(match) for match in found] if is_grid or is_marked else list(names)
 
 
 def _frames(names: Sequence[str]) -> list[str]:
@@ -101,17 +106,25 @@ def _frames(names: Sequence[str]) -> list[str]:
     matches = [FRAME.fullmatch(name) for name in names]
     lengths: dict[str, set[int]] = defaultdict(set)
     for match in filter(None, matches):
-        lengths[match["group"]].add(len(match["number"]))
+        lengths[_scene(match)].add(len(match["number"]))
 
     def is_frame(match: re.Match[str] | None) -> bool:
         return (
             match is not None
-            and match["group"].rpartition("/")[2].lower() not in CAMERAS
-            and len(lengths[match["group"]]) == 1
+            and len(lengths[_scene(match)]) == 1
+            and not _is_photograph(_scene(match).rpartition("/")[2])
         )
 
     found = zip(names, matches, strict=True)
-    return [match["group"] if match and is_frame(match) else name for name, match in found]
+    return [_scene(match) if match and is_frame(match) else name for name, match in found]
+
+
+def _scene(match: re.Match[str]) -> str:
+    return match["group"].rstrip(" _-")
+
+
+def _is_photograph(prefix: str) -> bool:
+    return bool(prefix) and CAMERA.fullmatch(prefix) is not None
 
 
 def divide(groups: Sequence[str], share: float, seed: int) -> list[bool]:

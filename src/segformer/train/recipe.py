@@ -52,10 +52,9 @@ class Situation:
 
     @property
     def steps(self) -> int:
-        if "trainer.max_steps" in self.given:
-            return int(self.given["trainer.max_steps"])
-        if "trainer.max_epochs" in self.given:
-            return int(self.given["trainer.max_epochs"]) * self.steps_of_pass
+        steps, passes = self._number("trainer.max_steps"), self._number("trainer.max_epochs")
+        if steps or passes:
+            return steps or passes * self.steps_of_pass
         return next(
             tuned if self.weights else new
             for most, tuned, new in STEPS
@@ -70,8 +69,6 @@ class Situation:
     @property
     def crop_size(self) -> list[int]:
         """Height and width of a crop: multiples of 32 that are not larger than most images."""
-        if "data.train_transform.crop_size" in self.given:
-            return list(self.given["data.train_transform.crop_size"])
         greatest = GPU_CROP if self.on_gpu else CPU_CROP
         return [
             max(CROP_MULTIPLE, min(greatest, side // CROP_MULTIPLE * CROP_MULTIPLE))
@@ -80,10 +77,13 @@ class Situation:
 
     @property
     def batch_size(self) -> int:
-        if "data.batch_size" in self.given:
-            return int(self.given["data.batch_size"])
         wanted = LARGE_BATCH if self.on_gpu and self.images >= LARGE else BATCH
-        return min(wanted, self.images)
+        return self._number("data.batch_size") or min(wanted, self.images)
+
+    def _number(self, key: str) -> int:
+        """Returns a positive number that the user gave; 0 without one, or for another value."""
+        value = self.given.get(key)
+        return value if isinstance(value, int) and value > 0 else 0
 
     @property
     def num_workers(self) -> int:
