@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import dict_to_namespace
+from jsonargparse import Namespace
 
 from segformer.data.classes import Classes
 from segformer.data.datasets import FolderDataset
@@ -31,7 +31,7 @@ from segformer.train.arrangement import Arrangement, Pair, find, found_lists, li
 from segformer.train.class_names import find_named_classes
 from segformer.train.data import SPLIT, SPLIT_NAMES
 from segformer.train.division import divide, groups_by, groups_of
-from segformer.train.folders import FOLLOWERS, Runs, refuse_to_overwrite
+from segformer.train.folders import CSV, FOLLOWERS, Runs, refuse_to_overwrite
 from segformer.train.parser import Parser
 from segformer.train.survey import Labelling, labelling, read_label_maps
 
@@ -180,7 +180,8 @@ def _run_folder(trainer: Mapping[str, Any], options: Options) -> Path:
         raise ValueError(
             f"the logger {logger!r} chooses the run's folder; pass --out FILE for the YAML"
         )
-    runs = Runs.of(dict_to_namespace(dict(trainer)))
+    init_args = Namespace(**logger.get("init_args", {})) if follows else Namespace()
+    runs = Runs.of(Namespace(logger=Namespace(class_path=CSV, init_args=init_args)))
     if runs.version is None:
         return runs.next()
     refuse_to_overwrite(runs.folder / runs.version)
@@ -220,7 +221,7 @@ def parse(verb: str, arguments: Sequence[str]) -> Options:
 
 def _parser(verb: str) -> Parser:
     """Returns the parser of a folder's own options; the command's short help lists them, too."""
-    parser = Parser(f"segformer {verb}")
+    parser = Parser(f"segformer {verb}", allow_abbrev=False)
     parser.add_argument("--out", type=Path | None, default=None)
     if verb == "fit":
         parser.add_argument("--dry_run", action="store_true")
@@ -292,7 +293,7 @@ def make_plan(options: Options) -> Plan:
     data["init_args"].update(recipe.data_settings(situation))
     settings = {"seed_everything": 0, "data": data, **recipe.settings(situation)}
     settings["trainer"]["logger"] = {
-        "class_path": "lightning.pytorch.loggers.CSVLogger",
+        "class_path": CSV,
         "init_args": {"save_dir": RUNS, "name": options.folder.resolve().name or "folder"},
     }
     for key, value in options.settings.items():
@@ -459,19 +460,27 @@ def _folder(found: Arrangement, kind: str, word: str) -> Path:
     return found.root / found.patterns[kind].replace(SPLIT, word)
 
 
-def with_option(settings: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+def with_option(
+    settings: Mapping[str, Any], key: str, value: Any, above: str = ""
+) -> dict[str, Any]:
     """Returns settings with the value of a key such as ``model.network.backbone``.
 
     As on the command line of a config, the options of a class follow its key: they are below
     ``init_args``, and a text that is a class is its ``class_path``.
 
+    Args:
+        settings: Settings, which stay unchanged.
+        key: Names that lead to the value, separated by dots.
+        value: The value.
+        above: The key of the settings themselves, for the message.
+
     Raises:
-        ValueError: If the key is below a list.
+        ValueError: If the key is below a list or a number.
     """
     name, _, below = key.partition(".")
     changed = dict(settings)
     if "class_path" in changed and name not in ("class_path", "init_args"):
-        changed["init_args"] = with_option(changed.get("init_args") or {}, key, value)
+        changed["init_args"] = with_option(changed.get("init_args") or {}, key, value, above)
         return changed
     old = changed.get(name)
     if not below:
@@ -481,6 +490,9 @@ def with_option(settings: Mapping[str, Any], key: str, value: Any) -> dict[str, 
     if isinstance(old, str):
         old = {"class_path": old}
     if not isinstance(old, dict | None) or name.endswith("+"):
-        raise ValueError(f"--{key} changes a list; write it by --dry_run, and edit the YAML")
-    changed[name] = with_option(old or {}, below, value)
+        raise ValueError(
+            f"--{above}{key} changes {name}, which has no options of its own; write the YAML by "
+            "--dry_run, and edit it"
+        )
+    changed[name] = with_option(old or {}, below, value, f"{above}{name}.")
     return changed

@@ -10,7 +10,13 @@ from typing import Any
 from segformer.data.classes import Classes
 
 # Number of steps by the greatest number of training images: from weights, and from random ones.
-STEPS = ((50, 800, 2_000), (500, 2_000, 4_000), (5_000, 10_000, 20_000), (None, 40_000, 80_000))
+STEPS = (
+    (15, 400, 1_000),
+    (50, 800, 2_000),
+    (500, 2_000, 4_000),
+    (5_000, 10_000, 20_000),
+    (None, 40_000, 80_000),
+)
 CPU_CROP, GPU_CROP = 256, 512  # greatest side of a crop in pixels
 CROP_MULTIPLE = 32  # the network's coarsest features have this stride
 BATCH, LARGE_BATCH = 8, 16
