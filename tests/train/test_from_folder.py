@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -355,7 +356,38 @@ def test_the_weights_of_classes_are_those_of_the_camvid_config() -> None:
     assert class_weights([16, 1, 0])[1:] == [class_weights([16, 1, 0])[1]] * 2
 
 
-@pytest.mark.parametrize("line", ["segformer fit photos", "segformer check photos"])
-def test_the_guide_has_the_commands(line: str) -> None:
+def guide_commands() -> list[list[str]]:
+    """The commands of the guide's section, in their order."""
     guide = Path(__file__).parents[2] / "docs" / "guides" / "data.md"
-    assert re.search(f"^{line}", guide.read_text(encoding="utf-8"), re.MULTILINE)
+    section = guide.read_text(encoding="utf-8").split("\n## ")[1]
+    assert section.startswith("From a folder to a run")
+    blocks = re.findall(r"^```bash\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    return [shlex.split(line) for block in blocks for line in block.splitlines()]
+
+
+def test_the_commands_of_the_guide_run(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their runs are not trained: the two that Lightning would start are parsed."""
+    SegFormer(TINY, num_classes=2).save("ade.safetensors")
+    Path("val.txt").write_text("\n".join(NAMES[:2]))
+    started: list[list[str]] = []
+    monkeypatch.setattr("segformer.train.lightning_cli.main", started.append)
+    commands = guide_commands()
+    for words in commands:
+        if "--group" in words:  # of a folder for each group
+            root = write(Path("more"), "{name}/images/1.jpg", "{name}/masks/1.png")
+            words[words.index("photos")] = str(root)
+        segformer(monkeypatch, *words[1:])
+    assert len(started) == sum(words[1] == "fit" and "--dry_run" not in words for words in commands)
+    for arguments in started:
+        data(Path(arguments[arguments.index("--config") + 1]))
+
+
+def test_the_guide_has_the_table_of_recipes() -> None:
+    guide = Path(__file__).parents[2] / "docs" / "guides" / "data.md"
+    rows = re.findall(
+        r"^\| (?:up to )?([\d,]+|more) \| ([\d,]+) \| ([\d,]+) \|$",
+        guide.read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+    numbers = [[None if n == "more" else int(n.replace(",", "")) for n in row] for row in rows]
+    assert [(most, tuned, new) for most, new, tuned in numbers] == list(STEPS)
