@@ -250,6 +250,19 @@ def test_what_is_no_folder(
     assert message in capsys.readouterr().err
 
 
+def test_a_folder_with_unequal_sizes_or_a_broken_image_is_refused_before_anything_is_written(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (30, 20)).save(photos / "images" / "north_00000.jpg")
+    (photos / "images" / "south_00000.jpg").write_bytes(b"no image")
+    with pytest.raises(SystemExit):
+        segformer(monkeypatch, "fit", photos)
+    error = capsys.readouterr().err
+    assert "north_00000.jpg' is 20×30 but its label map" in error
+    assert "cannot read image" in error
+    assert [path.name for path in Path().iterdir()] == ["photos"]
+
+
 def test_a_folder_of_splits_is_not_divided_again(tmp_path: Path) -> None:
     root = write(tmp_path, *ARRANGEMENTS["Roboflow"])
     with pytest.raises(ValueError, match="which --val_share and --group would divide again"):

@@ -33,7 +33,7 @@ from segformer.train.data import SPLIT, SPLIT_NAMES
 from segformer.train.division import divide, groups_by, groups_of
 from segformer.train.folders import CSV, FOLLOWERS, Runs, refuse_to_overwrite
 from segformer.train.parser import Parser
-from segformer.train.survey import Labelling, labelling, read_label_maps
+from segformer.train.survey import Labelling, check_images, labelling, read_label_maps
 
 RUNS = "runs"  # folder of all runs
 CONFIG = "run.yaml"
@@ -278,8 +278,14 @@ def make_plan(options: Options) -> Plan:
     _check_weights(options.weights)
     found = find(options.folder)
     pairs, said = divided(found, options)
-    labels = [options.folder / pair.label for split in pairs.values() for pair in split]
-    maps = read_label_maps(labels)
+    files = [
+        (options.folder / pair.image, options.folder / pair.label)
+        for split in pairs.values()
+        for pair in split
+    ]
+    maps = read_label_maps([label for _, label in files])
+    kinds = check_images(files, maps.sizes)
+    sizes = Counter(maps.sizes.values())
     consumed = {key: options.settings.get(key) for key in CONSUMED}
     classes = labelling(
         maps,
@@ -287,8 +293,8 @@ def make_plan(options: Options) -> Plan:
         consumed["data.ignore_index"],
         consumed["data.label_map"],
     )
-    situation = _situation(options, classes, len(pairs["train"]), maps.sizes)
-    sentences = [*found.said, *said, *classes.said, _sizes(maps.sizes), *recipe.said(situation)]
+    situation = _situation(options, classes, len(pairs["train"]), sizes)
+    sentences = [*found.said, *said, *classes.said, _images(kinds, sizes), *recipe.said(situation)]
     data, lists = _data(found, pairs, classes)
     data["init_args"].update(recipe.data_settings(situation))
     settings = {"seed_everything": 0, "data": data, **recipe.settings(situation)}
@@ -400,10 +406,12 @@ def _situation(
     )
 
 
-def _sizes(sizes: Counter[tuple[int, int]]) -> str:
-    shown = [f"{count} of {height}×{width}" for (height, width), count in sizes.most_common(3)]
+def _images(kinds: Counter[str], sizes: Counter[tuple[int, int]]) -> str:
+    """Returns a sentence about the images' bands and sizes."""
+    of_kinds = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(3))
+    of_sizes = [f"{count} of {height}×{width}" for (height, width), count in sizes.most_common(3)]
     more = f", … ({len(sizes)} sizes)" if len(sizes) > 3 else ""
-    return f"sizes: {', '.join(shown)}{more}"
+    return f"images: {of_kinds}, read as RGB; {', '.join(of_sizes)}{more}"
 
 
 def _data(

@@ -21,6 +21,7 @@ CPU_CROP, GPU_CROP = 256, 512  # greatest side of a crop in pixels
 CROP_MULTIPLE = 32  # the network's coarsest features have this stride
 BATCH, LARGE_BATCH = 8, 16
 LARGE = 5_000  # training images from which a GPU takes large batches
+FEW = 1_000  # training images, for a network from random weights
 VALIDATIONS = 8  # of a run
 LARGEST_WHOLE = 2048  # longer side of images that are validated whole
 ONE_CLASS = 0.75  # share of a class from which crops of one class are allowed
@@ -99,6 +100,7 @@ class Situation:
 def said(situation: Situation) -> list[str]:
     """Returns one sentence for each decision of the recipe."""
     height, width = situation.crop_size
+    is_few = situation.images < FEW
     passes = situation.steps * situation.batch_size / situation.images
     lines = [
         f"{situation.steps} steps of {situation.batch_size} crops of {height}×{width}: "
@@ -109,8 +111,8 @@ def said(situation: Situation) -> list[str]:
         lines.append(f"from the weights {situation.weights!r}: AdamW, learning rate 6e-5")
     else:
         lines.append(
-            f"{situation.variant} from random weights: Muon, learning rate 2e-3; with few images, "
-            "--weights FILE reaches more"
+            f"{situation.variant} from random weights: Muon, learning rate 2e-3"
+            + ("; it learns little from so few images: pass --weights FILE" * is_few)
         )
     return lines
 

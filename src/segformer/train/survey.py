@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from segformer.data.classes import IGNORE_INDEX, Classes, Color
 from segformer.data.datasets import DataError
-from segformer.data.images import Decoded, decode
+from segformer.data.images import Decoded, decode, read_header
 from segformer.data.labels import coding_of, to_indices
 from segformer.train.class_names import NamedClasses
 
@@ -36,14 +36,14 @@ class LabelMaps:
         colors: Number of pixels of each colour, of files with colours or a palette.
         colors_of: Colours of each value, of files with a palette.
         files: An example file of each kind: ``value``, ``palette``, ``grey RGB`` and ``color``.
-        sizes: Number of label maps of each height and width.
+        sizes: Height and width of each file.
     """
 
     values: Counter[int] = field(default_factory=Counter)
     colors: Counter[Color] = field(default_factory=Counter)
     colors_of: dict[int, set[Color]] = field(default_factory=lambda: defaultdict(set))
     files: dict[str, Path] = field(default_factory=dict)
-    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    sizes: dict[Path, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -133,13 +133,47 @@ def _counts(values: np.ndarray) -> dict[int, int]:
 
 def _add(found: LabelMaps, path: Path, content: _Content) -> None:
     found.files.setdefault(content.kind, path)
-    found.sizes[content.size] += 1
+    found.sizes[path] = content.size
     found.values.update(content.values)
     found.colors.update(content.colors)
     if content.palette:
         for value in content.values:
             if value < len(content.palette):
                 found.colors_of[value].add(content.palette[value])
+
+
+def check_images(
+    pairs: Sequence[tuple[Path, Path]], sizes: Mapping[Path, tuple[int, int]]
+) -> Counter[str]:
+    """Returns the number of images of each kind of bands, such as RGB with 8 bits.
+
+    Args:
+        pairs: Paths of images and of their label maps.
+        sizes: Height and width of each label map.
+
+    Raises:
+        DataError: If an image cannot be read, or has another size than its label map.
+    """
+
+    def kind(pair: tuple[Path, Path]) -> tuple[str, str]:
+        image, label = pair
+        try:
+            header = read_header(image)
+        except (OSError, ValueError) as error:
+            return "", str(error)
+        if header.shown_size != sizes[label]:
+            height, width = header.shown_size
+            return "", (
+                f"image {str(image)!r} is {height}×{width} but its label map {str(label)!r} is "
+                f"{sizes[label][0]}×{sizes[label][1]} (height × width); save both in the same size"
+            )
+        return f"{header.mode} with {header.greatest.bit_length()} bits", ""
+
+    with ThreadPoolExecutor(READERS) as readers:
+        found = list(readers.map(kind, pairs))
+    if faults := [fault for _, fault in found if fault]:
+        raise DataError(faults, pairs)
+    return Counter(kind for kind, _ in found)
 
 
 def labelling(
