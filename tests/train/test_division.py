@@ -83,6 +83,7 @@ def test_another_image_moves_few_of_the_others() -> None:
         (["lake_0_0", "lake_0_512", "lake_512_0", "lake_512_512", "sea_0_0"], 2),
         (["0001TP_006690", "0001TP_006720", "Seq05VD_f00000", "Seq05VD_f00030"], 2),
         (["a/000001", "a/000002", "b/000001"], 2),
+        (["clip0_000", "clip0_001", "clip1_000", "clip1_001", "clip2_000"], 3),
         (["x_jpg.rf.0a1b", "x_jpg.rf.9c8d", "y_jpg.rf.77aa"], 2),
         (["IMG_0001", "IMG_0002", "DSC_0001", "holiday"], 4),
         (["IMG_20240131_142233", "IMG_20240131_142235", "IMG_20240201_090000"], 3),

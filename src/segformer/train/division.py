@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 TILE = re.compile(  # scene_0_512, x_r3_c4, scene-row3-col4
-    r"(?P<group>.*?)(?:(?<![A-Za-z])(?:row|r|y))?"
+    r"(?P<group>.*?)(?<![A-Za-z0-9])(?:row|r|y)?"
     r"(?P<row>\d+)[ _-](?:column|col|c|x)?(?P<column>\d+)"
 )
 MARKED_TILE = re.compile(r"(?:.*[ _/-])?(?:row|r|y)\d+[ _-](?:column|col|c|x)\d+")

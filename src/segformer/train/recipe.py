@@ -17,6 +17,7 @@ STEPS = (
     (5_000, 10_000, 20_000),
     (None, 40_000, 80_000),
 )
+CPU_STEPS = 20_000  # at most, on a CPU
 CPU_CROP, GPU_CROP = 256, 512  # greatest side of a crop in pixels
 CROP_MULTIPLE = 32  # the network's coarsest features have this stride
 BATCH, LARGE_BATCH = 8, 16
@@ -62,11 +63,12 @@ class Situation:
         steps, passes = self._number("trainer.max_steps"), self._number("trainer.max_epochs")
         if steps or passes:
             return steps or passes * self.steps_of_pass
-        return next(
+        chosen = next(
             tuned if self.weights else new
             for most, tuned, new in STEPS
             if most is None or self.images <= most
         )
+        return chosen if self.on_gpu else min(chosen, CPU_STEPS)
 
     @property
     def steps_of_pass(self) -> int:
