@@ -130,6 +130,39 @@ def test_the_run_goes_on_from_its_own_files(photos: Path, monkeypatch: pytest.Mo
     assert state["global_step"] == 3
 
 
+def test_a_run_starts_from_weights_of_other_classes(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a step at AdamW's low rate, the backbone is still close to the given one."""
+    given = SegFormer(TINY, num_classes=5)
+    given.save("given.safetensors")
+    options = [
+        option for option in SMALL if "backbone" not in option and "class_path" not in option
+    ]
+    segformer(monkeypatch, "fit", photos, "--weights=given.safetensors", *options)
+    trained = weights(Path("runs/photos/version_0"))
+    for name, tensor in given.backbone.state_dict().items():
+        torch.testing.assert_close(trained[f"backbone.{name}"], tensor, rtol=0, atol=1e-3)
+    assert trained["decode_head.classifier.weight"].shape[0] == 2
+
+
+def test_large_images_are_validated_in_windows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for k in range(4):
+        label = np.zeros((40, 2100), np.uint8)
+        label[:, 900 + k :] = 1
+        for kind, array in (("images", 200 * label), ("masks", label)):
+            Path("wide", kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(f"wide/{kind}/{'abcd'[k]}.png")
+    segformer(monkeypatch, "fit", "wide", *SMALL)
+    config = yaml.safe_load(Path("runs/wide/version_0/config.yaml").read_text(encoding="utf-8"))
+    mode = config["model"]["protocol"]["mode"]
+    assert mode == {"crop_size": [1024, 1024], "stride": [768, 768]}
+    assert Path("runs/wide/version_0/results.json").is_file()
+
+
 def test_a_dry_run_only_writes(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     segformer(monkeypatch, "fit", photos, *SMALL, "--out", "my.yaml", "--dry_run")
     assert {path.name for path in Path().iterdir()} == {

@@ -204,6 +204,8 @@ def labelling(
         order, said = _counted(values, named, found)
     else:
         order, said = _unnamed(values, found)
+    if ignore_index is not None:
+        said = [*said, f"value {ignore_index} means no class, as it is given"]
     names = list(named.names) if named else _names(order)
     void = {v for v, name in zip(order, names, strict=True) if name.lower() in UNLABELLED}
     if void:
