@@ -18,8 +18,8 @@ COMPLETION = "--print-completion"
 SHELLS = ("bash", "zsh", "tcsh")
 
 VERBS = {
-    "check": "Read every image and label map of a config, before training.",
-    "fit": "Train a network.",
+    "check": "Read every image and label map of a config or a folder, before training.",
+    "fit": "Train a network, by a config or on a folder of images and label maps.",
     "validate": "Measure a network on the validation split.",
     "test": "Measure a network on the test split.",
     "predict": "Label images with a trained network.",

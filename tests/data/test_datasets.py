@@ -8,7 +8,13 @@ import torch
 from PIL import Image
 
 from segformer import Classes
-from segformer.data.datasets import FolderDataset, check_labels, read_image, read_label_map
+from segformer.data.datasets import (
+    DataError,
+    FolderDataset,
+    check_labels,
+    read_image,
+    read_label_map,
+)
 
 CLASSES = Classes(["a", "b", "c"])
 
@@ -198,3 +204,26 @@ def test_a_label_map_of_different_channels_is_refused(tmp_path: Path) -> None:
     colors = np.array([[(0, 0, 0), (0, 0, 1)]], np.uint8)
     with pytest.raises(ValueError, match=r"label.png' has mode RGB .* need one channel"):
         read_label_map(write(tmp_path / "label.png", colors))
+
+
+def test_a_csv_file_lists_pairs_of_any_names(tmp_path: Path) -> None:
+    write(tmp_path / "a/one.jpg", np.zeros((6, 8, 3), np.uint8))
+    write(tmp_path / "b/two.png", np.full((6, 8), 2, np.uint8))
+    table = tmp_path / "pairs.csv"
+    table.write_text("image,label\na/one.jpg,b/two.png\n")
+    samples = FolderDataset(tmp_path, tmp_path, CLASSES, names=table)
+    assert len(samples) == 1
+    _, label = samples[0]
+    assert label.unique().tolist() == [2]
+    table.write_text("image,label\na/one.jpg,b/two.png\na/gone.jpg,b/two.png\n")
+    with pytest.raises(DataError, match=r"lists '.*gone.jpg', which does not exist") as error:
+        FolderDataset(tmp_path, tmp_path, CLASSES, names=table)
+    assert len(error.value.found) == 1
+
+
+@pytest.mark.parametrize("text", ["", "image,label\n", "image\na.jpg\n", "image,label\na.jpg\n"])
+def test_a_csv_file_without_both_columns_is_refused(text: str, tmp_path: Path) -> None:
+    table = tmp_path / "pairs.csv"
+    table.write_text(text)
+    with pytest.raises(ValueError, match="must have the columns image and label"):
+        FolderDataset(tmp_path, tmp_path, CLASSES, names=table)

@@ -1,4 +1,4 @@
-"""``segformer check``: read the data of a config before training."""
+"""``segformer check``: read the data of a config or a folder before training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         ("--write-statistics", "add mean, deviation and range of the bands to the config"),
         ("--num_workers N", "number of loader processes; 2 by default"),
     )
+    training.add_folder(parser)
 
 
 def run(parser: ArgumentParser, arguments: list[str]) -> None:
-    training.run("check", parser, arguments)
+    training.run_on("check", parser, "check", arguments)

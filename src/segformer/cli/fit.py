@@ -1,4 +1,4 @@
-"""``segformer fit``: train a network."""
+"""``segformer fit``: train a network, from a config or from a folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,14 @@ def add_arguments(parser: ArgumentParser) -> None:
         ("--seed_everything N", "seed of all random numbers"),
         ("--ckpt_path FILE", "resume a run from this checkpoint; last: from its newest one"),
     )
+    training.add_folder(
+        parser,
+        ("--variant NAME", "size of the network from random weights: b0 … b5; b0 by default"),
+        ("--weights FILE", "weights to start from"),
+        ("--out FILE", "YAML to write; run.yaml in the run's folder by default"),
+        ("--dry_run", "write the YAML, and do not train"),
+    )
 
 
 def run(parser: ArgumentParser, arguments: list[str]) -> None:
-    training.run("lightning_cli", parser, ["fit", *arguments])
+    training.run_on("lightning_cli", parser, "fit", arguments)

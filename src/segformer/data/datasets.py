@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -91,6 +92,8 @@ class FolderDataset(Dataset):
             ``"_rgb.png"``.
         label_suffix: The same for label maps.
         names: Text file with the names of the pairs to use, one per line; by default all are used.
+            Or a CSV file with the columns ``image`` and ``label``, which holds the paths of each
+            pair's files below the two folders; suffixes are not used then.
         palette: ``"index"`` if the values of palette files are class indices, ``"color"`` if their
             colours are the classes' (see :func:`~segformer.data.labels.read_label_map`); by
             default the palette of each file must show which.
@@ -334,6 +337,8 @@ def _pairs(
     also: Sequence[str],
 ) -> tuple[list[tuple[Path, Path]], list[str]]:
     """Returns the pairs of two folders, and one sentence for each error."""
+    if names is not None and Path(names).suffix.lower() == ".csv":
+        return _listed_pairs(images, labels, Path(names))
     faults: list[str] = []
     image_paths, label_paths = _image_and_label_paths(
         images, labels, image_suffix, label_suffix, also
@@ -341,7 +346,7 @@ def _pairs(
     image_of = _by_name(images, image_paths, image_suffix, faults)
     label_of = _by_name(labels, label_paths, label_suffix, faults)
     if names is not None:
-        listed = _read_names(names)
+        listed = read_names(names)
         faults += [
             f"{str(names)!r} lists {name!r}, but {str(images)!r} has no such image and "
             f"{str(labels)!r} no such label map; add them, or remove the line"
@@ -358,6 +363,26 @@ def _pairs(
     return pairs, sorted(faults)
 
 
+def _listed_pairs(
+    images: Path, labels: Path, table: Path
+) -> tuple[list[tuple[Path, Path]], list[str]]:
+    """Returns the pairs that a CSV file lists, and one sentence for each missing file."""
+    rows = list(csv.DictReader(_read_text(table).splitlines()))
+    if not rows or any(not row.get("image") or not row.get("label") for row in rows):
+        raise ValueError(
+            f"{str(table)!r} must have the columns image and label, and the two paths of a pair in "
+            "each line; correct it"
+        )
+    pairs = [(images / row["image"], labels / row["label"]) for row in rows]
+    missing = [path for pair in pairs for path in pair if not path.is_file()]
+    faults = [
+        f"{str(table)!r} lists {str(path)!r}, which does not exist; add it, or remove the line"
+        for path in missing
+    ]
+    gone = set(missing)
+    return [pair for pair in pairs if gone.isdisjoint(pair)], sorted(faults)
+
+
 def _unpaired(files: dict[str, Path], partners: dict[str, Path], missing: str) -> list[str]:
     """Returns one sentence for each file without a partner of the same name."""
     by_case = {name.casefold(): path for name, path in partners.items()}
@@ -372,17 +397,26 @@ def _unpaired(files: dict[str, Path], partners: dict[str, Path], missing: str) -
     return faults
 
 
-def _read_names(path: str | os.PathLike[str]) -> list[str]:
+def read_names(path: str | os.PathLike[str]) -> list[str]:
+    """Returns the lines of a text file that are not empty.
+
+    Raises:
+        ValueError: If it is no text in UTF-8, or all lines are empty.
+    """
+    lines = _read_text(Path(path)).splitlines()
+    listed = [composed(name) for line in lines if (name := line.strip())]
+    if not listed:
+        raise ValueError(f"{str(path)!r} lists no name; write the name of one pair on each line")
+    return listed
+
+
+def _read_text(path: Path) -> str:
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{str(path)!r} is not text in UTF-8 ({error.reason}); save it as UTF-8"
         ) from error
-    listed = [_composed(name) for line in text.splitlines() if (name := line.strip())]
-    if not listed:
-        raise ValueError(f"{str(path)!r} lists no name; write the name of one pair on each line")
-    return listed
 
 
 def _image_and_label_paths(
@@ -461,9 +495,9 @@ def _without_suffix(path: Path, suffix: str) -> str | None:
     """Returns a file's name without type and suffix; None if it does not end in the suffix."""
     has_file_type = suffix.lower().endswith((*IMAGE_SUFFIXES, *SUFFIXES))
     name = (path if has_file_type else path.with_suffix("")).as_posix()
-    return _composed(name.removesuffix(suffix)) if name.endswith(suffix) else None
+    return composed(name.removesuffix(suffix)) if name.endswith(suffix) else None
 
 
-def _composed(name: str) -> str:
+def composed(name: str) -> str:
     """Returns a name with composed accents; macOS writes ä as two characters, others as one."""
     return unicodedata.normalize("NFC", name)

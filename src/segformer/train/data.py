@@ -363,16 +363,7 @@ class FolderData(SegmentationData):
             bands = replace(bands or Bands(), files=images)
             images, image_suffix = _first_file(images)
         _check_patterns(images=images, labels=labels)
-        if bands is None and (tile or normalization):
-            raise ValueError(
-                f"tile={tile} and normalization={normalization} are for images that are read with "
-                "their bands; add `bands: {}`"
-            )
-        if bands is not None and normalization is not None:
-            normalization = replace(normalization, bands=bands)
-        make: Any = FolderDataset
-        if bands is not None:
-            make = partial(RasterDataset, bands=bands, normalization=normalization, tile=tile)
+        make = _reader(bands, normalization, tile)
 
         def split(name: str) -> FolderDataset:
             return make(
@@ -395,10 +386,96 @@ class FolderData(SegmentationData):
             raise DataError(faults, self)
 
 
+def _reader(
+    bands: Bands | None, normalization: Normalization | None, tile: list[int] | None
+) -> Callable[..., FolderDataset]:
+    """Returns the class of data set that reads photographs, or images of other bands.
+
+    Raises:
+        ValueError: If photographs are given what only images of other bands have.
+    """
+    if bands is not None:
+        if normalization is not None:
+            normalization = replace(normalization, bands=bands)
+        return partial(RasterDataset, bands=bands, normalization=normalization, tile=tile)
+    if tile or normalization:
+        raise ValueError(
+            f"tile={tile} and normalization={normalization} are for images that are read with "
+            "their bands; add `bands: {}`"
+        )
+    return FolderDataset
+
+
 def _first_file(patterns: list[str]) -> tuple[str, str]:
     """Returns the folder and the suffix of the first of several files of an image."""
     folder, _, suffix = patterns[0].partition(NAME)
     return folder.rstrip("/"), suffix
+
+
+class ListedData(SegmentationData):
+    """Pairs of images and label maps that CSV files list, for train, val and optionally test.
+
+    Each file has the columns ``image`` and ``label``, with the paths of a pair's files below
+    ``root``. ``segformer fit FOLDER`` writes such files.
+
+    Args:
+        root: The folder of the images and label maps.
+        classes: Names and colours.
+        train_transform: See :class:`SegmentationData`.
+        train: CSV file of the training pairs.
+        val: CSV file of the validation pairs.
+        test: CSV file of the test pairs, if there are any.
+        ignore_index: See :class:`FolderData`.
+        label_map: See :class:`FolderData`.
+        palette: See :class:`FolderData`.
+        bands: See :class:`FolderData`, also for ``normalization`` and ``tile``.
+        batch_size: See :class:`SegmentationData`, also for the further arguments.
+
+    Raises:
+        FileNotFoundError: If there is no such CSV file.
+        ValueError: If a CSV file lacks a column, or lists a file that does not exist.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        classes: Classes,
+        train_transform: Callable[..., Any],
+        train: str | os.PathLike[str],
+        val: str | os.PathLike[str],
+        test: str | os.PathLike[str] | None = None,
+        ignore_index: int | None = None,
+        label_map: dict[int, int] | None = None,
+        palette: Coding | None = None,
+        batch_size: int = 8,
+        val_batch_size: int = 1,
+        num_workers: int = 2,
+        bands: Bands | None = None,
+        normalization: Normalization | None = None,
+        tile: list[int] | None = None,
+    ) -> None:
+        faults: list[str] = []
+        make = _reader(bands, normalization, tile)
+
+        def listed(pairs: str | os.PathLike[str]) -> FolderDataset:
+            return make(
+                root,
+                root,
+                classes,
+                ignore_index=ignore_index,
+                label_map=label_map,
+                names=pairs,
+                palette=palette,
+            )
+
+        read_train, read_val = (_collecting(faults, listed, pairs) for pairs in (train, val))
+        read_test = _collecting(faults, listed, test) if test is not None else None
+        super().__init__(
+            *(read_train, read_val, train_transform, read_test),
+            *(batch_size, val_batch_size, num_workers),
+        )
+        if faults:
+            raise DataError(faults, self)
 
 
 def _check_patterns(**patterns: str) -> None:

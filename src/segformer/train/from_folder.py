@@ -1,0 +1,507 @@
+"""``segformer fit FOLDER`` and ``check FOLDER``: from a folder to the config of a run.
+
+The config is a YAML file that ``segformer fit --config`` takes, and the run is made from it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import sys
+import tempfile
+import textwrap
+import warnings
+from argparse import ArgumentError
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import Namespace
+
+from segformer.data.bands import SPLIT
+from segformer.data.classes import Classes
+from segformer.data.datasets import FolderDataset
+from segformer.train import check, lightning_cli, recipe
+from segformer.train.arrangement import Arrangement, Pair, find, found_lists, listed
+from segformer.train.class_names import find_named_classes
+from segformer.train.data import SPLIT_NAMES
+from segformer.train.division import divide, groups_by, groups_of
+from segformer.train.folders import CSV, FOLLOWERS, Runs, refuse_to_overwrite
+from segformer.train.parser import Parser
+from segformer.train.survey import Labelling, check_images, labelling, read_label_maps
+
+RUNS = "runs"  # folder of all runs
+CONFIG = "run.yaml"
+DEFAULT_SHARE = 0.2  # of the images, for validation
+WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".h5", ".npz")
+CONSUMED = ("data.ignore_index", "data.label_map")  # settings that the labelling takes up
+WITHOUT_DOT = ("seed_everything", "one_logit")  # settings of the run
+REFUSED = {
+    "config": "a folder and --config are given; leave one out",
+    "ckpt_path": "--ckpt_path resumes a run; resume it by its own file: segformer fit --config "
+    "RUN/config.yaml --ckpt_path last",
+    "print_config": "--print_config is for --config; --dry_run writes the YAML of a folder",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of a folder, beside the settings of the run.
+
+    Args:
+        folder: The folder.
+        settings: Settings of the run by their key, such as ``trainer.max_steps``.
+        out: YAML file to write; by default ``run.yaml`` in the run's folder.
+        dry_run: Whether only the YAML file is written.
+        val_share: Share of the images that validate, if the folder has no splits.
+        val_seed: Random seed of their choice.
+        train_names: Text file that lists the training images.
+        val_names: Text file that lists the validation images.
+        group: Regular expression for the part of a path that images of one group have in common.
+        variant: Size of the network from random weights.
+        weights: Weights to start from.
+        num_workers: Number of loader processes of ``check``.
+    """
+
+    folder: Path
+    settings: dict[str, Any] = field(default_factory=dict)
+    out: Path | None = None
+    dry_run: bool = False
+    val_share: float | None = None
+    val_seed: int = 0
+    train_names: Path | None = None
+    val_names: Path | None = None
+    group: str | None = None
+    variant: str | None = None
+    weights: str | None = None
+    num_workers: int = 2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The config of a run, and what was found in its folder.
+
+    Args:
+        settings: The content of the YAML file.
+        lists: Pairs of each split that are written beside it, for a folder without splits.
+        said: One sentence for each decision.
+    """
+
+    settings: dict[str, Any]
+    lists: dict[str, list[Pair]]
+    said: list[str]
+
+    def write(self, path: Path) -> None:
+        """Writes the YAML file, and the lists of its splits beside it.
+
+        Raises:
+            FileExistsError: If a file exists with another content.
+        """
+        settings, texts = self.settings, {}
+        for split, pairs in self.lists.items():
+            name = path.with_name(f"{path.stem}_{split}.csv").absolute()
+            settings = with_option(settings, f"data.{split}", str(name))
+            texts[name] = _table(pairs)
+        lines = ["What segformer fit found in the folder, and chose:", *self.said]
+        header = "".join(f"{_comment(line)}\n" for line in lines)
+        body = yaml.safe_dump(
+            settings, sort_keys=False, default_flow_style=None, allow_unicode=True, width=100
+        )
+        texts[path] = f"{header}{body}"
+        for name, text in texts.items():
+            if name.exists() and name.read_text(encoding="utf-8") != text:
+                raise FileExistsError(f"{str(name)!r} exists; give another --out, or remove it")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            partial = name.with_name(f".{name.name}.partial")
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(name)
+
+
+def _comment(sentence: str) -> str:
+    return textwrap.fill(sentence, 98, initial_indent="# ", subsequent_indent="#   ")
+
+
+def _table(pairs: Sequence[Pair]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([("image", "label"), *((pair.image, pair.label) for pair in pairs)])
+    return text.getvalue()
+
+
+def main(arguments: list[str]) -> None:
+    """Runs ``fit`` or ``check`` on the folder that follows it in the arguments.
+
+    Raises:
+        argparse.ArgumentError: If an option is unknown or its value has the wrong type.
+        ValueError: If the folder can be read in more than one way.
+        SystemExit: With code 1 if ``check`` finds a problem.
+    """
+    verb, *rest = arguments
+    if verb == "check":
+        _check(parse(verb, rest))
+    else:
+        _fit(parse(verb, rest))
+
+
+def _fit(options: Options) -> None:
+    plan = make_plan(options)
+    print("\n".join(plan.said), flush=True)
+    folder = _run_folder(plan.settings["trainer"], options)
+    config = options.out or folder / CONFIG
+    plan.write(config)
+    print(f"wrote {config}", flush=True)
+    if options.dry_run:
+        print(f"train by: segformer fit --config {config}")
+        return
+    command = ["fit", "--config", str(config)]
+    if options.out is None:
+        command.append(f"--trainer.logger.init_args.version={folder.name}")
+        # Loggers warn of a folder that exists; this one holds the config alone.
+        warnings.filterwarnings("ignore", "(Experiment logs|Checkpoint) directory .* exists")
+    sys.argv[1:] = command  # processes of other devices run it again
+    lightning_cli.main(command)
+
+
+def _run_folder(trainer: Mapping[str, Any], options: Options) -> Path:
+    """Returns the folder of a new run.
+
+    Raises:
+        ValueError: If a logger that the user gave chooses the folder itself, and --out is missing.
+    """
+    logger = trainer["logger"]
+    follows = isinstance(logger, dict) and logger["class_path"].rpartition(".")[2] in FOLLOWERS
+    if options.out is None and not follows:
+        raise ValueError(
+            f"the logger {logger!r} chooses the run's folder; pass --out FILE for the YAML"
+        )
+    init_args = Namespace(**logger.get("init_args", {})) if follows else Namespace()
+    runs = Runs.of(Namespace(logger=Namespace(class_path=CSV, init_args=init_args)))
+    if runs.version is None:
+        return runs.next()
+    refuse_to_overwrite(runs.folder / runs.version)
+    return runs.folder / runs.version
+
+
+def _check(options: Options) -> None:
+    plan = make_plan(options)
+    print("\n".join(plan.said), flush=True)
+    picture = [f"--out={options.out}"] if options.out else []
+    workers = [f"--num_workers={options.num_workers}"]
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder, CONFIG)
+        plan.write(config)
+        check.main([f"--config={config}", *picture, *workers])
+
+
+def parse(verb: str, arguments: Sequence[str]) -> Options:
+    """Returns the options of a folder, which is the first argument.
+
+    Raises:
+        argparse.ArgumentError: If an option is unknown or its value has the wrong type.
+        ValueError: If options exclude each other.
+    """
+    folder, *rest = arguments
+    if Path(folder).is_file():
+        raise ValueError(f"{folder!r} is a file; pass a config by --config {folder}")
+    own, settings = _separated(rest)
+    given = vars(_parser(verb).parse_args(own))
+    is_listed = given["train_names"] is not None or given["val_names"] is not None
+    if is_listed and (given["val_share"] is not None or given["group"] is not None):
+        raise ValueError("--val_share and --group divide images that no list names; remove them")
+    if given["weights"] and given["variant"]:
+        raise ValueError("--weights have their own variant; remove --variant")
+    return Options(Path(folder), settings, **given)
+
+
+def _parser(verb: str) -> Parser:
+    """Returns the parser of a folder's own options; the command's short help lists them, too."""
+    parser = Parser(f"segformer {verb}", allow_abbrev=False)
+    parser.add_argument("--out", type=Path | None, default=None)
+    if verb == "fit":
+        parser.add_argument("--dry_run", action="store_true")
+    else:
+        parser.add_argument("--num_workers", type=int, default=2)
+    parser.add_argument("--val_share", type=float | None, default=None)
+    parser.add_argument("--val_seed", type=int, default=0)
+    parser.add_argument("--train_names", type=Path | None, default=None)
+    parser.add_argument("--val_names", type=Path | None, default=None)
+    parser.add_argument("--group", type=str | None, default=None)
+    parser.add_argument("--variant", type=str | None, default=None)
+    parser.add_argument("--weights", type=str | None, default=None)
+    return parser
+
+
+def _separated(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Returns a folder's own options, and the settings of the run, whose keys have dots."""
+    own: list[str] = []
+    settings: dict[str, Any] = {}
+    words = list(arguments)
+    while words:
+        word = words.pop(0)
+        name, equals, text = word.removeprefix("--").partition("=")
+        if name in REFUSED and word.startswith("--"):
+            raise ValueError(REFUSED[name])
+        if not word.startswith("--") or ("." not in name and name not in WITHOUT_DOT):
+            own.append(word)
+            continue
+        if not equals:
+            if not words:
+                raise ArgumentError(None, f"--{name} needs a value")
+            text = words.pop(0)
+        settings[name] = _value(text)
+    return own, settings
+
+
+def _value(text: str) -> Any:
+    """Returns the value that a text has in YAML, and numbers such as 1e-3, which lack a point."""
+    if re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", text):
+        return float(text)
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def make_plan(options: Options) -> Plan:
+    """Returns the config of a run on a folder.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, no image in it, or no file of weights.
+        ValueError: If the folder can be read in more than one way.
+    """
+    _check_weights(options.weights)
+    found = find(options.folder)
+    pairs, said = divided(found, options)
+    files = [
+        (options.folder / pair.image, options.folder / pair.label)
+        for split in pairs.values()
+        for pair in split
+    ]
+    maps = read_label_maps([label for _, label in files])
+    kinds = check_images(files, maps.sizes)
+    sizes = Counter(maps.sizes.values())
+    consumed = {key: options.settings.get(key) for key in CONSUMED}
+    classes = labelling(
+        maps,
+        find_named_classes(options.folder),
+        consumed["data.ignore_index"],
+        consumed["data.label_map"],
+    )
+    situation = _situation(options, classes, len(pairs["train"]), sizes)
+    sentences = [*found.said, *said, *classes.said, _images(kinds, sizes), *recipe.said(situation)]
+    data, lists = _data(found, pairs, classes)
+    data["init_args"].update(recipe.data_settings(situation))
+    settings = {"seed_everything": 0, "data": data, **recipe.settings(situation)}
+    settings["trainer"]["logger"] = {
+        "class_path": CSV,
+        "init_args": {"save_dir": RUNS, "name": options.folder.resolve().name or "folder"},
+    }
+    for key, value in options.settings.items():
+        if key not in CONSUMED:
+            settings = with_option(settings, key, value)
+    return Plan(settings, lists, sentences)
+
+
+def _check_weights(weights: str | None) -> None:
+    """Raises FileNotFoundError if weights that look like a file do not exist."""
+    if weights and Path(weights).suffix in WEIGHTS_SUFFIXES and not Path(weights).exists():
+        raise FileNotFoundError(f"--weights {weights}: there is no such file")
+
+
+def divided(found: Arrangement, options: Options) -> tuple[dict[str, list[Pair]], list[str]]:
+    """Returns the pairs of each split, and one sentence for each decision.
+
+    Raises:
+        ValueError: If a folder with splits should be divided otherwise, or one side is empty.
+    """
+    divides = options.val_share is not None or options.group is not None
+    if options.train_names or options.val_names:
+        return _by_lists(found, options.train_names, options.val_names)
+    if found.is_divided:
+        if divides:
+            raise ValueError(
+                f"{str(found.root)!r} has the splits {', '.join(found.pairs)}, which --val_share "
+                "and --group would divide again; remove these options, or the folders of splits"
+            )
+        return dict(found.pairs), []
+    tested = {"test": found.pairs["test"]} if "test" in found.pairs else {}
+    undivided = found.pairs.get("train") or found.pairs[""]
+    lists = {} if divides or tested else found_lists(found.root)
+    if lists:
+        return _by_lists(found, lists["train"], lists["val"], lists.get("test"))
+    parts, said = _by_share(undivided, options)
+    return {**parts, **tested}, said
+
+
+def _by_lists(
+    found: Arrangement, train: Path | None, val: Path | None, test: Path | None = None
+) -> tuple[dict[str, list[Pair]], list[str]]:
+    """Returns the pairs that text files list; without one of the first two, it gets the rest."""
+    every = [pair for pairs in found.pairs.values() for pair in pairs]
+    given = {"train": train, "val": val, "test": test}
+    parts = {split: listed(every, path) for split, path in given.items() if path}
+    said = [f"{split}: {len(parts[split])} pairs, listed in {given[split]}" for split in parts]
+    taken = [pair for pairs in parts.values() for pair in pairs]
+    twice = [pair.name for pair, count in Counter(taken).items() if count > 1]
+    if twice:
+        raise ValueError(
+            f"{twice[0]!r} and {len(twice) - 1} other names are listed in two splits; remove them "
+            "from one"
+        )
+    rest = [pair for pair in every if pair not in set(taken)]
+    missing = next((split for split in ("train", "val") if split not in parts), None)
+    if missing:
+        parts[missing] = rest
+        said.append(f"{missing}: the other {len(rest)} pairs")
+    elif rest:
+        said.append(f"{len(rest)} pairs that no list names are left out")
+    if not parts["train"] or not parts["val"]:
+        raise ValueError("the lists leave no pair for training or for validation; correct them")
+    return {split: parts[split] for split in ("train", "val", "test") if split in parts}, said
+
+
+def _by_share(pairs: Sequence[Pair], options: Options) -> tuple[dict[str, list[Pair]], list[str]]:
+    if len(pairs) < 2:
+        raise ValueError(
+            f"{str(options.folder)!r} has {len(pairs)} pair; training and validation need one each"
+        )
+    if options.group:
+        groups = groups_by(options.group, [str(pair.image) for pair in pairs])
+        said = f"{len(set(groups))} groups by --group {options.group!r}"
+    else:
+        groups, said = groups_of([pair.name for pair in pairs])
+    share = DEFAULT_SHARE if options.val_share is None else options.val_share
+    validates = divide(groups, share, options.val_seed)
+    val = [pair for pair, chosen in zip(pairs, validates, strict=True) if chosen]
+    train = [pair for pair, chosen in zip(pairs, validates, strict=True) if not chosen]
+    percent = 100 * len(val) / len(pairs)
+    return {"train": train, "val": val}, [
+        said,
+        f"train {len(train)}, val {len(val)} ({percent:.0f} %; wanted {100 * share:.0f} %, seed "
+        f"{options.val_seed})",
+    ]
+
+
+def _situation(
+    options: Options, classes: Labelling, images: int, sizes: Counter[tuple[int, int]]
+) -> recipe.Situation:
+    every = list(sizes.elements())
+    return recipe.Situation(
+        images=images,
+        size=(int(median(height for height, _ in every)), int(median(width for _, width in every))),
+        longest=max(max(size) for size in every),
+        classes=classes.classes,
+        pixels=classes.pixels,
+        on_gpu=torch.cuda.is_available() and options.settings.get("trainer.accelerator") != "cpu",
+        cores=torch.get_num_threads(),
+        weights=options.weights,
+        variant=options.variant or "b0",
+        given=options.settings,
+    )
+
+
+def _images(kinds: Counter[str], sizes: Counter[tuple[int, int]]) -> str:
+    """Returns a sentence about the images' bands and sizes."""
+    of_kinds = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(3))
+    of_sizes = [f"{count} of {height}×{width}" for (height, width), count in sizes.most_common(3)]
+    more = f", … ({len(sizes)} sizes)" if len(sizes) > 3 else ""
+    return f"images: {of_kinds}, read as RGB; {', '.join(of_sizes)}{more}"
+
+
+def _data(
+    found: Arrangement, pairs: Mapping[str, list[Pair]], classes: Labelling
+) -> tuple[dict[str, Any], dict[str, list[Pair]]]:
+    """Returns the settings of the data, and the lists that they need beside them.
+
+    The patterns of :class:`~segformer.train.data.FolderData` are used if they read the same pairs.
+    """
+    root = str(found.root.absolute())
+    named: dict[str, Any] = {"names": list(classes.classes.names)}
+    if classes.classes != Classes(classes.classes.names):
+        named["colors"] = [list(color) for color in classes.classes.colors]
+    by_pattern = found.patterns is not None and _reads_the_same(found, pairs, classes)
+    kind = "FolderData" if by_pattern else "ListedData"
+    patterns = found.patterns or {} if by_pattern else {}
+    options = {"root": root, "classes": named, **classes.options}
+    options |= {key: value for key, value in patterns.items() if value}
+    lists = {} if by_pattern else dict(pairs)
+    return {"class_path": f"segformer.train.data.{kind}", "init_args": options}, lists
+
+
+def _reads_the_same(
+    found: Arrangement, pairs: Mapping[str, list[Pair]], classes: Labelling
+) -> bool:
+    """Returns whether FolderData reads the pairs of the splits by the arrangement's patterns."""
+    patterns = dict(found.patterns or {})
+    if pairs.keys() != found.pairs.keys() or pairs != found.pairs:
+        return False
+    for split, words in SPLIT_NAMES.items():
+        folders = [word for word in words if _folder(found, "images", word).is_dir()]
+        if len(folders) != (split in pairs):
+            return False
+        if not folders:
+            continue
+        try:
+            read = FolderDataset(
+                _folder(found, "images", folders[0]),
+                _folder(found, "labels", folders[0]),
+                classes.classes,
+                image_suffix=patterns["image_suffix"],
+                label_suffix=patterns["label_suffix"],
+            )
+        except (OSError, ValueError):
+            return False
+        own = {(found.root / pair.image, found.root / pair.label) for pair in pairs[split]}
+        if set(read.pairs) != own:
+            return False
+    return True
+
+
+def _folder(found: Arrangement, kind: str, word: str) -> Path:
+    assert found.patterns is not None
+    return found.root / found.patterns[kind].replace(SPLIT, word)
+
+
+def with_option(
+    settings: Mapping[str, Any], key: str, value: Any, above: str = ""
+) -> dict[str, Any]:
+    """Returns settings with the value of a key such as ``model.network.backbone``.
+
+    As on the command line of a config, the options of a class follow its key: they are below
+    ``init_args``, and a text that is a class is its ``class_path``.
+
+    Args:
+        settings: Settings, which stay unchanged.
+        key: Names that lead to the value, separated by dots.
+        value: The value.
+        above: The key of the settings themselves, for the message.
+
+    Raises:
+        ValueError: If the key is below a list or a number.
+    """
+    name, _, below = key.partition(".")
+    changed = dict(settings)
+    if "class_path" in changed and name not in ("class_path", "init_args"):
+        changed["init_args"] = with_option(changed.get("init_args") or {}, key, value, above)
+        return changed
+    old = changed.get(name)
+    if not below:
+        is_class = isinstance(old, dict) and "class_path" in old and isinstance(value, str)
+        changed[name] = {"class_path": value} if is_class else value
+        return changed
+    if isinstance(old, str):
+        old = {"class_path": old}
+    if not isinstance(old, dict | None) or name.endswith("+"):
+        raise ValueError(
+            f"--{above}{key} changes {name}, which has no options of its own; write the YAML by "
+            "--dry_run, and edit it"
+        )
+    changed[name] = with_option(old or {}, below, value, f"{above}{name}.")
+    return changed

@@ -1,0 +1,452 @@
+"""The classes of a folder, from the values and colours of all of its label maps."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from segformer.data.classes import IGNORE_INDEX, Classes, Color
+from segformer.data.datasets import DataError
+from segformer.data.images import Decoded, decode, read_header
+from segformer.data.labels import coding_of, to_indices
+from segformer.train.class_names import NamedClasses
+
+READERS = 8  # threads
+MOST_COLORS = 255  # of label maps without a file of names; more are edges that were smoothed
+SOFT_SHARE = 0.9  # of the pixels of a mask with soft edges are 0 or 255
+MOST_MASK_VALUES = 64  # of a mask of classes in which few pixels are neither 0 nor 255
+MOST_VALUES = 200  # of 8-bit label maps; photographs have more
+SHOWN = 8  # values or names in a sentence
+UNLABELLED = ("void", "unlabelled", "unlabeled", "ignore", "ignored")  # names of no class
+
+
+@dataclass
+class LabelMaps:
+    """What all label maps of a folder hold.
+
+    Args:
+        values: Number of pixels of each value; empty for RGB files with colours.
+        colors: Number of pixels of each colour, of files with colours or a palette.
+        colors_of: Colours of each value, of files with a palette.
+        files: An example file of each kind: ``value``, ``palette``, ``grey RGB`` and ``color``.
+        sizes: Height and width of each file.
+    """
+
+    values: Counter[int] = field(default_factory=Counter)
+    colors: Counter[Color] = field(default_factory=Counter)
+    colors_of: dict[int, set[Color]] = field(default_factory=lambda: defaultdict(set))
+    files: dict[str, Path] = field(default_factory=dict)
+    sizes: dict[Path, tuple[int, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """The classes of a folder, and how its label maps are read.
+
+    Args:
+        classes: Names and colours.
+        pixels: Number of pixels of each class.
+        options: Options ``ignore_index``, ``label_map`` and ``palette`` of the data.
+        said: One sentence for each decision.
+    """
+
+    classes: Classes
+    pixels: tuple[int, ...]
+    options: dict[str, Any]
+    said: tuple[str, ...] = ()
+
+
+def read_label_maps(paths: Sequence[Path]) -> LabelMaps:
+    """Returns what label maps hold; shows a progress bar.
+
+    Raises:
+        DataError: If a file cannot be read, or its compression changes values.
+    """
+    found, faults = LabelMaps(), []
+    with ThreadPoolExecutor(READERS) as readers:
+        contents = readers.map(_content, paths)
+        for path, content in zip(paths, tqdm(contents, "label maps", len(paths)), strict=True):
+            if isinstance(content, str):
+                faults.append(content)
+            else:
+                _add(found, path, content)
+    if faults:
+        raise DataError(faults, found)
+    return found
+
+
+@dataclass(frozen=True)
+class _Content:
+    kind: str
+    size: tuple[int, int]
+    values: dict[int, int]
+    colors: dict[Color, int]
+    palette: tuple[Color, ...] = ()
+
+
+def _content(path: Path) -> _Content | str:
+    """Returns what a label map holds, or one sentence for its error."""
+    try:
+        file = decode(path)
+        coding_of(file.header)  # checks the format
+        if file.image.mode in ("RGB", "RGBX", "RGBA"):
+            return _of_channels(file)
+        values = _counts(to_indices(file, None, None).numpy())
+    except (OSError, ValueError) as error:
+        return str(error)
+    size, palette = file.header.shown_size, file.header.palette
+    if not palette:
+        return _Content("value", size, values, {})
+    colors: Counter[Color] = Counter()
+    for value, count in values.items():
+        colors[palette[value] if value < len(palette) else (0, 0, 0)] += count
+    return _Content("palette", size, values, colors, palette)
+
+
+def _of_channels(file: Decoded) -> _Content:
+    if file.image.mode == "RGBA" and file.image.getchannel("A").getextrema() != (255, 255):
+        raise ValueError(
+            f"label map {str(file.header.path)!r} is transparent; save it without an alpha channel"
+        )
+    pixels = np.array(file.image.convert("RGB")).astype(np.int32)
+    codes = _counts(pixels @ np.array([1 << 16, 1 << 8, 1], np.int32))
+    colors = {(code >> 16, code >> 8 & 255, code & 255): n for code, n in codes.items()}
+    is_grey = all(red == green == blue for red, green, blue in colors)
+    values = {color[0]: n for color, n in colors.items()} if is_grey else {}
+    return _Content("grey RGB" if is_grey else "color", file.header.shown_size, values, colors)
+
+
+def _counts(values: np.ndarray) -> dict[int, int]:
+    if values.dtype == np.uint8:
+        counts = np.bincount(values.ravel(), minlength=256)
+        return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+    found, numbers = np.unique(values, return_counts=True)
+    return dict(zip(found.tolist(), numbers.tolist(), strict=True))
+
+
+def _add(found: LabelMaps, path: Path, content: _Content) -> None:
+    found.files.setdefault(content.kind, path)
+    found.sizes[path] = content.size
+    found.values.update(content.values)
+    found.colors.update(content.colors)
+    if content.palette:
+        for value in content.values:
+            if value < len(content.palette):
+                found.colors_of[value].add(content.palette[value])
+
+
+def check_images(
+    pairs: Sequence[tuple[Path, Path]], sizes: Mapping[Path, tuple[int, int]]
+) -> Counter[str]:
+    """Returns the number of images of each kind of bands, such as RGB with 8 bits.
+
+    Args:
+        pairs: Paths of images and of their label maps.
+        sizes: Height and width of each label map.
+
+    Raises:
+        DataError: If an image cannot be read, or has another size than its label map.
+    """
+
+    def kind(pair: tuple[Path, Path]) -> tuple[str, str]:
+        image, label = pair
+        try:
+            header = read_header(image)
+        except (OSError, ValueError) as error:
+            return "", str(error)
+        if header.shown_size != sizes[label]:
+            height, width = header.shown_size
+            return "", (
+                f"image {str(image)!r} is {height}×{width} but its label map {str(label)!r} is "
+                f"{sizes[label][0]}×{sizes[label][1]} (height × width); save both in the same size"
+            )
+        return f"{header.mode} with {header.greatest.bit_length()} bits", ""
+
+    with ThreadPoolExecutor(READERS) as readers:
+        found = list(readers.map(kind, pairs))
+    if faults := [fault for _, fault in found if fault]:
+        raise DataError(faults, pairs)
+    return Counter(kind for kind, _ in found)
+
+
+def labelling(
+    found: LabelMaps,
+    named: NamedClasses | None = None,
+    ignore_index: int | None = None,
+    label_map: Mapping[int, int] | None = None,
+) -> Labelling:
+    """Returns the classes that label maps hold, and how they are read.
+
+    Args:
+        found: What the label maps hold.
+        named: The classes that a file names, if there is one.
+        ignore_index: Value for no class, if the user gave it.
+        label_map: Class of each value, if the user gave it.
+
+    Raises:
+        ValueError: If they can be read in more than one way.
+    """
+    if _is_by_color(found):
+        return _by_color(found, named)
+    if label_map is not None:
+        return _by_given_map(found, named, label_map)
+    values = sorted(value for value in found.values if value != ignore_index)
+    if named and named.values:
+        order, said = _listed(values, named)
+    elif named:
+        order, said = _counted(values, named, found)
+    else:
+        order, said = _unnamed(values, found)
+    if ignore_index is not None:
+        said = [*said, f"value {ignore_index} means no class, as it is given"]
+    names = list(named.names) if named else _names(order)
+    void = {v for v, name in zip(order, names, strict=True) if name.lower() in UNLABELLED}
+    if void:
+        said = [*said, f"value {_shown(sorted(void))} means no class, as its name says"]
+    kept = [(value, name) for value, name in zip(order, names, strict=True) if value not in void]
+    order, names = [value for value, _ in kept], [name for _, name in kept]
+    if len(order) < 2:
+        raise ValueError(
+            f"the label maps, such as {_example(found)!r}, hold only {_shown(values)}, which is "
+            "one class; a network needs at least two"
+        )
+    ignored = void | ({ignore_index} if ignore_index is not None else set())
+    options = _reading(order, ignored, found)
+    classes = Classes(names, _colors(found, named, order))
+    pixels = tuple(found.values[value] for value in order)
+    return Labelling(classes, pixels, options, (*said, *_summary(classes, pixels)))
+
+
+def _reading(order: list[int], ignored: set[int], found: LabelMaps) -> dict[str, Any]:
+    """Returns the options of the data that read the classes, in this order, from values.
+
+    Args:
+        order: Value of each class.
+        ignored: Values that mean no class, beside 255 (65535).
+        found: What the label maps hold.
+    """
+    own = _ignored(len(order))
+    options: dict[str, Any] = {}
+    if order != list(range(len(order))) or len(ignored - {own}) > 1:
+        label_map = dict.fromkeys({*ignored, own} - set(order), own)
+        options["label_map"] = label_map | {value: k for k, value in enumerate(order)}
+    else:
+        options |= {"ignore_index": min(ignored - {own})} if ignored - {own} else {}
+        if "palette" in found.files or "grey RGB" in found.files:
+            options["palette"] = "index"
+    return options
+
+
+def _is_by_color(found: LabelMaps) -> bool:
+    """Returns whether colours are the classes.
+
+    Raises:
+        ValueError: If some files have colours, others values.
+    """
+    kinds = found.files
+    if "color" in kinds and "value" in kinds:
+        raise ValueError(
+            f"label map {str(kinds['color'])!r} has colours, and {str(kinds['value'])!r} values of "
+            "one channel; save all in the same way"
+        )
+    if "color" in kinds:
+        return True
+    is_optimised = any(len(colors) > 1 for colors in found.colors_of.values())
+    if is_optimised and "value" in kinds:
+        raise ValueError(
+            f"label maps such as {str(kinds['palette'])!r} have different palettes, so that their "
+            f"colours are the classes, but {str(kinds['value'])!r} has no colours; save all in one "
+            "way"
+        )
+    return is_optimised
+
+
+def _by_color(found: LabelMaps, named: NamedClasses | None) -> Labelling:
+    """Returns the classes of label maps that are coded by colour."""
+    if named and named.colors:
+        return _by_named_color(found, named)
+    if len(found.colors) > MOST_COLORS:
+        raise ValueError(
+            f"the label maps, such as {_example(found)!r}, have {len(found.colors)} colours; edges "
+            "were smoothed when they were drawn or resized: save them with the classes' colours "
+            "alone, or name these in class_dict.csv"
+        )
+    colors = sorted(found.colors)
+    if named and len(named.names) != len(colors):
+        raise ValueError(
+            f"{str(named.path)!r} names {len(named.names)} classes, and the label maps have "
+            f"{len(colors)} colours; write names and colours into class_dict.csv"
+        )
+    if named:
+        raise ValueError(
+            f"{str(named.path)!r} does not say which colour each class has; write class_dict.csv "
+            "with the columns name, r, g, b"
+        )
+    classes = Classes([f"class {k}" for k in range(len(colors))], colors)
+    pixels = tuple(found.colors[color] for color in colors)
+    said = ["label maps are coded by colour; each colour is a class"]
+    if (0, 0, 0) in colors:
+        said.append(
+            "black is class 0; if it means no class, remove its name and colour from the YAML"
+        )
+    return Labelling(classes, pixels, {"palette": "color"}, (*said, *_summary(classes, pixels)))
+
+
+def _by_named_color(found: LabelMaps, named: NamedClasses) -> Labelling:
+    assert named.colors is not None
+    pairs = [
+        (name, color)
+        for name, color in zip(named.names, named.colors, strict=True)
+        if not (color == (0, 0, 0) and name.lower() in UNLABELLED)
+    ]
+    classes = Classes([name for name, _ in pairs], [color for _, color in pairs])
+    unknown = [c for c in found.colors if c not in classes.colors and c != (0, 0, 0)]
+    if unknown:
+        worst = max(unknown, key=lambda color: found.colors[color])
+        raise ValueError(
+            f"the label maps have the colour {worst} on {found.colors[worst]} pixels, which "
+            f"{str(named.path)!r} does not name; add it"
+        )
+    pixels = tuple(found.colors[color] for color in classes.colors)
+    said = [f"label maps are coded by colour; {str(named.path)!r} names the classes"]
+    if (0, 0, 0) in found.colors and (0, 0, 0) not in classes.colors:
+        said.append("black means no class")
+    return Labelling(classes, pixels, {"palette": "color"}, (*said, *_summary(classes, pixels)))
+
+
+def _by_given_map(
+    found: LabelMaps, named: NamedClasses | None, label_map: Mapping[int, int]
+) -> Labelling:
+    ignored = (IGNORE_INDEX, 65535)
+    count = max((k for k in label_map.values() if k not in ignored), default=-1) + 1
+    names = named.names if named and len(named.names) == count else _names(range(max(2, count)))
+    classes = Classes(list(names), (named.colors or ()) if named else ())
+    pixels = [0] * len(classes)
+    for value, k in label_map.items():
+        if k < len(classes):
+            pixels[k] += found.values[value]
+    return Labelling(
+        classes, tuple(pixels), {"label_map": dict(label_map)}, ("label_map is given",)
+    )
+
+
+def _listed(values: list[int], named: NamedClasses) -> tuple[list[int], list[str]]:
+    """Returns the value of each class as a file lists it."""
+    assert named.values is not None
+    order = list(named.values)
+    unknown = [value for value in values if value not in (*order, _ignored(len(order)))]
+    if unknown:
+        raise ValueError(
+            f"the label maps hold {_shown(unknown)}, which {str(named.path)!r} does not list; add "
+            "the classes, or pass --data.ignore_index VALUE"
+        )
+    return order, [f"{str(named.path)!r} names the classes and their values"]
+
+
+def _counted(
+    values: list[int], named: NamedClasses, found: LabelMaps
+) -> tuple[list[int], list[str]]:
+    """Returns the value of each class of a file that lists names alone."""
+    count = len(named.names)
+    held = [value for value in values if value != _ignored(count)]
+    said = [f"{str(named.path)!r} names the {count} classes"]
+    if values == [0, 255] and count == 2:
+        return values, [*said, "values 0 and 255 are the two classes"]
+    if held and held[-1] < count and values != [0, 255]:
+        return list(range(count)), said
+    if held[0] > 0 and held[-1] == count:
+        return list(range(1, count + 1)), [*said, "values are counted from 1"]
+    raise ValueError(
+        f"{str(named.path)!r} names {count} classes, and the label maps, such as "
+        f"{_example(found)!r}, hold {_shown(values)}; add the missing names (that of 0, such as "
+        "background, comes first), or pass --data.ignore_index VALUE for a value that is no class"
+    )
+
+
+def _unnamed(values: list[int], found: LabelMaps) -> tuple[list[int], list[str]]:
+    """Returns the value of each class of label maps without a file of names."""
+    held = [value for value in values if value != IGNORE_INDEX]
+    if values == [0, IGNORE_INDEX]:
+        return values, ["values 0 and 255 are background and object"]
+    is_dense = bool(held) and 2 * len(held) > held[-1] + 1
+    _refuse_soft_edges(values, is_dense, found)
+    said = ["value 255 means no class"] if held != values else []
+    if not held:
+        return held, said
+    if held[0] == 1 and held == list(range(1, len(held) + 1)):
+        said.append("values are counted from 1")
+        return held, said
+    if is_dense:
+        absent = sorted(set(range(held[-1] + 1)) - set(held))
+        if absent:
+            said.append(f"no pixel has the value {_shown(absent)}, which is a class nevertheless")
+        return list(range(held[-1] + 1)), said
+    if held != values:
+        raise ValueError(
+            f"the label maps, such as {_example(found)!r}, hold {_shown(values)}, and 255 may be a "
+            "class or mean no class; pass --data.label_map with a class for each value, such as "
+            f"'{dict(zip(values, [*range(len(held)), 255], strict=True))}' for no class"
+        )
+    return held, [*said, f"each of the values {_shown(held)} is a class (label_map)"]
+
+
+def _refuse_soft_edges(values: list[int], is_dense: bool, found: LabelMaps) -> None:
+    """Raises ValueError if label maps look like masks whose edges were smoothed."""
+    extremes = found.values[0] + found.values[255]
+    is_mask = found.values[255] > 0 and extremes > SOFT_SHARE * sum(found.values.values())
+    is_soft = is_mask and len(values) > (MOST_MASK_VALUES if is_dense else 3)
+    if is_soft or (len(values) > MOST_VALUES and values[-1] <= IGNORE_INDEX):
+        raise ValueError(
+            f"the label maps, such as {_example(found)!r}, hold {len(values)} values, "
+            f"{_shown(values)}: edges were smoothed, or they are photographs; save masks with 0 "
+            "and 255 alone, or class indices"
+        )
+
+
+def _ignored(count: int) -> int:
+    return IGNORE_INDEX if count <= IGNORE_INDEX else 65535
+
+
+def _names(order: Sequence[int]) -> list[str]:
+    return (
+        ["background", "object"]
+        if list(order) == [0, 255]
+        else [f"class {k}" for k in range(len(order))]
+    )
+
+
+def _colors(found: LabelMaps, named: NamedClasses | None, order: Sequence[int]) -> Sequence[Color]:
+    """Returns the colours of the file of names, or of the palettes; none if they are not unique."""
+    if named and named.colors:
+        kept = zip(named.names, named.colors, strict=True)
+        return [color for name, color in kept if name.lower() not in UNLABELLED]
+    if list(order) == [0, 255]:
+        return [(0, 0, 0), (255, 255, 255)]
+    colors = [color for value in order for color in found.colors_of.get(value, ())]
+    return colors if len(set(colors)) == len(order) and "value" not in found.files else ()
+
+
+def _summary(classes: Classes, pixels: Sequence[int]) -> list[str]:
+    total = max(1, sum(pixels))
+    shares = [
+        f"{name} {100 * count / total:.1f} %"
+        for name, count in zip(classes.names, pixels, strict=True)
+    ]
+    more = f", … ({len(shares)} in all)" if len(shares) > SHOWN else ""
+    return [f"{len(classes)} classes: {', '.join(shares[:SHOWN])}{more}"]
+
+
+def _shown(values: Sequence[int]) -> str:
+    more = f", … {values[-1]}" if len(values) > SHOWN else ""
+    return ", ".join(map(str, values[:SHOWN])) + more
+
+
+def _example(found: LabelMaps) -> str:
+    return str(next(iter(found.files.values())))
