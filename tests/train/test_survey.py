@@ -252,7 +252,7 @@ def some_in_color(label: np.ndarray, path: Path) -> None:
         (in_colors, "a\nb", "names 2 classes, and the label maps have 4 colours"),
         (some_in_color, "", "has colours, and .* values of one channel"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
 def test_label_maps_that_are_refused(save: Save, names: str, message: str, tmp_path: Path) -> None:
     if names:
