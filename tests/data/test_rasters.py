@@ -6,7 +6,6 @@ uv pip install ".[test,geo,medical]"; pytest -m extras tests/data/test_rasters.p
 from __future__ import annotations
 
 import random
-import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -205,34 +204,34 @@ def test_a_scene_is_labelled_on_its_grid(model: SegFormer, tmp_path: Path) -> No
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["scene.tif"]
 
 
-def test_memory_is_bounded_by_the_windows() -> None:
-    """A wide image is labelled in parts, with the same labels."""
+def test_a_wide_scene_is_labelled_in_parts_with_the_same_labels() -> None:
     image = torch.from_numpy(noise(3, 70, 4000, high=256).astype(np.uint8))
+    seen: list[int] = []
 
     def model(images: Tensor) -> Tensor:
         return torch.cat([images, images.flip(1) * 0.9], 1)
 
-    def labels(memory: int) -> tuple[np.ndarray, int]:
-        out = np.zeros((70, 4000), np.uint8)
+    def labels(memory: int) -> np.ndarray:
+        out = np.full((70, 4000), 99, np.uint8)
 
         def write_part(rows: slice, columns: slice, part: np.ndarray) -> None:
+            assert (out[rows, columns] == 99).all()  # written once
             out[rows, columns] = part
+            seen.append(columns.stop - columns.start)
 
-        label_windows(
-            model,
-            (70, 4000),
-            lambda rows, columns: image[:, rows, columns],
-            write_part,
-            Blend((32, 32), (24, 24)),
-            memory=memory,
-        )
-        return out, 0
+        def read(rows: slice, columns: slice) -> Tensor:
+            return image[:, rows, columns]
 
-    tracemalloc.start()
-    whole, _ = labels(1 << 30)
-    parts, _ = labels(4 * 6 * 32 * 300)
-    tracemalloc.stop()
-    assert np.array_equal(whole, parts)
+        windows = Blend((32, 32), (24, 24))
+        label_windows(model, (70, 4000), read, write_part, windows, memory=memory)
+        return out
+
+    whole = labels(1 << 30)
+    assert max(seen) == 4000
+    seen.clear()
+    classes, height, columns = 6, 32, 300
+    assert np.array_equal(labels(4 * classes * height * columns), whole)
+    assert max(seen) <= columns
 
 
 def test_broken_rasters_are_named_and_leave_no_file(model: SegFormer, tmp_path: Path) -> None:
