@@ -141,6 +141,7 @@ def test_time_to_accuracy_is_read_off_the_curves(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
 def test_time_to_accuracy_runs_both_contestants_on_the_same_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -226,6 +226,7 @@ def test_fp16_in_onnx_keeps_norms_and_classifier_in_float32(
         assert {types[name] for name in node.input} == {onnx.TensorProto.FLOAT16}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_halves_in_pt2_keep_the_labels(precision: str, model: SegFormer, tmp_path: Path) -> None:
     path = tmp_path / "model.pt2"

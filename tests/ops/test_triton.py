@@ -82,7 +82,7 @@ def test_argmax_of_what_is_not_finite_is_the_plain_one(value: float) -> None:
 
 
 @pytest.mark.usefixtures("by_kernels")
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=8)
 @given(
     logits=maps(),
     size=sizes,
@@ -216,7 +216,7 @@ def test_sum_is_the_sum_of_the_upsampled_maps(dtype: torch.dtype) -> None:
     assert all(map(torch.equal, levels, copies))
 
 
-@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("autocast", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_kernels_that_agree_are_taken(autocast: bool) -> None:
     with torch.autocast(DEVICE.type, torch.bfloat16, enabled=autocast):
         assert triton.agrees_on.__wrapped__(DEVICE)

@@ -150,6 +150,7 @@ def test_other_images_are_refused_by_name(weights: Path, tmp_path: Path) -> None
             main([*arguments, "--out", str(tmp_path / "out")])
 
 
+@pytest.mark.slow
 def test_exported_files_know_it_too(weights: Path, folder: Path, tmp_path: Path) -> None:
     model = SegFormer.from_pretrained(weights)
     with pytest.raises(ValueError, match="images are uint16, not uint8; .* --input normalized"):

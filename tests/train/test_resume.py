@@ -115,7 +115,9 @@ def uninterrupted(folder: Path, *more: str) -> tuple[str, float]:
     return digest(folder), time.monotonic() - begun
 
 
-@pytest.mark.parametrize("what", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "what", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_stopped_run_ends_with_the_same_weights(what: signal.Signals, tmp_path: Path) -> None:
     expected, _ = uninterrupted(tmp_path / "whole")
     assert killed_and_resumed(tmp_path / "stopped", what) == expected
