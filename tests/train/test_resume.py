@@ -235,6 +235,8 @@ def fit(
     return task.network.state_dict(), seen, best.best_model_score
 
 
+# These run with the slow tests only, as each takes ten seconds.
+LONG_STOPS = ("the end of an epoch", "part of an epoch", "before a validation", "overfit_batches")
 STOPS: dict[str, tuple[dict[str, Any], list[Callback]]] = {
     "max_epochs": ({"max_epochs": 3}, [Signal(6, signal.SIGTERM)]),
     "the end of an epoch": ({"max_epochs": 3}, [Signal(8, signal.SIGTERM)]),
@@ -268,7 +270,10 @@ STOPS: dict[str, tuple[dict[str, Any], list[Callback]]] = {
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", STOPS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in LONG_STOPS else []) for name in STOPS],
+)
 def test_a_run_stopped_in_the_midst_of_something_ends_the_same(name: str, tmp_path: Path) -> None:
     options, interruption = STOPS[name]
     weights, seen, best = fit(tmp_path / "whole", **options)
