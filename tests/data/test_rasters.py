@@ -20,10 +20,12 @@ from segformer import Classes, SegFormer
 from segformer.cli import main
 from segformer.data.bands import Bands, read_pixels, valid_pixels
 from segformer.data.datasets import DataError
+from segformer.data.families import geotiff
 from segformer.data.normalization import Normalization
 from segformer.data.rasters import RasterDataset
 from segformer.evaluation import Blend
 from segformer.evaluation.large import label_windows
+from segformer.inference.scenes import is_scene
 
 rasterio = pytest.importorskip("rasterio", reason="reason: needs segformer[geo]")
 pydicom = pytest.importorskip("pydicom", reason="reason: needs segformer[medical]")
@@ -232,6 +234,16 @@ def test_a_wide_scene_is_labelled_in_parts_with_the_same_labels() -> None:
     classes, height, columns = 6, 32, 300
     assert np.array_equal(labels(4 * classes * height * columns), whole)
     assert max(seen) <= columns
+
+
+def test_a_lost_place_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path / "a.tif", noise(3, 30, 40, high=256).astype("uint8"))
+    assert is_scene(path)
+    monkeypatch.setattr(geotiff, "is_installed", lambda: False)
+    assert not is_scene(path)
+    assert f"{str(path)!r} has a place on the earth, which its label map will lack" in caplog.text
 
 
 def test_broken_rasters_are_named_and_leave_no_file(model: SegFormer, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from segformer.data.bands import Bands, read_pixels, valid_pixels
@@ -19,23 +21,43 @@ from segformer.data.families.opened import Opened, Window
 from segformer.data.labels import file_type
 from segformer.evaluation import Slide, device_of, label_windows
 
+logger = logging.getLogger(__name__)
+
+GEO_KEYS = 34735  # GeoTIFF's tag of its coordinate reference system
 LARGE = 1 << 26  # pixels; smaller TIFF files without georeference are pictures
 SAMPLES = 4  # along each side, of the windows whose range of values is checked
 SAMPLE = 128  # pixels a side
 
 
 def is_scene(path: Path) -> bool:
-    """Returns whether a file is a raster whose label map is one: georeferenced, or large."""
-    if not geotiff.is_installed():
-        return False
+    """Returns whether a file is a raster whose label map is one: georeferenced, or large.
+
+    Without rasterio none is; a warning is logged if a file's place on the earth is lost by that.
+    """
     with path.open("rb") as file:
         if not file.read(4).startswith(geotiff.TIFF_MAGIC):
             return False
+    if not geotiff.is_installed():
+        _warn_of_lost_place(path)
+        return False
     try:
         with geotiff.opened(path) as raster:
             return raster.crs is not None or raster.width * raster.height > LARGE
     except Exception:  # its reader names the fault
         return False
+
+
+def _warn_of_lost_place(path: Path) -> None:
+    try:
+        with Image.open(path) as image:
+            is_placed = GEO_KEYS in getattr(image, "tag_v2", {})
+    except Exception:  # its reader names the fault
+        return
+    if is_placed:
+        logger.warning(
+            "%r has a place on the earth, which its label map will lack; install segformer[geo]",
+            str(path),
+        )
 
 
 def bands_of(model: Any) -> Bands:
