@@ -187,6 +187,17 @@ def test_values_that_are_no_numbers_become_the_mean() -> None:
     assert found[0, 0].tolist() == [-1.0, 0.0, 1.0]  # 9 is clipped to 5
 
 
+@pytest.mark.parametrize("tile", [None, (64, 64)])
+def test_without_its_faulty_files_a_set_can_be_read(tile: Any, tmp_path: Path) -> None:
+    images, labels = folders(tmp_path, values(2, 100, 64), values(2, 64, 64))
+    (labels / "1.png").unlink()
+    with pytest.raises(DataError, match=r"1\.npy") as refused:
+        RasterDataset(images, labels, CLASSES, tile=tile)
+    found = refused.value.found
+    assert len(found) == (2 if tile else 1)
+    assert found[0][0].shape == (2, 64 if tile else 100, 64)
+
+
 @pytest.mark.parametrize(("height", "width"), [(100, 130), (64, 64), (30, 200), (20, 20)])
 def test_tiles_cover_an_image_once_read(height: int, width: int, tmp_path: Path) -> None:
     array = values(2, height, width)

@@ -127,11 +127,15 @@ class FolderDataset(Dataset):
         self.ignore_index = ignore_index
         self.label_map = None if label_map is None else _table(label_map, classes)
         self.palette: Coding | None = palette if label_map is None else "index"
-        self.pairs, faults = _pairs(
+        pairs, faults = _pairs(
             Path(images), Path(labels), image_suffix, label_suffix, names, self.SUFFIXES
         )
+        self._set_pairs(pairs)
         if faults:
             raise DataError(faults, self)
+
+    def _set_pairs(self, pairs: list[tuple[Path, Path]]) -> None:
+        self.pairs = pairs
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -167,7 +171,7 @@ class FolderDataset(Dataset):
             lambda: rgb(decode(image)),
             lambda: self._classes_of(decode(label)),
         )
-        return _faults(*steps)
+        return faults_in(*steps)
 
     def check_files(self, samples: int = SAMPLED_PAIRS, seed: int = 0) -> tuple[str, ...]:
         """Checks the headers of all files and the pixels of some pairs, before a run starts.
@@ -203,7 +207,7 @@ class FolderDataset(Dataset):
 
     def _header_faults(self, index: int) -> list[str]:
         image, label = self.pairs[index]
-        return _faults(
+        return faults_in(
             lambda: coding_of(read_header(label), self.classes, self.palette),
             lambda: _check_pair(read_header(image), read_header(label)),
         )
@@ -270,7 +274,7 @@ def count_labels(label: Tensor, num_classes: int) -> np.ndarray:
     return np.append(counts[:num_classes], counts[num_classes:].sum())
 
 
-def _faults(*steps: Any) -> list[str]:
+def faults_in(*steps: Any) -> list[str]:
     """Returns the messages of the errors that the steps raise, without repetition."""
     faults = []
     for step in steps:
@@ -283,11 +287,18 @@ def _faults(*steps: Any) -> list[str]:
 
 def _check_pair(image: Header, label: Header) -> None:
     check_orientation(image, label)
-    if image.shown_size != label.shown_size:
+    check_sizes(image.path, image.shown_size, label.path, label.shown_size)
+
+
+def check_sizes(
+    image: Path, image_size: tuple[int, int], label: Path, label_size: tuple[int, int]
+) -> None:
+    """Raises ValueError if an image and its label map differ in height or width."""
+    if image_size != label_size:
         raise ValueError(
-            f"image {str(image.path)!r} is {image.shown_size[0]}×{image.shown_size[1]} but its "
-            f"label map {str(label.path)!r} is {label.shown_size[0]}×{label.shown_size[1]} "
-            "(height × width); save both in the same size"
+            f"image {str(image)!r} is {image_size[0]}×{image_size[1]} but its label map "
+            f"{str(label)!r} is {label_size[0]}×{label_size[1]} (height × width); save both in the "
+            "same size"
         )
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from segformer.data.bands import SUFFIXES, Bands, read_pixels, valid_pixels
 from segformer.data.classes import Classes
-from segformer.data.datasets import DataError, FolderDataset
+from segformer.data.datasets import DataError, FolderDataset, check_sizes, faults_in
 from segformer.data.families import geotiff
 from segformer.data.families.opened import Opened, Window
 from segformer.data.images import decode, read_header
@@ -62,16 +62,17 @@ class RasterDataset(FolderDataset):
         **options: Any,
     ) -> None:
         self.bands, self.tile, self.normalization = bands or Bands(), tile, normalization
-        self.windows: list[Window | None] = []
         super().__init__(images, labels, classes, **options)
-        self.windows = [None] * len(self.pairs)
-        if tile is not None:
-            tiled = [(pair, window) for pair in self.pairs for window in self._tiles(pair[0])]
-            self.pairs, self.windows = [pair for pair, _ in tiled], [window for _, window in tiled]
+
+    def _set_pairs(self, pairs: list[tuple[Path, Path]]) -> None:
+        """Keeps a pair and a window, or None, for each sample."""
+        tiled = [(pair, window) for pair in pairs for window in self._tiles(pair[0])]
+        self.pairs, self.windows = [pair for pair, _ in tiled], [window for _, window in tiled]
 
     def _tiles(self, path: Path) -> list[Window | None]:
         """Returns the windows of an image; an unreadable one has one window, to be named later."""
-        assert self.tile is not None
+        if self.tile is None:
+            return [None]
         try:
             height, width = self.bands.open(path).size
         except ValueError:
@@ -84,13 +85,18 @@ class RasterDataset(FolderDataset):
 
     def __getitem__(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
         (path, label_path), window = self.pairs[index], self.windows[index]
-        image = self.bands.open(path)
-        self._check_pair(image, label_path)
-        label = self._label(label_path, window)
+        image, raster = self.bands.open(path), self._label_raster(label_path)
+        _check_pair(image, label_path, raster)
+        label = self._label(label_path, raster, window)
         valid = valid_pixels(image, window)
         if valid is not None:
             label[~torch.from_numpy(valid)] = self.classes.ignore_index
         return self._pixels(image, window), label
+
+    def pixels(self, index: int) -> tuple[tv_tensors.Image, np.ndarray | None]:
+        """Returns a sample's image (C, H, W), and where it has data (H, W); None if everywhere."""
+        image, window = self.bands.open(self.pairs[index][0]), self.windows[index]
+        return self._pixels(image, window), valid_pixels(image, window)
 
     def _pixels(self, image: Opened, window: Window | None) -> tv_tensors.Image:
         pixels = read_pixels(image, window)
@@ -101,17 +107,15 @@ class RasterDataset(FolderDataset):
                 raise ValueError(f"image {str(image.path)!r} does not fit: {error}") from error
         return pixels
 
-    def _label(self, path: Path, window: Window | None) -> tv_tensors.Mask:
+    def _label(self, path: Path, raster: Opened | None, window: Window | None) -> tv_tensors.Mask:
         """Returns the class indices of a label map, or of a window of it."""
-        raster = self._label_raster(path)
         if raster is None:
             label = self._classes_of(decode(path))
             return label if window is None else tv_tensors.Mask(label[window.slices])
         values = torch.from_numpy(raster.read(window or raster.whole)[0].astype(np.int64))
         valid = valid_pixels(raster, window)
         if valid is not None:
-            no_data = ~torch.from_numpy(valid)
-            values[no_data] = self._ignored_value
+            values[~torch.from_numpy(valid)] = self._ignored_value
         return self._classes_of_values(values, path)
 
     @property
@@ -132,28 +136,8 @@ class RasterDataset(FolderDataset):
         raster = Bands().open(path)
         return raster if raster.shape[0] == 1 and raster.dtype[0] in "ui" else None
 
-    def _check_pair(self, image: Opened, label: Path) -> None:
-        raster = self._label_raster(label)
-        size = raster.size if raster else read_header(label).shown_size
-        if size != image.size:
-            raise ValueError(
-                f"image {str(image.path)!r} is {image.size[0]}×{image.size[1]} but its label map "
-                f"{str(label)!r} is {size[0]}×{size[1]} (height × width); save both in the same "
-                "size"
-            )
-        if raster and raster.grid and image.grid and raster.grid != image.grid:
-            raise ValueError(
-                f"image {str(image.path)!r} and its label map {str(label)!r} lie at different "
-                f"places on the earth: {image.grid} and {raster.grid}; resample the label map to "
-                "the image's grid"
-            )
-
     def faults_of(self, index: int) -> list[str]:
-        try:
-            self[index]
-        except (OSError, ValueError) as error:
-            return [str(error)]
-        return []
+        return faults_in(lambda: self[index])
 
     def check_files(self, samples: int = 64, seed: int = 0) -> tuple[str, ...]:
         self._check_systems()
@@ -163,11 +147,9 @@ class RasterDataset(FolderDataset):
         image, label = self.pairs[index]
         if index and self.pairs[index - 1][0] == image:  # another tile
             return []
-        try:
-            self._check_pair(self.bands.open(image), label)
-        except (OSError, ValueError) as error:
-            return [str(error)]
-        return []
+        return faults_in(
+            lambda: _check_pair(self.bands.open(image), label, self._label_raster(label))
+        )
 
     def _check_systems(self) -> None:
         """Raises DataError if images have different coordinate reference systems."""
@@ -197,6 +179,19 @@ class RasterDataset(FolderDataset):
         return []  # a raster says itself which value is no data
 
 
+def _check_pair(image: Opened, label: Path, raster: Opened | None) -> None:
+    """Raises ValueError if a label map, which may be a raster, has another size or place."""
+    check_sizes(
+        image.path, image.size, label, raster.size if raster else read_header(label).shown_size
+    )
+    if raster and raster.grid and image.grid and raster.grid != image.grid:
+        raise ValueError(
+            f"image {str(image.path)!r} and its label map {str(label)!r} lie at different "
+            f"places on the earth: {image.grid} and {raster.grid}; resample the label map to "
+            "the image's grid"
+        )
+
+
 def _short(crs: str) -> str:
     """Returns the name in a WKT, such as "WGS 84 / UTM zone 33N"."""
     return crs.split('"')[1] if '"' in crs else crs
@@ -215,13 +210,13 @@ def statistics_of(dataset: RasterDataset) -> Normalization:
     mean and standard deviation are those of the clipped values.
 
     Raises:
-        ValueError: If two images have other numbers or types of bands, a sample cannot be read, or
+        ValueError: If two images have other numbers or types of bands, an image cannot be read, or
             a band has one value only.
     """
     sampled: list[Tensor] = []
     kind: tuple[str, int] | None = None
     for index in tqdm(range(len(dataset)), "statistics", unit="sample"):
-        pixels, _ = dataset[index]
+        pixels, valid = dataset.pixels(index)
         found = str(pixels.dtype).removeprefix("torch."), pixels.shape[0]
         kind = kind or found
         if found != kind:
@@ -230,7 +225,6 @@ def statistics_of(dataset: RasterDataset) -> Normalization:
                 f"before it {kind[1]} of {kind[0]}; convert the images to one kind"
             )
         values = pixels.as_subclass(Tensor).flatten(1)
-        valid = valid_pixels(dataset.bands.open(dataset.pairs[index][0]), dataset.windows[index])
         if valid is not None:
             values = values[:, torch.from_numpy(valid.ravel())]
         step = max(1, values.shape[1] // SAMPLED_PIXELS)

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from segformer.data.classes import IGNORE_INDEX, Classes, Color
-from segformer.data.datasets import DataError
+from segformer.data.datasets import DataError, check_sizes
 from segformer.data.images import Decoded, decode, read_header
 from segformer.data.labels import coding_of, to_indices
 from segformer.train.class_names import NamedClasses
@@ -159,14 +159,9 @@ def check_images(
         image, label = pair
         try:
             header = read_header(image)
+            check_sizes(image, header.shown_size, label, sizes[label])
         except (OSError, ValueError) as error:
             return "", str(error)
-        if header.shown_size != sizes[label]:
-            height, width = header.shown_size
-            return "", (
-                f"image {str(image)!r} is {height}×{width} but its label map {str(label)!r} is "
-                f"{sizes[label][0]}×{sizes[label][1]} (height × width); save both in the same size"
-            )
         return f"{header.mode} with {header.greatest.bit_length()} bits", ""
 
     with ThreadPoolExecutor(READERS) as readers:
