@@ -16,9 +16,9 @@ from segformer.data.augmentation import Aerial, BandDistortion, Medical, RandomR
 from segformer.data.bands import Bands, read_pixels
 from segformer.data.datasets import DataError
 from segformer.data.families import geotiff
-from segformer.data.families.opened import Window
+from segformer.data.families.opened import Window, starts
 from segformer.data.normalization import Normalization
-from segformer.data.rasters import RasterDataset, starts, statistics_of
+from segformer.data.rasters import RasterDataset, statistics_of
 
 CLASSES = Classes(["a", "b", "c"])
 
@@ -213,7 +213,7 @@ def test_tiles_cover_an_image_once_read(height: int, width: int, tmp_path: Path)
         assert torch.equal(part_label, label[window.slices])
         seen[window.slices] = True
     assert seen.all()
-    assert len(tiled) == len(starts(height, 64)) * len(starts(width, 64))
+    assert len(tiled) == len(starts(height, 64, 64)) * len(starts(width, 64, 64))
 
 
 @pytest.mark.parametrize("preset", [Street, Aerial, Medical])

@@ -19,7 +19,7 @@ from segformer.data.bands import SUFFIXES, Bands, read_pixels, valid_pixels
 from segformer.data.classes import Classes
 from segformer.data.datasets import DataError, FolderDataset, check_sizes, faults_in
 from segformer.data.families import geotiff
-from segformer.data.families.opened import Opened, Window
+from segformer.data.families.opened import Opened, Window, starts
 from segformer.data.images import decode, read_header
 from segformer.data.normalization import Normalization
 
@@ -79,8 +79,8 @@ class RasterDataset(FolderDataset):
             return [None]
         return [
             Window(top, left, min(self.tile[0], height), min(self.tile[1], width))
-            for top in starts(height, self.tile[0])
-            for left in starts(width, self.tile[1])
+            for top in starts(height, self.tile[0], self.tile[0])
+            for left in starts(width, self.tile[1], self.tile[1])
         ]
 
     def __getitem__(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
@@ -195,11 +195,6 @@ def _check_pair(image: Opened, label: Path, raster: Opened | None) -> None:
 def _short(crs: str) -> str:
     """Returns the name in a WKT, such as "WGS 84 / UTM zone 33N"."""
     return crs.split('"')[1] if '"' in crs else crs
-
-
-def starts(length: int, tile: int) -> list[int]:
-    """Returns the first pixels of the tiles along a side; the last is moved back to the border."""
-    return [min(start, max(0, length - tile)) for start in range(0, length, tile)]
 
 
 def statistics_of(dataset: RasterDataset) -> Normalization:

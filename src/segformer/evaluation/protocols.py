@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from segformer.data.classes import ignore_index
+from segformer.data.families.opened import starts
 from segformer.data.labels import check_labels
 from segformer.evaluation.batches import (
     in_evaluation,
@@ -72,14 +73,9 @@ class Slide:
 
     def starts(self, height: int, width: int) -> tuple[list[int], list[int]]:
         """Returns the top rows and the left columns of the windows."""
-
-        def along(length: int, crop: int, stride: int) -> list[int]:
-            count = max(0, -(-(length - crop) // stride)) + 1
-            return [max(0, min(k * stride, length - crop)) for k in range(count)]
-
         return (
-            along(height, self.crop_size[0], self.stride[0]),
-            along(width, self.crop_size[1], self.stride[1]),
+            starts(height, self.crop_size[0], self.stride[0]),
+            starts(width, self.crop_size[1], self.stride[1]),
         )
 
     def weight(self, height: int, width: int) -> Tensor:

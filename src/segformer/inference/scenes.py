@@ -62,7 +62,7 @@ def _warn_of_lost_place(path: Path) -> None:
 
 def bands_of(model: Any) -> Bands:
     """Returns which bands of a file a model takes."""
-    return getattr(model.normalization, "bands", None) or Bands()
+    return model.normalization.bands or Bands()
 
 
 def label_scene(model: Any, path: Path, target: Path, slide: Slide) -> Iterator[np.ndarray]:

@@ -35,10 +35,6 @@ def open_dicom(path: Path) -> Opened:
     if frames != 1:
         raise ValueError(f"it holds {frames} frames; save each to a file of its own")
     values = dataset.pixel_array
-    slope, intercept = (float(dataset.get(name, default)) for name, default in RESCALE)
-    if (slope, intercept) != (1.0, 0.0):
+    if (dataset.get("RescaleSlope", 1), dataset.get("RescaleIntercept", 0)) != (1, 0):
         values = apply_rescale(values, dataset).astype(np.float32)
     return of_array(path, values[None] if values.ndim == 2 else values.transpose(2, 0, 1))
-
-
-RESCALE = (("RescaleSlope", 1), ("RescaleIntercept", 0))

@@ -27,6 +27,12 @@ class Window(NamedTuple):
         )
 
 
+def starts(length: int, size: int, stride: int) -> list[int]:
+    """Returns the first pixels of the windows along a side; the last is moved to the border."""
+    count = max(0, -(-(length - size) // stride)) + 1
+    return [max(0, min(k * stride, length - size)) for k in range(count)]
+
+
 @dataclass(frozen=True)
 class Grid:
     """Where an image lies on the earth.
