@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
@@ -15,6 +14,7 @@ from segformer.checkpoint.formats import State
 from segformer.checkpoint.parts import PARTS, build, checked, construct, unwrapped
 from segformer.checkpoint.report import Report, some
 from segformer.data.normalization import IMAGENET, Normalization
+from segformer.networks.initialization import without_values
 
 # Attributes that change a layer's output. Those that only change training (rates, momentum) are
 # left out.
@@ -68,7 +68,7 @@ def normalization_of(description: dict[str, Any], report: Report | None = None) 
 
 def _check_rebuilt(model: nn.Module, description: dict[str, Any]) -> None:
     """Raises ValueError with the first differences if a description builds another model."""
-    with torch.device("meta"):
+    with without_values():
         rebuilt = build(checked(description))
     states = unwrapped(model.state_dict()), unwrapped(rebuilt.state_dict())
     differences = [*_tensor_differences(*states), *_layer_differences(model, rebuilt)]

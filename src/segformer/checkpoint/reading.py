@@ -26,6 +26,7 @@ from segformer.checkpoint.segformer_layouts import NATIVE
 from segformer.checkpoint.translation import dtype_name, translate
 from segformer.data.classes import Classes
 from segformer.data.normalization import Normalization
+from segformer.networks.initialization import without_values
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +179,7 @@ def describe_file(
 
 def _tensors_of(description: dict[str, Any]) -> State:
     """Returns the tensors of a description's model, on the meta device: names, shapes and types."""
-    with torch.device("meta"):
+    with without_values():
         return unwrapped(build(description).state_dict())
 
 
@@ -232,7 +233,7 @@ def _adapt_stem(
     config = description["backbone"]["config"]
     if in_channels == config["in_channels"]:
         return
-    with torch.device("meta"):
+    with without_values():
         modules = build(description).backbone.named_modules(prefix="backbone")
     stem = next(name for name, module in modules if isinstance(module, nn.Conv2d))
     key = unwrapped_name(f"{stem}.weight")
@@ -268,7 +269,7 @@ def _assembled(
         new: Why the other tensors are not from the file, by their keys.
         report: The new tensors are added to it.
     """
-    with torch.device("meta"):
+    with without_values():
         model = build(description)
     if new:
         _report_new(new, report)

@@ -31,6 +31,7 @@ from segformer.checkpoint.segformer_layouts import (
     SegFormerLayout,
 )
 from segformer.data.normalization import IMAGENET
+from segformer.networks.initialization import without_values
 from segformer.networks.mit import VARIANTS, find_variant, variant_name
 from segformer.ops import upsample
 
@@ -206,7 +207,7 @@ def _logits_of_noise(
     state = {key: tensor.cpu().float() for key, tensor in state_dict_as(model, NATIVE).items()}
     logits = []
     for numerics in choices:
-        with torch.device("meta"):
+        with without_values():
             rebuilt = build(numerics.applied_to(description)).eval()
         rebuilt.load_state_dict(
             {key: state[unwrapped_name(key)] for key in rebuilt.state_dict()}, assign=True

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import torch
 from torch import nn
 
 from segformer.checkpoint import BackboneOnlyError, Numerics, Reading, describe, read
@@ -13,6 +12,7 @@ from segformer.data.classes import Classes
 from segformer.evaluation.multiply_adds import multiply_adds
 from segformer.evaluation.names import build_named, is_name
 from segformer.models import SegFormer, SegmentationModel
+from segformer.networks.initialization import without_values
 
 SHOWN = 6  # names of classes
 
@@ -57,7 +57,7 @@ def without_weights(source: str | os.PathLike[str], **options: Any) -> Segmentat
                 f"{option}={value!r} is for checkpoints, and {name!r} is the name of a model; "
                 f"remove {option}"
             )
-    with torch.device("meta"):
+    with without_values():
         return build_named(name, *map(options.get, sizes))
 
 

@@ -6,6 +6,7 @@ import difflib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from segformer.data.normalization import IMAGENET, Normalization
 from segformer.networks.config import Config, check_at_least_1
 from segformer.networks.images import check_images
+from segformer.networks.initialization import without_values
 from segformer.ops import upsample
 
 # Arguments that say where weights come from. A model that is built for a file has them from the
@@ -153,7 +155,7 @@ class TimmBackbone(nn.Module):
         self.channels = tuple(self.model.feature_info.channels())
         self.strides = tuple(self.model.feature_info.reduction())
         self.min_size = max(self.strides)
-        with torch.device("meta"):
+        with without_values():
             self.multiple = _multiple(_pyramid(name, **wanted), in_channels, self.strides)
 
     @classmethod
@@ -225,9 +227,10 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
+@cache
 def _arguments(name: str) -> set[str]:
     """The arguments of a timm model's own class, and ``**`` if it passes others on."""
-    with torch.device("meta"):
+    with without_values():
         kinds = type(timm.create_model(name)).__mro__
     own = [kind for kind in kinds if not kind.__module__.startswith(("torch.", "builtins"))]
     parameters = [p for kind in own for p in inspect.signature(kind).parameters.values()]
@@ -272,7 +275,7 @@ def _strides(name: str, options: Mapping[str, Any]) -> list[int]:
         near = difflib.get_close_matches(name, timm.list_models(), 5, 0.5)
         cure = f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"
         raise ValueError(f"unknown timm model {name!r}; {cure}")
-    with torch.device("meta"):
+    with without_values():
         infos = getattr(_create(name, **options), "feature_info", None)
     if not infos:
         raise ValueError(
