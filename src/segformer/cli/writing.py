@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
+from segformer.data.complete import complete
+
 
 def write(path: Path, write_to: Callable[[Path], object]) -> None:
-    """Writes a file beside its name, and then gives it the name."""
-    partial = path.with_name(f".{path.name}.part")
-    try:
+    """Writes a file, and says so."""
+    with complete(path) as partial:
         write_to(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     print(f"wrote {path}")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from segformer.data.families.opened import Window
 from segformer.evaluation.batches import in_evaluation, normalized
 from segformer.evaluation.protocols import Slide, own_size_logits
 from segformer.ops import with_background
@@ -18,8 +19,8 @@ from segformer.ops import with_background
 COLUMNS = 4096  # labelled at a time
 BYTES = 1 << 30  # of the sums of logits
 
-Read = Callable[[slice, slice], Tensor]  # rows and columns to the pixels (C, h, w)
-Write = Callable[[slice, slice, np.ndarray], None]  # and to where their labels (h, w) go
+Read = Callable[[Window], Tensor]  # of the pixels (C, h, w)
+Write = Callable[[Window, np.ndarray], None]  # of the labels (h, w)
 
 
 def label_large(
@@ -41,11 +42,11 @@ def label_large(
     """
     _check_arrays(image, out)
 
-    def read(rows: slice, columns: slice) -> Tensor:
-        return torch.from_numpy(np.array(image[rows, columns])).permute(2, 0, 1)
+    def read(window: Window) -> Tensor:
+        return torch.from_numpy(np.array(image[window.slices])).permute(2, 0, 1)
 
-    def write(rows: slice, columns: slice, labels: np.ndarray) -> None:
-        out[rows, columns] = labels
+    def write(window: Window, labels: np.ndarray) -> None:
+        out[window.slices] = labels
 
     greatest = int(np.iinfo(out.dtype).max)
     label_windows(model, image.shape[:2], read, write, mode, device=device, greatest=greatest)
@@ -71,8 +72,8 @@ def label_windows(
     Args:
         model: Module that maps images to logits.
         size: Height and width of the image.
-        read: Returns the pixels (C, h, w) in given rows and columns.
-        write: Takes rows and columns, and their labels (h, w), int64, which it may change.
+        read: Returns the pixels (C, h, w) in a window.
+        write: Takes a window, and its labels (h, w), int64, which it may change.
         mode: The windows.
         device: Device of the model.
         memory: Bytes that sums of logits may take, at least those of two windows.
@@ -93,27 +94,18 @@ def label_windows(
             )
         weight = mode.weight(*crop)
         parts = _parts(width, crop[1], memory // (4 * num_labels * crop[0]))
-        touched = [[left for left in lefts if left < b and left + crop[1] > a] for a, b in parts]
-        bar = tqdm(total=len(tops) * sum(map(len, touched)), desc="label", unit="window")
-        with bar:
-            for (start, stop), own in zip(parts, touched, strict=True):
-                total = torch.zeros(num_labels, crop[0], stop - start)
-                weights = torch.zeros(crop[0], stop - start)
+        lefts_of = [[left for left in lefts if left < b and left + crop[1] > a] for a, b in parts]
+        windows = sum(map(len, lefts_of)) * len(tops)
+        with tqdm(total=windows, desc="label", unit="window") as bar:
+            for (start, stop), touching in zip(parts, lefts_of, strict=True):
+                sums = _Sums(start, stop, num_labels, weight)
                 for top, end in zip(tops, ends, strict=True):
-                    for left in own:
-                        rows, columns = slice(top, top + crop[0]), slice(left, left + crop[1])
-                        logits = _logits(model, read, rows, columns, device)
-                        inside = slice(max(start, left) - left, min(stop, left + crop[1]) - left)
-                        place = slice(left + inside.start - start, left + inside.stop - start)
-                        total[..., place] += (logits * weight)[..., inside]
-                        weights[..., place] += weight[..., inside]
+                    for left in touching:
+                        window = Window(top, left, *crop)
+                        sums.add(left, _logits(model, read, window, device))
                         bar.update()
-                    done = end - top
-                    for columns, labels in _labels(total[:, :done], weights[:done]):
-                        moved = slice(start + columns.start, start + columns.stop)
-                        write(slice(top, end), moved, labels)
-                    _move_up(total, done)
-                    _move_up(weights, done)
+                    for columns, labels in sums.take(end - top):
+                        write(Window(top, columns.start, *labels.shape), labels)
 
 
 def _check_arrays(image: Any, out: Any) -> None:
@@ -129,14 +121,12 @@ def _num_labels(model: Any, read: Read, crop: tuple[int, int], device: str | tor
     """Returns the number of labels; of a function that does not say it, from a first window."""
     if hasattr(model, "num_classes"):
         return max(2, int(model.num_classes))
-    return len(_logits(model, read, slice(0, crop[0]), slice(0, crop[1]), device))
+    return len(_logits(model, read, Window(0, 0, *crop), device))
 
 
-def _logits(
-    model: Any, read: Read, rows: slice, columns: slice, device: str | torch.device
-) -> Tensor:
+def _logits(model: Any, read: Read, window: Window, device: str | torch.device) -> Tensor:
     """Returns the logits (K, h, w) of a window, on the CPU."""
-    images = normalized(model, read(rows, columns), device)
+    images = normalized(model, read(window), device)
     return with_background(own_size_logits(model, images))[0].float().cpu()
 
 
@@ -147,11 +137,41 @@ def _parts(width: int, crop: int, columns: int) -> list[tuple[int, int]]:
     return list(pairwise(width * k // count for k in range(count + 1)))
 
 
-def _labels(total: Tensor, weights: Tensor) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yields the labels (H, W) of mean logits, some columns at a time to save memory."""
-    for column in range(0, total.shape[-1], COLUMNS):
-        part = slice(column, min(column + COLUMNS, total.shape[-1]))
-        yield part, (total[..., part] / weights[..., part]).argmax(0).numpy()
+class _Sums:
+    """The weighted sums of the logits of windows, for a band of rows of some columns.
+
+    Args:
+        start: First of the columns.
+        stop: Column after the last.
+        num_labels: Number of logits of a pixel.
+        weight: Weight (h, w) of a window's pixels.
+    """
+
+    def __init__(self, start: int, stop: int, num_labels: int, weight: Tensor) -> None:
+        self.start, self.stop, self.weight = start, stop, weight
+        self.logits = torch.zeros(num_labels, len(weight), stop - start)
+        self.weights = torch.zeros(len(weight), stop - start)
+
+    def add(self, left: int, logits: Tensor) -> None:
+        """Adds the logits (K, h, w) of a window that begins in a column."""
+        first = max(self.start, left)
+        last = min(self.stop, left + self.weight.shape[1])
+        own, inside = slice(first - self.start, last - self.start), slice(first - left, last - left)
+        self.logits[..., own] += (logits * self.weight)[..., inside]
+        self.weights[..., own] += self.weight[..., inside]
+
+    def take(self, rows: int) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yields columns and labels of the first rows, and goes on to the rows after them.
+
+        The labels (h, w) are those of some columns at a time, to save memory.
+        """
+        for left in range(self.start, self.stop, COLUMNS):
+            columns = slice(left, min(left + COLUMNS, self.stop))
+            own = slice(columns.start - self.start, columns.stop - self.start)
+            mean = self.logits[:, :rows, own] / self.weights[:rows, own]
+            yield columns, mean.argmax(0).numpy()
+        for sums in (self.logits, self.weights):
+            _move_up(sums, rows)
 
 
 def _move_up(rows: Tensor, done: int) -> None:

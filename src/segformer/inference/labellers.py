@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from segformer.data.families.opened import Window
 from segformer.data.labels import file_type
 from segformer.evaluation import (
     WINDOWS,
@@ -87,11 +88,11 @@ class InWindows(Labeller):
             return WholeImages().labels(model, image)
         labels = np.zeros((height, width), file_type(model.num_classes))
 
-        def read(rows: slice, columns: slice) -> Tensor:
-            return image[:, rows, columns].as_subclass(Tensor)
+        def read(window: Window) -> Tensor:
+            return image[:, *window.slices].as_subclass(Tensor)
 
-        def write(rows: slice, columns: slice, part: np.ndarray) -> None:
-            labels[rows, columns] = part
+        def write(window: Window, part: np.ndarray) -> None:
+            labels[window.slices] = part
 
         label_windows(model, (height, width), read, write, self.slide, device=device_of(model))
         return labels

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from segformer.data.bands import Bands, read_pixels, valid_pixels
+from segformer.data.complete import complete
 from segformer.data.families import geotiff
 from segformer.data.families.opened import Opened, Window
 from segformer.data.labels import file_type
@@ -85,7 +84,7 @@ def label_scene(model: Any, path: Path, target: Path, slide: Slide) -> Iterator[
     """
     image = open_for(model, path)
     with (
-        _created(target) as partial,
+        complete(target) as partial,
         geotiff.opened(partial, "w", **_profile(model, image)) as raster,
     ):
         _describe(raster, model)
@@ -114,7 +113,7 @@ def label_array(model: Any, path: Path, target: Path, slide: Slide) -> Iterator[
         ValueError: If the file cannot be read, or does not fit the model. The message names it.
     """
     image = open_for(model, path)
-    with _created(target) as partial:
+    with complete(target) as partial:
         dtype = file_type(model.num_classes)
         out = np.lib.format.open_memmap(partial, "w+", dtype, image.size)
 
@@ -131,11 +130,10 @@ def _label(
 ) -> None:
     """Labels an image; ``write`` takes each part in the type of label maps in files."""
 
-    def read(rows: slice, columns: slice) -> Tensor:
-        return read_pixels(image, _window(rows, columns)).as_subclass(Tensor)
+    def read(window: Window) -> Tensor:
+        return read_pixels(image, window).as_subclass(Tensor)
 
-    def write_part(rows: slice, columns: slice, labels: np.ndarray) -> None:
-        window = _window(rows, columns)
+    def write_part(window: Window, labels: np.ndarray) -> None:
         values = labels.astype(file_type(model.num_classes))
         valid = valid_pixels(image, window)
         if valid is not None:
@@ -143,10 +141,6 @@ def _label(
         write(window, values)
 
     label_windows(model, image.size, read, write_part, slide, device=device_of(model))
-
-
-def _window(rows: slice, columns: slice) -> Window:
-    return Window(rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start)
 
 
 def open_for(model: Any, path: Path) -> Opened:
@@ -179,17 +173,6 @@ def _sampled(image: Opened) -> Tensor:
         mask = ... if valid is None else torch.from_numpy(valid.ravel())
         pixels.append(values.flatten(1)[:, mask])
     return torch.cat(pixels, 1)[..., None]
-
-
-@contextmanager
-def _created(target: Path) -> Iterator[Path]:
-    """A path to write to; the file gets its name once it is complete."""
-    partial = target.with_name(f".{target.name}.part")
-    try:
-        yield partial
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _profile(model: Any, image: Opened) -> dict[str, Any]:
