@@ -37,6 +37,13 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 
 @pytest.fixture
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pictures of a run take as long as its few steps; test_train looks at them."""
+    monkeypatch.setattr("segformer.train.report.Report.draw", lambda *_: None)
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)
+
+
+@pytest.fixture
 def tiny() -> SegFormer:
     """An untrained network of a few thousand parameters and 5 classes, in evaluation mode."""
     return randomized(SegFormer(TINY, num_classes=5))

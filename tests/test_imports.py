@@ -104,11 +104,12 @@ def test_no_two_public_names_differ_in_the_case_of_a_letter(module: Path) -> Non
             assert [name for name in public if counts[name.lower()] > 1] == []
 
 
-def packages_after(code: str) -> set[str]:
-    """The top-level packages that a Python process holds after it has run ``code``."""
-    code += "; import sys; print(*{name.partition('.')[0] for name in sys.modules})"
+def packages_after(*statements: str) -> list[set[str]]:
+    """The top-level packages that a Python process holds after each of some statements."""
+    show = "print(*{name.partition('.')[0] for name in sys.modules})"
+    code = "\n".join(["import sys", *(f"{statement}\n{show}" for statement in statements)])
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    return set(run.stdout.split())
+    return [set(line.split()) for line in run.stdout.splitlines()]
 
 
 def test_importing_the_library_brings_nothing_heavy() -> None:
@@ -122,12 +123,14 @@ def test_importing_the_library_brings_nothing_heavy() -> None:
         and module.stem != "triton_kernels"
     ]
     assert "segformer.inference" in modules
-    assert packages_after(f"import {', '.join(modules)}") & HEAVY == set()
+    (found,) = packages_after(f"import {', '.join(modules)}")
+    assert found & HEAVY == set()
 
 
 def test_the_library_alone_brings_little_more_than_torch_and_timm() -> None:
     """`import segformer` costs hardly more than `import torch, timm`, which it is made of."""
-    brought = packages_after("import segformer") - packages_after("import torch, timm")
+    before, after = packages_after("import torch, timm", "import segformer")
+    brought = after - before
     third_party = {name for name in brought if not name.startswith("_")} - sys.stdlib_module_names
     assert third_party <= {"segformer", "einops", "safetensors"}
 

@@ -54,11 +54,13 @@ def check(model: Any, path: Path, **options: Any) -> None:
         assert comparison.equal >= 0.9999
 
 
+@pytest.mark.slow
 def test_an_openvino_file_computes_what_the_network_computes(tmp_path: Path) -> None:
     """By way of an ONNX file, so that this tests the exporter to ONNX, too."""
     check(randomized(SegFormer(TINY, num_classes=5)), tmp_path / "model.xml")
 
 
+@pytest.mark.slow
 def test_setrs_position_embeddings_are_resampled_by_matrix_products(tmp_path: Path) -> None:
     """No other runtime has the antialiased resampling, by whichever name the exporter calls it."""
     path = tmp_path / "model.pt2"

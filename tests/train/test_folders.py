@@ -19,11 +19,14 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from segformer import SegFormer
 from segformer.cli import main
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*does not have many workers",
-    "ignore:.*number of training batches",
-    "ignore:.*GPU available",
-)
+pytestmark = [
+    pytest.mark.usefixtures("without_pictures"),
+    pytest.mark.filterwarnings(
+        "ignore:.*does not have many workers",
+        "ignore:.*number of training batches",
+        "ignore:.*GPU available",
+    ),
+]
 CSV = "lightning.pytorch.loggers.CSVLogger"
 
 
@@ -112,7 +115,7 @@ def test_a_run_is_resumed_in_its_folder(
         run(monkeypatch, "fit", "--config", config, STOP)
     run(monkeypatch, "fit", "--config", config, "--ckpt_path=last")
     assert [path.name for path in (tmp_path / folder).parent.iterdir()] == [Path(folder).name]
-    assert {"config.yaml", "model.safetensors", "results.json", "checkpoints"} < {
+    assert {"config.yaml", "model.safetensors", "results.json", "checkpoints"} <= {
         p.name for p in (tmp_path / folder).iterdir()
     }
     resumed = torch.load(tmp_path / folder / "checkpoints" / "last.ckpt", weights_only=True)
