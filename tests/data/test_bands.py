@@ -136,7 +136,7 @@ def test_statistics_are_numpys(tmp_path: Path) -> None:
     arrays[0][1] //= 16
     arrays[1][1] //= 16
     dataset = RasterDataset(*folders(tmp_path, *arrays), CLASSES)
-    found = statistics_of(dataset)
+    found = statistics_of(dataset.bands, dataset.parts)
     pixels = np.concatenate([array.reshape(3, -1) for array in arrays], 1).astype(float)
     limits = np.percentile(pixels, (0.1, 99.9), axis=1).T
     clipped = pixels.clip(limits[:, :1], limits[:, 1:])
@@ -154,10 +154,10 @@ def test_statistics_are_numpys(tmp_path: Path) -> None:
 def test_statistics_need_one_kind_of_images(tmp_path: Path) -> None:
     dataset = RasterDataset(*folders(tmp_path, values(3, 8, 9), values(2, 8, 9)), CLASSES)
     with pytest.raises(ValueError, match=r"1\.npy' has 2 bands of uint16, those before it 3 of"):
-        statistics_of(dataset)
+        statistics_of(dataset.bands, dataset.parts)
     flat = RasterDataset(*folders(tmp_path / "flat", np.full((1, 8, 9), 7, "int16")), CLASSES)
     with pytest.raises(ValueError, match="band 1 has the value 7 everywhere"):
-        statistics_of(flat)
+        statistics_of(flat.bands, flat.parts)
 
 
 OF_UINT16 = Normalization([500, 600], [100, 100], 1.0, "uint16", [(100, 900), (200, 1000)])

@@ -21,11 +21,14 @@ from segformer.cli import main
 from segformer.data.bands import Bands, read_pixels, valid_pixels
 from segformer.data.datasets import DataError
 from segformer.data.families import geotiff
+from segformer.data.families.opened import Window
 from segformer.data.normalization import Normalization
 from segformer.data.rasters import RasterDataset
 from segformer.evaluation import Blend
 from segformer.evaluation.large import label_windows
 from segformer.inference.scenes import is_scene
+from segformer.train.from_folder import make_plan, parse
+from segformer.train.parser import build_data, data_parser
 
 rasterio = pytest.importorskip("rasterio", reason="reason: needs segformer[geo]")
 pydicom = pytest.importorskip("pydicom", reason="reason: needs segformer[medical]")
@@ -103,8 +106,7 @@ def test_a_level_of_a_pyramid_is_read(tmp_path: Path) -> None:
         Bands(level=3).open(path)
 
 
-@pytest.mark.parametrize(("bits", "slope"), [(12, None), (16, None), (12, 2.0)])
-def test_dicom_keeps_its_values(bits: int, slope: float | None, tmp_path: Path) -> None:
+def write_dicom(path: Path, array: np.ndarray, bits: int = 12, slope: float | None = None) -> None:
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import (
         DigitalXRayImageStorageForPresentation,
@@ -112,7 +114,6 @@ def test_dicom_keeps_its_values(bits: int, slope: float | None, tmp_path: Path) 
         generate_uid,
     )
 
-    array = noise(40, 50, high=1 << bits)
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -125,7 +126,14 @@ def test_dicom_keeps_its_values(bits: int, slope: float | None, tmp_path: Path) 
     if slope is not None:
         dataset.RescaleSlope, dataset.RescaleIntercept = slope, -1024
     dataset.PixelData = array.tobytes()
-    dataset.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dataset.save_as(path, enforce_file_format=True)
+
+
+@pytest.mark.parametrize(("bits", "slope"), [(12, None), (16, None), (12, 2.0)])
+def test_dicom_keeps_its_values(bits: int, slope: float | None, tmp_path: Path) -> None:
+    array = noise(40, 50, high=1 << bits)
+    write_dicom(tmp_path / "a.dcm", array, bits, slope)
     found = read_pixels(Bands().open(tmp_path / "a.dcm")).numpy()[0]
     if slope is None:
         assert found.dtype == np.uint16
@@ -216,13 +224,13 @@ def test_a_wide_scene_is_labelled_in_parts_with_the_same_labels() -> None:
     def labels(memory: int) -> np.ndarray:
         out = np.full((70, 4000), 99, np.uint8)
 
-        def write_part(rows: slice, columns: slice, part: np.ndarray) -> None:
-            assert (out[rows, columns] == 99).all()  # written once
-            out[rows, columns] = part
-            seen.append(columns.stop - columns.start)
+        def write_part(window: Window, part: np.ndarray) -> None:
+            assert (out[window.slices] == 99).all()  # written once
+            out[window.slices] = part
+            seen.append(window.width)
 
-        def read(rows: slice, columns: slice) -> Tensor:
-            return image[:, rows, columns]
+        def read(window: Window) -> Tensor:
+            return image[:, *window.slices]
 
         windows = Blend((32, 32), (24, 24))
         label_windows(model, (70, 4000), read, write_part, windows, memory=memory)
@@ -270,7 +278,7 @@ def test_mutated_files_are_read_or_refused_by_name(kind: str, tmp_path: Path) ->
     elif kind == "tif":
         write(path, array, compress="deflate", nodata=0)
     else:
-        test_dicom_keeps_its_values(12, None, tmp_path)
+        write_dicom(path, array[0])
     whole, chance = path.read_bytes(), random.Random(0)
     refused = read = 0
     for _ in range(2000):
@@ -289,3 +297,38 @@ def test_mutated_files_are_read_or_refused_by_name(kind: str, tmp_path: Path) ->
             read += 1
     assert refused + read == 2000
     assert refused > 100
+
+
+@pytest.mark.filterwarnings(  # of methods that jsonargparse's version 5 renames
+    "ignore::DeprecationWarning:jsonargparse", "ignore::DeprecationWarning:segformer.train.parser"
+)
+def test_a_folder_of_rasters_is_trained_without_a_config(tmp_path: Path) -> None:
+    for k in range(3):
+        labels = np.random.default_rng(k).integers(1, 4, (1, 40, 2100), np.uint8)
+        labels[:, :, :9] = 0
+        write(tmp_path / f"images/{k}.tif", noise(4, 40, 2100, seed=k), nodata=0)
+        write(tmp_path / f"labels/{k}.tif", labels, nodata=0)
+    options = parse("fit", [str(tmp_path), "--data.bands.select", "[4, 1]"])
+    plan = make_plan(options)
+    data = plan.settings["data"]["init_args"]
+    assert data["train_transform"]["class_path"] == "segformer.data.augmentation.Aerial"
+    assert data["tile"] == [1024, 1024]
+    assert data["label_map"] == {255: 255, 1: 0, 2: 1, 3: 2}
+    assert "protocol" not in plan.settings["model"]
+    plan.write(tmp_path / "run.yaml")
+    read = build_data(data_parser("data").parse_args([f"--config={tmp_path / 'run.yaml'}"]).data)
+    assert len(read.train) + len(read.val) == 3 * 3
+    image, label = read.train[0]
+    assert image.shape == (2, 40, 1024)
+    assert (label[:, :9] == 255).all()
+    assert (label[:, 9:] != 255).all()
+
+
+def test_a_folder_of_slices_is_medical(tmp_path: Path) -> None:
+    for k in range(3):
+        write_dicom(tmp_path / f"images/{k}.dcm", noise(40, 48, seed=k))
+        labels = np.random.default_rng(k).integers(0, 2, (40, 48), np.uint8)
+        (tmp_path / "labels").mkdir(exist_ok=True)
+        Image.fromarray(labels).save(tmp_path / f"labels/{k}.png")
+    data = make_plan(parse("fit", [str(tmp_path)])).settings["data"]["init_args"]
+    assert data["train_transform"]["class_path"] == "segformer.data.augmentation.Medical"

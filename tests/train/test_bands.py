@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import TINY
 from PIL import Image
@@ -14,8 +16,12 @@ from segformer import SegFormer
 from segformer.checkpoint import describe
 from segformer.cli import main
 from segformer.deploy import Exported, export
+from segformer.train.from_folder import make_plan, parse
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [
+    pytest.mark.usefixtures("without_pictures"),
+    pytest.mark.filterwarnings("ignore"),
+]
 
 VARIANT = {
     name: list(value) if isinstance(value, tuple) else value for name, value in vars(TINY).items()
@@ -171,3 +177,69 @@ def test_a_photographs_model_is_read_by_earlier_versions(tmp_path: Path) -> None
     """They know mean, std and scale only."""
     described = describe(SegFormer(TINY, num_classes=2))
     assert set(described["normalization"]) == {"mean", "std", "scale"}
+
+
+SMALL = [
+    *("--trainer.max_steps", "2", "--data.batch_size=2", "--trainer.accelerator=cpu"),
+    *("--trainer.enable_model_summary", "false", "--trainer.enable_progress_bar", "false"),
+    "--model.network.backbone",
+    json.dumps({"class_path": "segformer.Variant", "init_args": VARIANT}),
+]
+
+
+def test_a_folder_of_16_bits_is_trained_without_a_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for k in range(6):
+        thermal(tmp_path / "kitchen", str(k), k)
+    main(["fit", "kitchen", *SMALL])
+    assert "6 1 band of uint16, read with their values" in capsys.readouterr().out
+    run = Path("runs/kitchen/version_0")
+    settings = yaml.safe_load((run / "run.yaml").read_text())["data"]["init_args"]
+    assert settings["bands"] == {}
+    assert settings["train_transform"]["class_path"] == "segformer.data.augmentation.Street"
+    names = [row.split(",")[0] for row in (run / "run_train.csv").read_text().split()[1:]]
+    pixels = np.stack([np.array(Image.open(tmp_path / "kitchen" / name)) for name in names])
+    low, high = np.percentile(pixels, (0.1, 99.9))
+    found = settings["normalization"]
+    assert found["mean"] == pytest.approx([pixels.clip(low, high).mean()], rel=1e-5)
+    assert found["limits"] == [[pytest.approx(low), pytest.approx(high)]]
+    main(["fit", "--config", str(run / "run.yaml")])
+    first, second = (
+        SegFormer.from_pretrained(run.with_name(name) / "model.safetensors")
+        for name in ("version_0", "version_1")
+    )
+    assert first.normalization.dtype == "uint16"
+    states = first.state_dict(), second.state_dict()
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_bands_of_a_folder_are_chosen_by_options(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    for k in range(4):
+        np.save(tmp_path / f"images/{k}.npy", generator.normal(k, 1, (40, 48, 5)))
+        labels = generator.integers(0, 3, (40, 48), np.uint8)
+        Image.fromarray(labels).save(tmp_path / f"labels/{k}.png")
+    chosen = ["--data.bands.select", "[5, 1]", "--data.bands.names", "[red, far]"]
+    settings = make_plan(parse("fit", [str(tmp_path), *chosen])).settings["data"]["init_args"]
+    assert settings["bands"] == {"names": ["red", "far"], "select": [5, 1]}
+    assert len(settings["normalization"]["mean"]) == 2
+    assert settings["normalization"]["dtype"] == "float32"
+    given = ["--data.normalization.mean", "[0, 0]"]
+    settings = make_plan(parse("fit", [str(tmp_path), *chosen, *given])).settings
+    assert settings["data"]["init_args"]["normalization"] == {"mean": [0, 0]}
+
+
+def test_a_folder_of_two_kinds_of_images_is_refused(tmp_path: Path) -> None:
+    for k in range(4):
+        thermal(tmp_path, str(k), k)
+    path = tmp_path / "images/3.png"
+    Image.fromarray(np.array(Image.open(path)).astype(np.uint8)).save(path)
+    with pytest.raises(ValueError, match=r"of uint16 and .*3\.png' has 1 band of uint8; convert"):
+        make_plan(parse("fit", [str(tmp_path)]))
+    path.write_bytes(path.read_bytes()[:90])
+    with pytest.raises(ValueError, match=r"3\.png"):
+        make_plan(parse("fit", [str(tmp_path)]))

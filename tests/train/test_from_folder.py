@@ -28,6 +28,7 @@ from segformer.train.parser import build_data, data_parser
 from segformer.train.recipe import STEPS, Situation, class_weights, settings
 
 pytestmark = [
+    pytest.mark.usefixtures("without_pictures"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*GPU available"),
     pytest.mark.filterwarnings(  # of methods that jsonargparse's version 5 renames
         "ignore::DeprecationWarning:jsonargparse",
@@ -64,12 +65,6 @@ def write(root: Path, images: str, labels: str, splits: tuple[str, str] | None =
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(array).save(path)
     return root
-
-
-@pytest.fixture(autouse=True)
-def _without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pictures at the end of a run take ten times as long as its steps."""
-    monkeypatch.setattr("segformer.train.report.Report.draw", lambda *_: None)
 
 
 @pytest.fixture

@@ -23,7 +23,8 @@ from segformer.data.families.opened import Opened, Window, starts
 from segformer.data.images import decode, read_header
 from segformer.data.normalization import Normalization
 
-SAMPLED_PIXELS = 1 << 16  # of an image, for statistics
+SAMPLED_PIXELS = 1 << 23  # of all images, for statistics
+MOST_PIXELS = 1 << 16  # of one of them
 PERCENTILES = (0.1, 99.9)
 
 
@@ -69,18 +70,20 @@ class RasterDataset(FolderDataset):
         tiled = [(pair, window) for pair in pairs for window in self._tiles(pair[0])]
         self.pairs, self.windows = [pair for pair, _ in tiled], [window for _, window in tiled]
 
-    def _tiles(self, path: Path) -> list[Window | None]:
+    def _tiles(self, path: Path) -> Sequence[Window | None]:
         """Returns the windows of an image; an unreadable one has one window, to be named later."""
         if self.tile is None:
             return [None]
         try:
-            height, width = self.bands.open(path).size
+            return tiles(self.bands.open(path), self.tile)
         except ValueError:
             return [None]
+
+    @property
+    def parts(self) -> list[tuple[Path, Window | None]]:
+        """The image file and window of each sample."""
         return [
-            Window(top, left, min(self.tile[0], height), min(self.tile[1], width))
-            for top in starts(height, self.tile[0], self.tile[0])
-            for left in starts(width, self.tile[1], self.tile[1])
+            (image, window) for (image, _), window in zip(self.pairs, self.windows, strict=True)
         ]
 
     def __getitem__(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
@@ -92,11 +95,6 @@ class RasterDataset(FolderDataset):
         if valid is not None:
             label[~torch.from_numpy(valid)] = self.classes.ignore_index
         return self._pixels(image, window), label
-
-    def pixels(self, index: int) -> tuple[tv_tensors.Image, np.ndarray | None]:
-        """Returns a sample's image (C, H, W), and where it has data (H, W); None if everywhere."""
-        image, window = self.bands.open(self.pairs[index][0]), self.windows[index]
-        return self._pixels(image, window), valid_pixels(image, window)
 
     def _pixels(self, image: Opened, window: Window | None) -> tv_tensors.Image:
         pixels = read_pixels(image, window)
@@ -127,14 +125,7 @@ class RasterDataset(FolderDataset):
         return int(ignored[0]) if len(ignored) else -1
 
     def _label_raster(self, path: Path) -> Opened | None:
-        """Returns a label map of indices that rasterio reads, None for other label maps."""
-        if self.palette == "color" or not geotiff.is_installed():
-            return None
-        with path.open("rb") as file:
-            if not file.read(4).startswith(geotiff.TIFF_MAGIC):
-                return None
-        raster = Bands().open(path)
-        return raster if raster.shape[0] == 1 and raster.dtype[0] in "ui" else None
+        return None if self.palette == "color" else label_raster(path)
 
     def faults_of(self, index: int) -> list[str]:
         return faults_in(lambda: self[index])
@@ -179,6 +170,27 @@ class RasterDataset(FolderDataset):
         return []  # a raster says itself which value is no data
 
 
+def tiles(image: Opened, size: Sequence[int]) -> list[Window]:
+    """Returns the windows of a height and width that cover an image."""
+    height, width = image.size
+    return [
+        Window(top, left, min(size[0], height), min(size[1], width))
+        for top in starts(height, size[0], size[0])
+        for left in starts(width, size[1], size[1])
+    ]
+
+
+def label_raster(path: Path) -> Opened | None:
+    """Returns a label map of indices that rasterio reads, None for other label maps."""
+    if not geotiff.is_installed():
+        return None
+    with path.open("rb") as file:
+        if not file.read(4).startswith(geotiff.TIFF_MAGIC):
+            return None
+    raster = Bands().open(path)
+    return raster if raster.shape[0] == 1 and raster.dtype[0] in "ui" else None
+
+
 def _check_pair(image: Opened, label: Path, raster: Opened | None) -> None:
     """Raises ValueError if a label map, which may be a raster, has another size or place."""
     check_sizes(
@@ -197,36 +209,41 @@ def _short(crs: str) -> str:
     return crs.split('"')[1] if '"' in crs else crs
 
 
-def statistics_of(dataset: RasterDataset) -> Normalization:
-    """Returns the normalization of a data set's bands, with a progress bar.
+def statistics_of(bands: Bands, parts: Sequence[tuple[Path, Window | None]]) -> Normalization:
+    """Returns the normalization of images of any bands, with a progress bar.
 
-    Up to 65,536 pixels of each sample are read, evenly spread, of which those without data are left
-    out. Types other than uint8 are clipped to the range between their 0.1 and 99.9 percentiles;
-    mean and standard deviation are those of the clipped values.
+    Up to 65,536 pixels of each part and eight million of all are taken, evenly spread, of which
+    those without data are left out. Types other than uint8 are clipped to the range between their
+    0.1 and 99.9 percentiles; mean and standard deviation are those of the clipped values.
+
+    Args:
+        bands: Which bands of the files are read.
+        parts: Image files and their windows, None for whole images.
 
     Raises:
         ValueError: If two images have other numbers or types of bands, an image cannot be read, or
             a band has one value only.
     """
     sampled: list[Tensor] = []
+    taken = max(1, min(MOST_PIXELS, SAMPLED_PIXELS // max(1, len(parts))))
     kind: tuple[str, int] | None = None
-    for index in tqdm(range(len(dataset)), "statistics", unit="sample"):
-        pixels, valid = dataset.pixels(index)
+    for path, window in tqdm(parts, "statistics", unit="sample"):
+        image = bands.open(path)
+        pixels, valid = read_pixels(image, window), valid_pixels(image, window)
         found = str(pixels.dtype).removeprefix("torch."), pixels.shape[0]
         kind = kind or found
         if found != kind:
             raise ValueError(
-                f"image {str(dataset.pairs[index][0])!r} has {found[1]} bands of {found[0]}, those "
+                f"image {str(path)!r} has {found[1]} bands of {found[0]}, those "
                 f"before it {kind[1]} of {kind[0]}; convert the images to one kind"
             )
         values = pixels.as_subclass(Tensor).flatten(1)
         if valid is not None:
             values = values[:, torch.from_numpy(valid.ravel())]
-        step = max(1, values.shape[1] // SAMPLED_PIXELS)
+        step = max(1, values.shape[1] // taken)
         sampled.append(values[:, ::step].double())
     assert kind is not None
-    bands = torch.cat(sampled, 1).numpy()
-    return _normalization(bands, kind[0], dataset.bands)
+    return _normalization(torch.cat(sampled, 1).numpy(), kind[0], bands)
 
 
 def _normalization(values: np.ndarray, dtype: str, bands: Bands) -> Normalization:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from segformer.data.bands import SPLIT
+from segformer.data.bands import SPLIT, SUFFIXES
 from segformer.data.datasets import composed, read_names
 from segformer.data.images import find_images
 from segformer.train.data import SPLIT_NAMES
@@ -121,7 +121,7 @@ def find(root: str | os.PathLike[str]) -> Arrangement:
     """
     folder = Path(root)
     _refuse_published(folder)
-    files = [_file(path.relative_to(folder)) for path in find_images(folder)]
+    files = [_file(path.relative_to(folder)) for path in find_images(folder, SUFFIXES)]
     kept = [file for file in files if not set(SKIPPED_FOLDERS) & set(file.path.parts)]
     said = ["label maps of objects (SegmentationObject) are left out"] if kept != files else []
     files, how = _with_roles(kept, folder)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from segformer.data.classes import Classes
+from segformer.data.complete import complete
 from segformer.data.datasets import DataError, FolderDataset, count_labels
 from segformer.data.images import is_transparent, read_header
 from segformer.data.rasters import RasterDataset, statistics_of
@@ -94,8 +94,7 @@ def write_statistics(data: SegmentationData, configs: Sequence[Any] | None) -> N
             "--write-statistics is for images that are read with their bands; add `bands: {}` to "
             "data.init_args: photographs are normalised as the network's weights need it"
         )
-    data.train.normalization = None  # of an earlier run
-    statistics = statistics_of(data.train)
+    statistics = statistics_of(data.train.bands, data.train.parts)
     path = Path(str(configs[-1]))
     _write_into(path, replace(statistics, bands=None).to_dict())
     names = data.train.bands.names or range(1, len(statistics.mean) + 1)
@@ -120,12 +119,8 @@ def _write_into(path: Path, normalization: dict[str, Any]) -> None:
             plain[name] = CommentedSeq(value)
             plain[name].fa.set_flow_style()
     settings["data"].setdefault("init_args", {})["normalization"] = plain
-    partial = path.with_name(f".{path.name}.part")
-    try:
+    with complete(path) as partial:
         yaml.dump(settings, partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def readable_data(settings: Namespace) -> tuple[SegmentationData, list[str]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 import sys
 import tempfile
@@ -15,7 +16,7 @@ import warnings
 from argparse import ArgumentError
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,9 +25,11 @@ import torch
 import yaml
 from jsonargparse import Namespace
 
-from segformer.data.bands import SPLIT
+from segformer.data.bands import SPLIT, Bands
 from segformer.data.classes import Classes
+from segformer.data.complete import complete
 from segformer.data.datasets import FolderDataset
+from segformer.data.rasters import RasterDataset, statistics_of, tiles
 from segformer.train import check, lightning_cli, recipe
 from segformer.train.arrangement import Arrangement, Pair, find, found_lists, listed
 from segformer.train.class_names import find_named_classes
@@ -34,7 +37,7 @@ from segformer.train.data import SPLIT_NAMES
 from segformer.train.division import divide, groups_by, groups_of
 from segformer.train.folders import CSV, FOLLOWERS, Runs, refuse_to_overwrite
 from segformer.train.parser import Parser
-from segformer.train.survey import Labelling, check_images, labelling, read_label_maps
+from segformer.train.survey import Images, Labelling, labelling, read_label_maps, survey_images
 
 RUNS = "runs"  # folder of all runs
 CONFIG = "run.yaml"
@@ -47,6 +50,8 @@ REFUSED = {
     "ckpt_path": "--ckpt_path resumes a run; resume it by its own file: segformer fit --config "
     "RUN/config.yaml --ckpt_path last",
     "print_config": "--print_config is for --config; --dry_run writes the YAML of a folder",
+    "write-statistics": "--write-statistics is for --config; segformer fit FOLDER --dry_run writes "
+    "the YAML of a folder with its statistics",
 }
 
 
@@ -119,9 +124,8 @@ class Plan:
                 raise FileExistsError(f"{str(name)!r} exists; give another --out, or remove it")
         path.parent.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
-            partial = name.with_name(f".{name.name}.partial")
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(name)
+            with complete(name) as partial:
+                partial.write_text(text, encoding="utf-8")
 
 
 def _comment(sentence: str) -> str:
@@ -285,7 +289,7 @@ def make_plan(options: Options) -> Plan:
         for pair in split
     ]
     maps = read_label_maps([label for _, label in files])
-    kinds = check_images(files, maps.sizes)
+    images = survey_images(files, maps.sizes, _given_bands(options.settings))
     sizes = Counter(maps.sizes.values())
     consumed = {key: options.settings.get(key) for key in CONSUMED}
     classes = labelling(
@@ -294,10 +298,15 @@ def make_plan(options: Options) -> Plan:
         consumed["data.ignore_index"],
         consumed["data.label_map"],
     )
-    situation = _situation(options, classes, len(pairs["train"]), sizes)
-    sentences = [*found.said, *said, *classes.said, _images(kinds, sizes), *recipe.said(situation)]
-    data, lists = _data(found, pairs, classes)
+    situation = _situation(options, classes, images, len(pairs["train"]), sizes)
+    sentences = [*found.said, *said, *classes.said, f"{images.said}; {_sizes(sizes)}"]
+    data, lists = _data(found, pairs, classes, images)
     data["init_args"].update(recipe.data_settings(situation))
+    if images.bands is not None:
+        bands, more = _band_settings(options, images.bands, pairs["train"])
+        data["init_args"].update(bands)
+        sentences += more
+    sentences += recipe.said(situation)
     settings = {"seed_everything": 0, "data": data, **recipe.settings(situation)}
     settings["trainer"]["logger"] = {
         "class_path": CSV,
@@ -390,11 +399,15 @@ def _by_share(pairs: Sequence[Pair], options: Options) -> tuple[dict[str, list[P
 
 
 def _situation(
-    options: Options, classes: Labelling, images: int, sizes: Counter[tuple[int, int]]
+    options: Options,
+    classes: Labelling,
+    images: Images,
+    count: int,
+    sizes: Counter[tuple[int, int]],
 ) -> recipe.Situation:
     every = list(sizes.elements())
     return recipe.Situation(
-        images=images,
+        images=count,
         size=(int(median(height for height, _ in every)), int(median(width for _, width in every))),
         longest=max(max(size) for size in every),
         classes=classes.classes,
@@ -403,20 +416,49 @@ def _situation(
         cores=torch.get_num_threads(),
         weights=options.weights,
         variant=options.variant or "b0",
+        augmentation=images.augmentation if images.bands else None,
         given=options.settings,
     )
 
 
-def _images(kinds: Counter[str], sizes: Counter[tuple[int, int]]) -> str:
-    """Returns a sentence about the images' bands and sizes."""
-    of_kinds = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(3))
+def _sizes(sizes: Counter[tuple[int, int]]) -> str:
+    """Returns the most frequent sizes of the images."""
     of_sizes = [f"{count} of {height}×{width}" for (height, width), count in sizes.most_common(3)]
     more = f", … ({len(sizes)} sizes)" if len(sizes) > 3 else ""
-    return f"images: {of_kinds}, read as RGB; {', '.join(of_sizes)}{more}"
+    return f"{', '.join(of_sizes)}{more}"
+
+
+def _given_bands(given: Mapping[str, Any]) -> Bands | None:
+    """Returns the bands that the user chose, None without a choice."""
+    settings: dict[str, Any] = {}
+    for key, value in given.items():
+        if key.startswith("data.bands"):
+            settings = with_option(settings, key.removeprefix("data."), value)
+    return Bands(**settings["bands"]) if settings.get("bands") is not None else None
+
+
+def _band_settings(
+    options: Options, bands: Bands, train: Sequence[Pair]
+) -> tuple[dict[str, Any], list[str]]:
+    """Returns the settings of images of any bands, and one sentence for each decision."""
+    chosen = {k: v for k, v in asdict(bands).items() if v != getattr(Bands(), k)}
+    settings: dict[str, Any] = {"bands": chosen}
+    if any(key.startswith("data.normalization") for key in options.settings):
+        return settings, []
+    paths = [options.folder / pair.image for pair in train]
+    parts = [(path, part) for path in paths for part in tiles(bands.open(path), recipe.TILE)]
+    statistics = statistics_of(bands, parts)
+    shown = "; ".join(
+        f"{bands.names[k] if bands.names else k + 1}: {mean:.6g} ± {std:.6g}"
+        for k, (mean, std) in enumerate(zip(statistics.mean, statistics.std, strict=True))
+    )
+    settings["normalization"] = replace(statistics, bands=None).to_dict()
+    with_lists = json.loads(json.dumps(settings))  # in place of tuples, which YAML has no word for
+    return with_lists, [f"mean and deviation of band {shown}"]
 
 
 def _data(
-    found: Arrangement, pairs: Mapping[str, list[Pair]], classes: Labelling
+    found: Arrangement, pairs: Mapping[str, list[Pair]], classes: Labelling, images: Images
 ) -> tuple[dict[str, Any], dict[str, list[Pair]]]:
     """Returns the settings of the data, and the lists that they need beside them.
 
@@ -426,7 +468,7 @@ def _data(
     named: dict[str, Any] = {"names": list(classes.classes.names)}
     if classes.classes != Classes(classes.classes.names):
         named["colors"] = [list(color) for color in classes.classes.colors]
-    by_pattern = found.patterns is not None and _reads_the_same(found, pairs, classes)
+    by_pattern = found.patterns is not None and _reads_the_same(found, pairs, classes, images)
     kind = "FolderData" if by_pattern else "ListedData"
     patterns = found.patterns or {} if by_pattern else {}
     options = {"root": root, "classes": named, **classes.options}
@@ -436,10 +478,11 @@ def _data(
 
 
 def _reads_the_same(
-    found: Arrangement, pairs: Mapping[str, list[Pair]], classes: Labelling
+    found: Arrangement, pairs: Mapping[str, list[Pair]], classes: Labelling, images: Images
 ) -> bool:
     """Returns whether FolderData reads the pairs of the splits by the arrangement's patterns."""
     patterns = dict(found.patterns or {})
+    dataset = RasterDataset if images.bands else FolderDataset
     if pairs.keys() != found.pairs.keys() or pairs != found.pairs:
         return False
     for split, words in SPLIT_NAMES.items():
@@ -449,7 +492,7 @@ def _reads_the_same(
         if not folders:
             continue
         try:
-            read = FolderDataset(
+            read = dataset(
                 _folder(found, "images", folders[0]),
                 _folder(found, "labels", folders[0]),
                 classes.classes,

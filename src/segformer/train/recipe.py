@@ -24,7 +24,8 @@ BATCH, LARGE_BATCH = 8, 16
 LARGE = 5_000  # training images from which a GPU takes large batches
 FEW = 1_000  # training images, for a network from random weights
 VALIDATIONS = 8  # of a run
-LARGEST_WHOLE = 2048  # longer side of images that are validated whole
+LARGEST_WHOLE = 2048  # longer side of images that are read and validated whole
+TILE = [1024, 1024]  # of larger images of other bands than photographs
 ONE_CLASS = 0.75  # share of a class from which crops of one class are allowed
 WEIGHT_POWER = -0.25  # of a class's share of the pixels
 
@@ -43,6 +44,8 @@ class Situation:
         cores: Number of CPU cores.
         weights: Weights to start from, None for random ones.
         variant: Size of the network from random weights.
+        augmentation: Class in :mod:`segformer.data.augmentation` for images of other bands than
+            photographs; None for photographs.
         given: Settings that the user gave, by their key: those of the length of the run and the
             size of a batch.
     """
@@ -56,6 +59,7 @@ class Situation:
     cores: int
     weights: str | None = None
     variant: str = "b0"
+    augmentation: str | None = None
     given: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -129,14 +133,14 @@ def data_settings(situation: Situation) -> dict[str, Any]:
     transform: dict[str, Any] = {"crop_size": situation.crop_size}
     if _greatest_share(situation) > ONE_CLASS:
         transform["cat_max_ratio"] = 1.0
-    return {
-        "train_transform": {
-            "class_path": "segformer.data.transforms.TrainTransform",
-            "init_args": transform,
-        },
+    name = situation.augmentation
+    of_class = f"augmentation.{name}" if name else "transforms.TrainTransform"
+    chosen: dict[str, Any] = {
+        "train_transform": {"class_path": f"segformer.data.{of_class}", "init_args": transform},
         "batch_size": situation.batch_size,
         "num_workers": situation.num_workers,
     }
+    return {**chosen, "tile": TILE} if name and situation.longest > LARGEST_WHOLE else chosen
 
 
 def _model(situation: Situation) -> dict[str, Any]:
@@ -157,7 +161,7 @@ def _model(situation: Situation) -> dict[str, Any]:
         "scheduler": {"class_path": "segformer.train.optim.OneCycle", "init_args": {"warmup": 0.1}},
         "head_lr_mult": 10.0 if situation.weights else 1.0,
     }
-    if situation.longest > LARGEST_WHOLE:
+    if situation.longest > LARGEST_WHOLE and not situation.augmentation:
         model["protocol"] = _windows()
     return model
 
