@@ -27,7 +27,8 @@ from segformer.data.rasters import RasterDataset
 from segformer.evaluation import Blend
 from segformer.evaluation.large import label_windows
 from segformer.inference.scenes import is_scene
-from segformer.train.from_folder import make_plan, parse
+from segformer.train.folder_options import parse
+from segformer.train.from_folder import make_plan
 from segformer.train.parser import build_data, data_parser
 
 rasterio = pytest.importorskip("rasterio", reason="reason: needs segformer[geo]")

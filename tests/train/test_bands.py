@@ -16,7 +16,8 @@ from segformer import SegFormer
 from segformer.checkpoint import describe
 from segformer.cli import main
 from segformer.deploy import Exported, export
-from segformer.train.from_folder import make_plan, parse
+from segformer.train.folder_options import parse
+from segformer.train.from_folder import make_plan
 
 pytestmark = [
     pytest.mark.usefixtures("without_pictures"),

@@ -23,7 +23,8 @@ from segformer.cli.check import add_arguments as add_check
 from segformer.cli.fit import add_arguments as add_fit
 from segformer.cli.parser import Parser
 from segformer.train.arrangement import find
-from segformer.train.from_folder import _parser, make_plan, parse, with_option
+from segformer.train.folder_options import own_parser, parse, with_option
+from segformer.train.from_folder import make_plan
 from segformer.train.parser import build_data, data_parser
 from segformer.train.recipe import STEPS, Situation, class_weights, settings
 
@@ -299,7 +300,7 @@ def test_a_folder_of_splits_is_not_divided_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("verb", "add"), [("fit", add_fit), ("check", add_check)])
 def test_the_short_help_has_the_options_of_folders(verb: str, add: Any) -> None:
-    short, own = Parser("x"), _parser(verb)
+    short, own = Parser("x"), own_parser(verb)
     add(short)
     names = {name for name in own._option_string_actions if name.startswith("--")}
     if verb == "check":
