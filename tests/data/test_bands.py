@@ -108,7 +108,7 @@ def test_a_file_with_other_bands_is_named(
     ("options", "message"),
     [
         ({"layout": "WHC"}, "choose HWC or CHW"),
-        ({"pages": "images"}, "choose bands"),
+        ({"pages": "samples"}, "choose bands or images"),
         ({"select": [0]}, "bands from 1"),
         ({"names": ["a"], "select": [1, 2]}, "1 names and 2 selected"),
         ({"files": ["rgb/*.tif"]}, r"'rgb/\*\.tif' must contain \{name\} once"),
@@ -206,7 +206,7 @@ def test_tiles_cover_an_image_once_read(height: int, width: int, tmp_path: Path)
     seen = np.zeros((height, width), bool)
     image, label = whole[0]
     for index in range(len(tiled)):
-        window = tiled.windows[index]
+        window = tiled.parts[index].window
         assert window is not None
         part, part_label = tiled[index]
         assert torch.equal(part, image[:, *window.slices])

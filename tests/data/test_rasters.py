@@ -23,7 +23,7 @@ from segformer.data.datasets import DataError
 from segformer.data.families import geotiff
 from segformer.data.families.opened import Window
 from segformer.data.normalization import Normalization
-from segformer.data.rasters import RasterDataset
+from segformer.data.rasters import RasterDataset, statistics_of
 from segformer.evaluation import Blend
 from segformer.evaluation.large import label_windows
 from segformer.inference.scenes import is_scene
@@ -91,6 +91,31 @@ def test_pages_are_bands_or_refused(tmp_path: Path) -> None:
         Bands().open(tmp_path / "a.tif")
 
 
+def test_pages_are_images_with_label_maps_of_their_own(tmp_path: Path) -> None:
+    array, labels = noise(3, 30, 40), noise(3, 30, 40, high=4).astype(np.uint8) - 1
+    for name, stack in (("images", array), ("labels", labels)):
+        pages = [Image.fromarray(page) for page in stack]
+        (tmp_path / name).mkdir()
+        pages[0].save(tmp_path / name / "a.tif", save_all=True, append_images=pages[1:])
+    folders = tmp_path / "images", tmp_path / "labels"
+    dataset = RasterDataset(*folders, CLASSES, bands=Bands(pages="images"))
+    assert len(dataset) == 3
+    for (image, label), page, of_page in zip(dataset, array, labels, strict=False):
+        assert np.array_equal(image[0], page)
+        assert np.array_equal(label, of_page)
+    tiled = RasterDataset(*folders, CLASSES, bands=Bands(pages="images"), tile=(16, 40))
+    assert [part[1:] for part in tiled.parts] == [
+        (page, (top, 0, 16, 40)) for page in range(3) for top in (0, 14)
+    ]
+    statistics = statistics_of(tiled.bands, dataset.parts)
+    assert statistics.mean == pytest.approx([array.mean()], rel=1e-2)
+    with pytest.raises(ValueError, match=r"a\.tif'.* holds 3 pages, and one image is expected"):
+        Bands(pages="images").open(tmp_path / "images/a.tif")
+    pages[0].save(tmp_path / "labels/a.tif", save_all=True, append_images=pages[1:2])
+    with pytest.raises(DataError, match=r"has 3 pages, and its label map .*a\.tif' 2; give each"):
+        dataset.check_files()
+
+
 def test_a_level_of_a_pyramid_is_read(tmp_path: Path) -> None:
     from rasterio.enums import Resampling
 
@@ -156,7 +181,7 @@ def test_pixels_without_data_are_ignored_in_training(tmp_path: Path) -> None:
     dataset = folders(tmp_path)
     whole = np.array(rasterio.open(tmp_path / "labels/a.tif").read(1))
     whole[:20, :30] = whole[50:60] = 255
-    for index, window in enumerate(dataset.windows):
+    for index, (_, _, window) in enumerate(dataset.parts):
         assert window is not None
         assert np.array_equal(dataset[index][1].numpy(), whole[window.slices])
 

@@ -37,7 +37,8 @@ class Bands:
         names: Names of the bands, in the network's order.
         select: Numbers of the bands in the file, from 1, in the network's order; by default all.
         layout: Order of the axes of NumPy's files, ``"HWC"`` or ``"CHW"``.
-        pages: ``"bands"`` if the pages of a file are bands of one image.
+        pages: ``"bands"`` if the pages of a TIFF file are bands of one image, ``"images"`` if each
+            is an image of its own.
         level: Level of a pyramid; 0 is the finest.
         files: Patterns of the files that make up an image, such as
             ``["rgb/{name}.tif", "nir/{name}.tif"]``; by default it is one. ``{split}`` is the name
@@ -59,8 +60,8 @@ class Bands:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.layout not in ("HWC", "CHW"):
             raise ValueError(f"layout={self.layout!r}; choose HWC or CHW")
-        if self.pages not in (None, "bands"):
-            raise ValueError(f"pages={self.pages!r}; choose bands, or leave it out")
+        if self.pages not in (None, "bands", "images"):
+            raise ValueError(f"pages={self.pages!r}; choose bands or images, or leave it out")
         if self.level < 0 or any(number < 1 for number in self.select):
             raise ValueError(
                 f"level={self.level} and select={self.select}; levels are counted from 0 and bands "
@@ -74,17 +75,30 @@ class Bands:
         if wrong := [pattern for pattern in self.files if pattern.count(NAME) != 1]:
             raise ValueError(f"the pattern {wrong[0]!r} must contain {NAME} once")
 
-    def open(self, path: str | os.PathLike[str]) -> Opened:
+    def count_pages(self, path: Path) -> int:
+        """Returns the number of pages of an image file.
+
+        Raises:
+            ValueError: If it cannot be read. The message names it.
+        """
+        try:
+            is_tiff = _start(path).startswith(geotiff.TIFF_MAGIC)
+            return geotiff.count_pages(path) if is_tiff and geotiff.is_installed() else 1
+        except Exception as error:  # rasterio's
+            raise ValueError(f"cannot read image {str(path)!r}: {error}") from error
+
+    def open(self, path: str | os.PathLike[str], page: int | None = None) -> Opened:
         """Returns an image without reading its pixels.
 
         Args:
             path: Path of its file; with ``files``, of the first.
+            page: Number of its page, from 0, if its pages are images.
 
         Raises:
             FileNotFoundError: If there is no such file.
             ValueError: If it cannot be read, or has other bands. The message names it.
         """
-        image = _stacked([self._open_file(part) for part in self.parts(Path(path))])
+        image = _stacked([self._open_file(part, page) for part in self.parts(Path(path))])
         count, what = image.shape[0], f"image {str(image.path)!r}"
         if self.select:
             if max(self.select) > count:
@@ -117,16 +131,15 @@ class Bands:
         names = {NAME: found["name"], SPLIT: found.get("split", SPLIT)}
         return [root / _filled(pattern, names) for pattern in self.files]
 
-    def _open_file(self, path: Path) -> Opened:
+    def _open_file(self, path: Path, page: int | None) -> Opened:
         try:
-            with path.open("rb") as file:
-                start = file.read(START)
+            start = _start(path)
             if path.suffix in (".npy", ".npz"):
                 return open_array(path, self.layout)
             if is_dicom(start):
                 return open_dicom(path)
             if geotiff.is_installed() and start.startswith((*geotiff.TIFF_MAGIC, b"\x89PNG")):
-                return geotiff.open_raster(path, self.pages, self.level)
+                return geotiff.open_raster(path, self.pages, self.level, page)
             return self._open_pillow(path, start)
         except FileNotFoundError:
             raise
@@ -147,6 +160,11 @@ class Bands:
             if not start.startswith(geotiff.TIFF_MAGIC):
                 raise
             raise ValueError(f"{error}; rasterio may: install segformer[geo]") from error
+
+
+def _start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(START)
 
 
 def _filled(pattern: str, names: dict[str, str]) -> str:

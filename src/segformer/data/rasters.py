@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -66,29 +66,20 @@ class RasterDataset(FolderDataset):
         super().__init__(images, labels, classes, **options)
 
     def _set_pairs(self, pairs: list[tuple[Path, Path]]) -> None:
-        """Keeps a pair and a window, or None, for each sample."""
-        tiled = [(pair, window) for pair in pairs for window in self._tiles(pair[0])]
-        self.pairs, self.windows = [pair for pair, _ in tiled], [window for _, window in tiled]
+        """Keeps a pair and a part of its image for each sample."""
+        found = [(pair, part) for pair in pairs for part in self._parts_of(pair[0])]
+        self.pairs, self.parts = [pair for pair, _ in found], [part for _, part in found]
 
-    def _tiles(self, path: Path) -> Sequence[Window | None]:
-        """Returns the windows of an image; an unreadable one has one window, to be named later."""
-        if self.tile is None:
-            return [None]
+    def _parts_of(self, path: Path) -> list[Part]:
+        """Returns the samples of an image file; an unreadable one has one, to be named later."""
         try:
-            return tiles(self.bands.open(path), self.tile)
+            return parts_of(self.bands, path, self.tile)
         except ValueError:
-            return [None]
-
-    @property
-    def parts(self) -> list[tuple[Path, Window | None]]:
-        """The image file and window of each sample."""
-        return [
-            (image, window) for (image, _), window in zip(self.pairs, self.windows, strict=True)
-        ]
+            return [Part(path)]
 
     def __getitem__(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-        (path, label_path), window = self.pairs[index], self.windows[index]
-        image, raster = self.bands.open(path), self._label_raster(label_path)
+        label_path, (path, page, window) = self.pairs[index][1], self.parts[index]
+        image, raster = self.bands.open(path, page), self._label_raster(label_path, page)
         _check_pair(image, label_path, raster)
         label = self._label(label_path, raster, window)
         valid = valid_pixels(image, window)
@@ -124,8 +115,8 @@ class RasterDataset(FolderDataset):
         ignored = (self.label_map == self.classes.ignore_index).nonzero()
         return int(ignored[0]) if len(ignored) else -1
 
-    def _label_raster(self, path: Path) -> Opened | None:
-        return None if self.palette == "color" else label_raster(path)
+    def _label_raster(self, path: Path, page: int | None) -> Opened | None:
+        return None if self.palette == "color" else label_raster(path, page)
 
     def faults_of(self, index: int) -> list[str]:
         return faults_in(lambda: self[index])
@@ -135,11 +126,14 @@ class RasterDataset(FolderDataset):
         return super().check_files(samples, seed)
 
     def _header_faults(self, index: int) -> list[str]:
-        image, label = self.pairs[index]
-        if index and self.pairs[index - 1][0] == image:  # another tile
+        (path, label), page = self.pairs[index], self.parts[index].page
+        if index and self.parts[index - 1][:2] == (path, page):  # another tile
             return []
         return faults_in(
-            lambda: _check_pair(self.bands.open(image), label, self._label_raster(label))
+            lambda: _check_pages(self.bands, path, label),
+            lambda: _check_pair(
+                self.bands.open(path, page), label, self._label_raster(label, page)
+            ),
         )
 
     def _check_systems(self) -> None:
@@ -161,13 +155,39 @@ class RasterDataset(FolderDataset):
 
     def _system(self, path: Path) -> tuple[Path, str | None]:
         try:
-            grid = self.bands.open(path).grid
+            grid = self.bands.open(path, 0).grid
         except (OSError, ValueError):
             return path, None  # its fault is said with the others
         return path, grid.crs if grid else None
 
     def problems_of_one_class(self, histogram: np.ndarray) -> list[str]:
         return []  # a raster says itself which value is no data
+
+
+class Part(NamedTuple):
+    """What a sample is read from.
+
+    Args:
+        path: The image file.
+        page: Its page, if its pages are images; otherwise None.
+        window: The window that is read, None for all of it.
+    """
+
+    path: Path
+    page: int | None = None
+    window: Window | None = None
+
+
+def parts_of(bands: Bands, path: Path, tile: Sequence[int] | None) -> list[Part]:
+    """Returns the samples of an image file: its pages, if these are images, in tiles of a size.
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
+    pages = range(bands.count_pages(path)) if bands.pages == "images" else [None]
+    if tile is None:
+        return [Part(path, page) for page in pages]
+    return [Part(path, page, w) for page in pages for w in tiles(bands.open(path, page), tile)]
 
 
 def tiles(image: Opened, size: Sequence[int]) -> list[Window]:
@@ -180,15 +200,31 @@ def tiles(image: Opened, size: Sequence[int]) -> list[Window]:
     ]
 
 
-def label_raster(path: Path) -> Opened | None:
-    """Returns a label map of indices that rasterio reads, None for other label maps."""
+def label_raster(path: Path, page: int | None = None) -> Opened | None:
+    """Returns a label map of indices that rasterio reads, None for other label maps.
+
+    Args:
+        path: Path of the file.
+        page: Its page, for the page of an image; by default it has one.
+    """
     if not geotiff.is_installed():
         return None
     with path.open("rb") as file:
         if not file.read(4).startswith(geotiff.TIFF_MAGIC):
             return None
-    raster = Bands().open(path)
+    raster = Bands(pages=None if page is None else "images").open(path, page)
     return raster if raster.shape[0] == 1 and raster.dtype[0] in "ui" else None
+
+
+def _check_pages(bands: Bands, image: Path, label: Path) -> None:
+    """Raises ValueError if the pages of an image are images, and its label map has others."""
+    if bands.pages == "images":
+        own, of_label = (Bands(pages="images").count_pages(path) for path in (image, label))
+        if own != of_label:
+            raise ValueError(
+                f"image {str(image)!r} has {own} pages, and its label map {str(label)!r} "
+                f"{of_label}; give each page a label map"
+            )
 
 
 def _check_pair(image: Opened, label: Path, raster: Opened | None) -> None:
@@ -209,7 +245,7 @@ def _short(crs: str) -> str:
     return crs.split('"')[1] if '"' in crs else crs
 
 
-def statistics_of(bands: Bands, parts: Sequence[tuple[Path, Window | None]]) -> Normalization:
+def statistics_of(bands: Bands, parts: Sequence[Part]) -> Normalization:
     """Returns the normalization of images of any bands, with a progress bar.
 
     Up to 65,536 pixels of each part and eight million of all are taken, evenly spread, of which
@@ -218,7 +254,7 @@ def statistics_of(bands: Bands, parts: Sequence[tuple[Path, Window | None]]) -> 
 
     Args:
         bands: Which bands of the files are read.
-        parts: Image files and their windows, None for whole images.
+        parts: What is read.
 
     Raises:
         ValueError: If two images have other numbers or types of bands, an image cannot be read, or
@@ -227,8 +263,8 @@ def statistics_of(bands: Bands, parts: Sequence[tuple[Path, Window | None]]) -> 
     sampled: list[Tensor] = []
     taken = max(1, min(MOST_PIXELS, SAMPLED_PIXELS // max(1, len(parts))))
     kind: tuple[str, int] | None = None
-    for path, window in tqdm(parts, "statistics", unit="sample"):
-        image = bands.open(path)
+    for path, page, window in tqdm(parts, "statistics", unit="sample"):
+        image = bands.open(path, page)
         pixels, valid = read_pixels(image, window), valid_pixels(image, window)
         found = str(pixels.dtype).removeprefix("torch."), pixels.shape[0]
         kind = kind or found

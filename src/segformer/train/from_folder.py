@@ -27,7 +27,7 @@ from segformer.data.bands import SPLIT, Bands
 from segformer.data.classes import Classes
 from segformer.data.complete import complete
 from segformer.data.datasets import FolderDataset
-from segformer.data.rasters import RasterDataset, statistics_of, tiles
+from segformer.data.rasters import RasterDataset, parts_of, statistics_of
 from segformer.train import check, lightning_cli, recipe
 from segformer.train.arrangement import Arrangement, Pair, find, found_lists, listed
 from segformer.train.class_names import find_named_classes
@@ -333,8 +333,8 @@ def _band_settings(
     settings: dict[str, Any] = {"bands": chosen}
     if any(key.startswith("data.normalization") for key in options.settings):
         return settings, []
-    paths = [options.folder / pair.image for pair in train]
-    parts = [(path, part) for path in paths for part in tiles(bands.open(path), recipe.TILE)]
+    paths = (options.folder / pair.image for pair in train)
+    parts = [part for path in paths for part in parts_of(bands, path, recipe.TILE)]
     statistics = statistics_of(bands, parts)
     shown = "; ".join(
         f"{bands.names[k] if bands.names else k + 1}: {mean:.6g} ± {std:.6g}"

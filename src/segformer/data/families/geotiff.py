@@ -40,18 +40,26 @@ def opened(path: Path | str, mode: str = "r", **options: Any) -> Iterator[Any]:
             yield raster
 
 
-def open_raster(path: Path, pages: str | None, level: int) -> Opened:
+def count_pages(path: Path) -> int:
+    """Returns the number of pages of a raster file."""
+    with opened(path) as raster:
+        return max(1, len(raster.subdatasets))
+
+
+def open_raster(path: Path, pages: str | None, level: int, page: int | None = None) -> Opened:
     """Returns the image of a raster file.
 
     Args:
         path: Path of the file.
-        pages: ``"bands"`` if the pages of a file are bands of one image.
+        pages: ``"bands"`` if the pages of a file are bands of one image, ``"images"`` if each is
+            an image of its own.
         level: Level of its pyramid; 0 is the finest.
+        page: Number of the page, from 0, if the pages are images.
 
     Raises:
-        ValueError: If it has several pages and ``pages`` is None, or no such level.
+        ValueError: If it has several pages, and ``pages`` or ``page`` is None, or no such level.
     """
-    sources = _sources(path, pages, level)
+    sources = _sources(path, pages, level, page)
     options: dict[str, Any] = (
         {"overview_level": level - 1} if level and sources == [str(path)] else {}
     )
@@ -85,11 +93,17 @@ def open_raster(path: Path, pages: str | None, level: int) -> Opened:
     return Opened(path, shape, dtype, read, valid if has_gaps else None, grid, known)
 
 
-def _sources(path: Path, pages: str | None, level: int) -> list[str]:
+def _sources(path: Path, pages: str | None, level: int, page: int | None) -> list[str]:
     """Returns GDAL's names of the pages to read."""
     with opened(path) as raster:
         parts = list(raster.subdatasets)
         levels = 1 + len(raster.overviews(1)) if raster.count else 0
+    if len(parts) > 1 and pages == "images":
+        if page is None:
+            raise ValueError(
+                f"it holds {len(parts)} pages, and one image is expected; save each to a file"
+            )
+        return [parts[page]]
     if len(parts) > 1:
         return parts if pages == "bands" else [_level(path, parts, level)]
     if level >= max(levels, 1):
@@ -113,7 +127,7 @@ def _level(path: Path, parts: list[str], level: int) -> str:
     if len({sizes[part] for part in copies}) < len(copies) or len(copies) < 2:
         raise ValueError(
             f"it holds {len(parts)} pages; set `pages: bands` if they are bands of one image, or "
-            "save each to a file of its own"
+            "`pages: images` if each is an image"
         )
     if level >= len(copies):
         raise ValueError(
