@@ -22,6 +22,7 @@ from segformer.data.bands import Bands, read_pixels, valid_pixels
 from segformer.data.datasets import DataError
 from segformer.data.families import geotiff
 from segformer.data.families.opened import Window
+from segformer.data.images import read_image
 from segformer.data.normalization import Normalization
 from segformer.data.rasters import RasterDataset, statistics_of
 from segformer.evaluation import Blend
@@ -358,3 +359,11 @@ def test_a_folder_of_slices_is_medical(tmp_path: Path) -> None:
         Image.fromarray(labels).save(tmp_path / f"labels/{k}.png")
     data = make_plan(parse("fit", [str(tmp_path)])).settings["data"]["init_args"]
     assert data["train_transform"]["class_path"] == "segformer.data.augmentation.Medical"
+
+
+def test_heif_is_read_where_its_package_is_installed(tmp_path: Path) -> None:
+    heif = pytest.importorskip("pillow_heif", reason="reason: needs pillow-heif")
+    pixels = np.kron(noise(5, 6, 3, high=256), np.ones((8, 8, 1))).astype(np.uint8)
+    heif.from_pillow(Image.fromarray(pixels)).save(tmp_path / "a.heic", quality=-1)
+    found = read_image(tmp_path / "a.heic").permute(1, 2, 0).numpy()
+    assert np.abs(found - pixels.astype(int)).max() <= 2

@@ -82,7 +82,7 @@ class Bands:
             ValueError: If it cannot be read. The message names it.
         """
         try:
-            is_tiff = _start(path).startswith(geotiff.TIFF_MAGIC)
+            is_tiff = start_of(path).startswith(geotiff.TIFF_MAGIC)
             return geotiff.count_pages(path) if is_tiff and geotiff.is_installed() else 1
         except Exception as error:  # rasterio's
             raise ValueError(f"cannot read image {str(path)!r}: {error}") from error
@@ -133,7 +133,7 @@ class Bands:
 
     def _open_file(self, path: Path, page: int | None) -> Opened:
         try:
-            start = _start(path)
+            start = start_of(path)
             if path.suffix in (".npy", ".npz"):
                 return open_array(path, self.layout)
             if is_dicom(start):
@@ -162,7 +162,8 @@ class Bands:
             raise ValueError(f"{error}; rasterio may: install segformer[geo]") from error
 
 
-def _start(path: Path) -> bytes:
+def start_of(path: Path) -> bytes:
+    """Returns the bytes that tell the family of a file."""
     with path.open("rb") as file:
         return file.read(START)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,8 @@ READ_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".avif"),
 )
-UNREAD_SUFFIXES = (".heic", ".heif", ".jxl", ".exr", ".hdr", ".dng", ".cr2", ".cr3", ".nef", ".arw")
+HEIF_SUFFIXES = (".heic", ".heif")
+UNREAD_SUFFIXES = (*HEIF_SUFFIXES, ".jxl", ".exr", ".hdr", ".dng", ".cr2", ".cr3", ".nef", ".arw")
 IMAGE_SUFFIXES = READ_SUFFIXES + UNREAD_SUFFIXES
 SYSTEM_FOLDERS = ("__MACOSX", "@eaDir")  # made by an archiver and a file server
 # An image of 16 bits without a greater value may hold values of 10, 12, 14 or 15 bits.
@@ -117,7 +118,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     Raises:
         ValueError: If the file is no image that can be read, or holds several images.
     """
-    with _errors_with_path(path), Image.open(path) as image:
+    with _errors_with_path(path), _opened(path) as image:
         header = _header(Path(path), image)
     _check_readable(header)
     return header
@@ -129,7 +130,7 @@ def decode(path: str | os.PathLike[str]) -> Decoded:
     Raises:
         ValueError: If it cannot be decoded, or holds several images.
     """
-    with _errors_with_path(path), Image.open(path) as image:
+    with _errors_with_path(path), _opened(path) as image:
         header = _header(Path(path), image)
         if header.pages == 1 and not _is_misread(header):
             if image.format == "PNG":  # decoding does not compare the checksums of the pixels
@@ -143,6 +144,16 @@ def decode(path: str | os.PathLike[str]) -> Decoded:
         )
     _check_readable(header)
     return Decoded(header, turned)
+
+
+def _opened(path: str | os.PathLike[str]) -> Any:
+    """Returns Pillow's image of a file; HEIF is read by pillow-heif, where it is installed."""
+    if Path(path).suffix.lower() in HEIF_SUFFIXES:
+        with suppress(ModuleNotFoundError):
+            from pillow_heif import register_heif_opener
+
+            register_heif_opener()
+    return Image.open(path)
 
 
 @contextmanager
@@ -161,6 +172,8 @@ def _errors_with_path(path: str | os.PathLike[str]) -> Iterator[None]:
         suffix = Path(path).suffix.lower()
         is_unread = suffix in UNREAD_SUFFIXES
         cure = f"{suffix} files are not read: save it as PNG" if is_unread else "copy it again"
+        if suffix in HEIF_SUFFIXES:
+            cure = "save it as PNG, or install pillow-heif"
         raise ValueError(f"cannot read image {str(path)!r}: {error}; {cure}") from error
 
 

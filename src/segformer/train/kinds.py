@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from segformer.data.bands import START, SUFFIXES, Bands
+from segformer.data.bands import SUFFIXES, Bands, start_of
 from segformer.data.datasets import DataError, check_sizes
 from segformer.data.families import geotiff
 from segformer.data.families.dicom import is_dicom
@@ -98,16 +98,11 @@ def _survey(pair: tuple[Path, Path], size: tuple[int, int], bands: Bands | None)
     return _Image(kind, is_on_earth)
 
 
-def _start(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(START)
-
-
 def _is_photograph(path: Path) -> bool:
     """Returns whether 8-bit RGB holds all of an image; also for one that nothing can read."""
     if path.suffix.lower() in SUFFIXES:
         return False
-    is_tiff = _start(path).startswith(geotiff.TIFF_MAGIC)
+    is_tiff = start_of(path).startswith(geotiff.TIFF_MAGIC)
     try:
         header = read_header(path)
     except (OSError, ValueError):
@@ -116,4 +111,4 @@ def _is_photograph(path: Path) -> bool:
 
 
 def _is_medical(path: Path) -> bool:
-    return path.suffix.lower() == ".svs" or is_dicom(_start(path))
+    return path.suffix.lower() == ".svs" or is_dicom(start_of(path))

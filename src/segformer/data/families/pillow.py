@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +18,6 @@ def open_pillow(path: Path) -> Opened:
     Raises:
         ValueError: If Pillow would change its values, or they are no bands.
     """
-    with suppress(ModuleNotFoundError):
-        from pillow_heif import register_heif_opener
-
-        register_heif_opener()
     header, image = decode(path)
     if image.mode in UNKNOWN:
         raise ValueError(f"it has mode {image.mode}, whose values are no bands; save it as RGB")
