@@ -17,6 +17,7 @@ from segformer.data.bands import Bands, read_pixels, valid_pixels
 from segformer.data.complete import complete
 from segformer.data.families import geotiff
 from segformer.data.families.opened import Opened, Window
+from segformer.data.images import read_image
 from segformer.data.labels import file_type
 from segformer.evaluation import Slide, device_of, label_windows
 
@@ -158,6 +159,20 @@ def open_for(model: Any, path: Path) -> Opened:
     except ValueError as error:
         raise ValueError(f"cannot label {str(path)!r}: {error}") from error
     return image
+
+
+def read_for(model: Any, path: Path) -> tuple[Tensor, np.ndarray | None]:
+    """Returns an image (C, H, W) with the bands that a model takes, and where it has data.
+
+    The second is (H, W), bool; None if that is everywhere.
+
+    Raises:
+        ValueError: If it cannot be read, or does not fit the model. The message names it.
+    """
+    if model.normalization.bands is None:
+        return read_image(path), None
+    opened = open_for(model, path)
+    return read_pixels(opened), valid_pixels(opened)
 
 
 def _sampled(image: Opened) -> Tensor:

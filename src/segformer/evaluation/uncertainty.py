@@ -1,0 +1,123 @@
+"""How sure a model is of an image, and which images of many to label next.
+
+Uncertain and different images teach most: uncertainty alone chooses many images of one kind
+(Sener and Savarese, "Active Learning for Convolutional Neural Networks: A Core-Set Approach",
+ICLR 2018).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segformer.evaluation.batches import as_batch, device_of, in_evaluation
+from segformer.evaluation.protocols import own_size_logits
+from segformer.ops import with_background
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """How sure a model is of an image.
+
+    Args:
+        entropy: Mean over the pixels of the entropy of the class probabilities, as a share of its
+            greatest value, that of equal probabilities.
+        disagreement: Share of the pixels whose label is another one in the mirrored image.
+        features: Mean of the backbone's coarsest map (C,); None for a model without a backbone,
+            such as an exported file.
+    """
+
+    entropy: float
+    disagreement: float
+    features: Tensor | None
+
+
+@torch.inference_mode()
+def uncertainty(model: Any, image: Tensor) -> tuple[Uncertainty, Tensor]:
+    """Returns how sure a model is of an image, and its labels (H, W).
+
+    Args:
+        model: Model that gives logits.
+        image: The image (C, H, W), with the bands that the model takes.
+    """
+    batch = as_batch(model, image, device_of(model))
+    height, width = image.shape[-2:]
+    with in_evaluation(model):
+        upright, mirrored = (
+            with_background(own_size_logits(model, images))[..., :height, :width].float()
+            for images in (batch, _mirrored(batch, width))
+        )
+        features = _features(model, batch)
+    labels = upright.argmax(1)[0]
+    share = (mirrored.flip(-1).argmax(1)[0] != labels).float().mean()
+    return Uncertainty(_entropy(upright), float(share), features), labels.cpu()
+
+
+def _mirrored(batch: Tensor, width: int) -> Tensor:
+    """Returns images whose first columns are mirrored; padding at the right stays there."""
+    return torch.cat([batch[..., :width].flip(-1), batch[..., width:]], -1)
+
+
+def _entropy(logits: Tensor) -> float:
+    log = logits.log_softmax(1)
+    return float(-(log.exp() * log).sum(1).mean()) / math.log(logits.shape[1])
+
+
+def _features(model: Any, batch: Tensor) -> Tensor | None:
+    if not hasattr(model, "backbone"):
+        return None
+    features: Tensor = model.backbone(batch)[-1]
+    return features.mean((2, 3))[0].float().cpu()
+
+
+def ranks(values: Sequence[float]) -> Tensor:
+    """Returns the place of each value among all, from 0 for the smallest to 1 for the greatest."""
+    order = torch.tensor(values, dtype=torch.float64).argsort(stable=True).argsort()
+    return order.double() / max(1, len(values) - 1)
+
+
+def choose(found: Sequence[Uncertainty], count: int, known: Sequence[Tensor] = ()) -> list[int]:
+    """Returns the indices of the images to label next, the most useful first.
+
+    Each is the one with the greatest product of two numbers: its uncertainty, the mean rank of
+    entropy and disagreement; and the distance of its features from the nearest of those that are
+    chosen or labelled already, in units of their standard deviation. Without features it is the
+    uncertainty alone.
+
+    Args:
+        found: What is known of each image.
+        count: Number of images to choose.
+        known: Features of images that have labels.
+    """
+    entropy, disagreement = (
+        ranks([getattr(image, name) for image in found]) for name in ("entropy", "disagreement")
+    )
+    uncertain = (entropy + disagreement) / 2
+    if any(image.features is None for image in found):
+        return uncertain.argsort(descending=True, stable=True)[:count].tolist()
+    of_found = [image.features for image in found if image.features is not None]
+    features = _standardized(torch.stack([*of_found, *known]).double())
+    distances = torch.cdist(features, features) / features.shape[1] ** 0.5
+    images = len(found)
+    far = distances.new_full((images, 1), float(distances.max()))
+    nearest = torch.cat([distances[:images, images:], far], 1).amin(1)
+    remaining = torch.ones(images, dtype=torch.bool)
+    chosen: list[int] = []
+    for _ in range(min(count, images)):
+        # a small part of each factor is left, so that images of one kind still have an order
+        gain = (uncertain + 1e-3) * (nearest + 1e-3)
+        best = int(torch.where(remaining, gain, -1.0).argmax())
+        chosen.append(best)
+        remaining[best] = False
+        nearest = torch.minimum(nearest, distances[:images, best])
+    return chosen
+
+
+def _standardized(features: Tensor) -> Tensor:
+    """Returns features (N, C) with a mean of 0 and a standard deviation of 1 in each channel."""
+    return (features - features.mean(0)) / features.std(0, correction=0).clamp(min=1e-12)

@@ -1,0 +1,143 @@
+"""Which images to label next, and their labels as a model suggests them."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from segformer.data.annotations.editable import editable
+from segformer.data.annotations.for_tools import TOOLS, Suggested
+from segformer.data.complete import complete
+from segformer.data.images import find_images
+from segformer.data.labels import file_type
+from segformer.evaluation import Protocol, Whole, check_logits
+from segformer.evaluation.uncertainty import Uncertainty, choose, uncertainty
+from segformer.inference.pictures import overlay, sheet, shown
+from segformer.inference.scenes import read_for
+
+SHOWN = 12  # images of the picture
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """An image to label next.
+
+    Args:
+        path: Path of the image file.
+        found: How sure the model is of it.
+        image: The image (C, H, W).
+        labels: The labels (H, W) that the model gives it.
+    """
+
+    path: Path
+    found: Uncertainty
+    image: Tensor
+    labels: np.ndarray
+
+
+def suggest(
+    model: Any, paths: Sequence[Path], count: int, labelled: Sequence[Path] = ()
+) -> list[Suggestion]:
+    """Returns the images to label next, the most useful first, with two progress bars.
+
+    Args:
+        model: Model that gives logits.
+        paths: Image files without labels.
+        count: Number of images to choose.
+        labelled: Image files that have labels, from which the chosen shall differ.
+
+    Raises:
+        ValueError: If an image cannot be read, or the model gives labels only.
+    """
+    check_logits(model, Protocol(Whole()))
+    known = [
+        found.features
+        for path in tqdm(labelled, "labelled images", unit="image", disable=not labelled)
+        if (found := _look(model, path).found).features is not None
+    ]
+    every = [_look(model, path).found for path in tqdm(paths, "unlabelled images", unit="image")]
+    return [_look(model, paths[index]) for index in choose(every, count, known)]
+
+
+def _look(model: Any, path: Path) -> Suggestion:
+    image, _ = read_for(model, path)
+    found, labels = uncertainty(model, image)
+    return Suggestion(path, found, image, labels.numpy().astype(file_type(model.num_classes)))
+
+
+def write_suggestions(
+    suggestions: Sequence[Suggestion], model: Any, root: Path, out: Path, tool: str
+) -> list[Path]:
+    """Writes a table of images, their labels as a tool opens them, and a picture.
+
+    Args:
+        suggestions: The images, the most useful first.
+        model: The model, whose classes the labels are.
+        root: Folder of the images.
+        out: Folder to write into.
+        tool: Name of an annotation tool, one of ``TOOLS``.
+
+    Returns:
+        The files: ``suggestions.csv``, ``suggestions.png``, and those of the tool.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    files = [
+        Suggested(
+            suggestion.path,
+            suggestion.path.relative_to(root),
+            suggestion.labels.shape,
+            editable(suggestion.labels),
+            1 - place / len(suggestions),
+        )
+        for place, suggestion in enumerate(suggestions)
+    ]
+    table, picture = out / "suggestions.csv", out / "suggestions.png"
+    with complete(table) as partial:
+        partial.write_text(_table(suggestions, root), encoding="utf-8")
+    with complete(picture) as partial:
+        _sheet(suggestions, model).save(partial, format="PNG")
+    return [table, picture, *TOOLS[tool](out / tool, files, model.classes)]
+
+
+def _table(suggestions: Sequence[Suggestion], root: Path) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["rank", "image", "entropy", "disagreement"])
+    for rank, suggestion in enumerate(suggestions, 1):
+        found, name = suggestion.found, suggestion.path.relative_to(root).as_posix()
+        writer.writerow([rank, name, f"{found.entropy:.4f}", f"{found.disagreement:.4f}"])
+    return text.getvalue()
+
+
+def _sheet(suggestions: Sequence[Suggestion], model: Any) -> Image.Image:
+    columns: dict[str, list[Image.Image]] = {"image": [], "suggested labels": []}
+    for suggestion in suggestions[:SHOWN]:
+        picture = shown(suggestion.image)
+        columns["image"].append(picture)
+        columns["suggested labels"].append(overlay(picture, suggestion.labels, model.classes))
+    return sheet(columns, model.classes)
+
+
+def unlabelled(folder: Path, labelled: Sequence[Path]) -> list[Path]:
+    """Returns the images of a folder, without those that have labels.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or no image in it.
+        ValueError: If all of them have labels.
+    """
+    known = {path.resolve() for path in labelled}
+    found = [path for path in find_images(folder) if path.resolve() not in known]
+    if not found:
+        raise ValueError(
+            f"all images of {str(folder)!r} are in --labelled; name a folder of images to label"
+        )
+    return found
