@@ -12,7 +12,10 @@ import torch
 
 from benchmarks import contestants, measure
 
-PARTS = ("logits", "labels", "exported", "argmax", "step", "memory", "small", "loading", "accuracy")
+PARTS = (
+    *("logits", "labels", "exported", "argmax", "step", "memory", "small", "loading"),
+    *("operators", "accuracy"),
+)
 PEERS = ("bfloat16", "smp", "onnxruntime", "openvino")
 ADE, CITYSCAPES = (150, (512, 512)), (19, (1024, 2048))
 VARIANTS = {  # larger variants would take minutes a round
@@ -25,7 +28,7 @@ VARIANTS = {  # larger variants would take minutes a round
     ("step", 150): ("b0",),
     ("step", 19): (),
 }
-KEY = ("variant", "classes", "size", "batch", "what", "seed", "who", "allocator")
+KEY = ("variant", "classes", "size", "batch", "what", "seed", "who", "cores", "allocator")
 
 Job = dict[str, Any]
 
@@ -38,8 +41,8 @@ def jobs(part: str, options: argparse.Namespace) -> Iterator[Job]:
             yield {
                 "part": part,
                 "allocator": allocator,
-                **job,
                 "threads": options.threads,
+                **job,
                 "repeats": 3 if is_large else options.repeats,
                 "peers": [] if is_large else options.peers,
             }
@@ -58,6 +61,8 @@ def _of_part(part: str, options: argparse.Namespace, allocator: str) -> Iterator
                 yield {"seed": seed, "who": who, "root": options.camvid}
     elif part == "loading":
         yield {}
+    elif part == "operators":
+        yield from _of_operators(options)
 
 
 def _of_image_sizes(part: str, variants: list[str]) -> Iterator[Job]:
@@ -83,6 +88,16 @@ def _of_small_images(variants: list[str]) -> Iterator[Job]:
         if variant in ("b0", "b2"):
             work = {"variant": variant, "size": (side, side), "batch": batch}
             yield from ({**work, "what": what} for what in ("logits", "pyramid", "classes"))
+
+
+def _of_operators(options: argparse.Namespace) -> Iterator[Job]:
+    for variant, threads in product(options.variants, range(1, options.threads + 1)):
+        work = {"variant": variant, "threads": threads, "cores": threads}
+        for classes, side in product((150,), (64, 224, 512)):
+            yield {**work, "classes": classes, "size": (side, side), "what": "labels"}
+        yield {**work, "classes": CITYSCAPES[0], "size": CITYSCAPES[1], "what": "labels"}
+        if variant == "b0":
+            yield {**work, "classes": 150, "size": (512, 512), "what": "step"}
 
 
 def key(job: Job) -> str:
@@ -171,6 +186,12 @@ def _loading(job: Job) -> dict[str, Any]:
     return loading.seconds(job["repeats"])
 
 
+def _operators(job: Job) -> dict[str, Any]:
+    from benchmarks import ablation
+
+    return ablation.rows(job)
+
+
 def _accuracy(job: Job) -> dict[str, Any]:
     from benchmarks import accuracy
 
@@ -186,5 +207,6 @@ RUNNERS = {
     "memory": _memory,
     "small": _small,
     "loading": _loading,
+    "operators": _operators,
     "accuracy": _accuracy,
 }

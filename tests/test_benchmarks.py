@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 from benchmarks import __main__ as main
-from benchmarks import contestants, cuda, measure, report
+from benchmarks import ablation, contestants, cuda, measure, report
+from conftest import TINY, randomized
 from PIL import Image
 
+from segformer import SegFormer
 from segformer.data.datasets import FolderDataset
+from segformer.ops.registry import OPERATORS
 
 ORIGIN = {
     "machine": "a processor",
@@ -205,3 +208,20 @@ def test_the_readmes_figures_are_those_of_the_results() -> None:
     figures = report.figures(report.read("results.json"), report.read("training.json"))
     text = report.README.read_text()
     assert report.readme_with(figures, text) == text
+
+
+def test_an_ablation_leaves_out_one_implementation_and_no_other() -> None:
+    model, images = randomized(SegFormer(TINY, num_classes=5)), torch.randn(1, 3, 96, 96)
+
+    def work() -> torch.Tensor:
+        with torch.inference_mode():
+            return model.predict(images)
+
+    registered = {name: list(made.implementations) for name, made in OPERATORS.items()}
+    found = ablation.used(work)
+    assert {operator.plain.__name__ for operator, _ in found} >= {"all_mlp", "upsample_argmax"}
+    for operator, implementation in found:
+        with ablation.without(operator, implementation):
+            assert (operator, implementation) not in ablation.used(work)
+            assert torch.equal(work(), model.predict(images))
+    assert {name: made.implementations for name, made in OPERATORS.items()} == registered
