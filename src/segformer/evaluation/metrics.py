@@ -8,7 +8,19 @@ from typing import Any
 
 from torch import Tensor
 
-from segformer.data.classes import Classes
+from segformer.data.classes import Classes, ignore_index
+
+
+def confusion_matrix(num_labels: int) -> Any:
+    """Returns torchmetrics' confusion matrix of labels, whose values it does not check again.
+
+    Labels are checked where they are read, and predictions are classes. The check would take most
+    of its time, and wait for a GPU.
+    """
+    from torchmetrics.classification import MulticlassConfusionMatrix
+
+    ignored = ignore_index(num_labels)
+    return MulticlassConfusionMatrix(num_labels, ignore_index=ignored, validate_args=False)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from segformer.data.classes import ignore_index
 from segformer.data.families.opened import starts
 from segformer.data.labels import check_labels
 from segformer.evaluation.batches import (
@@ -23,7 +22,7 @@ from segformer.evaluation.batches import (
     own_size_labels,
     pad_to_min_size,
 )
-from segformer.evaluation.metrics import Scores
+from segformer.evaluation.metrics import Scores, confusion_matrix
 from segformer.ops import upsample, with_background
 
 Size = tuple[int, int]
@@ -264,14 +263,10 @@ def evaluate(
     Raises:
         ValueError: If the model gives labels only, and the protocol needs logits.
     """
-    from torchmetrics.classification import MulticlassConfusionMatrix
-
     protocol = protocol or Protocol()
     check_logits(model, protocol)
     num_labels = max(2, len(dataset.classes))
-    confusion = MulticlassConfusionMatrix(
-        num_labels, ignore_index=ignore_index(len(dataset.classes))
-    ).to(device)
+    confusion = confusion_matrix(num_labels).to(device)
     for index in tqdm(range(len(dataset)), "evaluate", unit="image"):
         image, label = dataset[index]
         check_labels(label, num_labels, f"label map {index}")

@@ -14,12 +14,10 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics.classification import MulticlassConfusionMatrix
 
 from segformer.checkpoint import METADATA_KEY, describe
-from segformer.data.classes import ignore_index
 from segformer.evaluation import Protocol, own_size_labels
-from segformer.evaluation.metrics import Scores
+from segformer.evaluation.metrics import Scores, confusion_matrix
 from segformer.losses import CrossEntropy
 from segformer.models import SegmentationModel
 from segformer.train.auxiliary import Auxiliary
@@ -78,7 +76,7 @@ class SegmentationTask(LightningModule):
         self.auxiliary = auxiliary and auxiliary(network)
         # Gradients of a run that is resumed between two batches of an optimizer step.
         self._accumulated: dict[str, Tensor] = {}
-        self.confusion = MulticlassConfusionMatrix(labels, ignore_index=ignore_index(labels))
+        self.confusion = confusion_matrix(labels)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)
