@@ -195,7 +195,7 @@ def test_a_folder_of_16_bits_is_trained_without_a_config(
     for k in range(6):
         thermal(tmp_path / "kitchen", str(k), k)
     main(["fit", "kitchen", *SMALL])
-    assert "6 1 band of uint16, read with their values" in capsys.readouterr().out
+    assert "1 band of uint16 (6), read with their values" in capsys.readouterr().out
     run = Path("runs/kitchen/version_0")
     settings = yaml.safe_load((run / "run.yaml").read_text())["data"]["init_args"]
     assert settings["bands"] == {}

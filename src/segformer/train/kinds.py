@@ -33,7 +33,7 @@ class Images:
     @property
     def said(self) -> str:
         """The start of a sentence about them."""
-        kinds = ", ".join(f"{count} {kind}" for kind, count in self.kinds.most_common(3))
+        kinds = ", ".join(f"{kind} ({count})" for kind, count in self.kinds.most_common(3))
         return f"images: {kinds}, read {'with their values' if self.bands else 'as RGB'}"
 
 
