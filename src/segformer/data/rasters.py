@@ -15,6 +15,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from tqdm import tqdm
 
+from segformer.data.annotations.areas import Picture
 from segformer.data.bands import SUFFIXES, Bands, read_pixels, valid_pixels
 from segformer.data.classes import Classes
 from segformer.data.datasets import DataError, FolderDataset, check_sizes, faults_in
@@ -88,13 +89,20 @@ class RasterDataset(FolderDataset):
 
     def __getitem__(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
         (path, label_path), window = self.pairs[index], self.windows[index]
-        image, raster = self.bands.open(path), self._label_raster(label_path)
-        _check_pair(image, label_path, raster)
-        label = self._label(label_path, raster, window)
+        image = self.bands.open(path)
+        label = self._label_of(image, label_path, window)
         valid = valid_pixels(image, window)
         if valid is not None:
             label[~torch.from_numpy(valid)] = self.classes.ignore_index
         return self._pixels(image, window), label
+
+    def _label_of(self, image: Opened, path: Path, window: Window | None) -> tv_tensors.Mask:
+        """Returns the class indices of an image, or of a window of it."""
+        if self.drawn:
+            return self.drawn.label(_picture(image), window)
+        raster = self._label_raster(path)
+        _check_pair(image, path, raster)
+        return self._label(path, raster, window)
 
     def _pixels(self, image: Opened, window: Window | None) -> tv_tensors.Image:
         pixels = read_pixels(image, window)
@@ -138,6 +146,8 @@ class RasterDataset(FolderDataset):
         image, label = self.pairs[index]
         if index and self.pairs[index - 1][0] == image:  # another tile
             return []
+        if drawn := self.drawn:
+            return faults_in(lambda: drawn.check(_picture(self.bands.open(image))))
         return faults_in(
             lambda: _check_pair(self.bands.open(image), label, self._label_raster(label))
         )
@@ -189,6 +199,10 @@ def label_raster(path: Path) -> Opened | None:
             return None
     raster = Bands().open(path)
     return raster if raster.shape[0] == 1 and raster.dtype[0] in "ui" else None
+
+
+def _picture(image: Opened) -> Picture:
+    return Picture(image.path, image.size, image.grid)
 
 
 def _check_pair(image: Opened, label: Path, raster: Opened | None) -> None:

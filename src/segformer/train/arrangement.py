@@ -11,8 +11,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from segformer.data.bands import SPLIT, SUFFIXES
-from segformer.data.datasets import composed, read_names
 from segformer.data.images import find_images
+from segformer.data.pairing import composed, read_names
 from segformer.train.data import SPLIT_NAMES
 
 Role = Literal["image", "label"]
