@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -272,8 +271,6 @@ def _check_crossings(
     polygons = shapely.polygons(rings, indices=of_part)
     for number in np.flatnonzero(~shapely.is_valid(polygons)).tolist():
         area, part = found[number]
-        # Rings that touch themselves, as bridges to holes do, enclose their signed area.
-        signed = [abs(_signed_area(ring)) for ring in part]
         enclosed = shapely.make_valid(polygons[number]).area
         if not enclosed:
             raise fault(
@@ -281,15 +278,34 @@ def _check_crossings(
                 area.where,
                 f"a polygon at {_point(part[0][0])} has no area; draw it again, or remove it",
             )
-        if abs(enclosed - (signed[0] - sum(signed[1:]))) > CROSSED:
-            reason = shapely.is_valid_reason(polygons[number])
-            place = re.search(r"\[(\S+) (\S+)\]", reason)
-            at = _point((float(place[1]), float(place[2]))) if place else _point(part[0][0])
+        signed = [abs(_signed_area(ring)) for ring in part]
+        if abs(enclosed - (signed[0] - sum(signed[1:]))) <= CROSSED:
+            continue
+        at = _crossing(part)
+        if at is not None or len(part) > 1:
+            at = part[-1][0] if at is None else at
             raise fault(
                 annotated.path,
                 area.where,
-                f"a polygon crosses itself or its hole at {at}; draw it again, or remove it",
+                f"a polygon crosses itself or its hole at {_point(at)}; draw it again, or "
+                "remove it",
             )
+
+
+def _crossing(rings: Sequence[Ring]) -> np.ndarray | None:
+    """Returns a point where two edges cross, None if they only touch.
+
+    Edges of bridges, which join a hole or a second part to an outline, touch.
+    """
+    shapely = _shapely()
+    edges = shapely.linestrings(
+        np.concatenate([np.stack([ring, np.roll(ring, -1, 0)], 1) for ring in rings])
+    )
+    pairs = shapely.STRtree(edges).query(edges, predicate="crosses")
+    if not pairs.size:
+        return None
+    point = shapely.intersection(edges[pairs[0, 0]], edges[pairs[1, 0]])
+    return np.array([point.x, point.y])
 
 
 def _signed_area(ring: Ring) -> float:

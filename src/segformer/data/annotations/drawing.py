@@ -123,8 +123,8 @@ class Drawing:
             if not unknown:
                 kept[image] = source
         return kept, [
-            f"{fault(first[name][0], first[name][1], self._unknown(name))} ({count[name]} annotations)"
-            for name in first
+            f"{fault(path, where, self._unknown(name))} ({count[name]} annotations)"
+            for name, (path, where) in first.items()
         ]
 
 

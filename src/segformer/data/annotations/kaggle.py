@@ -80,8 +80,8 @@ def read(path: Path) -> list[Annotated]:
     image = both if both is not None else _first(columns, IMAGES)
     if runs is None or image is None:
         raise ValueError(
-            f"{str(path)!r} has the columns {', '.join(header)[:80]}, and needs one of images, such "
-            f"as ImageId, and one of run-lengths, such as EncodedPixels; rename them"
+            f"{str(path)!r} has the columns {', '.join(header)[:80]}, and needs one of images, "
+            "such as ImageId, and one of run-lengths, such as EncodedPixels; rename them"
         )
     name_of = _first(columns, CLASSES)
     areas: dict[str, list[Area]] = {}

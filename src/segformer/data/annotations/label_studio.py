@@ -52,16 +52,15 @@ def unpacked(data: bytes, length: int) -> np.ndarray:
     Raises:
         ValueError: If there are more or fewer.
     """
-    bits = np.unpackbits(np.frombuffer(data, np.uint8))
+    bits = bin(int.from_bytes(b"\1" + data, "big"))[3:]
     place = 0
 
     def take(count: int) -> int:
         nonlocal place
-        if place + count > len(bits):
-            raise ValueError("its mask ends too early; export the file again")
-        value = int.from_bytes(np.packbits(bits[place : place + count]).tobytes(), "big")
         place += count
-        return value >> -count % 8
+        if place > len(bits):
+            raise ValueError("its mask ends too early; export the file again")
+        return int(bits[place - count : place], 2)
 
     total, word = take(32), take(5) + 1
     if total != length or word != 8:
@@ -70,21 +69,14 @@ def unpacked(data: bytes, length: int) -> np.ndarray:
             "file again"
         )
     sizes = [take(4) + 1 for _ in range(4)]
-    found, filled = np.zeros(length, np.uint8), 0
+    found, filled = bytearray(), 0
     while filled < length:
         is_run, count = take(1), take(sizes[take(2)]) + 1
-        if count > length - filled:
-            raise ValueError("its mask has more values than the image; export the file again")
-        if is_run:
-            found[filled : filled + count] = take(8)
-        else:
-            words = bits[place : place + 8 * count]
-            if len(words) < 8 * count:
-                raise ValueError("its mask ends too early; export the file again")
-            found[filled : filled + count] = np.packbits(words)
-            place += 8 * count
         filled += count
-    return found
+        if filled > length:
+            raise ValueError("its mask has more values than the image; export the file again")
+        found += bytes([take(8)]) * count if is_run else take(8 * count).to_bytes(count, "big")
+    return np.frombuffer(found, np.uint8)
 
 
 def read(tasks: Record) -> list[Annotated]:

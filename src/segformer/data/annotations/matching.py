@@ -138,8 +138,8 @@ def match(
             matched.sources[images[name]] = found
     if not matched.sources and index.names:
         raise FileNotFoundError(
-            f"{str(annotations.path)!r} lists none of the {len(images)} images in {str(folder)!r}: "
-            f"it lists {index.names[0]!r}, …; correct the names or the folder"
+            f"{str(annotations.listed[0].path)!r} lists none of the {len(images)} images in "
+            f"{str(folder)!r}: it lists {index.names[0]!r}, …; correct the names or the folder"
         )
     if not is_shared:
         matched.faults += without_image(annotations, matched.sources.values(), str(folder))
