@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from segformer.cli import main
+from segformer.data.annotations.areas import Picture
 from segformer.data.bands import Bands
 from segformer.data.datasets import DataError, FolderDataset
 from segformer.data.rasters import RasterDataset
@@ -130,6 +131,8 @@ def test_geojson_lies_on_the_raster_and_is_read_in_tiles(tmp_path: Path) -> None
     ):
         np.testing.assert_array_equal(label, label_map()[window.slices])
 
+    photograph_of = FolderDataset(tmp_path / "images", tmp_path / "labels", CLASSES, unlabelled=0)
+    photograph_of.drawn.check(Picture(tmp_path / "images" / "scene.tif", (HEIGHT, WIDTH)))
     annotated.geojson(path, "scene.tif", place, "EPSG:4326")
     with pytest.raises(DataError, match=r"scene\.geojson.*EPSG:4326.*EPSG:32633"):
         raster_set().check_files()
@@ -138,6 +141,7 @@ def test_geojson_lies_on_the_raster_and_is_read_in_tiles(tmp_path: Path) -> None
         raster_set().check_files()
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_a_config_reads_one_file_for_all_splits(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -131,7 +131,7 @@ def _ring(rings: Record, number: Any) -> np.ndarray:
             f"a polygon has {len(values)} numbers, and x and y of each point make an even number; "
             "export the file again"
         )
-    return np.asarray(values).reshape(-1, 2)
+    return values.reshape(-1, 2)
 
 
 def _counts(runs: Record) -> tuple[int, ...] | str:
@@ -139,7 +139,7 @@ def _counts(runs: Record) -> tuple[int, ...] | str:
     if isinstance(counts, str):
         return counts
     numbers = runs.numbers("counts")
-    if any(number != int(number) for number in numbers):
+    if (numbers != numbers.round()).any():
         raise runs.wrong("'counts' must be whole numbers; export the file again")
     return tuple(int(number) for number in numbers)
 

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from segformer.data.pairing import read_text
 
-Points = list[tuple[float, float]]
+LARGEST = 1e15  # of a number
 
 
 @dataclass(frozen=True)
@@ -53,15 +55,22 @@ class Record:
             raise self.wrong(f"{key!r} is {value} and must be a whole number; correct it")
         return int(value)
 
-    def numbers(self, key: str) -> list[float]:
-        return [self._number(value, key) for value in self._list(key)]
+    def numbers(self, key: str) -> np.ndarray:
+        """Returns a list of numbers."""
+        values = self._list(key)
+        found = _array(values, 1)
+        return np.array([self._number(v, key) for v in values]) if found is None else found
 
-    def points(self, key: str) -> Points:
-        """Returns a list of pairs of numbers."""
+    def points(self, key: str) -> np.ndarray:
+        """Returns a list of pairs of numbers (N, 2)."""
         pairs = self._list(key)
+        found = _array(pairs, 2)
+        if found is not None and found.shape[1] == 2:
+            return found
         if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
             raise self.wrong(f"{key!r} must be a list of points [x, y]; correct it")
-        return [(self._number(x, key), self._number(y, key)) for x, y in pairs]
+        points = [(self._number(x, key), self._number(y, key)) for x, y in pairs]
+        return np.array(points).reshape(-1, 2)
 
     def record(self, key: str, where: str | None = None) -> Record:
         return self._record(self._value(key), where or f"{self.where}, {key}")
@@ -93,7 +102,7 @@ class Record:
     def _number(self, value: Any, key: str) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.wrong(f"{key!r} holds {_shown(value)}, which is no number; correct it")
-        if abs(value) > 1e15 or not math.isfinite(value):
+        if abs(value) > LARGEST or not math.isfinite(value):
             raise self.wrong(f"{key!r} holds {_shown(value)}, which is too large; correct it")
         return float(value)
 
@@ -101,6 +110,20 @@ class Record:
 def fault(path: Path, where: str, what: str) -> ValueError:
     """Returns the error that something is wrong at a place in a file."""
     return ValueError(f"{str(path)!r}, {where}: {what}" if where else f"{str(path)!r}: {what}")
+
+
+def _array(values: list[Any], axes: int) -> np.ndarray | None:
+    """Returns numbers as an array of float64, None if one of them is not one, or too large.
+
+    It is much faster than to look at each number.
+    """
+    try:
+        found = np.array(values)
+    except ValueError:  # lists of different lengths
+        return None
+    if found.ndim != axes or found.dtype.kind not in "if" or not (np.abs(found) <= LARGEST).all():
+        return None
+    return found.astype(np.float64)
 
 
 def _shown(value: Any) -> str:

@@ -95,7 +95,7 @@ def find_annotations(labels: Path, images: Path, label_suffix: str = "") -> Anno
     if labels.is_file():
         return read_annotations([labels], labels, images)
     if not labels.is_dir():
-        raise FileNotFoundError(f"no folder or file {str(labels)!r}")
+        raise FileNotFoundError(f"no folder {str(labels)!r}, nor a file of annotations")
     paths = find_images(labels, SUFFIXES)
     found = [path for path in paths if _may_be_annotations(path, label_suffix)]
     is_chosen = label_suffix.lower().endswith(SUFFIXES)

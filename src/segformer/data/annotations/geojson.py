@@ -9,6 +9,7 @@ import numpy as np
 
 from segformer.data.annotations.areas import Annotated, Area, Outline, Picture
 from segformer.data.annotations.fields import Record
+from segformer.data.families import geotiff
 from segformer.data.families.opened import Grid
 
 WGS84 = "EPSG:4326"
@@ -39,13 +40,11 @@ def read(document: Record, picture: Picture) -> Annotated:
 
 
 def grid_of(path: Path) -> Grid | None:
-    """Returns where an image lies on the earth, None if it does not say."""
-    from segformer.data.bands import Bands
-
-    try:
-        return Bands().open(path).grid
-    except (OSError, ValueError):
-        return None
+    """Returns where a TIFF file lies on the earth, None if it does not say."""
+    with path.open("rb") as file:
+        if not file.read(4).startswith(geotiff.TIFF_MAGIC):
+            return None
+    return geotiff.open_raster(path, "bands", 0).grid
 
 
 def _check_system(document: Record, grid: Grid | None, image: Path) -> None:

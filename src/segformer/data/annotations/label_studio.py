@@ -165,7 +165,7 @@ def _shape(region: Record, kind: str, size: Size) -> Outline | Mask:
     value = region.record("value", region.where)
     across, down = size[1] / 100, size[0] / 100
     if kind == "polygon":
-        return Outline.of_points([(x * across, y * down) for x, y in value.points("points")])
+        return Outline.of_points(value.points("points") * [across, down])
     if kind == "brush":
         return BrushRuns(size, _bytes(value))
     x, y = value.number("x") * across, value.number("y") * down
@@ -181,6 +181,7 @@ def _bytes(value: Record) -> bytes:
     if value.has("format") and value.text("format") != "rle":
         raise value.wrong(f"its mask has the format {value.text('format')!r}; export it as rle")
     numbers = value.numbers("rle")
-    if not all(0 <= number <= 255 and number == int(number) for number in numbers):
+    data = numbers.clip(0, 255).astype(np.uint8)
+    if (data != numbers).any():
         raise value.wrong("'rle' must be bytes from 0 to 255; export the file again")
-    return bytes(int(number) for number in numbers)
+    return data.tobytes()

@@ -69,6 +69,8 @@ def find_sources(
         pairs, faults = listed_pairs(images, Path(labels), Path(names))
         matched = match_pairs(pairs, classes)
         return matched and Matched(matched.sources, faults + matched.faults)
+    if not is_shared and not Path(str(labels)).exists():
+        find_images(images, also)  # what is wrong with the images is said first
     found = (
         labels
         if isinstance(labels, Annotations)
