@@ -14,7 +14,8 @@ from segformer.data.annotations.markup import read_xml
 from segformer.data.images import find_images
 from segformer.data.pairing import ANNOTATION_SUFFIXES as SUFFIXES
 
-OTHERS = (*yolo.LINES, "classes.json", "notes.json")  # files beside annotations
+# Starts of the names of files beside annotations.
+OTHERS = (*yolo.LINES, "classes.json", "notes.json", "readme")
 FORMATS = "COCO, LabelMe, Label Studio or GeoJSON"
 
 
@@ -97,7 +98,7 @@ def find_annotations(labels: Path, images: Path, label_suffix: str = "") -> Anno
     if not labels.is_dir():
         raise FileNotFoundError(f"no folder {str(labels)!r}, nor a file of annotations")
     paths = find_images(labels, SUFFIXES)
-    found = [path for path in paths if _may_be_annotations(path, label_suffix)]
+    found = _annotation_files(paths, label_suffix)
     is_chosen = label_suffix.lower().endswith(SUFFIXES)
     if not found or (not is_chosen and _has_label_maps(labels, images, paths, label_suffix)):
         return None
@@ -109,12 +110,28 @@ def find_annotations(labels: Path, images: Path, label_suffix: str = "") -> Anno
     return read_annotations(found, labels, images)
 
 
+def _annotation_files(paths: Sequence[Path], label_suffix: str) -> list[Path]:
+    """Returns the files that have annotations, as their names and starts say.
+
+    If there is nothing else, files whose starts do not say it are returned, so that reading them
+    raises an error with their name.
+    """
+    possible = [path for path in paths if _may_be_annotations(path, label_suffix)]
+    found = [path for path in possible if _starts_like_annotations(path)]
+    if any(path.suffix.lower() == ".txt" for path in found):  # a file with a fault is not left out
+        found = [path for path in possible if path in found or path.suffix.lower() == ".txt"]
+    has_others = any(path.suffix.lower() not in SUFFIXES for path in paths)
+    return found if found or has_others else possible
+
+
 def _may_be_annotations(path: Path, label_suffix: str) -> bool:
+    if path.suffix.lower() not in SUFFIXES or path.name.lower().startswith(OTHERS):
+        return False
+    return path.name.endswith(label_suffix) or path.stem.endswith(label_suffix)
+
+
+def _starts_like_annotations(path: Path) -> bool:
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES or path.name in OTHERS:
-        return False
-    if not path.name.endswith(label_suffix) and not path.stem.endswith(label_suffix):
-        return False
     if suffix == ".csv":
         return kaggle.is_header(_first_line(path))
     return suffix != ".txt" or yolo.is_segments(_first_line(path))
