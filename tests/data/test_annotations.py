@@ -220,6 +220,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no such category": ({"category_id": 3}, "belongs to the category 3, which"),
     "size of runs": ({"segmentation": {"size": [4, 4], "counts": [16]}}, "image of 4×4.*40×56"),
     "short runs": ({"segmentation": {"size": [40, 56], "counts": "03"}}, "cannot be decoded"),
+    "cut runs": ({"segmentation": {"size": [40, 56], "counts": "PdoP"}}, "no sequence of whole"),
     "short list": ({"segmentation": {"size": [40, 56], "counts": [3]}}, "3 of 2240 pixels"),
     "size": ({"width": 57}, "is 40×56, and its annotations were drawn on 40×57"),
     "missing image": ({"file_name": "other.png"}, "lists none of the 1 images|no image 'other"),

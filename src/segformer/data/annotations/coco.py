@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,9 @@ import numpy as np
 
 from segformer.data.annotations.areas import Annotated, Area, Mask, Outline, Size
 from segformer.data.annotations.fields import Record
+
+# Numbers of up to 35 bits, five in each character; those from P to o are not the last.
+NUMBERS = re.compile(rb"(?:[P-o]{0,6}[0-O])+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +62,11 @@ def _check_sum(counts: bytes, total: int) -> None:
     """Raises ValueError if run-lengths end before the last pixel.
 
     pycocotools refuses those that end after it, and leaves pixels undefined that none reaches. So
-    it must refuse them for an image with one pixel less.
+    it must refuse them for an image with one pixel less. It reads past the end of text whose last
+    number is not complete.
     """
+    if not NUMBERS.fullmatch(counts):
+        raise ValueError("their text is no sequence of whole numbers")
     try:
         _decoded(counts, (1, total - 1))
     except ValueError:
