@@ -21,7 +21,9 @@ from segformer.data.annotations.areas import Picture
 from segformer.data.bands import Bands
 from segformer.data.datasets import DataError, FolderDataset
 from segformer.data.rasters import RasterDataset
-from segformer.train.parser import build_data, data_parser
+from segformer.train.folder_options import parse
+from segformer.train.from_folder import make_plan
+from segformer.train.parser import build_data, data_of, data_parser
 
 for package in ("pycocotools", "rasterio", "shapely"):
     pytest.importorskip(package, reason="reason: needs segformer[annotations]")
@@ -197,6 +199,56 @@ def test_listed_pairs_may_have_annotations(tmp_path: Path) -> None:
             tmp_path, tmp_path, CLASSES, names=tmp_path / "pairs.csv", unlabelled=0
         )
         np.testing.assert_array_equal(dataset[0][1], label_map())
+
+
+def street(root: Path, kind: str) -> None:
+    """Four training images and two of validation, with the scene's annotations in one format."""
+    for split, count in (("train", 4), ("val", 2)):
+        for number in range(count):
+            name = f"{split}{number}.png"
+            photograph(root / "images" / split, name)
+            labels = root / "labels" / split
+            labels.mkdir(parents=True, exist_ok=True)
+            if kind == "masks":
+                annotated.class_folders(labels, name)
+            elif kind == "coco":
+                annotated.coco(root / f"{split}{number}.json", name)
+            else:
+                suffix = {"labelme": ".json", "yolo": ".txt"}[kind]
+                write = getattr(annotated, kind)
+                write(labels / name.replace(".png", suffix), name)
+    if kind == "coco":
+        for split, count in (("train", 4), ("val", 2)):
+            contents = []
+            for number in range(count):
+                path = root / f"{split}{number}.json"
+                contents.append(json.loads(path.read_text()))
+                path.unlink()
+            for number, content in enumerate(contents):
+                content["images"][0]["id"] = number
+                for annotation in content["annotations"]:
+                    annotation["image_id"] = number
+            joined = {
+                key: [item for content in contents for item in content[key]]
+                for key in ("images", "annotations")
+            }
+            joined["categories"] = contents[0]["categories"]
+            (root / f"instances_{split}.json").write_text(json.dumps(joined))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["coco", "labelme", "yolo", "masks"])
+def test_a_folder_of_annotations_becomes_a_config(kind: str, tmp_path: Path) -> None:
+    root = tmp_path / "street"
+    street(root, kind)
+    plan = make_plan(parse("fit", [str(root)]))
+    plan.write(tmp_path / "run.yaml")
+    data = data_of(str(tmp_path / "run.yaml"))
+    assert data.classes.names == ("background", "car", "person", "road")
+    assert (len(data.train), len(data.val)) == (4, 2)
+    found = np.array(data.classes.names)[data.train[0][1].numpy()]
+    np.testing.assert_array_equal(found, np.array(CLASSES.names)[label_map()])
+    assert any("pixels without annotation" in sentence for sentence in plan.said)
 
 
 def edited(path: Path, **changes: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,7 +79,7 @@ def masks_of(
     of_image: dict[str, dict[str, Path]] = defaultdict(dict)
     alone = []
     for name, path in labels.items():
-        image, of_class = _split(name, images)
+        image, of_class = split_name(name, images)
         if image is None:
             alone.append(path)
         else:
@@ -96,7 +96,7 @@ def masks_of(
     return found, alone
 
 
-def _split(name: str, images: Mapping[str, Path]) -> tuple[str | None, str]:
+def split_name(name: str, images: Container[str]) -> tuple[str | None, str]:
     """Returns the image and the class in a mask's name."""
     folder, _, rest = name.partition("/")
     if rest in images:

@@ -14,11 +14,10 @@ from segformer.data.annotations.areas import (
     Area,
     Picture,
     Source,
-    check_outlines,
     check_size,
-    paint,
 )
 from segformer.data.annotations.fields import fault
+from segformer.data.annotations.painting import check_outlines, paint
 from segformer.data.classes import Classes
 from segformer.data.families.opened import Window
 from segformer.data.labels import label_type

@@ -15,7 +15,10 @@ from segformer.data.images import find_images
 from segformer.data.pairing import ANNOTATION_SUFFIXES as SUFFIXES
 
 # Starts of the names of files beside annotations.
-OTHERS = (*yolo.LINES, "classes.json", "notes.json", "readme")
+OTHERS = (
+    *(*yolo.LINES, "classes.json", "notes.json", "readme"),
+    *("train.txt", "val.txt", "valid.txt", "validation.txt", "trainval.txt", "test.txt"),
+)
 FORMATS = "COCO, LabelMe, Label Studio or GeoJSON"
 
 
@@ -61,15 +64,25 @@ class ImageFile:
         if self.yolo is not None:
             return self.yolo(self.path, picture)
         content = read_json(self.path)
-        if not isinstance(content, dict) or not _is_of_image(content):
+        if not isinstance(content, dict) or not _says_one_image(content):
             raise _unknown(self.path, content)
         document = Record(self.path, "", content)
         reader = labelme.read if "shapes" in content else geojson.read
         return reader(document, picture)
 
 
-def _is_of_image(content: dict[str, Any]) -> bool:
+def _says_one_image(content: dict[str, Any]) -> bool:
     return "shapes" in content or content.get("type") in ("FeatureCollection", "Feature")
+
+
+def is_of_image(path: Path) -> bool:
+    """Returns whether a JSON file has the annotations of one image.
+
+    Raises:
+        ValueError: If it is no whole JSON.
+    """
+    content = read_json(path) if path.suffix.lower() == ".json" else None
+    return isinstance(content, dict) and _says_one_image(content)
 
 
 def _unknown(path: Path, content: Any) -> ValueError:
@@ -98,7 +111,7 @@ def find_annotations(labels: Path, images: Path, label_suffix: str = "") -> Anno
     if not labels.is_dir():
         raise FileNotFoundError(f"no folder {str(labels)!r}, nor a file of annotations")
     paths = find_images(labels, SUFFIXES)
-    found = _annotation_files(paths, label_suffix)
+    found = annotation_files(paths, label_suffix)
     is_chosen = label_suffix.lower().endswith(SUFFIXES)
     if not found or (not is_chosen and _has_label_maps(labels, images, paths, label_suffix)):
         return None
@@ -110,7 +123,7 @@ def find_annotations(labels: Path, images: Path, label_suffix: str = "") -> Anno
     return read_annotations(found, labels, images)
 
 
-def _annotation_files(paths: Sequence[Path], label_suffix: str) -> list[Path]:
+def annotation_files(paths: Sequence[Path], label_suffix: str) -> list[Path]:
     """Returns the files that have annotations, as their names and starts say.
 
     If there is nothing else, files whose starts do not say it are returned, so that reading them
@@ -172,7 +185,7 @@ def read_annotations(paths: Sequence[Path], labels: Path, images: Path) -> Annot
             f"{str(paths[0])!r} is no file of annotations; they end in {', '.join(SUFFIXES)}"
         )
     first = read_json(paths[0])
-    if isinstance(first, dict) and _is_of_image(first):
+    if isinstance(first, dict) and _says_one_image(first):
         return Annotations(labels, [], list(paths))
     contents = [first, *map(read_json, paths[1:])]
     return Annotations(
