@@ -138,6 +138,7 @@ class Drawn:
     def __init__(self, sources: Mapping[Path, Source], drawing: Drawing) -> None:
         self.sources = sources
         self.drawing = drawing
+        self._read: dict[Path, Annotated] = {}  # once, as an image may be read in many tiles
 
     def label(self, picture: Picture, window: Window | None = None) -> tv_tensors.Mask:
         """Returns the class indices of an image, or of a window of it.
@@ -164,16 +165,18 @@ class Drawn:
         annotated = self._annotated(picture)
         for area in annotated.areas:
             self.drawing.value(area, annotated.path)
-        check_outlines(annotated, picture.size)
 
     def stated_size(self, picture: Picture) -> tuple[int, int] | None:
         """Returns the size of an image that its annotations state."""
         return self.sources[picture.path].of(picture).size
 
     def _annotated(self, picture: Picture) -> Annotated:
-        annotated = self.sources[picture.path].of(picture)
-        check_size(annotated, picture)
-        return annotated
+        if picture.path not in self._read:
+            annotated = self.sources[picture.path].of(picture)
+            check_size(annotated, picture)
+            check_outlines(annotated, picture.size)
+            self._read[picture.path] = annotated
+        return self._read[picture.path]
 
 
 def said(drawn: Sequence[Drawn]) -> list[str]:

@@ -122,26 +122,27 @@ def match(
     """
     if annotations.files:
         return _by_file_name(annotations, images, label_suffix, is_shared)
-    matched = Matched()
+    matched, missing = Matched(), []
     index = ImageNames(annotations.listed)
-    for name, path in images.items():
+    for path in images.values():
         try:
             found = index.of(path, path.relative_to(folder))
         except ValueError as error:
             matched.faults.append(str(error))
             continue
         if found is None:
-            matched.faults.append(
+            missing.append(
                 f"image {str(path)!r} has no annotation in {str(annotations.path)!r}; annotate it, "
-                f"or remove it"
+                "or remove it"
             )
         else:
-            matched.sources[images[name]] = found
-    if not matched.sources and index.names:
+            matched.sources[path] = found
+    if len(missing) == len(images) and index.names:
         raise FileNotFoundError(
             f"{str(annotations.listed[0].path)!r} lists none of the {len(images)} images in "
             f"{str(folder)!r}: it lists {index.names[0]!r}, …; correct the names or the folder"
         )
+    matched.faults += missing
     if not is_shared:
         matched.faults += without_image(annotations, matched.sources.values(), str(folder))
     return matched

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ def paint(
     size: Size,
     window: Window | None = None,
 ) -> None:
-    """Draws areas into a label map, later ones over earlier ones.
+    """Draws areas, which :func:`check_outlines` has checked, later ones over earlier ones.
 
     Args:
         labels: Label map (H, W) of the image, or of a window of it.
@@ -36,20 +36,26 @@ def paint(
     Raises:
         ValueError: If an area cannot be drawn. The message names it.
     """
-    check_outlines(annotated, size)
-    corner = np.array([window.left, window.top]) if window else np.zeros(2)
+    part = window or Window(0, 0, *size)
     waiting: list[Polygon] = []
     for area in annotated.areas:
         value = value_of(area)
         if isinstance(area.shape, Outline):
-            waiting += [
-                Polygon(value, tuple(ring - corner for ring in part)) for part in area.shape.parts
-            ]
+            waiting += [Polygon(value, rings) for rings in _in_window(area.shape, part)]
             continue
         draw(labels, waiting)
         waiting = []
-        _stamp(labels, area, value, annotated.path, size, window or Window(0, 0, *size))
+        _stamp(labels, area, value, annotated.path, size, part)
     draw(labels, waiting)
+
+
+def _in_window(outline: Outline, window: Window) -> Iterator[tuple[Ring, ...]]:
+    """Yields the polygons that may reach into a window, in its coordinates."""
+    corner, end = np.array([window.left, window.top]), np.array([window.width, window.height])
+    for part in outline.parts:
+        moved = part[0] - corner
+        if (moved.max(0) > 0).all() and (moved.min(0) < end).all():
+            yield (moved, *(ring - corner for ring in part[1:]))
 
 
 def _stamp(
