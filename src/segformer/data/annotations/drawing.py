@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torchvision import tv_tensors
 
@@ -17,7 +18,7 @@ from segformer.data.annotations.areas import (
     check_size,
 )
 from segformer.data.annotations.fields import fault
-from segformer.data.annotations.painting import check_outlines, paint
+from segformer.data.annotations.painting import bounds_of, check_outlines, in_window, paint
 from segformer.data.classes import Classes
 from segformer.data.families.opened import Window
 from segformer.data.labels import label_type
@@ -138,7 +139,8 @@ class Drawn:
     def __init__(self, sources: Mapping[Path, Source], drawing: Drawing) -> None:
         self.sources = sources
         self.drawing = drawing
-        self._read: dict[Path, Annotated] = {}  # once, as an image may be read in many tiles
+        # Annotations that were read and checked, with their bounds: an image may have many tiles.
+        self._read: dict[Path, tuple[Annotated, np.ndarray]] = {}
 
     def label(self, picture: Picture, window: Window | None = None) -> tv_tensors.Mask:
         """Returns the class indices of an image, or of a window of it.
@@ -146,7 +148,9 @@ class Drawn:
         Raises:
             ValueError: If its annotations have a fault. The message names it.
         """
-        annotated = self._annotated(picture)
+        annotated, bounds = self._annotated(picture)
+        if window:
+            annotated = in_window(annotated, bounds, window)
         shape = (window.height, window.width) if window else picture.size
         classes = self.drawing.classes
         labels = torch.full(shape, self.drawing.unlabelled, dtype=label_type(len(classes)))
@@ -162,7 +166,7 @@ class Drawn:
 
     def check(self, picture: Picture) -> None:
         """Raises ValueError for annotations with a fault that shows without drawing them."""
-        annotated = self._annotated(picture)
+        annotated, _ = self._annotated(picture)
         for area in annotated.areas:
             self.drawing.value(area, annotated.path)
 
@@ -170,12 +174,12 @@ class Drawn:
         """Returns the size of an image that its annotations state."""
         return self.sources[picture.path].of(picture).size
 
-    def _annotated(self, picture: Picture) -> Annotated:
+    def _annotated(self, picture: Picture) -> tuple[Annotated, np.ndarray]:
         if picture.path not in self._read:
             annotated = self.sources[picture.path].of(picture)
             check_size(annotated, picture)
             check_outlines(annotated, picture.size)
-            self._read[picture.path] = annotated
+            self._read[picture.path] = annotated, bounds_of(annotated)
         return self._read[picture.path]
 
 

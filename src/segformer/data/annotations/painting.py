@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,14 @@ def paint(
         ValueError: If an area cannot be drawn. The message names it.
     """
     part = window or Window(0, 0, *size)
+    corner = np.array([part.left, part.top])
     waiting: list[Polygon] = []
     for area in annotated.areas:
         value = value_of(area)
         if isinstance(area.shape, Outline):
-            waiting += [Polygon(value, rings) for rings in _in_window(area.shape, part)]
+            waiting += [
+                Polygon(value, tuple(ring - corner for ring in rings)) for rings in area.shape.parts
+            ]
             continue
         draw(labels, waiting)
         waiting = []
@@ -49,13 +53,30 @@ def paint(
     draw(labels, waiting)
 
 
-def _in_window(outline: Outline, window: Window) -> Iterator[tuple[Ring, ...]]:
-    """Yields the polygons that may reach into a window, in its coordinates."""
-    corner, end = np.array([window.left, window.top]), np.array([window.width, window.height])
-    for part in outline.parts:
-        moved = part[0] - corner
-        if (moved.max(0) > 0).all() and (moved.min(0) < end).all():
-            yield (moved, *(ring - corner for ring in part[1:]))
+def bounds_of(annotated: Annotated) -> np.ndarray:
+    """Returns left, top, right and bottom of each area (N, 4); masks may be anywhere."""
+    everywhere = np.array([-np.inf, -np.inf, np.inf, np.inf])
+    found = [everywhere for _ in annotated.areas]
+    for number, area in enumerate(annotated.areas):
+        if isinstance(area.shape, Outline):
+            corners = np.concatenate([part[0] for part in area.shape.parts])
+            found[number] = np.concatenate([corners.min(0), corners.max(0)])
+    return np.array(found).reshape(-1, 4)
+
+
+def in_window(annotated: Annotated, bounds: np.ndarray, window: Window) -> Annotated:
+    """Returns the areas that may reach into a window.
+
+    Args:
+        annotated: The areas of an image.
+        bounds: Their bounds, from :func:`bounds_of`.
+        window: The window.
+    """
+    left, top, right, bottom = bounds.T
+    reaches = (left < window.left + window.width) & (right > window.left)
+    reaches &= (top < window.top + window.height) & (bottom > window.top)
+    areas = tuple(annotated.areas[number] for number in np.flatnonzero(reaches).tolist())
+    return replace(annotated, areas=areas)
 
 
 def _stamp(
