@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import os
-import unicodedata
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -17,10 +15,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from segformer.data.bands import SUFFIXES
+from segformer.data.annotations.areas import Picture
+from segformer.data.annotations.drawing import Drawing, Drawn
+from segformer.data.annotations.formats import Annotations
+from segformer.data.annotations.matching import find_sources
 from segformer.data.classes import IGNORE_INDEX, Classes
 from segformer.data.images import (
-    IMAGE_SUFFIXES,
     Decoded,
     Header,
     decode,
@@ -33,11 +33,13 @@ from segformer.data.labels import (
     Coding,
     check_labels,
     check_orientation,
+    check_turned,
     coding_of,
     label_type,
     read_label_map,
     to_indices,
 )
+from segformer.data.pairing import find_pairs
 
 __all__ = [
     "IGNORE_INDEX",
@@ -83,6 +85,9 @@ class FolderDataset(Dataset):
         images: Folder of images, searched recursively.
         labels: Folder of label maps, with class indices or with the classes' colours. It may be
             the folder of the images, if image_suffix and label_suffix differ, or a folder in it.
+            Or annotations, a file or a folder of files: COCO's, LabelMe's and Label Studio's JSON,
+            CVAT's XML, YOLO's text, Kaggle's run-lengths, GeoJSON; or a folder with one mask a
+            class. They are drawn when a sample is read.
         classes: Names and colours of the classes; valid indices are 0 to ``len(classes) - 1``.
         ignore_index: Another value of the label maps that is ignored, in addition to 255 (65535).
         label_map: Class of each value that a label map may hold, 255 (65535) for ignored values;
@@ -97,6 +102,9 @@ class FolderDataset(Dataset):
         palette: ``"index"`` if the values of palette files are class indices, ``"color"`` if their
             colours are the classes' (see :func:`~segformer.data.labels.read_label_map`); by
             default the palette of each file must show which.
+        unlabelled: Class of pixels without annotation, by index or name, or ``"ignore"``.
+        class_map: Class of names that annotations have and the classes have not, or ``"ignore"``,
+            such as ``{van: car, sky: ignore}``.
 
     Raises:
         FileNotFoundError: If a folder is missing or empty.
@@ -111,7 +119,7 @@ class FolderDataset(Dataset):
     def __init__(
         self,
         images: str | os.PathLike[str],
-        labels: str | os.PathLike[str],
+        labels: str | os.PathLike[str] | Annotations,
         classes: Classes,
         ignore_index: int | None = None,
         label_map: Mapping[int, int] | None = None,
@@ -119,6 +127,8 @@ class FolderDataset(Dataset):
         label_suffix: str = "",
         names: str | os.PathLike[str] | None = None,
         palette: Coding | None = None,
+        unlabelled: int | str | None = None,
+        class_map: Mapping[str, str] | None = None,
     ) -> None:
         if ignore_index is None:
             ignore_index = classes.ignore_index
@@ -127,9 +137,34 @@ class FolderDataset(Dataset):
         self.ignore_index = ignore_index
         self.label_map = None if label_map is None else _table(label_map, classes)
         self.palette: Coding | None = palette if label_map is None else "index"
-        pairs, faults = _pairs(
-            Path(images), Path(labels), image_suffix, label_suffix, names, self.SUFFIXES
+        drawing = None if unlabelled is None else Drawing(classes, unlabelled, class_map)
+        matched = find_sources(
+            Path(images),
+            labels,
+            (image_suffix, label_suffix),
+            names,
+            self.SUFFIXES,
+            drawing.names if drawing else list(classes.names),
         )
+        self.drawn: Drawn | None = None
+        if matched is None:
+            _refuse_options("label maps", unlabelled=unlabelled, class_map=class_map)
+            assert not isinstance(labels, Annotations)
+            pairs, faults = find_pairs(
+                Path(images), Path(labels), image_suffix, label_suffix, names, self.SUFFIXES
+            )
+        else:
+            _refuse_options(
+                "annotations",
+                label_map=label_map,
+                palette=palette,
+                ignore_index=ignore_index if ignore_index != classes.ignore_index else None,
+            )
+            drawing = drawing or Drawing(classes, unlabelled, class_map)
+            sources, faults = drawing.without_unknown(matched.sources)
+            faults = matched.faults + faults
+            self.drawn = Drawn(sources, drawing)
+            pairs = [(image, source.path) for image, source in sources.items()]
         self._set_pairs(pairs)
         if faults:
             raise DataError(faults, self)
@@ -141,7 +176,11 @@ class FolderDataset(Dataset):
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-        image, label = map(decode, self.pairs[index])
+        image_path, label_path = self.pairs[index]
+        image = decode(image_path)
+        if self.drawn:
+            return rgb(image), self.drawn.label(_picture(image.header, self.drawn))
+        label = decode(label_path)
         _check_pair(image.header, label.header)
         return rgb(image), self._classes_of(label)
 
@@ -166,6 +205,8 @@ class FolderDataset(Dataset):
     def faults_of(self, index: int) -> list[str]:
         """Reads a pair; returns one sentence for each error."""
         image, label = self.pairs[index]
+        if self.drawn:
+            return faults_in(lambda: self[index])
         steps = (
             lambda: _check_pair(read_header(image), read_header(label)),
             lambda: rgb(decode(image)),
@@ -207,6 +248,8 @@ class FolderDataset(Dataset):
 
     def _header_faults(self, index: int) -> list[str]:
         image, label = self.pairs[index]
+        if drawn := self.drawn:
+            return faults_in(lambda: drawn.check(_picture(read_header(image), drawn)))
         return faults_in(
             lambda: coding_of(read_header(label), self.classes, self.palette),
             lambda: _check_pair(read_header(image), read_header(label)),
@@ -222,7 +265,7 @@ class FolderDataset(Dataset):
                 :func:`count_labels`.
         """
         found = np.flatnonzero(histogram[:-1]).tolist()
-        if self.label_map is not None or not histogram[-1] or len(found) > 1:
+        if self.label_map is not None or not histogram[-1] or len(found) > 1 or self.drawn:
             return []
         if coding_of(read_header(self.pairs[0][1]), self.classes, self.palette) != "index":
             return []
@@ -236,6 +279,17 @@ class FolderDataset(Dataset):
             f"at most one class is left; set `label_map: {as_class}` if {ignored} is a class, or "
             f"`label_map: {as_none}` with all other values if it is not"
         ]
+
+
+def _refuse_options(kind: str, **options: Any) -> None:
+    """Raises ValueError if an option is given that labels of another kind have."""
+    for name, value in options.items():
+        if value is not None:
+            cure = "ignore_index or label_map" if kind == "label maps" else "class_map"
+            raise ValueError(
+                f"{name}={value!r} is given, and the labels are {kind}, which do not have it; "
+                f"remove it, or use {cure}"
+            )
 
 
 def _check_options(
@@ -283,6 +337,14 @@ def faults_in(*steps: Any) -> list[str]:
         except (OSError, ValueError) as error:
             faults.append(str(error))
     return list(dict.fromkeys(faults))
+
+
+def _picture(image: Header, drawn: Drawn) -> Picture:
+    """Returns an image that annotations are drawn on; raises ValueError if it may be turned."""
+    picture = Picture(image.path, image.shown_size)
+    if (image.orientation or 1) != 1:
+        check_turned(image, drawn.sources[image.path].path, drawn.stated_size(picture))
+    return picture
 
 
 def _check_pair(image: Header, label: Header) -> None:
@@ -337,178 +399,3 @@ def _table(label_map: Mapping[int, int], classes: Classes) -> Tensor:
             )
         table[int(value)] = k
     return table
-
-
-def _pairs(
-    images: Path,
-    labels: Path,
-    image_suffix: str,
-    label_suffix: str,
-    names: str | os.PathLike[str] | None,
-    also: Sequence[str],
-) -> tuple[list[tuple[Path, Path]], list[str]]:
-    """Returns the pairs of two folders, and one sentence for each error."""
-    if names is not None and Path(names).suffix.lower() == ".csv":
-        return _listed_pairs(images, labels, Path(names))
-    faults: list[str] = []
-    image_paths, label_paths = _image_and_label_paths(
-        images, labels, image_suffix, label_suffix, also
-    )
-    image_of = _by_name(images, image_paths, image_suffix, faults)
-    label_of = _by_name(labels, label_paths, label_suffix, faults)
-    if names is not None:
-        listed = read_names(names)
-        faults += [
-            f"{str(names)!r} lists {name!r}, but {str(images)!r} has no such image and "
-            f"{str(labels)!r} no such label map; add them, or remove the line"
-            for name in listed
-            if name not in image_of and name not in label_of
-        ]
-        image_of, label_of = (
-            {name: path_of[name] for name in listed if name in path_of}
-            for path_of in (image_of, label_of)
-        )
-    faults += _unpaired(image_of, label_of, f"label map for {{}}: none below {str(labels)!r}")
-    faults += _unpaired(label_of, image_of, f"image for {{}}: none below {str(images)!r}")
-    pairs = [(image_of[name], label_of[name]) for name in image_of if name in label_of]
-    return pairs, sorted(faults)
-
-
-def _listed_pairs(
-    images: Path, labels: Path, table: Path
-) -> tuple[list[tuple[Path, Path]], list[str]]:
-    """Returns the pairs that a CSV file lists, and one sentence for each missing file."""
-    rows = list(csv.DictReader(_read_text(table).splitlines()))
-    if not rows or any(not row.get("image") or not row.get("label") for row in rows):
-        raise ValueError(
-            f"{str(table)!r} must have the columns image and label, and the two paths of a pair in "
-            "each line; correct it"
-        )
-    pairs = [(images / row["image"], labels / row["label"]) for row in rows]
-    missing = [path for pair in pairs for path in pair if not path.is_file()]
-    faults = [
-        f"{str(table)!r} lists {str(path)!r}, which does not exist; add it, or remove the line"
-        for path in missing
-    ]
-    gone = set(missing)
-    return [pair for pair in pairs if gone.isdisjoint(pair)], sorted(faults)
-
-
-def _unpaired(files: dict[str, Path], partners: dict[str, Path], missing: str) -> list[str]:
-    """Returns one sentence for each file without a partner of the same name."""
-    by_case = {name.casefold(): path for name, path in partners.items()}
-    faults = []
-    for name in files.keys() - partners.keys():
-        file, similar = repr(str(files[name])), by_case.get(name.casefold())
-        hint = f" ({str(similar)!r} differs in case)" if similar else ""
-        faults.append(
-            f"no {missing.format(file)} has its path and name, apart from the suffix{hint}; add "
-            f"it, or remove {file}"
-        )
-    return faults
-
-
-def read_names(path: str | os.PathLike[str]) -> list[str]:
-    """Returns the lines of a text file that are not empty.
-
-    Raises:
-        ValueError: If it is no text in UTF-8, or all lines are empty.
-    """
-    lines = _read_text(Path(path)).splitlines()
-    listed = [composed(name) for line in lines if (name := line.strip())]
-    if not listed:
-        raise ValueError(f"{str(path)!r} lists no name; write the name of one pair on each line")
-    return listed
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{str(path)!r} is not text in UTF-8 ({error.reason}); save it as UTF-8"
-        ) from error
-
-
-def _image_and_label_paths(
-    images: Path, labels: Path, image_suffix: str, label_suffix: str, also: Sequence[str]
-) -> tuple[list[Path], list[Path]]:
-    """Returns the images and the label maps of two folders, one of which may contain the other."""
-    image_paths, label_paths = find_images(images, also), find_images(labels)
-    in_both = set(image_paths) & set(label_paths)
-    if images.resolve() == labels.resolve():
-        image_paths, label_paths = _split_by_suffix(image_paths, image_suffix, label_suffix)
-    elif labels.resolve().is_relative_to(images.resolve()):
-        image_paths = [path for path in image_paths if path not in in_both]
-    else:
-        label_paths = [path for path in label_paths if path not in in_both]
-    for folder, paths, wanted, others in (
-        (images, image_paths, "images", "label maps"),
-        (labels, label_paths, "label maps", "images"),
-    ):
-        if not paths:
-            raise FileNotFoundError(
-                f"{str(folder)!r} holds only {others}, and no {wanted}; add {wanted}, or correct "
-                "the folders and suffixes"
-            )
-    return image_paths, label_paths
-
-
-def _split_by_suffix(
-    paths: list[Path], image_suffix: str, label_suffix: str
-) -> tuple[list[Path], list[Path]]:
-    """Returns the images and the label maps of one folder.
-
-    If a name ends in both suffixes, the longer one decides.
-    """
-    if image_suffix == label_suffix:
-        raise ValueError(
-            f"images and label maps are in the folder {str(paths[0].parent)!r} with the same "
-            f"suffix {image_suffix!r}; set image_suffix or label_suffix, such as _mask or .png"
-        )
-    is_longer = len(label_suffix) > len(image_suffix)
-
-    def is_label(path: Path) -> bool:
-        fits_image, fits_label = (
-            _without_suffix(path, suffix) is not None for suffix in (image_suffix, label_suffix)
-        )
-        return fits_label and (is_longer or not fits_image)
-
-    return (
-        [path for path in paths if not is_label(path)],
-        [path for path in paths if is_label(path)],
-    )
-
-
-def _by_name(folder: Path, paths: list[Path], suffix: str, faults: list[str]) -> dict[str, Path]:
-    """Returns the files of a folder by the name of their pair.
-
-    If two files have the same name, an error is added to ``faults``.
-    """
-    path_of: dict[str, Path] = {}
-    for path in paths:
-        name = _without_suffix(path.relative_to(folder), suffix)
-        if name in path_of:
-            faults.append(
-                f"{str(path_of[name])!r} and {str(path)!r} have the same name, apart from the "
-                "suffix; remove one of them"
-            )
-        elif name is not None:
-            path_of[name] = path
-    if not path_of:
-        raise FileNotFoundError(
-            f"no image in {str(folder)!r} has a name that ends in {suffix!r}; correct the suffix"
-        )
-    return path_of
-
-
-def _without_suffix(path: Path, suffix: str) -> str | None:
-    """Returns a file's name without type and suffix; None if it does not end in the suffix."""
-    has_file_type = suffix.lower().endswith((*IMAGE_SUFFIXES, *SUFFIXES))
-    name = (path if has_file_type else path.with_suffix("")).as_posix()
-    return composed(name.removesuffix(suffix)) if name.endswith(suffix) else None
-
-
-def composed(name: str) -> str:
-    """Returns a name with composed accents; macOS writes ä as two characters, others as one."""
-    return unicodedata.normalize("NFC", name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -237,20 +238,34 @@ def check_orientation(image: Header, label: Header) -> None:
         ValueError: If the label map was drawn on the image as it is stored, or the sizes do not
             show which.
     """
+    if label.orientation is None:
+        check_turned(image, label.path, label.size)
+
+
+def check_turned(image: Header, label: Path, size: tuple[int, int] | None) -> None:
+    """Checks that labels without an orientation of their own fit the image as it is shown.
+
+    Args:
+        image: Header of the image.
+        label: File of the labels.
+        size: Their height and width, if it is known.
+
+    Raises:
+        ValueError: If they were drawn on the image as it is stored, or the sizes do not show which.
+    """
     turn = image.orientation or 1
-    if turn == 1 or label.orientation is not None:
+    if turn == 1:
         return
     how = f"image {str(image.path)!r} is turned by its EXIF orientation ({turn})"
     cure = "save the image upright, without orientation, or give the label map its own"
-    if turn < 5 or image.size[0] == image.size[1]:
+    if turn < 5 or image.size[0] == image.size[1] or size is None:
         raise ValueError(
-            f"{how}, its label map {str(label.path)!r} has none, and their sizes do not show "
+            f"{how}, its label map {str(label)!r} has none, and their sizes do not show "
             f"whether it was drawn on the turned image; {cure}"
         )
-    if label.size == image.size:
+    if size == image.size:
         raise ValueError(
-            f"{how}, but its label map {str(label.path)!r} fits only the image as it is stored; "
-            f"{cure}"
+            f"{how}, but its label map {str(label)!r} fits only the image as it is stored; {cure}"
         )
 
 

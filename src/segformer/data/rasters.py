@@ -15,6 +15,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from tqdm import tqdm
 
+from segformer.data.annotations.areas import Picture
 from segformer.data.bands import SUFFIXES, Bands, read_pixels, valid_pixels
 from segformer.data.classes import Classes
 from segformer.data.datasets import DataError, FolderDataset, check_sizes, faults_in
@@ -69,6 +70,12 @@ class RasterDataset(FolderDataset):
         """Keeps a pair and a part of its image for each sample."""
         found = [(pair, part) for pair in pairs for part in self._parts_of(pair[0])]
         self.pairs, self.parts = [pair for pair, _ in found], [part for _, part in found]
+        if self.drawn and any(part.page for part in self.parts):
+            path = next(part.path for part in self.parts if part.page)
+            raise ValueError(
+                f"image {str(path)!r} has several pages, and annotations are of one image a file; "
+                "save each page to a file of its own"
+            )
 
     def _parts_of(self, path: Path) -> list[Part]:
         """Returns the samples of an image file; an unreadable one has one, to be named later."""
@@ -78,14 +85,23 @@ class RasterDataset(FolderDataset):
             return [Part(path)]
 
     def __getitem__(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-        label_path, (path, page, window) = self.pairs[index][1], self.parts[index]
-        image, raster = self.bands.open(path, page), self._label_raster(label_path, page)
-        _check_pair(image, label_path, raster)
-        label = self._label(label_path, raster, window)
+        (path, page, window), label_path = self.parts[index], self.pairs[index][1]
+        image = self.bands.open(path, page)
+        label = self._label_of(image, label_path, page, window)
         valid = valid_pixels(image, window)
         if valid is not None:
             label[~torch.from_numpy(valid)] = self.classes.ignore_index
         return self._pixels(image, window), label
+
+    def _label_of(
+        self, image: Opened, path: Path, page: int | None, window: Window | None
+    ) -> tv_tensors.Mask:
+        """Returns the class indices of an image, or of a window of it."""
+        if self.drawn:
+            return self.drawn.label(_picture(image), window)
+        raster = self._label_raster(path, page)
+        _check_pair(image, path, raster)
+        return self._label(path, raster, window)
 
     def _pixels(self, image: Opened, window: Window | None) -> tv_tensors.Image:
         pixels = read_pixels(image, window)
@@ -129,6 +145,8 @@ class RasterDataset(FolderDataset):
         (path, label), page = self.pairs[index], self.parts[index].page
         if index and self.parts[index - 1][:2] == (path, page):  # another tile
             return []
+        if drawn := self.drawn:
+            return faults_in(lambda: drawn.check(_picture(self.bands.open(path, page))))
         return faults_in(
             lambda: _check_pages(self.bands, path, label),
             lambda: _check_pair(
@@ -225,6 +243,10 @@ def _check_pages(bands: Bands, image: Path, label: Path) -> None:
                 f"image {str(image)!r} has {own} pages, and its label map {str(label)!r} "
                 f"{of_label}; give each page a label map"
             )
+
+
+def _picture(image: Opened) -> Picture:
+    return Picture(image.path, image.size, image.grid)
 
 
 def _check_pair(image: Opened, label: Path, raster: Opened | None) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from segformer.data.bands import SPLIT, SUFFIXES
-from segformer.data.datasets import composed, read_names
 from segformer.data.images import find_images
+from segformer.data.pairing import composed, read_names
 from segformer.train.data import SPLIT_NAMES
 
 Role = Literal["image", "label"]
@@ -99,12 +99,16 @@ class Arrangement:
         patterns: Options of :class:`~segformer.train.data.FolderData` that may read the same
             pairs; None if there are none.
         said: One sentence for each decision.
+        is_annotated: Whether the labels are annotations, not label maps.
+        masks: Names of the classes, if each has masks of its own.
     """
 
     root: Path
     pairs: dict[str, list[Pair]]
     patterns: dict[str, str] | None = None
     said: list[str] = field(default_factory=list)
+    is_annotated: bool = False
+    masks: tuple[str, ...] = ()
 
     @property
     def is_divided(self) -> bool:
@@ -121,7 +125,7 @@ def find(root: str | os.PathLike[str]) -> Arrangement:
     """
     folder = Path(root)
     _refuse_published(folder)
-    files = [_file(path.relative_to(folder)) for path in find_images(folder, SUFFIXES)]
+    files = [file_of(path.relative_to(folder)) for path in find_images(folder, SUFFIXES)]
     kept = [file for file in files if not set(SKIPPED_FOLDERS) & set(file.path.parts)]
     said = ["label maps of objects (SegmentationObject) are left out"] if kept != files else []
     files, how = _with_roles(kept, folder)
@@ -129,7 +133,7 @@ def find(root: str | os.PathLike[str]) -> Arrangement:
     labels = [file for file in files if file.role == "label"]
     if not labels or not images:
         raise ValueError(_no_pairs(folder, images or labels))
-    found = _paired(folder, images, labels)
+    found = paired(folder, images, labels)
     splits = ", ".join(f"{name} {len(pairs)}" for name, pairs in found.pairs.items() if name)
     count = sum(map(len, found.pairs.values()))
     said.append(f"{count} pairs of an image and a label map ({how})")
@@ -147,7 +151,7 @@ def _refuse_published(folder: Path) -> None:
             )
 
 
-def _file(path: Path) -> File:
+def file_of(path: Path) -> File:
     role: Role | None = None
     split, word, last = None, "", 0
     folder = []
@@ -171,10 +175,15 @@ def _file(path: Path) -> File:
     )
 
 
+def words_of(name: str) -> list[str]:
+    """Returns the words of a name, without a year."""
+    lower = re.sub(r"(?<=[a-z])(19|20)\d\d$", "", name.lower())
+    return [token for token in re.split(r"[ _.-]+", lower) if token]
+
+
 def _read_name(name: str) -> tuple[Role | None, str | None, str]:
     """Returns what a folder's name says: a role, a split, and the word for the split."""
-    lower = re.sub(r"(?<=[a-z])(19|20)\d\d$", "", name.lower())
-    tokens = [token for token in re.split(r"[ _.-]+", lower) if token]
+    tokens = words_of(name)
     for word in SPLIT_OF:
         rest = tokens[0].removeprefix(word) if len(tokens) == 1 else ""
         if rest in IMAGE_WORDS | LABEL_WORDS and rest != tokens[0]:
@@ -269,7 +278,7 @@ def _by_type(files: list[File]) -> list[Role]:
 Key = tuple[str, tuple[str, ...], str]  # a split, folders, and a file's name
 
 
-def _paired(root: Path, images: list[File], labels: list[File]) -> Arrangement:
+def paired(root: Path, images: list[File], labels: list[File]) -> Arrangement:
     """Returns the pairs, by split.
 
     Raises:
@@ -294,11 +303,9 @@ def _paired(root: Path, images: list[File], labels: list[File]) -> Arrangement:
         label = label_of[key]
         name = "/".join((*key[1], key[2]))
         pairs[image.split or label.split or ""].append(Pair(name, image.path, label.path))
-    order = ("train", "val", "test", "")
-    pairs = {split: pairs[split] for split in order if split in pairs}
-    _check_splits(root, pairs)
+    ordered = in_order(root, pairs)
     patterns = _patterns(images, labels, image_suffix, label_suffix) if both else None
-    return Arrangement(root, pairs, patterns, said)
+    return Arrangement(root, ordered, patterns, said)
 
 
 def _without_unlabelled_test(
@@ -379,6 +386,18 @@ def _refuse_alone(root: Path, image_of: dict[Key, File], label_of: dict[Key, Fil
                 f"{len(alone)} of {len(files)} {what} in {str(root)!r} have no {missing} of their "
                 f"name ({shown}); add it, or move them out of the folder"
             )
+
+
+def in_order(root: Path, pairs: dict[str, list[Pair]]) -> dict[str, list[Pair]]:
+    """Returns the pairs by split, training first.
+
+    Raises:
+        ValueError: If some pairs have a split and others none, or there is no training split.
+    """
+    order = ("train", "val", "test", "")
+    ordered = {split: pairs[split] for split in order if split in pairs}
+    _check_splits(root, ordered)
+    return ordered
 
 
 def _check_splits(root: Path, pairs: dict[str, list[Pair]]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from segformer.data.classes import Color
-from segformer.data.datasets import read_names
+from segformer.data.pairing import read_names
 
 TABLES = ("_classes.csv", "classes.csv", "class_dict.csv")
 LINES = ("classes.txt", "labels.txt")

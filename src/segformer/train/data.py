@@ -17,6 +17,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision import tv_tensors
 
+from segformer.data.annotations.areas import Source
+from segformer.data.annotations.drawing import said
+from segformer.data.annotations.formats import Annotations, find_annotations
+from segformer.data.annotations.matching import without_image
 from segformer.data.bands import NAME, SPLIT, Bands
 from segformer.data.classes import Classes
 from segformer.data.datasets import SAMPLED_PAIRS, DataError, FolderDataset
@@ -321,12 +325,16 @@ class FolderData(SegmentationData):
         images: Pattern of the folders of images below ``root``; or, if several files are bands of
             one image, a list of their patterns, such as ``[rgb/{split}/{name}.tif,
             nir/{split}/{name}.tif]``.
-        labels: Pattern of the folders of label maps below ``root``; may equal ``images``.
+        labels: Pattern of the folders of label maps below ``root``; may equal ``images``. Or that
+            of annotations, files or folders; one file without ``{split}`` may hold those of all
+            splits. See :class:`~segformer.data.datasets.FolderDataset`.
         image_suffix: End of image names that label maps do not have; see
             :class:`~segformer.data.datasets.FolderDataset`.
         label_suffix: End of label map names that images do not have, such as ``_mask``.
         palette: Meaning of the values in palette files, if their palettes do not show it:
             ``index`` or ``color``.
+        unlabelled: Class of pixels without annotation, by index or name, or ``ignore``.
+        class_map: Class of names that annotations have and the classes have not, or ``ignore``.
         bands: Which bands of the images are read, with the values that the files store; by default
             they are read as 8-bit RGB.
         normalization: Statistics of the bands; ``segformer check --write-statistics`` makes them.
@@ -358,23 +366,30 @@ class FolderData(SegmentationData):
         bands: Bands | None = None,
         normalization: Normalization | None = None,
         tile: list[int] | None = None,
+        unlabelled: int | str | None = None,
+        class_map: dict[str, str] | None = None,
     ) -> None:
         if isinstance(images, list):
             bands = replace(bands or Bands(), files=images)
             images, image_suffix = _first_file(images)
-        _check_patterns(images=images, labels=labels)
+        _check_patterns(images=images)
+        shared = _shared_annotations(Path(root, labels), Path(root))
+        if shared is None:
+            _check_patterns(labels=labels)
         make = _reader(bands, normalization, tile)
 
         def split(name: str) -> FolderDataset:
             return make(
                 Path(root, images.replace(SPLIT, name)),
-                Path(root, labels.replace(SPLIT, name)),
+                shared or Path(root, labels.replace(SPLIT, name)),
                 classes,
                 ignore_index=ignore_index,
                 label_map=label_map,
                 image_suffix=image_suffix,
                 label_suffix=label_suffix,
                 palette=palette,
+                unlabelled=unlabelled,
+                class_map=class_map,
             )
 
         names = {kind: _split_name(Path(root), images, kind) for kind in SPLIT_NAMES}
@@ -382,8 +397,31 @@ class FolderData(SegmentationData):
         train, val = (_collecting(faults, split, names[kind] or kind) for kind in ("train", "val"))
         test = _test_split(faults, split, names["test"]) if names["test"] else None
         super().__init__(train, val, train_transform, test, batch_size, val_batch_size, num_workers)
+        if shared:
+            faults += without_image(shared, _sources(train, val, test), "the folders of the splits")
+        _say(train, val, test)
         if faults:
             raise DataError(faults, self)
+
+
+def _shared_annotations(labels: Path, root: Path) -> Annotations | None:
+    """Returns the annotations in a file that holds those of all splits, None if it is no file."""
+    return find_annotations(labels, root) if labels.is_file() else None
+
+
+def _sources(*datasets: FolderDataset | None) -> list[Source]:
+    return [
+        source
+        for dataset in datasets
+        if dataset and dataset.drawn
+        for source in dataset.drawn.sources.values()
+    ]
+
+
+def _say(*datasets: FolderDataset | None) -> None:
+    """Logs what a user should know about annotations, once for all splits."""
+    for sentence in said([dataset.drawn for dataset in datasets if dataset and dataset.drawn]):
+        rank_zero_info(sentence)
 
 
 def _reader(
@@ -428,6 +466,8 @@ class ListedData(SegmentationData):
         ignore_index: See :class:`FolderData`.
         label_map: See :class:`FolderData`.
         palette: See :class:`FolderData`.
+        unlabelled: See :class:`FolderData`, also for ``class_map``. Label files may be
+            annotations, or masks of one class each, whose path has ``{class}`` for the class.
         bands: See :class:`FolderData`, also for ``normalization`` and ``tile``.
         batch_size: See :class:`SegmentationData`, also for the further arguments.
 
@@ -453,6 +493,8 @@ class ListedData(SegmentationData):
         bands: Bands | None = None,
         normalization: Normalization | None = None,
         tile: list[int] | None = None,
+        unlabelled: int | str | None = None,
+        class_map: dict[str, str] | None = None,
     ) -> None:
         faults: list[str] = []
         make = _reader(bands, normalization, tile)
@@ -466,6 +508,8 @@ class ListedData(SegmentationData):
                 label_map=label_map,
                 names=pairs,
                 palette=palette,
+                unlabelled=unlabelled,
+                class_map=class_map,
             )
 
         read_train, read_val = (_collecting(faults, listed, pairs) for pairs in (train, val))
@@ -474,6 +518,7 @@ class ListedData(SegmentationData):
             *(read_train, read_val, train_transform, read_test),
             *(batch_size, val_batch_size, num_workers),
         )
+        _say(read_train, read_val, read_test)
         if faults:
             raise DataError(faults, self)
 

@@ -29,6 +29,7 @@ from segformer.data.complete import complete
 from segformer.data.datasets import FolderDataset
 from segformer.data.rasters import RasterDataset, parts_of, statistics_of
 from segformer.train import check, lightning_cli, recipe
+from segformer.train.annotated import find_annotated, survey_annotations
 from segformer.train.arrangement import Arrangement, Pair, find, found_lists, listed
 from segformer.train.class_names import find_named_classes
 from segformer.train.data import SPLIT_NAMES
@@ -169,23 +170,14 @@ def make_plan(options: Options) -> Plan:
         ValueError: If the folder can be read in more than one way.
     """
     _check_weights(options.weights)
-    found = find(options.folder)
+    found = _found(options.folder)
     pairs, said = divided(found, options)
     files = [
         (options.folder / pair.image, options.folder / pair.label)
         for split in pairs.values()
         for pair in split
     ]
-    maps = read_label_maps([label for _, label in files])
-    images = survey_images(files, maps.sizes, _given_bands(options.settings))
-    sizes = Counter(maps.sizes.values())
-    consumed = {key: options.settings.get(key) for key in CONSUMED}
-    classes = labelling(
-        maps,
-        find_named_classes(options.folder),
-        consumed["data.ignore_index"],
-        consumed["data.label_map"],
-    )
+    classes, images, sizes = _surveyed(found, files, options)
     situation = _situation(options, classes, images, len(pairs["train"]), sizes)
     sentences = [*found.said, *said, *classes.said, f"{images.said}; {_sizes(sizes)}"]
     data, lists = _data(found, pairs, classes, images)
@@ -204,6 +196,37 @@ def make_plan(options: Options) -> Plan:
         if key not in CONSUMED:
             settings = with_option(settings, key, value)
     return Plan(settings, lists, sentences)
+
+
+def _found(folder: Path) -> Arrangement:
+    """Returns the images of a folder and their label maps, or else their annotations."""
+    try:
+        return find(folder)
+    except ValueError:
+        annotated = find_annotated(folder)
+        if annotated is None:
+            raise
+        return annotated
+
+
+def _surveyed(
+    found: Arrangement, files: list[tuple[Path, Path]], options: Options
+) -> tuple[Labelling, Images, Counter[tuple[int, int]]]:
+    """Returns the classes, the kind of the images, and the number of images of each size."""
+    settings = options.settings
+    bands = _given_bands(settings)
+    if found.is_annotated:
+        classes, of_image = survey_annotations(found, files, settings.get("data.unlabelled"))
+        images = survey_images([(image, image) for image, _ in files], of_image, bands)
+        return classes, images, Counter(of_image.values())
+    maps = read_label_maps([label for _, label in files])
+    images = survey_images(files, maps.sizes, bands)
+    classes = labelling(
+        maps,
+        find_named_classes(options.folder),
+        *(settings.get(key) for key in CONSUMED),
+    )
+    return classes, images, Counter(maps.sizes.values())
 
 
 def _check_weights(weights: str | None) -> None:

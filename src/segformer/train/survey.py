@@ -192,7 +192,7 @@ def labelling(
     options = _reading(order, ignored, found)
     classes = Classes(names, _colors(found, named, order))
     pixels = tuple(found.values[value] for value in order)
-    return Labelling(classes, pixels, options, (*said, *_summary(classes, pixels)))
+    return Labelling(classes, pixels, options, (*said, *summary(classes, pixels)))
 
 
 def _reading(order: list[int], ignored: set[int], found: LabelMaps) -> dict[str, Any]:
@@ -267,7 +267,7 @@ def _by_color(found: LabelMaps, named: NamedClasses | None) -> Labelling:
         said.append(
             "black is class 0; if it means no class, remove its name and colour from the YAML"
         )
-    return Labelling(classes, pixels, {"palette": "color"}, (*said, *_summary(classes, pixels)))
+    return Labelling(classes, pixels, {"palette": "color"}, (*said, *summary(classes, pixels)))
 
 
 def _by_named_color(found: LabelMaps, named: NamedClasses) -> Labelling:
@@ -289,7 +289,7 @@ def _by_named_color(found: LabelMaps, named: NamedClasses) -> Labelling:
     said = [f"label maps are coded by colour; {str(named.path)!r} names the classes"]
     if (0, 0, 0) in found.colors and (0, 0, 0) not in classes.colors:
         said.append("black means no class")
-    return Labelling(classes, pixels, {"palette": "color"}, (*said, *_summary(classes, pixels)))
+    return Labelling(classes, pixels, {"palette": "color"}, (*said, *summary(classes, pixels)))
 
 
 def _by_given_map(
@@ -404,7 +404,8 @@ def _colors(found: LabelMaps, named: NamedClasses | None, order: Sequence[int]) 
     return colors if len(set(colors)) == len(order) and "value" not in found.files else ()
 
 
-def _summary(classes: Classes, pixels: Sequence[int]) -> list[str]:
+def summary(classes: Classes, pixels: Sequence[int]) -> list[str]:
+    """Returns a sentence with each class's share of the pixels."""
     total = max(1, sum(pixels))
     shares = [
         f"{name} {100 * count / total:.1f} %"

@@ -1,0 +1,391 @@
+"""Labels that are drawn: one scene in every format, and what is refused.
+
+uv pip install ".[test,annotations]"; pytest -m extras tests/data/test_annotations.py
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segformer.cli import main
+from segformer.data.annotations.areas import Picture
+from segformer.data.bands import Bands
+from segformer.data.datasets import DataError, FolderDataset
+from segformer.data.rasters import RasterDataset
+from segformer.train.folder_options import parse
+from segformer.train.from_folder import make_plan
+from segformer.train.parser import build_data, data_of, data_parser
+
+for package in ("pycocotools", "rasterio", "shapely"):
+    pytest.importorskip(package, reason="reason: needs segformer[annotations]")
+annotated = pytest.importorskip("annotated", reason="reason: needs segformer[annotations]")
+
+from annotated import CLASSES, FORMATS, HEIGHT, SIZE, WIDTH, label_map  # noqa: E402
+
+pytestmark = [
+    pytest.mark.extras,
+    # pycocotools under NumPy 2
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
+UTM33 = "EPSG:32633"
+
+
+def photograph(folder: Path, name: str = "scene.png") -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(len(name)).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def written(folder: Path, kind: str) -> Path:
+    """Writes the scene in one format; returns its file."""
+    photograph(folder / "images")
+    write, name = FORMATS[kind]
+    (folder / "labels").mkdir()
+    return write(folder / "labels" / name, "scene.png")
+
+
+def opened(folder: Path, labels: str = "labels", **options: Any) -> FolderDataset:
+    options = {"unlabelled": "background", **options}
+    return FolderDataset(folder / "images", folder / labels, CLASSES, **options)
+
+
+def faults(folder: Path, **options: Any) -> str:
+    """All sentences about a data set, of which there must be some."""
+    try:
+        dataset = opened(folder, **options)
+        dataset.check_files()
+    except DataError as error:
+        return "\n".join(error.faults)
+    except ValueError as error:
+        return str(error)
+    raise AssertionError("nothing was refused")
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_the_scene_is_the_same_in_every_format(kind: str, tmp_path: Path) -> None:
+    written(tmp_path, kind)
+    dataset = opened(tmp_path)
+    assert dataset.check_files() == ()
+    image, label = dataset[0]
+    assert image.shape == (3, HEIGHT, WIDTH)
+    np.testing.assert_array_equal(label, label_map())
+    ignoring = opened(tmp_path, unlabelled="ignore")
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(ignoring))[0][1], label_map(255))
+
+
+@pytest.mark.parametrize("write", [annotated.class_folders, annotated.class_suffixes])
+def test_the_scene_is_the_same_from_one_mask_a_class(write: Any, tmp_path: Path) -> None:
+    photograph(tmp_path / "images")
+    write(tmp_path / "labels", "scene.png")
+    dataset = opened(tmp_path)
+    dataset.check_files()
+    np.testing.assert_array_equal(dataset[0][1], label_map())
+
+
+def test_geojson_lies_on_the_raster_and_is_read_in_tiles(tmp_path: Path) -> None:
+    import rasterio
+
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    transform = rasterio.Affine(0.5, 0, 500_000, 0, -0.5, 5_000_000)
+    bands = np.random.default_rng(0).integers(1, 4000, (4, HEIGHT, WIDTH), np.uint16)
+    with rasterio.open(
+        tmp_path / "images" / "scene.tif",
+        "w",
+        driver="GTiff",
+        count=4,
+        crs=UTM33,
+        transform=transform,
+        dtype="uint16",
+        **SIZE,
+    ) as raster:
+        raster.write(bands)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return 500_000 + 0.5 * x, 5_000_000 - 0.5 * y
+
+    path = tmp_path / "labels" / "scene.geojson"
+    annotated.geojson(path, "scene.tif", place, "urn:ogc:def:crs:EPSG::32633")
+
+    def raster_set(**options: Any) -> RasterDataset:
+        folders = tmp_path / "images", tmp_path / "labels"
+        return RasterDataset(*folders, CLASSES, unlabelled=0, bands=Bands(), **options)
+
+    whole = raster_set()
+    whole.check_files()
+    image, label = whole[0]
+    np.testing.assert_array_equal(image, bands)
+    np.testing.assert_array_equal(label, label_map())
+    parts = raster_set(tile=[24, 32])
+    for (_, label), window in zip(
+        (parts[k] for k in range(len(parts))), parts.windows, strict=True
+    ):
+        np.testing.assert_array_equal(label, label_map()[window.slices])
+
+    photograph_of = FolderDataset(tmp_path / "images", tmp_path / "labels", CLASSES, unlabelled=0)
+    photograph_of.drawn.check(Picture(tmp_path / "images" / "scene.tif", (HEIGHT, WIDTH)))
+    annotated.geojson(path, "scene.tif", place, "EPSG:4326")
+    with pytest.raises(DataError, match=r"scene\.geojson.*EPSG:4326.*EPSG:32633"):
+        raster_set().check_files()
+    annotated.geojson(path, "scene.tif", place)
+    with pytest.raises(DataError, match="no crs, which means longitude and latitude"):
+        raster_set().check_files()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_config_reads_one_file_for_all_splits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    for split in ("train", "val"):
+        photograph(tmp_path / "images" / split, f"{split}.png")
+    content = json.loads(
+        annotated.coco(tmp_path / "all.json", "images/train/train.png").read_text()
+    )
+    content["images"].append({"id": 8, "file_name": "val.png", **SIZE})
+    (tmp_path / "all.json").write_text(json.dumps(content))
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"""
+data:
+  class_path: segformer.train.data.FolderData
+  init_args:
+    root: {tmp_path}
+    classes: {{names: [background, street, car]}}
+    labels: all.json
+    unlabelled: 0
+    class_map: {{road: street, person: ignore}}
+    train_transform:
+      class_path: segformer.data.augmentation.Street
+      init_args: {{crop_size: [32, 32]}}
+"""
+    )
+    with caplog.at_level(logging.INFO):
+        main(["check", f"--config={config}", f"--out={tmp_path / 'check.png'}", "--num_workers=1"])
+    report = capsys.readouterr().out
+    assert "no problems" in report
+    expected = label_map()
+    for name, k in (("background", 0), ("street", 1), ("car", 2), ("ignored", 3)):
+        share = 100 * (expected == k).mean()
+        rest = 100.0 * (k == 0)
+        assert re.search(rf"{name} +{share:.3f} +{rest:.3f}", report), report
+    assert (tmp_path / "check.png").exists()
+    assert "4 annotated objects of 2 images are drawn by their classes" in caplog.text
+    assert "1 images have no annotated object" in caplog.text
+
+    options = data_parser("check").parse_args([f"--config={config}"])
+    content["images"].append({"id": 9, "file_name": "lost.png", **SIZE})
+    (tmp_path / "all.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="image 9: there is no image 'lost.png' in the folders of"):
+        build_data(options.data)
+
+
+def test_listed_pairs_may_have_annotations(tmp_path: Path) -> None:
+    written(tmp_path, "labelme")
+    annotated.class_folders(tmp_path / "masks", "scene.png")
+    for label in ("labels/scene.json", "masks/{class}/scene.png"):
+        (tmp_path / "pairs.csv").write_text(f"image,label\nimages/scene.png,{label}\n")
+        dataset = FolderDataset(
+            tmp_path, tmp_path, CLASSES, names=tmp_path / "pairs.csv", unlabelled=0
+        )
+        np.testing.assert_array_equal(dataset[0][1], label_map())
+
+
+def street(root: Path, kind: str) -> None:
+    """Four training images and two of validation, with the scene's annotations in one format."""
+    for split, count in (("train", 4), ("val", 2)):
+        for number in range(count):
+            name = f"{split}{number}.png"
+            photograph(root / "images" / split, name)
+            labels = root / "labels" / split
+            labels.mkdir(parents=True, exist_ok=True)
+            if kind == "masks":
+                annotated.class_folders(labels, name)
+            elif kind == "coco":
+                annotated.coco(root / f"{split}{number}.json", name)
+            else:
+                suffix = {"labelme": ".json", "yolo": ".txt"}[kind]
+                write = getattr(annotated, kind)
+                write(labels / name.replace(".png", suffix), name)
+    if kind == "coco":
+        for split, count in (("train", 4), ("val", 2)):
+            contents = []
+            for number in range(count):
+                path = root / f"{split}{number}.json"
+                contents.append(json.loads(path.read_text()))
+                path.unlink()
+            for number, content in enumerate(contents):
+                content["images"][0]["id"] = number
+                for annotation in content["annotations"]:
+                    annotation["image_id"] = number
+            joined = {
+                key: [item for content in contents for item in content[key]]
+                for key in ("images", "annotations")
+            }
+            joined["categories"] = contents[0]["categories"]
+            (root / f"instances_{split}.json").write_text(json.dumps(joined))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["coco", "labelme", "yolo", "masks"])
+def test_a_folder_of_annotations_becomes_a_config(kind: str, tmp_path: Path) -> None:
+    root = tmp_path / "street"
+    street(root, kind)
+    plan = make_plan(parse("fit", [str(root)]))
+    plan.write(tmp_path / "run.yaml")
+    data = data_of(str(tmp_path / "run.yaml"))
+    assert data.classes.names == ("background", "car", "person", "road")
+    assert (len(data.train), len(data.val)) == (4, 2)
+    found = np.array(data.classes.names)[data.train[0][1].numpy()]
+    np.testing.assert_array_equal(found, np.array(CLASSES.names)[label_map()])
+    assert any("pixels without annotation" in sentence for sentence in plan.said)
+
+
+def edited(path: Path, **changes: Any) -> None:
+    """Changes values of the last annotation, or of the image, of COCO's file."""
+    content = json.loads(path.read_text())
+    for key, value in changes.items():
+        of_image = key in content["images"][0]
+        (content["images"][0] if of_image else content["annotations"][-1])[key] = value
+    path.write_text(json.dumps(content))
+
+
+# What is wrong with COCO's file, and what the sentence says beside the file and the annotation.
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "outside": ({"segmentation": [[70, 5, 80, 5, 80, 9]]}, r"lies outside the image: x from 70 to"),
+    "crossing": ({"segmentation": [[5, 5, 9, 9, 9, 5, 5, 9]]}, r"crosses itself .* x = 7, y = 7"),
+    "two points": ({"segmentation": [[5, 5, 9, 9]]}, "2 points and needs three"),
+    "no area": ({"segmentation": [[5, 5, 9, 9, 7, 7]]}, "has no area"),
+    "odd": ({"segmentation": [[5, 5, 9, 9, 7]]}, "5 numbers"),
+    "box alone": ({"segmentation": []}, "no segmentation"),
+    "no such image": ({"image_id": 3}, "belongs to the image 3, which"),
+    "no such category": ({"category_id": 3}, "belongs to the category 3, which"),
+    "size of runs": ({"segmentation": {"size": [4, 4], "counts": [16]}}, "image of 4×4.*40×56"),
+    "short runs": ({"segmentation": {"size": [40, 56], "counts": "03"}}, "cannot be decoded"),
+    "cut runs": ({"segmentation": {"size": [40, 56], "counts": "PdoP"}}, "no sequence of whole"),
+    "short list": ({"segmentation": {"size": [40, 56], "counts": [3]}}, "3 of 2240 pixels"),
+    "size": ({"width": 57}, "is 40×56, and its annotations were drawn on 40×57"),
+    "missing image": ({"file_name": "other.png"}, "lists none of the 1 images|no image 'other"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_is_wrong_is_named(wrong: str, tmp_path: Path) -> None:
+    path = written(tmp_path, "coco")
+    changes, sentence = WRONG[wrong]
+    edited(path, **changes)
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        opened(tmp_path).check_files()
+    assert repr(str(path)) in str(error.value)
+    assert re.search(sentence, str(error.value)), error.value
+
+
+def test_polygons_that_leave_the_image_or_touch_themselves_are_drawn(tmp_path: Path) -> None:
+    path = written(tmp_path, "coco")
+    bridge = [5, 5, 25, 5, 25, 25, 5, 25, 5, 5, 10, 10, 20, 10, 20, 20, 10, 20, 10, 10]
+    edited(path, segmentation=[bridge, [50, -9, 99, -9, 99, 99, 50, 99]])
+    found = opened(tmp_path)[0][1].numpy() == 3
+    expected = np.zeros((HEIGHT, WIDTH), bool)
+    expected[5:25, 5:25] = True
+    expected[10:20, 10:20] = False
+    expected[:, 50:] = True
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_unknown_classes_are_named_with_the_cure(tmp_path: Path) -> None:
+    path = written(tmp_path, "label_studio")
+    path.write_text(path.read_text().replace("person", "Car"))
+    found = faults(tmp_path)
+    assert repr(str(path)) in found
+    assert "class 'Car' is not one of the config's (background, road, car, person)" in found
+    assert "`class_map: {Car: car}` or `class_map: {Car: ignore}`" in found
+    mapped = opened(tmp_path, class_map={"Car": "person"})
+    np.testing.assert_array_equal(mapped[0][1], label_map())
+
+
+def test_what_pixels_without_annotation_are_must_be_said(tmp_path: Path) -> None:
+    written(tmp_path, "coco")
+    assert "set `unlabelled: background` or `unlabelled: ignore`" in faults(
+        tmp_path, unlabelled=None
+    )
+    assert "unlabelled is 'sky'" in faults(tmp_path, unlabelled="sky")
+    assert "palette='index' is given" in faults(tmp_path, palette="index")
+
+
+def test_two_annotations_of_one_image_are_named(tmp_path: Path) -> None:
+    path = written(tmp_path, "coco")
+    content = json.loads(path.read_text())
+    content["images"].append({"id": 9, "file_name": "scene.png", **SIZE})
+    path.write_text(json.dumps(content))
+    assert re.search(
+        r"image 7: image .*scene\.png' has two annotations, also image 9", faults(tmp_path)
+    )
+    path.unlink()
+    path = annotated.label_studio(tmp_path / "labels" / "all.json", "scene.png")
+    path.write_text(path.read_text().replace('"was_cancelled": true', '"was_cancelled": false'))
+    assert "'scene.png' has 2 annotations" in faults(tmp_path).replace("0fe1d2c3-", "").replace(
+        "/data/upload/1/", ""
+    )
+
+
+def test_images_and_files_without_partner_are_named(tmp_path: Path) -> None:
+    path = written(tmp_path, "yolo")
+    photograph(tmp_path / "images", "more.png")
+    found = faults(tmp_path)
+    assert "more.png" in found
+    assert "annotation for" in found
+    path.with_name("more.txt").write_text("")
+    dataset = opened(tmp_path)
+    dataset.check_files()
+    assert int(dataset[0][1].max()) == 0
+    path.with_name("lost.txt").write_text("")
+    assert "no image for" in faults(tmp_path)
+    path.with_name("lost.txt").unlink()
+    path.with_name("data.yaml").unlink()
+    assert "add data.yaml" in faults(tmp_path)
+
+
+def test_masks_of_unknown_classes_and_soft_masks_are_named(tmp_path: Path) -> None:
+    photograph(tmp_path / "images")
+    annotated.class_folders(tmp_path / "labels", "scene.png")
+    (tmp_path / "labels" / "car").rename(tmp_path / "labels" / "truck")
+    assert "the class 'truck' is not one of the config's" in faults(tmp_path)
+    soft = np.linspace(0, 255, HEIGHT * WIDTH).astype(np.uint8).reshape(HEIGHT, WIDTH)
+    Image.fromarray(soft).save(tmp_path / "labels" / "truck" / "scene.png")
+    assert "other values, such as 1 and 2" in faults(tmp_path, class_map={"truck": "car"})
+
+
+def test_annotations_of_a_turned_image_are_those_of_the_image_as_it_is_shown(
+    tmp_path: Path,
+) -> None:
+    written(tmp_path, "coco")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = Image.fromarray(np.zeros((WIDTH, HEIGHT, 3), np.uint8))
+    stored.save(tmp_path / "images" / "scene.png", exif=exif)
+    np.testing.assert_array_equal(opened(tmp_path)[0][1], label_map())
+    stored.rotate(90, expand=True).save(tmp_path / "images" / "scene.png", exif=exif)
+    assert "fits only the image as it is stored" in faults(tmp_path)
+
+
+def test_entities_of_xml_are_not_expanded(tmp_path: Path) -> None:
+    path = written(tmp_path, "cvat")
+    path.write_text('<!DOCTYPE a [<!ENTITY b "c">]><annotations>&b;</annotations>')
+    assert "DOCTYPE" in faults(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["coco", "labelme", "cvat", "label_studio", "geojson"])
+def test_truncated_files_are_named(kind: str, tmp_path: Path) -> None:
+    path = written(tmp_path, kind)
+    path.write_bytes(path.read_bytes()[:-40])
+    assert repr(str(path)) in faults(tmp_path)
