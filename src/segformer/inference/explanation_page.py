@@ -46,9 +46,9 @@ $legend
 <main>
 <section id="doubts">
 <h2>Label files to check</h2>
-<p>Here the model is sure, and the label map says another class. Most likely to be a fault of the
-annotation first. The white line is the doubted region. Correct the file, or leave it if the label is
-right: then the model has to learn it.</p>
+<p>Here the model is sure of one class, and the label map says another. The likeliest faults of the
+annotation come first; the white line is around the doubted region. If the label is wrong, correct
+the file. If it is right, the model has not learned it.</p>
 $doubts
 </section>
 <section id="worst">
@@ -60,8 +60,8 @@ $worst
 </section>
 <section id="confusion">
 <h2>Confused classes</h2>
-<p>Each row is a class of the label maps; it shows which classes the model predicts for its pixels, in
-per cent of the row. The diagonal is right.</p>
+<p>A row shows what the model makes of the pixels of one class, in per cent. Green is right, red is
+wrong.</p>
 $matrix
 <h3>The most frequent confusions</h3>
 $pairs
