@@ -20,6 +20,8 @@ from segformer.evaluation.batches import in_evaluation, normalized
 from segformer.evaluation.doubts import Region, confusion_of, doubt, regions, surprise
 from segformer.evaluation.protocols import gives_logits
 
+LEAST_SCORE = 0.01  # of a region, as a share of the score of the label map's first one
+
 
 @dataclass(frozen=True, eq=False)
 class Examined:
@@ -133,14 +135,17 @@ class Explanation:
     def doubts(self) -> list[list[Doubt]]:
         """The doubted regions of each label map that has any, most doubted first.
 
-        A label map ranks as its first region does.
+        A label map ranks as its first region does. Regions with less than a hundredth of the score
+        of the first are left out.
         """
         surprises = surprise(self.confusion)
         of_images = []
         for image in self.images:
-            found = [Doubt(image, r, doubt(r, surprises)) for r in image.regions if r.evidence > 0]
-            if found:
-                of_images.append(sorted(found, key=lambda doubted: -doubted.score))
+            found = [Doubt(image, r, doubt(r, surprises)) for r in image.regions]
+            least = LEAST_SCORE * max((doubted.score for doubted in found), default=0)
+            if least > 0:
+                kept = (doubted for doubted in found if doubted.score >= least)
+                of_images.append(sorted(kept, key=lambda doubted: -doubted.score))
         return sorted(of_images, key=lambda found: -found[0].score)
 
     @cached_property

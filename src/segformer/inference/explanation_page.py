@@ -47,8 +47,9 @@ $legend
 <section id="doubts">
 <h2>Label files to check</h2>
 <p>Here the model is sure of one class, and the label map says another. The likeliest faults of the
-annotation come first; the white line is around the doubted region. If the label is wrong, correct
-the file. If it is right, the model has not learned it.</p>
+annotation come first: large regions, a sure model, two classes that it rarely confuses. The white
+line is around the region. If the label is wrong, correct the file. If it is right, the model has
+not learned it.</p>
 $doubts
 </section>
 <section id="worst">
@@ -88,10 +89,10 @@ p {margin: .3rem 0 .9rem; max-width: 54rem;}
 a {color: inherit;} nav a {margin-right: 1.2rem;}
 .legend {display: flex; flex-wrap: wrap; gap: .35rem 1.1rem; list-style: none; margin: 1rem 0 0;
   padding: 0;}
-.legend li, .class {align-items: center; display: inline-flex; gap: .4rem;}
-.legend i, .class i {border: 1px solid rgb(128 128 128 / .7); border-radius: 3px; flex: none;
-  height: .95em; width: .95em;}
-.class {font-weight: 600; gap: .3rem; white-space: nowrap;}
+.legend li, .class {white-space: nowrap;}
+.legend i, .class i {border: 1px solid rgb(128 128 128 / .7); border-radius: 3px;
+  display: inline-block; height: .95em; margin-right: .35em; vertical-align: -.1em; width: .95em;}
+.class {font-weight: 600;}
 article {background: var(--card); border: 1px solid var(--line); border-radius: 8px;
   margin: 0 0 1rem; padding: .8rem 1rem 1rem;}
 article header {align-items: baseline; display: flex; flex-wrap: wrap; gap: .2rem 1rem;}
@@ -102,14 +103,16 @@ article p {margin: .2rem 0 .6rem; max-width: none;}
 .row {display: grid; gap: .6rem; grid-template-columns: repeat(var(--count), minmax(0, 1fr));}
 .crops {max-width: 58rem;}
 figure {margin: 0;} figure a {display: block;}
-figure img {background: #000; border-radius: 4px; display: block; height: auto; width: 100%;}
-.crops img {aspect-ratio: 4 / 3; image-rendering: pixelated; object-fit: contain;}
+figure img {border-radius: 4px; display: block; height: auto; width: 100%;}
+.crops img {image-rendering: pixelated;}
 figcaption {color: var(--soft); font-size: .85rem; padding-top: .15rem;}
+.of {color: var(--soft); font-size: .85rem; overflow-wrap: anywhere;}
 details {margin-top: .6rem;} summary {color: var(--soft); cursor: pointer; font-size: .9rem;}
 .scroll {overflow-x: auto;}
 table {border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums;}
 td, th {border: 1px solid var(--line); padding: .25rem .45rem; text-align: right;}
-thead th {text-align: center;} tbody th {text-align: left; white-space: nowrap;}
+thead th {text-align: center; vertical-align: bottom;}
+tbody th {text-align: left; white-space: nowrap;}
 thead .turned {writing-mode: vertical-rl; transform: rotate(180deg); text-align: left;
   padding: .45rem .25rem;}
 .wrong {color: var(--wrong);}
@@ -210,7 +213,7 @@ def _row(folder: Path, stem: str, pictures: Pictures, of: str, kind: str = "") -
     """Writes pictures; returns them side by side, each with its title below."""
     figures = []
     for title, name, picture in saved_names(pictures, stem):
-        picture.save(folder / PICTURES / name)
+        picture.save(folder / PICTURES / name, quality=90)  # of JPEG
         link = f"{PICTURES}/{name}"
         figures.append(
             f'<figure><a href="{link}"><img src="{link}" width="{picture.width}" '
@@ -240,7 +243,7 @@ def _doubted(doubt: Doubt, classes: Classes) -> str:
     region = doubt.region
     left, top, *_ = region.box
     return (
-        f"Labelled {_named(classes, region.labelled)}, but the model sees "
+        f"Labelled {_named(classes, region.labelled)}, but the model predicts "
         f"{_named(classes, region.predicted)} with a probability of "
         f"{_percent(region.confidence)}: {region.pixels:,} pixels from row {top}, column {left}."
     )
@@ -266,7 +269,11 @@ def _most_wrong(image: Examined, classes: Classes) -> str:
         for k in order
         if wrong.flatten()[k]
     ]
-    return f"Most wrong pixels: {', '.join(parts)}" if parts else "Every pixel is right."
+    return (
+        f"Most wrong pixels, in per cent of the image: {', '.join(parts)}"
+        if parts
+        else "Every pixel is right."
+    )
 
 
 def _matrix(explanation: Explanation) -> str:
@@ -311,9 +318,10 @@ def _pair(folder: Path, rank: int, pair: Pair, explanation: Explanation) -> str:
         file = image.files[0]
         pictures = crop_pictures(image, region, classes)
         row = _row(folder, f"pair-{rank:02}-{number}", pictures, file, "crops")
-        rows.append(f'<p class="file">{escape(file)}</p>{row}')
-    examples = f"<details><summary>Examples</summary>{''.join(rows)}</details>"
-    return _card(f"<span>{title}</span>", score, f"{pair.pixels:,} pixels", examples)
+        rows.append(f'{row}<p class="of">{escape(file)}</p>')
+    first, *others = rows
+    more = f"<details><summary>More examples</summary>{''.join(others)}</details>" if others else ""
+    return _card(f"<span>{title}</span>", score, f"{pair.pixels:,} pixels", first + more)
 
 
 def _percent(share: float) -> str:

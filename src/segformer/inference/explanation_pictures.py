@@ -14,7 +14,8 @@ from segformer.inference.pictures import colored, shown
 
 WRONG = (220, 38, 38)
 LARGEST = 640  # pixels of the longer side of a whole image
-SMALLEST_CROP = 120  # pixels of an image that are not made smaller
+SMALLEST_CROP = 120  # pixels of the image in the height of a crop, at least
+ASPECT = 4 / 3  # width of a crop over its height, where the image is large enough
 MARGIN = 0.35  # of a region's longer side, around it
 HEIGHT = 240  # pixels of a crop's shorter side, at least
 
@@ -82,11 +83,9 @@ def _marked(picture: Image.Image, outline: np.ndarray) -> Image.Image:
 def _around(box: tuple[int, int, int, int], size: tuple[int, ...]) -> tuple[int, int, int, int]:
     """Returns the left, top, right and bottom of a crop around a box, within a height and width."""
     left, top, width, height = box
-    side = max(SMALLEST_CROP, round(max(width, height) * (1 + 2 * MARGIN)))
-    (x, right), (y, bottom) = (
-        _span(start + length / 2, side, limit)
-        for start, length, limit in ((left, width, size[1]), (top, height, size[0]))
-    )
+    tall = round(max(SMALLEST_CROP, max(width / ASPECT, height) * (1 + 2 * MARGIN)))
+    x, right = _span(left + width / 2, round(tall * ASPECT), size[1])
+    y, bottom = _span(top + height / 2, tall, size[0])
     return x, y, right, bottom
 
 
