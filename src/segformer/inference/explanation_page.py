@@ -41,13 +41,13 @@ HTML = Template("""\
 <p>$summary</p>
 <nav><a href="#doubts">Doubted labels</a> <a href="#worst">Worst images</a>
 <a href="#confusion">Confused classes</a></nav>
-$legend
 </header>
+$legend
 <main>
 <section id="doubts">
 <h2>Label files to check</h2>
 <p>Here the model is sure of one class, and the label map says another. The likeliest faults of the
-annotation come first: large regions, a sure model, two classes that it rarely confuses. The white
+annotation come first: large regions, a sure model, two classes that it rarely confuses. The dashed
 line is around the region. If the label is wrong, correct the file. If it is right, the model has
 not learned it.</p>
 $doubts
@@ -87,8 +87,10 @@ h2 {border-top: 1px solid var(--line); font-size: 1.35rem; margin: 2.2rem 0 .3re
 h3 {font-size: 1.05rem; margin: 1.6rem 0 .6rem;}
 p {margin: .3rem 0 .9rem; max-width: 54rem;}
 a {color: inherit;} nav a {margin-right: 1.2rem;}
-.legend {display: flex; flex-wrap: wrap; gap: .35rem 1.1rem; list-style: none; margin: 1rem 0 0;
-  padding: 0;}
+.legend {background: var(--back); display: flex; flex-wrap: wrap; gap: .35rem 1.1rem;
+  list-style: none; margin: .5rem 0 0; max-height: 6.2rem; overflow-y: auto; padding: .6rem 0;
+  position: sticky; top: 0; z-index: 1;}
+section {scroll-margin-top: 2.5rem;}
 .legend li, .class {white-space: nowrap;}
 .legend i, .class i {border: 1px solid rgb(128 128 128 / .7); border-radius: 3px;
   display: inline-block; height: .95em; margin-right: .35em; vertical-align: -.1em; width: .95em;}

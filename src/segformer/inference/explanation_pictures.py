@@ -17,6 +17,7 @@ LARGEST = 640  # pixels of the longer side of a whole image
 SMALLEST_CROP = 120  # pixels of the image in the height of a crop, at least
 ASPECT = 4 / 3  # width of a crop over its height, where the image is large enough
 MARGIN = 0.35  # of a region's longer side, around it
+DASH = 3  # pixels of the line around a region
 HEIGHT = 240  # pixels of a crop's shorter side, at least
 
 Pictures = dict[str, Image.Image]
@@ -75,8 +76,11 @@ def _outline(same: np.ndarray, region: Region) -> np.ndarray:
 
 
 def _marked(picture: Image.Image, outline: np.ndarray) -> Image.Image:
+    """Returns a picture with a line of black and white dashes, which shows on any colour."""
     pixels = np.array(picture.convert("RGB"))
-    pixels[outline] = (255, 255, 255)
+    rows, columns = np.nonzero(outline)
+    is_white = (rows + columns) // DASH % 2 == 1
+    pixels[rows, columns] = np.where(is_white, 255, 0)[:, None]
     return Image.fromarray(pixels)
 
 
