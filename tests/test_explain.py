@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import TINY, randomized, varied
+from conftest import TINY, quick, randomized, varied
 from halves import Halves, small_config, write_folder
 from PIL import Image
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from torchvision import tv_tensors
 
 from segformer import Classes, SegFormer
 from segformer.cli import main
+from segformer.deploy import export, load_model
 from segformer.evaluation import evaluate
 from segformer.inference.explanation import examine
 from segformer.inference.explanation_page import write_report
@@ -247,7 +248,7 @@ class Wide(Halves):
         label = label.long() + 3
         label[:, 20:] = 17 + index
         label[:2] = 255
-        times = (40, 30)
+        times = (20, 16)
         return (
             tv_tensors.Image(image.repeat_interleave(times[0], 1).repeat_interleave(times[1], 2)),
             tv_tensors.Mask(label.repeat_interleave(times[0], 0).repeat_interleave(times[1], 1)),
@@ -365,3 +366,25 @@ def test_one_logit_and_one_class() -> None:
         assert torch.equal(found.confusion.double(), evaluate(network, data).confusion)
         names = list(found.to_dict()["scores"]["iou"])
         assert names == (["dark", "bright"] if len(data.classes) == 2 else ["dark", "not dark"])
+
+
+def test_the_examples_of_a_pair_are_its_largest_regions() -> None:
+    found = examine(Bright(), {"val": Faulty(6)})
+    pair = next(pair for pair in found.pairs if (pair.labelled, pair.predicted) == (1, 0))
+    assert pair.pixels == int(found.confusion[1, 0])
+    assert pair.share == pytest.approx(pair.pixels / int(found.confusion[1].sum()))
+    (image, region), *others = found.examples(pair, 3)
+    assert image.index == 2
+    assert region.pixels > 100
+    assert all(other.pixels <= region.pixels for _, other in others)
+
+
+def test_an_exported_file_is_explained_as_its_network_is(tmp_path: Path) -> None:
+    network = quick(2)
+    export(network, tmp_path / "model.pt2", output="logits")
+    expected, found = (
+        examine(model, {"val": Halves(2)}).to_dict()
+        for model in (network, load_model(tmp_path / "model.pt2"))
+    )
+    assert found["images"] == expected["images"]
+    assert found["confusion"] == expected["confusion"]

@@ -32,7 +32,8 @@ class Examined:
         split: Name of the split.
         index: Index in the data set.
         scores: Scores of this image alone.
-        regions: Regions where the prediction and the label differ.
+        regions: Regions where the prediction and the label differ: those with evidence, and the
+            largest of each pair of classes.
         compressed: The prediction, (H, W), compressed by zlib.
         size: Height and width.
     """
@@ -249,18 +250,32 @@ def examine(
             image, label = data[index]
             check_labels(label, len(classes), f"label map {index} of {split}")
             batch = normalized(model, image, device_of(model))
-            probabilities = protocol.probabilities(model, batch, label.shape)[0]
+            probabilities = protocol.probabilities(model, batch, label.shape)[0].float()
             predicted = probabilities.argmax(0)
             of_image = confusion_of(predicted, label, len(classes))
             confusion += of_image
             pixels = predicted.cpu().numpy().astype(file_type(len(data.classes)))
             images.append(
                 Examined(
-                    *(data, split, index, Scores.of(of_image), regions(probabilities, label)),
+                    *(
+                        data,
+                        split,
+                        index,
+                        Scores.of(of_image),
+                        _kept(regions(probabilities, label)),
+                    ),
                     *(zlib.compress(pixels.tobytes(), 1), pixels.shape),
                 )
             )
     return Explanation(classes, images, confusion)
+
+
+def _kept(found: Sequence[Region]) -> list[Region]:
+    """Returns the regions with evidence, and the largest of each pair of classes."""
+    largest: dict[tuple[int, int], Region] = {}
+    for region in sorted(found, key=lambda region: region.pixels):
+        largest[region.labelled, region.predicted] = region
+    return [r for r in found if r.evidence > 0 or largest[r.labelled, r.predicted] is r]
 
 
 def _classes_of(model: Any, datasets: Mapping[str, Any]) -> Classes:
