@@ -15,7 +15,7 @@ from io import TextIOWrapper
 from types import ModuleType
 
 from _segformer_verbs import COMPLETION, DEBUG, EXAMPLES, VERBS, refuse, split
-from segformer.cli.errors import explain
+from segformer.cli import errors
 from segformer.cli.parser import Parser
 from segformer.ops.memory import keep_large_blocks
 
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
             sys.exit(INTERRUPTED)
         raise
     except Exception as error:
-        sentence = explain(error, verb, rest)
+        sentence = errors.explain(error, verb, rest)
         if sentence is None or os.environ.get(DEBUG):
             raise
         refuse(sentence, error)
