@@ -24,6 +24,7 @@ from segformer import Classes, SegFormer
 from segformer.cli import main
 from segformer.data.annotations.for_tools import TOOLS
 from segformer.data.annotations.shapes import Polygon, draw
+from segformer.data.datasets import FolderDataset
 from segformer.data.images import read_image
 from segformer.data.normalization import IMAGENET
 from segformer.evaluation.uncertainty import Uncertainty, choose, uncertainty
@@ -205,3 +206,26 @@ def test_bad_input_is_one_sentence(command: SimpleNamespace) -> None:
         with pytest.raises(SystemExit, match=message):
             main([*command.arguments, str(command.out), *more])
     assert not command.out.exists()
+
+
+@pytest.mark.extras
+@pytest.mark.parametrize(
+    ("tool", "labels"),
+    [("labelme", ""), ("cvat", "annotations.xml"), ("label-studio", "tasks.json")],
+)
+def test_what_is_written_is_read_again(
+    tool: str, labels: str, command: SimpleNamespace, tmp_path: Path
+) -> None:
+    """As people's corrections are: the areas become label maps."""
+    main([*command.arguments, str(command.out), "--tool", tool, "--count", "4"])
+    folder = command.out / tool
+    if tool == "label-studio":  # a person has confirmed the predictions
+        tasks = json.loads((folder / labels).read_text(encoding="utf-8"))
+        for task in tasks:
+            task["annotations"] = task.pop("predictions")
+        (folder / labels).write_text(json.dumps(tasks), encoding="utf-8")
+    dataset = FolderDataset(command.folder, folder / labels, CLASSES, unlabelled="ignore")
+    assert len(dataset) == 4
+    for k, (path, _) in enumerate(dataset.pairs):
+        _, labels_of = uncertainty(command.model, read_image(path))
+        assert (dataset[k][1] == labels_of).float().mean() > 0.8

@@ -40,14 +40,14 @@ class ImageNames:
         """
         own = PurePosixPath(composed(below.as_posix()))
         whole = PurePosixPath(composed(image.absolute().as_posix()))
-        found: dict[int, tuple[int, Annotated]] = {}
+        found: dict[int, tuple[tuple[bool, int], Annotated]] = {}
         for file in (own.name, own.stem):
             for path, annotated in self._by_file.get(file, ()):
                 name = path.with_name(own.name) if _has_no_type(path) else path
                 if name.name == own.name and (_ends(name, own) or _ends(whole, name)):
-                    found[id(annotated)] = (_common(name, whole), annotated)
-        best = max((length for length, _ in found.values()), default=0)
-        matches = [annotated for length, annotated in found.values() if length == best]
+                    found[id(annotated)] = (name == own, _common(name, whole)), annotated
+        best = max((likeness for likeness, _ in found.values()), default=None)
+        matches = [annotated for likeness, annotated in found.values() if likeness == best]
         if not matches:
             return None
         if len(matches) > 1:
