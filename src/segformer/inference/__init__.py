@@ -1,7 +1,7 @@
 """From image files to label maps and pictures."""
 
 from segformer.inference.labellers import ByProtocol, InWindows, Labeller, Thresholded, WholeImages
-from segformer.inference.pipeline import Job, Plan, label_file, label_files, plan, predict_file
+from segformer.inference.pipeline import Job, Work, label_file, label_files, plan, predict_file
 from segformer.inference.processor import ByProcessor
 from segformer.inference.results import Prediction, find_results
 from segformer.inference.scenes import label_array, label_scene
@@ -13,10 +13,10 @@ __all__ = [
     "InWindows",
     "Job",
     "Labeller",
-    "Plan",
     "Prediction",
     "Thresholded",
     "WholeImages",
+    "Work",
     "find_results",
     "label_array",
     "label_file",

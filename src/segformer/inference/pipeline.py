@@ -125,7 +125,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Work:
     """The work of a run.
 
     Args:
@@ -146,7 +146,7 @@ def plan(
     results: Sequence[Result] | None = None,
     summaries: Sequence[Summary] = (),
     skip_existing: bool = False,
-) -> Plan:
+) -> Work:
     """Returns what is to be written for each image: by default ``NAME.png`` and an overlay.
 
     For ``NAME.npy``, and for a raster ``NAME.tif`` with a place on the earth, the label map is a
@@ -198,7 +198,7 @@ def plan(
         or jobs[path].name in missing
         or not all(target.exists() for target in targets_of[path])
     ]
-    return Plan(tuple(left), names, journals)
+    return Work(tuple(left), names, journals)
 
 
 def _missing_entries(names: Sequence[str], journals: Iterable[Journal]) -> set[str]:
@@ -240,7 +240,7 @@ def _job(
     if refused:
         raise ValueError(
             f"{str(path)!r} is labelled in windows, as it may be larger than memory, and gets no "
-            f"{refused[0]}; leave {refused[0]} out of --write, or label it by itself"
+            f"{refused[0]}; leave {refused[0]} out of --write, or label it in a run of its own"
         )
     if not any(isinstance(result, Labels) for result in chosen):
         raise ValueError(
@@ -292,7 +292,7 @@ def _check_distinct(targets_of: Mapping[Path, tuple[Path, ...]]) -> None:
             source_of[target] = path
 
 
-def label_files(model: Any, work: Plan, labeller: Labeller = WHOLE) -> None:
+def label_files(model: Any, work: Work, labeller: Labeller = WHOLE) -> None:
     """Writes the results of each image and of the run, and prints the classes' shares.
 
     Args:
@@ -335,7 +335,7 @@ def label_files(model: Any, work: Plan, labeller: Labeller = WHOLE) -> None:
         raise ValueError("; ".join(errors))
 
 
-def _skipped(work: Plan) -> str:
+def _skipped(work: Work) -> str:
     count = len(work.names) - len(work.jobs)
     return f", {count} left out, as their files exist" if count else ""
 
@@ -367,7 +367,7 @@ def _check_writable(folder: Path) -> None:
         ) from error
 
 
-def _label_and_save(model: Any, job: Job, work: Plan, labeller: Labeller) -> np.ndarray:
+def _label_and_save(model: Any, job: Job, work: Work, labeller: Labeller) -> np.ndarray:
     """Writes the files of an image and its entries; returns the number of pixels of each class."""
     for _, path in job.writes:
         path.parent.mkdir(parents=True, exist_ok=True)
