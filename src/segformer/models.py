@@ -165,6 +165,21 @@ class SegmentationModel(nn.Module):
             logits = self.decode_head(self.backbone(images))
             return upsample_argmax(with_background(logits), size, self.align_corners)
 
+    @torch.no_grad()
+    def predict_with_probabilities(
+        self, images: Tensor, size: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Images (B, C, H, W) to labels (B, *size*) and class probabilities (B, K, *size*) float32.
+
+        The labels are those of :meth:`predict`. A model of one logit has the probabilities of two
+        classes. The arguments are those of :meth:`predict`.
+        """
+        size = tuple(images.shape[-2:] if size is None else size)
+        with evaluating(self):
+            logits = with_background(self.decode_head(self.backbone(images)))
+            labels = upsample_argmax(logits, size, self.align_corners)
+            return labels, upsample(logits, size, self.align_corners).float().softmax(1)
+
     def _replay(self, images: Tensor, size: Sequence[int], dtype: torch.dtype | None) -> Tensor:
         """:meth:`_label` as a CUDA graph."""
         device = images.device

@@ -15,12 +15,15 @@ from segformer.inference import (
     ByProtocol,
     InWindows,
     Labeller,
+    Thresholded,
     WholeImages,
+    find_results,
     label_files,
     label_videos,
     plan,
     plan_videos,
 )
+from segformer.inference.results import KINDS
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -47,6 +50,18 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--overwrite", action="store_true", help="replace the files of an earlier run"
     )
     parser.add_argument(
+        "--skip-existing",
+        action="store_true",
+        help="leave out images whose files exist: go on where a run stopped",
+    )
+    parser.add_argument(
+        "--write",
+        nargs="+",
+        metavar="RESULT",
+        choices=list(KINDS),
+        help=f"what to write: {', '.join(KINDS)}; by default labels and overlay",
+    )
+    parser.add_argument(
         "--device",
         help="such as cpu or cuda:0; by default the GPU, if any, and the CPU for exported files",
     )
@@ -59,6 +74,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         "of windows, classes × CROP × width × 4 bytes",
     )
 
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        metavar="P",
+        help="for a model of one logit: label 1 where its probability exceeds P, such as 0.3",
+    )
     parser.add_argument(
         "--protocol",
         metavar="NAME",
@@ -90,14 +111,30 @@ def run(parser: ArgumentParser, arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     labeller = _labeller(options)
     clips, images = _clips_and_images(options)
+    _check_writing(options, clips)
+    results, summaries = (None, ()) if options.write is None else find_results(options.write)
     # before the slow loading
-    targets_of = plan(images, options.out, options.overwrite)
+    work = plan(images, options.out, options.overwrite, results, summaries, options.skip_existing)
     videos_of = plan_videos(clips, options.out, options.overwrite, options.frames)
     model = load_model(options.weights, options.device)
     if images:
-        label_files(model, targets_of, labeller)
+        label_files(model, work, labeller)
     if clips:
         label_videos(model, videos_of, labeller)
+
+
+def _check_writing(options: Namespace, clips: list[Clip]) -> None:
+    """Raises ValueError if the options of what is written contradict each other."""
+    if options.overwrite and options.skip_existing:
+        raise ValueError(
+            "--overwrite replaces files and --skip-existing keeps them; give only one of them"
+        )
+    for name in ("write", "skip_existing"):
+        if clips and getattr(options, name):
+            raise ValueError(
+                f"--{name.replace('_', '-')} is for images, and {str(clips[0].path)!r} becomes a "
+                "video; label it by itself, with --frames for its label maps"
+            )
 
 
 def _rate(text: str) -> Fraction:
@@ -150,6 +187,12 @@ def _labeller(options: Namespace) -> Labeller:
         )
     if options.tta and options.protocol is None:
         raise ValueError("--tta needs a --protocol, which has its ratios")
+    way = _way(options)
+    return way if options.threshold is None else Thresholded(way, options.threshold)
+
+
+def _way(options: Namespace) -> Labeller:
+    """Returns how the logits are computed."""
     if options.protocol is not None:
         return ByProtocol(find_protocol(options.protocol, options.tta))
     if options.processor:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 
 Color = tuple[int, int, int]
 IGNORE_INDEX = 255  # up to 255 classes
+VOC_NAMES = {"aeroplane", "motorbike", "sheep", "sofa"}  # some of them
 
 
 def voc_palette(num_classes: int) -> tuple[Color, ...]:
@@ -22,6 +24,25 @@ def voc_palette(num_classes: int) -> tuple[Color, ...]:
         for k in range(num_classes)
     )
     return tuple((r, g, b) for r, g, b in channels)
+
+
+@cache
+def distinct_palette() -> tuple[Color, ...]:
+    """Returns 255 colours that also differ for colour-blind eyes, the first ones most.
+
+    The first two are of Okabe and Ito's palette (2008). Each further one is, of a grid of colours,
+    the farthest from all before it, and from black and white. The distance is the Euclidean one in
+    CIELAB, the smallest of those seen by normal eyes and by eyes with protanopia, deuteranopia and
+    tritanopia as Machado, Oliveira and Fernandes (2009) simulate them.
+    """
+    rows = _table("distinct")
+    return tuple((int(row["red"]), int(row["green"]), int(row["blue"])) for row in rows)
+
+
+def _table(name: str) -> list[dict[str, str]]:
+    """Returns the rows of a CSV file of this package."""
+    table = resources.files("segformer.data") / "tables" / f"{name}.csv"
+    return list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
 
 
 def ignore_index(num_classes: int) -> int:
@@ -88,14 +109,26 @@ class Classes:
         """The label of ignored pixels, which is 255, or 65535 for more than 255 classes."""
         return ignore_index(len(self))
 
+    @property
+    def shown_colors(self) -> tuple[Color, ...]:
+        """Colour of each class in pictures: its own, or one that colour-blind eyes tell apart.
+
+        The classes have no colours of their own if these are VOC's and the names are not, up to
+        255 classes. Files of labels keep VOC's palette, by which they are read.
+        """
+        colors = tuple(self.colors)
+        is_default = len(self) <= IGNORE_INDEX and colors == voc_palette(len(self))
+        if not is_default or set(self.names) >= VOC_NAMES:
+            return colors
+        return distinct_palette()[: len(self)]
+
     @classmethod
     def of_table(cls, name: str) -> Classes:
         """Returns the classes in a CSV file of this package, with columns name, red, green, blue.
 
         A file without the last three gives the PASCAL VOC colours.
         """
-        table = resources.files("segformer.data") / "tables" / f"{name}.csv"
-        rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
+        rows = _table(name)
         colors = (
             [(int(row["red"]), int(row["green"]), int(row["blue"])) for row in rows]
             if "red" in rows[0]

@@ -31,7 +31,7 @@ from segformer.data.labels import file_type
 from segformer.evaluation import as_batch, device_of
 from segformer.evaluation.batches import in_evaluation
 from segformer.evaluation.protocols import gives_logits
-from segformer.inference.pictures import overlay
+from segformer.inference.pictures import RAMP, heat_map, overlay
 from segformer.ops import with_background
 
 HOST = "127.0.0.1"  # this machine only
@@ -39,7 +39,6 @@ PORTS = range(7860, 7960)
 MAX_SIDE = 1024  # pixels
 OPACITY = 55  # %
 BAND = 64  # rows of logits whose softmax is computed at a time
-RAMP = ((35, 20, 70), (50, 70, 140), (30, 130, 145), (95, 190, 110), (250, 230, 60))
 NO_CONFIDENCE = (
     "There is no confidence map, because this file gives labels only: export it with "
     "<code>--output logits</code> to see one."
@@ -141,13 +140,6 @@ def _fixed_size(model: Any) -> tuple[int, int] | None:
     return getattr(getattr(model, "description", None), "size", None)
 
 
-def heat_map(values: np.ndarray) -> Image.Image:
-    """Returns values from 0 to 1 (H, W) as a picture, from dark blue to yellow."""
-    anchors = np.linspace(0, 1, len(RAMP))
-    channels = [np.interp(values, anchors, channel) for channel in zip(*RAMP, strict=True)]
-    return Image.fromarray(np.stack(channels, axis=-1).round().astype(np.uint8))
-
-
 def percent(share: float) -> str:
     """Returns a fraction in per cent with one decimal; a small one is not rounded to nothing."""
     return "< 0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
@@ -157,7 +149,7 @@ def legend_html(shares: np.ndarray, classes: Classes) -> str:
     """Returns a list of the classes in a photo with their colours and shares, greatest first."""
     order = [k for k in np.argsort(-shares, kind="stable").tolist() if shares[k]]
     rows = [
-        f'<li><i style="background:{_css(classes.colors[k])}"></i>'
+        f'<li><i style="background:{_css(classes.shown_colors[k])}"></i>'
         f'<span class="name">{html.escape(classes.names[k])}</span>'
         f'<span class="share">{percent(float(shares[k]))}</span></li>'
         for k in order

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from segformer.data.classes import Classes
 from segformer.data.normalization import Normalization
 from segformer.deploy.formats import FORMATS, check_installed, format_of
-from segformer.ops import upsample_argmax, with_background
+from segformer.ops import upsample, upsample_argmax, with_background
 
 
 def is_exported(source: str | os.PathLike[str]) -> bool:
@@ -171,6 +171,21 @@ class Exported(nn.Module):
                 labels = F.interpolate(labels[:, None].float(), size, mode="nearest-exact")[:, 0]
             return labels.long()
         return upsample_argmax(with_background(self._logits(images, size)), size)
+
+    def predict_with_probabilities(
+        self, images: Tensor, size: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Returns labels (B, *size*) and class probabilities (B, K, *size*) float32.
+
+        The labels are those of :meth:`predict`, as the arguments are.
+
+        Raises:
+            ValueError: If the images do not fit the file, or it gives labels only.
+        """
+        height, width = images.shape[-2:] if size is None else size
+        size = (int(height), int(width))
+        logits = with_background(self._logits(images, size))
+        return upsample_argmax(logits, size), upsample(logits, size).float().softmax(1)
 
     def _run(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Returns the output of the graph, at the images' size, or at *size* if it takes one."""

@@ -7,7 +7,7 @@ from segformer.evaluation.batches import (
     own_size_labels,
     pad_to_min_size,
 )
-from segformer.evaluation.large import label_large, label_windows
+from segformer.evaluation.large import average_windows, label_large, label_windows
 from segformer.evaluation.metrics import Scores
 from segformer.evaluation.protocols import (
     PROTOCOLS,
@@ -32,6 +32,7 @@ __all__ = [
     "Slide",
     "Whole",
     "as_batch",
+    "average_windows",
     "check_logits",
     "device_of",
     "evaluate",

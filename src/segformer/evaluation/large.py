@@ -21,6 +21,7 @@ BYTES = 1 << 30  # of the sums of logits
 
 Read = Callable[[Window], Tensor]  # of the pixels (C, h, w)
 Write = Callable[[Window, np.ndarray], None]  # of the labels (h, w)
+Take = Callable[[Window, Tensor], None]  # of the mean logits (K, h, w), at least two
 
 
 def label_large(
@@ -82,6 +83,29 @@ def label_windows(
     Raises:
         ValueError: If the model has a greater label.
     """
+
+    def take(window: Window, logits: Tensor) -> None:
+        write(window, logits.argmax(0).numpy())
+
+    average_windows(model, size, read, take, mode, device=device, memory=memory, greatest=greatest)
+
+
+def average_windows(
+    model: Any,
+    size: tuple[int, int],
+    read: Read,
+    take: Take,
+    mode: Slide,
+    *,
+    device: str | torch.device = "cpu",
+    memory: int = BYTES,
+    greatest: int = 65535,
+) -> None:
+    """Computes the mean logits of windows of an image that is read in parts.
+
+    The arguments and errors are those of :func:`label_windows`, except for ``take``: it takes a
+    window, and the logits (K, h, w) in it, on the CPU. A model of one logit has two: 0 and its own.
+    """
     height, width = size
     tops, lefts = mode.starts(height, width)
     crop = min(mode.crop_size[0], height), min(mode.crop_size[1], width)
@@ -104,8 +128,8 @@ def label_windows(
                         window = Window(top, left, *crop)
                         sums.add(left, _logits(model, read, window, device))
                         bar.update()
-                    for columns, labels in sums.take(end - top):
-                        write(Window(top, columns.start, *labels.shape), labels)
+                    for columns, logits in sums.take(end - top):
+                        take(Window(top, columns.start, *logits.shape[1:]), logits)
 
 
 def _check_arrays(image: Any, out: Any) -> None:
@@ -160,16 +184,15 @@ class _Sums:
         self.logits[..., own] += (logits * self.weight)[..., inside]
         self.weights[..., own] += self.weight[..., inside]
 
-    def take(self, rows: int) -> Iterator[tuple[slice, np.ndarray]]:
-        """Yields columns and labels of the first rows, and goes on to the rows after them.
+    def take(self, rows: int) -> Iterator[tuple[slice, Tensor]]:
+        """Yields columns and mean logits of the first rows, and goes on to the rows after them.
 
-        The labels (h, w) are those of some columns at a time, to save memory.
+        The logits (K, h, w) are those of some columns at a time, to save memory.
         """
         for left in range(self.start, self.stop, COLUMNS):
             columns = slice(left, min(left + COLUMNS, self.stop))
             own = slice(columns.start - self.start, columns.stop - self.start)
-            mean = self.logits[:, :rows, own] / self.weights[:rows, own]
-            yield columns, mean.argmax(0).numpy()
+            yield columns, self.logits[:, :rows, own] / self.weights[:rows, own]
         for sums in (self.logits, self.weights):
             _move_up(sums, rows)
 

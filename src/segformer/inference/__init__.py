@@ -1,8 +1,9 @@
 """From image files to label maps and pictures."""
 
-from segformer.inference.labellers import ByProtocol, InWindows, Labeller, WholeImages
-from segformer.inference.pipeline import label_file, label_files, plan
+from segformer.inference.labellers import ByProtocol, InWindows, Labeller, Thresholded, WholeImages
+from segformer.inference.pipeline import Job, Work, label_file, label_files, plan, predict_file
 from segformer.inference.processor import ByProcessor
+from segformer.inference.results import Prediction, find_results
 from segformer.inference.scenes import label_array, label_scene
 from segformer.inference.video import label_video, label_videos, plan_videos
 
@@ -10,8 +11,13 @@ __all__ = [
     "ByProcessor",
     "ByProtocol",
     "InWindows",
+    "Job",
     "Labeller",
+    "Prediction",
+    "Thresholded",
     "WholeImages",
+    "Work",
+    "find_results",
     "label_array",
     "label_file",
     "label_files",
@@ -20,4 +26,5 @@ __all__ = [
     "label_videos",
     "plan",
     "plan_videos",
+    "predict_file",
 ]

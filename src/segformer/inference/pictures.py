@@ -14,6 +14,9 @@ from segformer.data.labels import file_type
 GAP = 8  # pixels between the pictures of a sheet
 TEXT = 16  # pixels
 IGNORED = (0, 0, 0)
+# of values from 0 to 1; their lightness rises, also for colour-blind eyes
+RAMP = ((35, 20, 70), (50, 70, 140), (30, 130, 145), (95, 190, 110), (250, 230, 60))
+SCALE = 200  # pixels, smallest width of a scale
 
 
 def indexed(labels: np.ndarray, classes: Classes) -> Image.Image:
@@ -47,7 +50,7 @@ def shown(image: Tensor) -> Image.Image:
 def colored(labels: np.ndarray, classes: Classes) -> Image.Image:
     """Returns labels (H, W) as an RGB picture in the classes' colours; ignored pixels are black."""
     colors = np.zeros((classes.ignore_index + 1, 3), np.uint8)
-    colors[: len(classes)] = classes.colors
+    colors[: len(classes)] = classes.shown_colors
     return Image.fromarray(colors[labels])
 
 
@@ -107,8 +110,38 @@ def legend(
     draw = ImageDraw.Draw(image)
     for position, k in enumerate(shown):
         x, y = position % columns * column + gap, position // columns * row + gap
-        draw.rectangle((x, y, x + box, y + text), classes.colors[k], "black")
+        draw.rectangle((x, y, x + box, y + text), classes.shown_colors[k], "black")
         draw.text((x + box + gap, y + text // 2), classes.names[k], "black", font, anchor="lm")
+    return image
+
+
+def heat_map(values: np.ndarray) -> Image.Image:
+    """Returns values from 0 to 1 (H, W) as a picture, from dark blue to yellow."""
+    anchors = np.linspace(0, 1, len(RAMP))
+    channels = [np.interp(values, anchors, channel) for channel in zip(*RAMP, strict=True)]
+    return Image.fromarray(np.stack(channels, axis=-1).round().astype(np.uint8))
+
+
+def scale(width: int, title: str) -> Image.Image:
+    """Returns the colours of the values from 0 to 1 above their numbers and a title.
+
+    The text is larger for larger pictures.
+
+    Args:
+        width: Width in pixels, of a picture above it; greater if the title does not fit.
+        title: What the values are.
+    """
+    text = max(TEXT, width // 64)
+    font = ImageFont.load_default(text)
+    gap = text // 2
+    width = max(width, SCALE, int(font.getlength(title)) + 2 * gap)
+    image = Image.new("RGB", (width, 3 * text + 5 * gap), "white")
+    image.paste(heat_map(np.tile(np.linspace(0, 1, width - 2 * gap), (text, 1))), (gap, gap))
+    draw = ImageDraw.Draw(image)
+    for number, anchor in ((0.0, "lt"), (0.5, "mt"), (1.0, "rt")):
+        x = gap + round(number * (width - 2 * gap))
+        draw.text((x, text + 2 * gap), f"{number:g}", "black", font, anchor=anchor)
+    draw.text((gap, 2 * text + 3 * gap), title, "black", font, anchor="lt")
     return image
 
 

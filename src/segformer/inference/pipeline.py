@@ -1,24 +1,40 @@
-"""From image files to label maps."""
+"""From image files to label maps and other results."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from segformer.data.bands import read_pixels, valid_pixels
 from segformer.data.images import find_images, read_image
 from segformer.evaluation import Blend, Protocol, check_logits
+from segformer.evaluation.protocols import gives_logits
+from segformer.inference.journal import Journal
 from segformer.inference.labellers import Labeller, WholeImages
-from segformer.inference.pictures import indexed, overlay, shown, with_legend
-from segformer.inference.scenes import is_scene, label_array, label_scene, open_for
+from segformer.inference.pictures import shown
+from segformer.inference.results import (
+    DEFAULT,
+    Labels,
+    Polygons,
+    Prediction,
+    Probabilities,
+    Result,
+    Summary,
+)
+from segformer.inference.results.base import Counted, MeanEntropy, halved
+from segformer.inference.scenes import Also, is_scene, label_array, label_scene, open_for
 
 ARRAY = ".npy"  # images of any size, which are mapped into memory
 WHOLE = WholeImages()
@@ -39,45 +55,200 @@ def label_file(
     Raises:
         ValueError: If the file cannot be decoded. The message names it.
     """
-    if model.normalization.bands is None:
-        image = read_image(path)
-        return shown(image), labeller.labels(model, image)
-    opened = open_for(model, Path(path))
-    image, valid = read_pixels(opened), valid_pixels(opened)
-    labels = labeller.labels(model, image)
+    prediction = predict_file(model, path, labeller, probabilities=False)
+    return prediction.image, prediction.labels
+
+
+def predict_file(
+    model: Any,
+    path: str | os.PathLike[str],
+    labeller: Labeller = WHOLE,
+    name: str | None = None,
+    probabilities: bool = True,
+) -> Prediction:
+    """Returns an image, its labels and its class probabilities, which can save themselves.
+
+    The probabilities take 4 bytes for each class and pixel while they are computed.
+
+    Args:
+        model: A :class:`~segformer.SegmentationModel`, or an exported file as a model.
+        path: Path of the image file.
+        labeller: How the image is labelled, by default whole.
+        name: Name of the prediction, by default the file's.
+        probabilities: Whether they are computed, if the model gives logits.
+
+    Raises:
+        ValueError: If the file cannot be decoded. The message names it.
+    """
+    begun = time.perf_counter()
+    image, valid = _read(model, Path(path))
+    values = None
+    if probabilities and gives_logits(model):
+        labels, values = labeller.with_probabilities(model, image)
+        values = halved(values, labels)
+    else:
+        labels = labeller.labels(model, image)
     if valid is not None:
         labels[~valid] = model.classes.ignore_index
-    return shown(image), labels
+    seconds = time.perf_counter() - begun
+    name = Path(path).name if name is None else name
+    return Prediction(name, shown(image), labels, model.classes, values, seconds)
+
+
+def _read(model: Any, path: Path) -> tuple[Tensor, np.ndarray | None]:
+    """Returns the image that a model takes, and where it has data; None if that is everywhere."""
+    if model.normalization.bands is None:
+        return read_image(path), None
+    opened = open_for(model, path)
+    return read_pixels(opened), valid_pixels(opened)
+
+
+@dataclass(frozen=True)
+class Job:
+    """An image and the files to write for it.
+
+    Args:
+        source: The image file.
+        name: Its name with its subfolder, as summaries have it.
+        writes: Each result and its path.
+        large: Whether it is labelled in windows, from its file.
+    """
+
+    source: Path
+    name: str
+    writes: tuple[tuple[Result, Path], ...]
+    large: bool = False
+
+    def target(self, kind: type[Result]) -> Path | None:
+        """Returns the path of a kind of result; None if it is not written."""
+        return next((path for result, path in self.writes if isinstance(result, kind)), None)
+
+
+@dataclass(frozen=True)
+class Work:
+    """The work of a run.
+
+    Args:
+        jobs: The images to label.
+        names: Names of all images of this process, in their order.
+        journals: The summaries.
+    """
+
+    jobs: tuple[Job, ...]
+    names: tuple[str, ...]
+    journals: tuple[Journal, ...] = ()
 
 
 def plan(
-    sources: Iterable[str], out: Path, overwrite: bool = False
-) -> dict[Path, tuple[Path, ...]]:
-    """Returns the files to write for each image: ``out/NAME.png`` and ``out/NAME_overlay.png``.
+    sources: Iterable[str],
+    out: Path,
+    overwrite: bool = False,
+    results: Sequence[Result] | None = None,
+    summaries: Sequence[Summary] = (),
+    skip_existing: bool = False,
+) -> Work:
+    """Returns what is to be written for each image: by default ``NAME.png`` and an overlay.
 
-    For ``NAME.npy``, and for a raster ``NAME.tif`` with a place on the earth, it is only a file of
-    the same name. Subfolders are kept. Processes that ``torchrun``
-    starts share the images.
+    For ``NAME.npy``, and for a raster ``NAME.tif`` with a place on the earth, the label map is a
+    file of the same name; there is no overlay. Subfolders are kept. Processes that ``torchrun``
+    starts share the images, and each writes its own summaries.
 
     Args:
         sources: Image files, and folders of them.
         out: Folder to write into; made if it is missing.
         overwrite: Whether existing files are replaced; an image to label never is.
+        results: What is written for each image.
+        summaries: What is written for the run.
+        skip_existing: Whether images are left out whose files exist, and whose entries in the
+            summaries do.
 
     Raises:
         FileNotFoundError: If a file or folder is missing or a folder holds no image.
         FileExistsError: If a file to write exists already.
+        ModuleNotFoundError: If a package that a summary needs is missing.
         OSError: If the folder cannot be written.
-        ValueError: If two images would be written to the same file.
+        ValueError: If two images would be written to the same file, or a result cannot be written
+            for an image that is labelled in windows.
     """
-    targets_of: dict[Path, tuple[Path, ...]] = {}
+    for summary in summaries:
+        summary.check()
+    jobs: dict[Path, Job] = {}
     for source in map(Path, sources):
         if not source.exists():
             raise FileNotFoundError(f"no image or folder {str(source)!r}")
         folder = source if source.is_dir() else source.parent
         for path in find_images(source) if source.is_dir() else [source]:
-            targets_of[path] = _targets(path, out / path.relative_to(folder))
-    return checked(targets_of, out, overwrite)
+            name = path.relative_to(folder)
+            jobs[path] = _job(path, name, out, results, summaries)
+    _check_names(jobs.values(), summaries)
+    targets_of = {path: tuple(target for _, target in job.writes) for path, job in jobs.items()}
+    own = list(checked(targets_of, out, overwrite or skip_existing))
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    part = f"{rank + 1}-of-{size}" if size > 1 else ""
+    journals = tuple(Journal(summary, out, part, skip_existing) for summary in summaries)
+    if not (overwrite or skip_existing):
+        for path in (path for journal in journals for path in (journal.path, journal.target)):
+            _check_missing(path)
+    names = tuple(jobs[path].name for path in own)
+    missing = _missing_entries(names, journals)
+    left = [
+        jobs[path]
+        for path in own
+        if not skip_existing
+        or jobs[path].name in missing
+        or not all(target.exists() for target in targets_of[path])
+    ]
+    return Work(tuple(left), names, journals)
+
+
+def _missing_entries(names: Sequence[str], journals: Iterable[Journal]) -> set[str]:
+    """Returns the images that lack an entry in a summary."""
+    missing: set[str] = set()
+    for journal in journals:
+        missing |= set(journal.summary.chosen(names)) - set(journal.entries)
+    return missing
+
+
+def _check_names(jobs: Iterable[Job], summaries: Sequence[Summary]) -> None:
+    """Raises ValueError if a summary would have two images of one name."""
+    source_of: dict[str, Path] = {}
+    for job in jobs if summaries else ():
+        if job.name in source_of:
+            raise ValueError(
+                f"{str(source_of[job.name])!r} and {str(job.source)!r} would both be "
+                f"{job.name!r} in {summaries[0].file}; label them one by one, into different "
+                "folders"
+            )
+        source_of[job.name] = job.source
+
+
+def _job(
+    path: Path,
+    name: Path,
+    out: Path,
+    results: Sequence[Result] | None,
+    summaries: Sequence[Summary],
+) -> Job:
+    """Returns the files to write for an image."""
+    target = out / name
+    if not (path.suffix == ARRAY or is_scene(path)):
+        chosen = DEFAULT if results is None else results
+        return Job(path, name.as_posix(), tuple((r, r.path(target)) for r in chosen))
+    chosen = [Labels()] if results is None else results
+    kinds: tuple[Result | Summary, ...] = (*chosen, *summaries)
+    refused = [kind.name for kind in kinds if not kind.for_large]
+    if refused:
+        raise ValueError(
+            f"{str(path)!r} is labelled in windows, as it may be larger than memory, and gets no "
+            f"{refused[0]}; leave {refused[0]} out of --write, or label it in a run of its own"
+        )
+    if not any(isinstance(result, Labels) for result in chosen):
+        raise ValueError(
+            f"{str(path)!r} is labelled in windows, into a file from which the others are made; "
+            "add labels to --write"
+        )
+    writes = tuple((r, target if isinstance(r, Labels) else r.path(target)) for r in chosen)
+    return Job(path, name.as_posix(), writes, large=True)
 
 
 def checked(
@@ -95,21 +266,18 @@ def checked(
             raise FileExistsError(
                 f"{str(target)!r} is one of the images to label; choose another folder with --out"
             )
-        if target.exists() and not overwrite:
-            raise FileExistsError(
-                f"{str(target)!r} exists already; choose another folder with --out, or add "
-                "--overwrite"
-            )
+        if not overwrite:
+            _check_missing(target)
     _check_writable(out)
     return own
 
 
-def _targets(source: Path, path: Path) -> tuple[Path, ...]:
-    """Returns the files to write for an image in the output folder, at a path like its own."""
-    if source.suffix == ARRAY or is_scene(source):
-        return (path,)
-    label_map = path.with_suffix(".png")
-    return label_map, label_map.with_name(f"{path.stem}_overlay.png")
+def _check_missing(path: Path) -> None:
+    """Raises FileExistsError if a file to write exists already."""
+    if path.exists():
+        raise FileExistsError(
+            f"{str(path)!r} exists already; choose another folder with --out, or add --overwrite"
+        )
 
 
 def _check_distinct(targets_of: Mapping[Path, tuple[Path, ...]]) -> None:
@@ -124,17 +292,12 @@ def _check_distinct(targets_of: Mapping[Path, tuple[Path, ...]]) -> None:
             source_of[target] = path
 
 
-def label_files(
-    model: Any, targets_of: Mapping[Path, tuple[Path, ...]], labeller: Labeller = WHOLE
-) -> None:
-    """Writes a label map and an overlay for each image, and prints the classes' shares.
-
-    The first file holds the class indices, with a palette; the second the image under the classes'
-    colours, with a legend.
+def label_files(model: Any, work: Work, labeller: Labeller = WHOLE) -> None:
+    """Writes the results of each image and of the run, and prints the classes' shares.
 
     Args:
         model: A :class:`~segformer.SegmentationModel`, or an exported file as a model.
-        targets_of: The files to write for each image, from :func:`plan`.
+        work: The files to write, from :func:`plan`.
         labeller: How images are labelled, by default whole.
 
     Raises:
@@ -143,23 +306,38 @@ def label_files(
             be labelled: the others still are.
     """
     labeller.check(model)
-    for path, targets in targets_of.items():
-        if len(targets) == 1:
-            _check_windows(model, path, labeller)
+    for result in {type(result): result for job in work.jobs for result, _ in job.writes}.values():
+        result.check(model)
+    for job in work.jobs:
+        if job.large:
+            _check_windows(model, job.source, labeller)
     counts = np.zeros(max(2, len(model.classes)), dtype=np.int64)  # one logit is for two classes
     errors = []
-    for path, targets in tqdm(targets_of.items(), "predict", unit="image"):
-        try:
-            labels = _label_and_save(model, path, targets, labeller)
-        except ValueError as error:  # the other images are still labelled
-            errors.append(str(error))
-            continue
-        counts += count(labels, len(counts))
+    with ExitStack() as stack:
+        for journal in work.journals:
+            stack.enter_context(journal)
+        for job in tqdm(work.jobs, "predict", unit="image"):
+            begun = time.perf_counter()
+            try:
+                counts += _label_and_save(model, job, work, labeller)
+            except ValueError as error:  # the other images are still labelled
+                errors.append(str(error))
+                for journal in work.journals:
+                    seconds = time.perf_counter() - begun
+                    journal.add(journal.summary.failure(job.name, str(error), seconds))
+    for journal in work.journals:
+        journal.sort(work.names)
+        journal.summary.write(journal.target, journal.entries, model.classes)
     if counts.any():
         print(histogram(counts, model))
-    print(f"{len(targets_of) - len(errors)} images labelled")
+    print(f"{len(work.jobs) - len(errors)} images labelled{_skipped(work)}")
     if errors:
         raise ValueError("; ".join(errors))
+
+
+def _skipped(work: Work) -> str:
+    count = len(work.names) - len(work.jobs)
+    return f", {count} left out, as their files exist" if count else ""
 
 
 def _check_windows(model: Any, path: Path, labeller: Labeller) -> None:
@@ -189,22 +367,54 @@ def _check_writable(folder: Path) -> None:
         ) from error
 
 
-def _label_and_save(
-    model: Any, path: Path, targets: tuple[Path, ...], labeller: Labeller
-) -> Iterable[np.ndarray]:
-    """Writes the files of an image; returns its labels in parts."""
-    targets[0].parent.mkdir(parents=True, exist_ok=True)
-    if len(targets) == 1 and labeller.windows is not None:
-        slide = labeller.windows
-        if path.suffix == ARRAY:
-            return label_array(model, path, targets[0], slide)
-        return label_scene(model, path, targets[0], Blend(slide.crop_size, slide.stride))
-    image, labels = label_file(model, path, labeller)
-    label_map, picture = targets
-    indexed(labels, model.classes).save(label_map)
-    under_colors = overlay(image, labels, model.classes)
-    with_legend(under_colors, labels, model.classes).save(picture)
-    return labels
+def _label_and_save(model: Any, job: Job, work: Work, labeller: Labeller) -> np.ndarray:
+    """Writes the files of an image and its entries; returns the number of pixels of each class."""
+    for _, path in job.writes:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    journals = [j for j in work.journals if job.name in j.summary.chosen(work.names)]
+    if job.large:
+        counted = _label_large(model, job, labeller)
+        entries = [journal.summary.count(counted) for journal in journals]
+    else:
+        kinds = [result.needs_probabilities for result, _ in job.writes]
+        wanted = any([*kinds, *(journal.summary.uses_probabilities for journal in journals)])
+        prediction = predict_file(model, job.source, labeller, job.name, wanted)
+        for result, path in job.writes:
+            result.write(prediction, path)
+        counted = prediction.counted
+        entries = [journal.summary.entry(prediction) for journal in journals]
+    for journal, entry in zip(journals, entries, strict=True):
+        journal.add(entry)
+    return counted.counts
+
+
+def _label_large(model: Any, job: Job, labeller: Labeller) -> Counted:
+    """Writes the files of an image that is labelled in windows."""
+    begun = time.perf_counter()
+    target, slide, num_labels = job.target(Labels), labeller.windows, max(2, len(model.classes))
+    assert target is not None
+    assert slide is not None
+    opened = open_for(model, job.source)
+    is_array = job.source.suffix == ARRAY
+    label = label_array if is_array else label_scene
+    windows = slide if is_array else Blend(slide.crop_size, slide.stride)
+    total = MeanEntropy()
+    with ExitStack() as stack:
+        also: list[Also] = [total.add]
+        for result, path in job.writes:
+            if isinstance(result, Probabilities):
+                shape = (num_labels, *opened.size)
+                also.append(stack.enter_context(result.in_parts(path, shape)))
+        parts = label(model, job.source, target, windows, labeller.decide, also)
+    polygons = job.target(Polygons)
+    if polygons is not None and is_array:
+        Polygons().write_map(np.load(target, mmap_mode="r"), model.classes, polygons)
+    elif polygons is not None:
+        Polygons().write_raster(target, model.classes, polygons)
+    counts = count(parts, num_labels)
+    seconds = time.perf_counter() - begun
+    grid = opened.grid
+    return Counted(job.name, opened.size, model.classes, counts, total.mean, grid, seconds)
 
 
 def count(parts: Iterable[np.ndarray], num_labels: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from segformer.checkpoint import Processor
 from segformer.data.normalization import Normalization
 from segformer.evaluation import device_of
 from segformer.evaluation.batches import dtype_of
-from segformer.inference.labellers import Labeller, in_file_type
+from segformer.inference.labellers import Labeller, Pair, in_file_type
 
 # By Pillow's number, as transformers' torchvision back end chooses them.
 MODES = {
@@ -61,11 +61,19 @@ class ByProcessor(Labeller):
 
     def labels(self, model: Any, image: Tensor) -> np.ndarray:
         """Returns the labels (H, W) of an image, uint8 (3, H, W)."""
-        height, width = image.shape[1:]
+        return in_file_type(model.predict(*self._batch(model, image))[0], model)
+
+    def with_probabilities(self, model: Any, image: Tensor) -> Pair:
+        """Returns the labels (H, W) of an image and its class probabilities (K, H, W) float32."""
+        labels, probabilities = model.predict_with_probabilities(*self._batch(model, image))
+        return in_file_type(labels[0], model), probabilities[0].cpu().numpy()
+
+    def _batch(self, model: Any, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Returns a prepared image as a batch, and the image's own size."""
         images = prepared(self.processor, image)[None]
         _check_size(model, (images.shape[2], images.shape[3]))
-        images = images.to(device_of(model), dtype_of(model))
-        return in_file_type(model.predict(images, (height, width))[0], model)
+        size = (image.shape[1], image.shape[2])
+        return images.to(device_of(model), dtype_of(model)), size
 
 
 def prepared(processor: Processor, image: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,16 @@ from segformer.data.families import geotiff
 from segformer.data.families.opened import Opened, Window
 from segformer.data.images import read_image
 from segformer.data.labels import file_type
-from segformer.evaluation import Slide, device_of, label_windows
+from segformer.evaluation import Slide, average_windows, device_of
+from segformer.inference.labellers import WholeImages
 
 logger = logging.getLogger(__name__)
 
 GEO_KEYS = 34735  # GeoTIFF's tag of its coordinate reference system
 LARGE = 1 << 26  # pixels; smaller TIFF files without georeference are pictures
+Decide = Callable[[Tensor], Tensor]  # labels (h, w) of mean logits (K, h, w)
+Also = Callable[[Window, np.ndarray, Tensor], None]  # takes the labels and logits of a part
+MOST_PROBABLE: Decide = WholeImages().decide
 SAMPLES = 4  # along each side, of the windows whose range of values is checked
 SAMPLE = 128  # pixels a side
 
@@ -65,7 +69,14 @@ def bands_of(model: Any) -> Bands:
     return model.normalization.bands or Bands()
 
 
-def label_scene(model: Any, path: Path, target: Path, slide: Slide) -> Iterator[np.ndarray]:
+def label_scene(
+    model: Any,
+    path: Path,
+    target: Path,
+    slide: Slide,
+    decide: Decide = MOST_PROBABLE,
+    also: Sequence[Also] = (),
+) -> Iterator[np.ndarray]:
     """Labels a raster window by window, and writes a GeoTIFF on the same grid.
 
     It has the classes' colours and names. Pixels without data hold the ignored value, which is the
@@ -76,6 +87,8 @@ def label_scene(model: Any, path: Path, target: Path, slide: Slide) -> Iterator[
         path: File of the scene, with the bands that the model takes.
         target: File for the labels; it is created when it is complete.
         slide: The windows.
+        decide: Returns the labels (h, w) of mean logits (K, h, w), by default the greatest.
+        also: Functions that take each window, its labels (h, w) and its mean logits (K, h, w).
 
     Returns:
         The labels, in parts (h, w), as they are read from the file.
@@ -90,14 +103,21 @@ def label_scene(model: Any, path: Path, target: Path, slide: Slide) -> Iterator[
     ):
         _describe(raster, model)
 
-        def write(window: Window, labels: np.ndarray) -> None:
+        def write(window: Window, labels: np.ndarray, _: Tensor) -> None:
             raster.write(labels[None], window=geotiff.window_of(window))
 
-        _label(model, image, write, slide)
+        _label(model, image, slide, decide, [write, *also])
     return _blocks(target)
 
 
-def label_array(model: Any, path: Path, target: Path, slide: Slide) -> Iterator[np.ndarray]:
+def label_array(
+    model: Any,
+    path: Path,
+    target: Path,
+    slide: Slide,
+    decide: Decide = MOST_PROBABLE,
+    also: Sequence[Also] = (),
+) -> Iterator[np.ndarray]:
     """Labels an ``.npy`` image that need not fit into memory, window by window.
 
     Args:
@@ -106,6 +126,8 @@ def label_array(model: Any, path: Path, target: Path, slide: Slide) -> Iterator[
         target: File for the labels, uint8 (H, W), or uint16 for more than 255 classes. It is
             created when it is complete.
         slide: The windows.
+        decide: Returns the labels (h, w) of mean logits (K, h, w), by default the greatest.
+        also: Functions that take each window, its labels (h, w) and its mean logits (K, h, w).
 
     Returns:
         The labels' rows, mapped from the file.
@@ -118,30 +140,31 @@ def label_array(model: Any, path: Path, target: Path, slide: Slide) -> Iterator[
         dtype = file_type(model.num_classes)
         out = np.lib.format.open_memmap(partial, "w+", dtype, image.size)
 
-        def write(window: Window, labels: np.ndarray) -> None:
+        def write(window: Window, labels: np.ndarray, _: Tensor) -> None:
             out[window.slices] = labels
 
-        _label(model, image, write, slide)
+        _label(model, image, slide, decide, [write, *also])
         out.flush()
     return iter(out)
 
 
 def _label(
-    model: Any, image: Opened, write: Callable[[Window, np.ndarray], None], slide: Slide
+    model: Any, image: Opened, slide: Slide, decide: Decide, outputs: Sequence[Also]
 ) -> None:
-    """Labels an image; ``write`` takes each part in the type of label maps in files."""
+    """Labels an image; the outputs take each part in the type of label maps in files."""
 
     def read(window: Window) -> Tensor:
         return read_pixels(image, window).as_subclass(Tensor)
 
-    def write_part(window: Window, labels: np.ndarray) -> None:
-        values = labels.astype(file_type(model.num_classes))
+    def take(window: Window, logits: Tensor) -> None:
+        values = decide(logits).numpy().astype(file_type(model.num_classes))
         valid = valid_pixels(image, window)
         if valid is not None:
             values[~valid] = model.classes.ignore_index
-        write(window, values)
+        for output in outputs:
+            output(window, values, logits)
 
-    label_windows(model, image.size, read, write_part, slide, device=device_of(model))
+    average_windows(model, image.size, read, take, slide, device=device_of(model))
 
 
 def open_for(model: Any, path: Path) -> Opened:

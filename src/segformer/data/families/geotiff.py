@@ -147,6 +147,18 @@ def _grid(raster: Any) -> Grid | None:
     return Grid(raster.crs.to_wkt(), tuple(raster.transform)[:6])
 
 
+def pixel_area(grid: Grid) -> float | None:
+    """Returns the square metres of a pixel; None if the coordinates are no lengths."""
+    from rasterio.crs import CRS
+
+    crs = CRS.from_wkt(grid.crs)
+    if not crs.is_projected:
+        return None
+    _, metres = crs.linear_units_factor
+    a, b, _, d, e, _ = grid.transform
+    return float(abs(a * e - b * d) * metres**2)
+
+
 def window_of(window: Window) -> Any:
     """Returns a window as rasterio has it."""
     from rasterio.windows import Window as Part

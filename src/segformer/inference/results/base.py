@@ -1,0 +1,234 @@
+"""What a prediction holds, and what can be written of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from segformer.data.classes import Classes
+from segformer.data.families.opened import Grid, Window
+from segformer.inference.labellers import check_probabilities
+
+ROWS = 64  # whose probabilities are compared at a time, to save memory
+TIE = 2e-3  # difference of probabilities that rounding explains
+
+Entry = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Number of pixels of each class of an image, which need not be in memory.
+
+    Args:
+        name: Name of the image, with its subfolder, such as ``"a/1.jpg"``.
+        size: Height and width in pixels.
+        classes: Names and colours of the classes.
+        counts: Number of pixels of each class (K,).
+        mean_entropy: Mean entropy of the class probabilities in nats, from 0 to log K; None if the
+            probabilities are not computed.
+        grid: Where the image lies on the earth, if its file says so.
+        seconds: Time of reading and labelling.
+    """
+
+    name: str
+    size: tuple[int, int]
+    classes: Classes
+    counts: np.ndarray
+    mean_entropy: float | None = None
+    grid: Grid | None = None
+    seconds: float = 0.0
+
+    @property
+    def shares(self) -> np.ndarray:
+        """Share of each class (K,) of the pixels that are not ignored."""
+        return self.counts / max(1, self.counts.sum())
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """An image and what a model sees in it.
+
+    Args:
+        name: Name of the image, with its subfolder, such as ``"a/1.jpg"``.
+        image: The image, turned upright, in RGB.
+        labels: Class indices (H, W), uint8, or uint16 for more than 255 classes.
+        classes: Names and colours of the classes.
+        probabilities: Class probabilities (K, H, W), float16; None for a model that gives labels
+            only. Their arg-max is the labels, except for a threshold other than 0.5.
+        seconds: Time of reading and labelling.
+    """
+
+    name: str
+    image: Image.Image
+    labels: np.ndarray
+    classes: Classes
+    probabilities: np.ndarray | None = None
+    seconds: float = 0.0
+
+    def save(self, folder: Path | str, results: Iterable[Result]) -> list[Path]:
+        """Writes results into a folder, which is made if it is missing.
+
+        Args:
+            folder: The folder.
+            results: Such as ``[Labels(), Overlay(), Polygons()]``.
+
+        Returns:
+            The paths written.
+
+        Raises:
+            ValueError: If a result needs probabilities and there are none.
+        """
+        paths = []
+        for result in results:
+            if result.needs_probabilities and self.probabilities is None:
+                raise ValueError(
+                    f"{result.name} needs probabilities, and the model of {self.name!r} gives "
+                    "labels only"
+                )
+            path = result.path(Path(folder, self.name))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            result.write(self, path)
+            paths.append(path)
+        return paths
+
+    @cached_property
+    def confidence(self) -> np.ndarray:
+        """Largest probability of each pixel (H, W), float16."""
+        assert self.probabilities is not None
+        largest: np.ndarray = self.probabilities.max(0)
+        return largest
+
+    @cached_property
+    def counted(self) -> Counted:
+        """The number of pixels of each class, and the mean entropy."""
+        num = len(self.classes)
+        counts = np.bincount(self.labels.ravel(), minlength=num)[:num]
+        height, width = self.labels.shape
+        mean = None
+        if self.probabilities is not None:
+            rows = (self.probabilities[:, top : top + ROWS] for top in range(0, height, ROWS))
+            mean = sum(float(entropy(part).sum()) for part in rows) / (height * width)
+        return Counted(self.name, (height, width), self.classes, counts, mean, seconds=self.seconds)
+
+
+def entropy(probabilities: np.ndarray) -> np.ndarray:
+    """Returns the entropy (h, w) of class probabilities (K, h, w), in nats."""
+    values = probabilities.astype(np.float32)
+    result: np.ndarray = -(values * np.log(np.maximum(values, np.finfo(np.float32).tiny))).sum(0)
+    return result
+
+
+class MeanEntropy:
+    """The mean entropy of the pixels of an image that is labelled in parts, in nats."""
+
+    def __init__(self) -> None:
+        self.total, self.pixels = 0.0, 0
+
+    def add(self, window: Window, labels: np.ndarray, logits: Tensor) -> None:
+        """Adds a part with its mean logits (K, h, w)."""
+        for rows in logits.split(ROWS, 1):
+            self.total += float(entropy(rows.softmax(0).numpy()).sum())
+        self.pixels += labels.size
+
+    @property
+    def mean(self) -> float:
+        return self.total / max(1, self.pixels)
+
+
+def halved(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Returns probabilities (K, H, W) in float16, with the labels as their arg-max.
+
+    Where rounding makes two classes equal, the labelled one is made greater by the smallest step.
+
+    Args:
+        probabilities: Class probabilities, float32.
+        labels: Class indices (H, W); pixels with greater values are left as they are.
+    """
+    rounded = np.empty(probabilities.shape, np.float16)
+    for top in range(0, labels.shape[0], ROWS):
+        rows = slice(top, top + ROWS)
+        part, wanted = probabilities[:, rows].astype(np.float16), labels[rows].astype(np.intp)
+        wrong = (part.argmax(0) != wanted) & (wanted < len(part))
+        y, x = np.nonzero(wrong)
+        k = wanted[y, x]
+        largest = part[:, y, x].max(0, initial=0)
+        near = probabilities[k, y + top, x] + TIE > largest
+        y, x, k, largest = y[near], x[near], k[near], largest[near]
+        part[k, y, x] = np.nextafter(largest, np.float16(2))
+        rounded[:, rows] = part
+    return rounded
+
+
+class Result(ABC):
+    """A file, or a folder of files, for each image.
+
+    Attributes:
+        name: Name on the command line.
+        needs_probabilities: Whether a model that gives labels only is refused.
+        for_large: Whether it can be written for images that are labelled in windows, from files.
+    """
+
+    name: ClassVar[str]
+    needs_probabilities: ClassVar[bool] = False
+    for_large: ClassVar[bool] = False
+
+    def check(self, model: Any) -> None:
+        """Raises an error if this cannot be written for a model, or a package is missing."""
+        if self.needs_probabilities:
+            check_probabilities(model, f"{self.name} needs")
+
+    @abstractmethod
+    def path(self, image: Path) -> Path:
+        """Returns the path to write for an image, by the image's name in the output folder."""
+
+    @abstractmethod
+    def write(self, prediction: Prediction, path: Path) -> None:
+        """Writes the file or folder whole, or not at all."""
+
+
+class Summary(ABC):
+    """A file for a run, made of an entry for each image.
+
+    Attributes:
+        name: Name on the command line.
+        file: Name of the file.
+        uses_probabilities: Whether the entries hold more if there are probabilities.
+        for_large: Whether it can be written for images that are labelled in windows, from files;
+            entries are then made by :meth:`count`.
+    """
+
+    name: ClassVar[str]
+    file: ClassVar[str]
+    uses_probabilities: ClassVar[bool] = False
+    for_large: ClassVar[bool] = False
+
+    def check(self) -> None:  # noqa: B027 - most need no package
+        """Raises ModuleNotFoundError if a package is missing."""
+
+    def chosen(self, names: Sequence[str]) -> Sequence[str]:
+        """Returns the images that have an entry, of all images of a run."""
+        return names
+
+    @abstractmethod
+    def entry(self, prediction: Prediction) -> Entry:
+        """Returns the entry of an image, which JSON can hold, with its name as ``"file"``."""
+
+    def count(self, counted: Counted) -> Entry:
+        """Returns the entry of an image that was labelled in windows, from its file."""
+        raise NotImplementedError
+
+    def failure(self, name: str, error: str, seconds: float) -> Entry | None:
+        """Returns the entry of an image that could not be labelled, if there is one."""
+        return None
+
+    @abstractmethod
+    def write(self, path: Path, entries: Mapping[str, Entry], classes: Classes) -> None:
+        """Writes the file whole, or not at all, from the entries by the images' names."""

@@ -1,0 +1,83 @@
+"""Polygons as GeoJSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segformer.data.annotations.shapes import polygons_of
+from segformer.data.classes import Classes
+from segformer.data.complete import complete
+from segformer.data.families import geotiff
+from segformer.inference.results.base import Prediction, Result
+
+Shape = tuple[int, dict[str, Any]]  # class index, GeoJSON's geometry
+
+
+class Polygons(Result):
+    """``NAME.geojson``: the areas of the classes along the edges of pixels, with their holes.
+
+    Coordinates are those of the raster's coordinate reference system if the image has one.
+    Otherwise they are pixels: x to the right, y downwards, from the corner of the first pixel.
+    """
+
+    name = "polygons"
+    for_large = True
+
+    def check(self, model: Any) -> None:
+        """Raises ModuleNotFoundError if rasterio is missing."""
+        if not geotiff.is_installed():
+            raise ModuleNotFoundError(
+                "polygons need rasterio; install segformer[annotations]", name="rasterio"
+            )
+
+    def path(self, image: Path) -> Path:
+        """Returns the path to write for an image."""
+        return image.with_suffix(".geojson")
+
+    def write(self, prediction: Prediction, path: Path) -> None:
+        """Writes the polygons of a label map."""
+        self.write_map(prediction.labels, prediction.classes, path)
+
+    def write_map(self, labels: np.ndarray, classes: Classes, path: Path) -> None:
+        """Writes the polygons of labels (H, W)."""
+        polygons = polygons_of(labels, classes.ignore_index)
+        _write(((p.value, p.geometry) for p in polygons), classes, path, None)
+
+    def write_raster(self, label_map: Path, classes: Classes, path: Path) -> None:
+        """Writes the polygons of a GeoTIFF of labels, which need not fit into memory."""
+        from rasterio import band, features
+
+        with geotiff.opened(label_map) as raster:
+            shapes = features.shapes(band(raster, 1), connectivity=4, transform=raster.transform)
+            kept = ((int(v), g) for g, v in shapes if int(v) != classes.ignore_index)
+            _write(kept, classes, path, raster.crs)
+
+
+def _write(shapes: Iterable[Shape], classes: Classes, path: Path, crs: Any) -> None:
+    """Writes a feature a line."""
+    with complete(path) as partial, partial.open("w", encoding="utf-8") as file:
+        file.write('{"type": "FeatureCollection",\n')
+        if crs is not None:  # as GeoJSON had it before 2016, and QGIS and GDAL read it still
+            name = {"type": "name", "properties": {"name": _crs_name(crs)}}
+            file.write(f'"crs": {json.dumps(name)},\n')
+        file.write('"features": [')
+        for number, line in enumerate(_features(shapes, classes)):
+            file.write(f"{',' if number else ''}\n{line}")
+        file.write("\n]}\n")
+
+
+def _features(shapes: Iterable[Shape], classes: Classes) -> Iterator[str]:
+    for k, geometry in shapes:
+        properties = {"class": classes.names[k], "index": k}
+        feature = {"type": "Feature", "properties": properties, "geometry": geometry}
+        yield json.dumps(feature, ensure_ascii=False)
+
+
+def _crs_name(crs: Any) -> str:
+    code = crs.to_epsg()
+    return f"urn:ogc:def:crs:EPSG::{code}" if code else str(crs.to_wkt())

@@ -1,0 +1,469 @@
+"""What ``segformer predict --write`` and ``predict_file`` give."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import processes
+import pytest
+import torch
+from conftest import TINY, randomized, varied
+from PIL import Image
+
+from segformer import Classes, SegFormer, deploy
+from segformer.checkpoint import read_processor
+from segformer.cli import main as command
+from segformer.data.annotations.shapes import Polygon, draw
+from segformer.data.classes import distinct_palette, voc_palette
+from segformer.data.normalization import IMAGENET
+from segformer.evaluation import Slide, find_protocol
+from segformer.inference import (
+    ByProcessor,
+    ByProtocol,
+    InWindows,
+    Labeller,
+    Thresholded,
+    WholeImages,
+    label_file,
+    predict_file,
+)
+from segformer.inference.results import KINDS, Confidence, Heatmap, Labels, Probabilities
+
+NAMES = ["road", "sky", "tree/bush", "car", "person"]
+EVERYTHING = [
+    *("labels", "overlay", "probabilities", "confidence", "heatmap", "masks", "polygons"),
+    *("shares", "manifest", "contact-sheet"),
+]
+
+
+@pytest.fixture
+def weights(tiny: SegFormer, tmp_path: Path, photos: Path) -> Path:
+    """A network that sees several classes in each photograph."""
+    with Image.open(photos / "a.png") as image:
+        pixels = torch.from_numpy(np.array(image) / 255.0).permute(2, 0, 1)[None].float()
+    varied(tiny, tiny.decode_head.norm, IMAGENET(pixels))
+    with torch.no_grad():
+        tiny.decode_head.classifier.bias.zero_()
+    tiny.classes = Classes(NAMES)
+    tiny.save(tmp_path / "weights.safetensors")
+    return tmp_path / "weights.safetensors"
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Five photographs of different sizes, two of them in a subfolder."""
+    generator = np.random.default_rng(0)
+    for number, name in enumerate(("a", "b", "c", "d/e", "d/f")):
+        path = tmp_path / "photos" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = generator.integers(0, 255, (5, 6 + number, 3), np.uint8)
+        Image.fromarray(pixels).resize((60 + 8 * number, 50), Image.Resampling.BICUBIC).save(path)
+    return tmp_path / "photos"
+
+
+def predict(weights: Path, *words: object) -> None:
+    command(["predict", str(weights), *map(str, words)])
+
+
+def label_map(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.array(image)
+
+
+def one_logit() -> SegFormer:
+    model = randomized(SegFormer(TINY, num_classes=1))
+    with torch.no_grad():
+        model.decode_head.classifier.bias.zero_()
+    return model
+
+
+LABELLERS = {
+    "whole": WholeImages(),
+    "windows": InWindows(Slide((48, 48), (32, 32))),
+    "protocol": ByProtocol(find_protocol("whole", tta=True)),
+}
+
+
+def check_probabilities(model: torch.nn.Module, path: Path, labeller: Labeller) -> None:
+    prediction = predict_file(model, path, labeller)
+    assert prediction.probabilities is not None
+    assert prediction.probabilities.dtype == np.float16
+    total = prediction.probabilities.astype(np.float64).sum(0)
+    assert np.abs(total - 1).max() < 2e-3
+    assert np.array_equal(prediction.probabilities.argmax(0), prediction.labels)
+    assert np.array_equal(prediction.labels, label_file(model, path, labeller)[1])
+
+
+@pytest.mark.parametrize("labeller", LABELLERS.values(), ids=LABELLERS)
+@pytest.mark.parametrize("num_classes", [1, 5])
+def test_probabilities_sum_to_one_and_their_greatest_is_the_label(
+    photos: Path, labeller: Labeller, num_classes: int
+) -> None:
+    model = one_logit() if num_classes == 1 else randomized(SegFormer(TINY, num_classes=5))
+    check_probabilities(model, photos / "a.png", labeller)
+
+
+def test_probabilities_of_a_processor_and_of_an_exported_file(tmp_path: Path, photos: Path) -> None:
+    model = randomized(SegFormer("b0", num_classes=5))
+    model.save(tmp_path / "hf", "huggingface")
+    labeller = ByProcessor(read_processor(tmp_path / "hf"))
+    check_probabilities(model, photos / "a.png", labeller)
+
+
+def test_probabilities_equal_the_softmax_of_interpolated_logits(
+    tiny: SegFormer, photos: Path
+) -> None:
+    prediction = predict_file(tiny, photos / "a.png")
+    pixels = torch.from_numpy(np.array(prediction.image) / 255.0).permute(2, 0, 1).float()
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    with torch.inference_mode():
+        logits = tiny(((pixels - mean[:, None, None]) / std[:, None, None])[None])
+    expected = logits.softmax(1)[0].numpy()
+    assert prediction.probabilities is not None
+    assert np.abs(prediction.probabilities - expected).max() < 1e-3
+
+
+def test_rounding_to_sixteen_bits_keeps_the_label(tiny: SegFormer) -> None:
+    from segformer.inference.results.base import halved
+
+    probabilities = np.full((3, 70, 2), 0.25, np.float32)
+    probabilities[1] = 0.3749
+    probabilities[2] = 0.3751  # equal to 0.3749 in float16
+    assert np.float16(0.3749) == np.float16(0.3751)
+    labels = probabilities.argmax(0)
+    assert (labels == 2).all()
+    assert (halved(probabilities, labels).argmax(0) == 2).all()
+
+
+def test_a_model_of_labels_only_is_refused_by_name(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = randomized(SegFormer(TINY, num_classes=5))
+    monkeypatch.setattr(SegFormer, "gives_logits", False, raising=False)
+    monkeypatch.setattr("segformer.cli.predict.load_model", lambda *_: model)
+    for name in ("probabilities", "confidence", "heatmap"):
+        with pytest.raises(SystemExit, match=f"{name} needs probabilities, and this model gives"):
+            predict(tmp_path, photos, "--out", tmp_path / name, "--write", name)
+        assert not list((tmp_path / name).iterdir())
+    predict(tmp_path, photos, "--out", tmp_path / "out", "--write", "labels", "manifest")
+    line = json.loads((tmp_path / "out" / "manifest.jsonl").read_text().splitlines()[0])
+    assert line["mean_entropy"] is None
+    with pytest.raises(ValueError, match=r"heatmap needs probabilities, .*'a.png' gives labels"):
+        predict_file(model, photos / "a.png").save(tmp_path / "own", [Heatmap()])
+
+
+def test_an_exported_file_gives_the_same_probabilities(tmp_path: Path, photos: Path) -> None:
+    model = randomized(SegFormer(TINY, num_classes=5))
+    deploy.export(model, tmp_path / "m.pt2", size=(64, 96), output="logits")
+    exported = deploy.load(tmp_path / "m.pt2")
+    check_probabilities(exported, photos / "a.png", WholeImages())
+
+
+def test_polygons_drawn_again_are_the_label_map(
+    weights: Path, photos: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("rasterio", reason="reason: rasterio is not installed")
+    predict(weights, photos, "--out", tmp_path / "out", "--write", "labels", "polygons")
+    for path in (tmp_path / "out").rglob("*.geojson"):
+        content = json.loads(path.read_text())
+        labels = label_map(path.with_suffix(".png"))
+        assert len(np.unique(labels)) > 2
+        drawn = np.full_like(labels, 255)
+        draw(drawn, [_polygon(feature) for feature in content["features"]])
+        assert np.array_equal(drawn, labels)
+        for feature in content["features"]:
+            assert feature["properties"]["class"] == NAMES[feature["properties"]["index"]]
+
+
+def _polygon(feature: dict) -> Polygon:
+    coordinates = feature["geometry"]["coordinates"]
+    return Polygon.of_geometry(feature["properties"]["index"], coordinates)
+
+
+def test_masks_confidence_and_shares_agree_with_labels_and_probabilities(
+    weights: Path, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    predict(weights, photos, "--out", out, "--write", *EVERYTHING)
+    labels, probabilities = label_map(out / "d/e.png"), np.load(out / "d/e_probabilities.npy")
+    masks = {path.name: label_map(path) for path in (out / "d/e_masks").iterdir()}
+    assert {int(name[0]) for name in masks} == set(np.unique(labels).tolist())
+    for name, mask in masks.items():
+        assert np.array_equal(mask == 255, labels == int(name[0]))
+        assert set(np.unique(mask)) <= {0, 255}
+    confidence = label_map(out / "d/e_confidence.png")
+    assert np.abs(confidence / 255 - probabilities.max(0)).max() < 0.003
+    with (out / "shares.csv").open(newline="") as file:
+        rows = {row["file"]: row for row in csv.DictReader(file)}
+    assert list(rows) == ["a.png", "b.png", "c.png", "d/e.png", "d/f.png"]
+    for k, name in enumerate(NAMES):
+        assert int(rows["d/e.png"][f"{name} pixels"]) == (labels == k).sum()
+        share = float(rows["d/e.png"][f"{name} share"])
+        assert share == pytest.approx((labels == k).mean(), abs=1e-6)
+    lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+    line = next(line for line in lines if line["file"] == "d/e.png")
+    p = probabilities.astype(np.float64)
+    expected = -(p * np.log(p, out=np.zeros_like(p), where=p > 0)).sum(0).mean()
+    assert line["mean_entropy"] == pytest.approx(expected, abs=1e-3)
+    assert line["shares"][NAMES[labels[0, 0]]] == pytest.approx(
+        (labels == labels[0, 0]).mean(), abs=1e-6
+    )
+
+
+@pytest.mark.extras
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_coco_is_read_by_pycocotools(weights: Path, photos: Path, tmp_path: Path) -> None:
+    coco = pytest.importorskip("pycocotools.coco", reason="reason: pycocotools is not installed")
+    predict(weights, photos, "--out", tmp_path / "out", "--write", "labels", "coco")
+    read = coco.COCO(tmp_path / "out" / "coco.json")
+    assert len(read.imgs) == 5
+    for number, image in read.imgs.items():
+        labels = label_map(tmp_path / "out" / image["file_name"])
+        drawn = np.full(labels.shape, 255, np.uint8)
+        for mask in read.loadAnns(read.getAnnIds([number])):
+            drawn[read.annToMask(mask) == 1] = mask["category_id"] - 1
+            assert mask["area"] == read.annToMask(mask).sum()
+        assert np.array_equal(drawn, labels)
+    assert [read.cats[k + 1]["name"] for k in range(5)] == NAMES
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    """The files of a run; the manifest without the seconds."""
+    files = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    lines = [json.loads(line) for line in files["manifest.jsonl"].splitlines()]
+    shown = [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+    return {**files, "manifest.jsonl": json.dumps(shown).encode()}
+
+
+def test_a_killed_run_goes_on_to_the_files_of_an_undisturbed_one(
+    weights: Path, photos: Path, tmp_path: Path
+) -> None:
+    kinds = [*EVERYTHING, *(["coco"] if _has_pycocotools() else [])]
+    (photos / "bad.png").write_bytes(b"no image")
+    words = [weights, photos, "--write", *kinds, "--skip-existing", "--out"]
+    with pytest.raises(SystemExit, match=r"bad.png"):
+        predict(*words, tmp_path / "whole")
+    code = (
+        "import sys, time\n"
+        "from segformer.inference import journal\n"
+        "add = journal.Journal.add\n"
+        "def slow(self, entry):\n"
+        "    time.sleep(0.2)\n"
+        "    add(self, entry)\n"
+        "journal.Journal.add = slow\n"
+        "from segformer.cli import main\n"
+        "main(sys.argv[1:])\n"
+    )
+    process = processes.start(
+        code, "predict", *words, tmp_path / "killed", output=tmp_path / "printed"
+    )
+    manifest = tmp_path / "killed" / "manifest.jsonl"
+    for _ in range(3000):
+        if manifest.exists() and manifest.read_text().count("\n") >= 2:
+            break
+        time.sleep(0.02)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert 2 <= manifest.read_text().count("\n") < 6, (tmp_path / "printed").read_text()
+    with pytest.raises(SystemExit, match=r"bad.png"):
+        predict(*words, tmp_path / "killed")
+    assert content_of(tmp_path / "killed") == content_of(tmp_path / "whole")
+
+
+def _has_pycocotools() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("pycocotools") is not None
+
+
+def test_skip_existing_labels_only_what_is_missing(
+    weights: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [weights, photos, "--out", tmp_path / "out", "--write", "labels", "shares"]
+    predict(*words)
+    (tmp_path / "out" / "b.png").unlink()
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="exists already"):
+        predict(*words)
+    predict(*words, "--skip-existing")
+    assert "1 images labelled, 4 left out" in capsys.readouterr().out
+    assert (tmp_path / "out" / "b.png").exists()
+
+
+def test_a_threshold_labels_what_exceeds_it(tmp_path: Path, photos: Path) -> None:
+    model = one_logit()
+    p = predict_file(model, photos / "a.png")
+    assert p.probabilities is not None
+    middle = float(np.median(p.probabilities[1]))
+    for labeller in LABELLERS.values():
+        way = Thresholded(labeller, middle)
+        q = predict_file(model, photos / "a.png", way)
+        assert q.probabilities is not None
+        is_clear = np.abs(q.probabilities[1].astype(np.float32) - middle) > 2e-3
+        assert np.array_equal((q.labels == 1)[is_clear], (q.probabilities[1] > middle)[is_clear])
+        assert 0 < q.labels.mean() < 1
+    model.save(tmp_path / "one.safetensors")
+    words = [photos / "a.png", "--out", tmp_path / "out", "--threshold"]
+    with pytest.raises(SystemExit, match="a threshold of 1.5; give a probability between 0 and 1"):
+        predict(tmp_path / "one.safetensors", *words, 1.5)
+    predict(tmp_path / "one.safetensors", *words, middle)
+    SegFormer(TINY, num_classes=3).save(tmp_path / "three.safetensors")
+    with pytest.raises(SystemExit, match="one logit, and this one has 3; leave out --threshold"):
+        predict(tmp_path / "three.safetensors", *words, 0.3, "--overwrite")
+
+
+def test_large_images_get_what_fits_memory_and_refuse_the_rest_by_name(
+    weights: Path, photos: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("rasterio", reason="reason: rasterio is not installed")
+    np.save(tmp_path / "a.npy", label_map(photos / "a.png"))
+    out = tmp_path / "out"
+    words = [weights, tmp_path / "a.npy", "--slide", 48, 32, "--out", out, "--write"]
+    with pytest.raises(SystemExit, match="a.npy' is labelled in windows, .* gets no masks; leave"):
+        predict(*words, "labels", "masks")
+    with pytest.raises(SystemExit, match="add labels to --write"):
+        predict(*words, "shares")
+    assert not out.exists()
+    predict(*words, "labels", "probabilities", "polygons", "shares", "manifest")
+    labels, probabilities = np.load(out / "a.npy"), np.load(out / "a_probabilities.npy")
+    assert np.array_equal(probabilities.argmax(0), labels)
+    model = SegFormer.from_pretrained(weights)
+    expected = predict_file(model, photos / "a.png", InWindows(Slide((48, 48), (32, 32))))
+    assert expected.probabilities is not None
+    difference = probabilities.astype(np.float32) - expected.probabilities
+    assert np.abs(difference).max() < 1e-3  # the last bits of sums differ with their order
+    line = json.loads((out / "manifest.jsonl").read_text())
+    assert line["mean_entropy"] == pytest.approx(expected.counted.mean_entropy, abs=1e-3)
+
+
+def test_a_scene_gives_polygons_in_its_system_and_square_metres(
+    weights: Path, photos: Path, tmp_path: Path
+) -> None:
+    rasterio = pytest.importorskip("rasterio", reason="reason: rasterio is not installed")
+    pixels = label_map(photos / "a.png")
+    transform = rasterio.Affine(0.5, 0, 400000, 0, -0.5, 5000000)
+    options = {"crs": "EPSG:32633", "transform": transform, "dtype": "uint8", "count": 3}
+    height, width = pixels.shape[:2]
+    path = tmp_path / "scene.tif"
+    with rasterio.open(path, "w", "GTiff", width, height, **options) as raster:
+        raster.write(pixels.transpose(2, 0, 1))
+    out = tmp_path / "out"
+    predict(weights, path, "--out", out, "--write", "labels", "polygons", "shares")
+    content = json.loads((out / "scene.geojson").read_text())
+    assert content["crs"]["properties"]["name"] == "urn:ogc:def:crs:EPSG::32633"
+    shapes = [(f["geometry"], f["properties"]["index"]) for f in content["features"]]
+    with rasterio.open(out / "scene.tif") as raster:
+        labels = raster.read(1)
+    drawn = rasterio.features.rasterize(shapes, labels.shape, fill=255, transform=transform)
+    assert np.array_equal(drawn, labels)
+    with (out / "shares.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    for k, name in enumerate(NAMES):
+        assert float(row[f"{name} m2"]) == pytest.approx((labels == k).sum() / 4)
+
+
+def test_a_manifest_is_written_line_by_line_and_names_errors(
+    weights: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (photos / "bad.png").write_bytes(b"no image")
+    seen = []
+    read = predict_file
+
+    def spy(*arguments: object, **options: object) -> object:
+        seen.append((tmp_path / "out" / "manifest.jsonl").read_text().count("\n"))
+        return read(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("segformer.inference.pipeline.predict_file", spy)
+    with pytest.raises(SystemExit, match=r"bad.png"):
+        predict(weights, photos, "--out", tmp_path / "out", "--write", "manifest")
+    assert seen == list(range(6))
+    lines = [json.loads(s) for s in (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()]
+    assert [line["file"] for line in lines if line["error"]] == ["bad.png"]
+    assert "bad.png" in next(line["error"] for line in lines if line["error"])
+
+
+def test_options_that_do_not_fit_are_refused(weights: Path, photos: Path, tmp_path: Path) -> None:
+    words = [weights, photos, "--out", tmp_path / "out"]
+    with pytest.raises(SystemExit, match="give only one of them"):
+        predict(*words, "--overwrite", "--skip-existing")
+    with pytest.raises(SystemExit, match="invalid choice: 'maps'"):
+        predict(*words, "--write", "maps")
+    with pytest.raises(SystemExit, match="--write is for images, and .*photos' becomes a video"):
+        predict(*words, "--video", 25, "--write", "labels")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "manifest.jsonl").write_text('{"file": 3\n{"file": "a.png"}\n')
+    with pytest.raises(SystemExit, match="line 1 of .*manifest.jsonl' is no entry of a run"):
+        predict(*words, "--write", "manifest", "--skip-existing")
+
+
+def test_a_prediction_saves_itself(tiny: SegFormer, photos: Path, tmp_path: Path) -> None:
+    prediction = predict_file(tiny, photos / "d" / "e.png")
+    paths = prediction.save(tmp_path / "own", [Labels(), Confidence(), Probabilities()])
+    assert [path.name for path in paths] == ["e.png", "e_confidence.png", "e_probabilities.npy"]
+    assert np.array_equal(label_map(paths[0]), prediction.labels)
+    assert set(KINDS) >= set(EVERYTHING)
+
+
+# Machado, Oliveira and Fernandes (2009), severity 1.0, for linear RGB.
+SEEN = {
+    "normal": np.eye(3),
+    "protanopia": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "deuteranopia": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+    "tritanopia": [
+        [1.255528, -0.076749, -0.178779],
+        [-0.078411, 0.930809, 0.147602],
+        [0.004733, 0.691367, 0.303900],
+    ],
+}
+TO_XYZ = np.array(
+    [
+        [0.4124564, 0.3575761, 0.1804375],
+        [0.2126729, 0.7151522, 0.0721750],
+        [0.0193339, 0.1191920, 0.9503041],
+    ]
+)
+
+
+def nearest(colors: object, eye: str) -> float:
+    """The smallest distance in CIELAB of two colours, or of one from black, as an eye sees it."""
+    values = np.array([(0, 0, 0), *colors]) / 255  # type: ignore[misc]
+    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(linear @ np.array(SEEN[eye]).T, 0, 1) @ TO_XYZ.T / TO_XYZ.sum(1)
+    f = np.where(seen > 216 / 24389, np.cbrt(seen), (24389 / 27 * seen + 16) / 116)
+    lab = np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], 1)
+    distances = np.linalg.norm(lab[:, None] - lab, axis=-1)
+    return float(distances[np.triu_indices(len(lab), 1)].min())
+
+
+@pytest.mark.parametrize("eye", SEEN)
+def test_default_colours_differ_for_colour_blind_eyes(eye: str) -> None:
+    palette = distinct_palette()
+    assert nearest(palette[:8], eye) > 27
+    assert nearest(palette[:12], eye) > 22
+    assert nearest(palette, eye) > 4  # a just noticeable difference is 2.3
+    assert len(set(palette)) == 255
+
+
+def test_voc_and_own_colours_are_kept_and_so_are_palettes_of_label_maps() -> None:
+    voc, own = Classes.of_table("voc2012"), Classes(["a", "b"], [(1, 2, 3), (4, 5, 6)])
+    assert voc.shown_colors == voc_palette(21)
+    assert own.shown_colors == own.colors
+    unnamed = Classes.unnamed(5)
+    assert unnamed.colors == voc_palette(5)  # stored files are read by it
+    assert unnamed.shown_colors == distinct_palette()[:5]
+    assert len(set(Classes.unnamed(300).shown_colors)) == 300
