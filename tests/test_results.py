@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import processes
@@ -67,8 +68,8 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def predict(weights: Path, *words: object) -> None:
-    command(["predict", str(weights), *map(str, words)])
+def predict(*words: object) -> None:
+    command(["predict", *map(str, words)])
 
 
 def label_map(path: Path) -> np.ndarray:
@@ -181,7 +182,7 @@ def test_polygons_drawn_again_are_the_label_map(
             assert feature["properties"]["class"] == NAMES[feature["properties"]["index"]]
 
 
-def _polygon(feature: dict) -> Polygon:
+def _polygon(feature: dict[str, Any]) -> Polygon:
     coordinates = feature["geometry"]["coordinates"]
     return Polygon.of_geometry(feature["properties"]["index"], coordinates)
 

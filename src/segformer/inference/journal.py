@@ -33,7 +33,7 @@ class Journal:
 
     def __enter__(self) -> Self:
         self._write()
-        self.file = self.path.open("a", encoding="utf-8")
+        self.file = self.path.open("ab")
         return self
 
     def __exit__(
@@ -48,7 +48,7 @@ class Journal:
         """Writes an entry at once."""
         if entry is not None:
             self.entries[entry["file"]] = entry
-            self.file.write(as_line(entry))
+            self.file.write(as_line(entry).encode())
             self.file.flush()
 
     def sort(self, names: Sequence[str]) -> None:

@@ -60,15 +60,15 @@ class Polygons(Result):
 
 def _write(shapes: Iterable[Shape], classes: Classes, path: Path, crs: Any) -> None:
     """Writes a feature a line."""
-    with complete(path) as partial, partial.open("w", encoding="utf-8") as file:
-        file.write('{"type": "FeatureCollection",\n')
+    with complete(path) as partial, partial.open("wb") as file:
+        file.write(b'{"type": "FeatureCollection",\n')
         if crs is not None:  # as GeoJSON had it before 2016, and QGIS and GDAL read it still
             name = {"type": "name", "properties": {"name": _crs_name(crs)}}
-            file.write(f'"crs": {json.dumps(name)},\n')
-        file.write('"features": [')
+            file.write(f'"crs": {json.dumps(name)},\n'.encode())
+        file.write(b'"features": [')
         for number, line in enumerate(_features(shapes, classes)):
-            file.write(f"{',' if number else ''}\n{line}")
-        file.write("\n]}\n")
+            file.write(f"{',' if number else ''}\n{line}".encode())
+        file.write(b"\n]}\n")
 
 
 def _features(shapes: Iterable[Shape], classes: Classes) -> Iterator[str]:

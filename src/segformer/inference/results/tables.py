@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from segformer.data.classes import Classes
 from segformer.data.complete import complete
@@ -43,12 +45,14 @@ class Shares(Summary):
         if any(entry["area"] is not None for entry in entries.values()):
             units.append("m2")
         header = [f"{name} {unit}" for name in classes.names for unit in units]
-        with complete(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["file", *header, "ignored pixels"])
-            for entry in entries.values():
-                cells = [cell for n in entry["pixels"] for cell in _cells(n, entry)[: len(units)]]
-                writer.writerow([entry["file"], *cells, entry["ignored"]])
+        rows: list[list[Any]] = [["file", *header, "ignored pixels"]]
+        for entry in entries.values():
+            cells = [cell for n in entry["pixels"] for cell in _cells(n, entry)[: len(units)]]
+            rows.append([entry["file"], *cells, entry["ignored"]])
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows(rows)
+        with complete(path) as partial:
+            partial.write_bytes(text.getvalue().encode())
 
 
 def _cells(pixels: int, entry: Entry) -> tuple[int, str, str]:
