@@ -379,6 +379,7 @@ def test_the_examples_of_a_pair_are_its_largest_regions() -> None:
     assert all(other.pixels <= region.pixels for _, other in others)
 
 
+@pytest.mark.slow
 def test_an_exported_file_is_explained_as_its_network_is(tmp_path: Path) -> None:
     network = quick(2)
     export(network, tmp_path / "model.pt2", output="logits")

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,10 @@ from segformer.inference.results import KINDS, Confidence, Heatmap, Labels, Prob
 
 NAMES = ["road", "sky", "tree/bush", "car", "person"]
 EVERYTHING = [
-    *("labels", "overlay", "probabilities", "confidence", "heatmap", "masks", "polygons"),
+    *("labels", "overlay", "probabilities", "confidence", "heatmap", "masks"),
     *("shares", "manifest", "contact-sheet"),
+    *(["polygons"] if find_spec("rasterio") else []),
+    *(["coco"] if find_spec("pycocotools") else []),
 ]
 
 
@@ -166,6 +169,7 @@ def test_an_exported_file_gives_the_same_probabilities(tmp_path: Path, photos: P
     check_probabilities(exported, photos / "a.png", WholeImages())
 
 
+@pytest.mark.extras
 def test_polygons_drawn_again_are_the_label_map(
     weights: Path, photos: Path, tmp_path: Path
 ) -> None:
@@ -245,9 +249,8 @@ def content_of(folder: Path) -> dict[str, bytes]:
 def test_a_killed_run_goes_on_to_the_files_of_an_undisturbed_one(
     weights: Path, photos: Path, tmp_path: Path
 ) -> None:
-    kinds = [*EVERYTHING, *(["coco"] if _has_pycocotools() else [])]
     (photos / "bad.png").write_bytes(b"no image")
-    words = [weights, photos, "--write", *kinds, "--skip-existing", "--out"]
+    words = [weights, photos, "--write", *EVERYTHING, "--skip-existing", "--out"]
     with pytest.raises(SystemExit, match=r"bad.png"):
         predict(*words, tmp_path / "whole")
     code = (
@@ -276,12 +279,6 @@ def test_a_killed_run_goes_on_to_the_files_of_an_undisturbed_one(
     with pytest.raises(SystemExit, match=r"bad.png"):
         predict(*words, tmp_path / "killed")
     assert content_of(tmp_path / "killed") == content_of(tmp_path / "whole")
-
-
-def _has_pycocotools() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("pycocotools") is not None
 
 
 def test_skip_existing_labels_only_what_is_missing(
@@ -320,6 +317,7 @@ def test_a_threshold_labels_what_exceeds_it(tmp_path: Path, photos: Path) -> Non
         predict(tmp_path / "three.safetensors", *words, 0.3, "--overwrite")
 
 
+@pytest.mark.extras
 def test_large_images_get_what_fits_memory_and_refuse_the_rest_by_name(
     weights: Path, photos: Path, tmp_path: Path
 ) -> None:
@@ -344,6 +342,7 @@ def test_large_images_get_what_fits_memory_and_refuse_the_rest_by_name(
     assert line["mean_entropy"] == pytest.approx(expected.counted.mean_entropy, abs=1e-3)
 
 
+@pytest.mark.extras
 def test_a_scene_gives_polygons_in_its_system_and_square_metres(
     weights: Path, photos: Path, tmp_path: Path
 ) -> None:

@@ -239,6 +239,7 @@ def test_every_label_of_another_answer_counts_as_different() -> None:
     assert rows[1].miou != rows[0].miou
 
 
+@pytest.mark.slow
 def test_the_command_exports_times_and_measures(
     config: Path, root: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

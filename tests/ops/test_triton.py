@@ -216,7 +216,8 @@ def test_sum_is_the_sum_of_the_upsampled_maps(dtype: torch.dtype) -> None:
     assert all(map(torch.equal, levels, copies))
 
 
-@pytest.mark.parametrize("autocast", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("autocast", [False, True])
 def test_kernels_that_agree_are_taken(autocast: bool) -> None:
     with torch.autocast(DEVICE.type, torch.bfloat16, enabled=autocast):
         assert triton.agrees_on.__wrapped__(DEVICE)
