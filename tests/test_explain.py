@@ -20,9 +20,10 @@ from torchvision import tv_tensors
 
 from segformer import Classes, SegFormer
 from segformer.cli import main
+from segformer.data.rasters import RasterDataset
 from segformer.deploy import export, load_model
-from segformer.evaluation import evaluate
-from segformer.inference.explanation import examine
+from segformer.evaluation import Scores, evaluate
+from segformer.inference.explanation import Examined, examine
 from segformer.inference.explanation_page import write_report
 from segformer.train.parser import data_of
 
@@ -389,3 +390,17 @@ def test_an_exported_file_is_explained_as_its_network_is(tmp_path: Path) -> None
     )
     assert found["images"] == expected["images"]
     assert found["confusion"] == expected["confusion"]
+
+
+def test_tiles_of_a_raster_are_named(tmp_path: Path) -> None:
+    for name, array in (("images", np.ones((40, 60, 2), np.float32)), ("labels", None)):
+        (tmp_path / name).mkdir()
+        if array is not None:
+            np.save(tmp_path / name / "a.npy", array)
+    Image.fromarray(np.zeros((40, 60), np.uint8)).save(tmp_path / "labels" / "a.png")
+    folders = tmp_path / "images", tmp_path / "labels"
+    tiles = RasterDataset(*folders, Classes(["a", "b"]), tile=(40, 32))
+    scores = Scores.of(torch.eye(2))
+    image, label = Examined(tiles, "val", 1, scores, [], b"", (40, 32)).files
+    assert image.endswith("a.npy from row 0, column 28")
+    assert label.endswith("a.png from row 0, column 28")

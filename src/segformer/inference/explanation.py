@@ -53,7 +53,8 @@ class Examined:
         if pairs is None:
             return f"{self.split} sample {self.index}", f"{self.split} sample {self.index}"
         image, label = pairs[self.index]
-        window = getattr(self.dataset, "windows", {self.index: None})[self.index]
+        parts = getattr(self.dataset, "parts", None)
+        window = parts[self.index].window if parts else None
         tile = "" if window is None else f" from row {window.top}, column {window.left}"
         return f"{image}{tile}", f"{label}{tile}"
 
@@ -255,18 +256,9 @@ def examine(
             of_image = confusion_of(predicted, label, len(classes))
             confusion += of_image
             pixels = predicted.cpu().numpy().astype(file_type(len(data.classes)))
-            images.append(
-                Examined(
-                    *(
-                        data,
-                        split,
-                        index,
-                        Scores.of(of_image),
-                        _kept(regions(probabilities, label)),
-                    ),
-                    *(zlib.compress(pixels.tobytes(), 1), pixels.shape),
-                )
-            )
+            scores, kept = Scores.of(of_image), _kept(regions(probabilities, label))
+            compressed = zlib.compress(pixels.tobytes(), 1)
+            images.append(Examined(data, split, index, scores, kept, compressed, pixels.shape))
     return Explanation(classes, images, confusion)
 
 

@@ -187,7 +187,7 @@ def _legend(classes: Classes) -> str:
 
 
 def _chip(classes: Classes, index: int) -> str:
-    red, green, blue = classes.colors[index]
+    red, green, blue = classes.shown_colors[index]
     return f'<i style="background:rgb({red}, {green}, {blue})"></i>'
 
 
