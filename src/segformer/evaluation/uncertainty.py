@@ -17,7 +17,8 @@ from torch import Tensor
 
 from segformer.evaluation.batches import as_batch, device_of, in_evaluation
 from segformer.evaluation.protocols import own_size_logits
-from segformer.ops import with_background
+from segformer.models import SegmentationModel
+from segformer.ops import upsample, with_background
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,12 @@ def uncertainty(model: Any, image: Tensor) -> tuple[Uncertainty, Tensor]:
     batch = as_batch(model, image, device_of(model))
     height, width = image.shape[-2:]
     with in_evaluation(model):
-        upright, mirrored = (
-            with_background(own_size_logits(model, images))[..., :height, :width].float()
-            for images in (batch, _mirrored(batch, width))
+        (upright, features), (mirrored, _) = (
+            _logits_and_features(model, images) for images in (batch, _mirrored(batch, width))
         )
-        features = _features(model, batch)
+    upright, mirrored = (
+        with_background(logits)[..., :height, :width].float() for logits in (upright, mirrored)
+    )
     labels = upright.argmax(1)[0]
     share = (mirrored.flip(-1).argmax(1)[0] != labels).float().mean()
     return Uncertainty(_entropy(upright), float(share), features), labels.cpu()
@@ -68,11 +70,13 @@ def _entropy(logits: Tensor) -> float:
     return float(-(log.exp() * log).sum(1).mean()) / math.log(logits.shape[1])
 
 
-def _features(model: Any, batch: Tensor) -> Tensor | None:
-    if not hasattr(model, "backbone"):
-        return None
-    features: Tensor = model.backbone(batch)[-1]
-    return features.mean((2, 3))[0].float().cpu()
+def _logits_and_features(model: Any, batch: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Returns the logits (1, K, H, W) of an image and its features, in one pass."""
+    if not isinstance(model, SegmentationModel):
+        return own_size_logits(model, batch), None
+    maps = model.backbone(batch)
+    logits = upsample(model.decode_head(maps), batch.shape[-2:], model.align_corners)
+    return logits, maps[-1].mean((2, 3))[0].float().cpu()
 
 
 def ranks(values: Sequence[float]) -> Tensor:

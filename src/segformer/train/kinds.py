@@ -62,9 +62,9 @@ def survey_images(
         DataError: If an image cannot be read, has another size than its label map, or other bands
             than the first.
     """
-    if bands is None and not all(_is_photograph(image) for image, _ in pairs):
-        bands = Bands()
     with ThreadPoolExecutor(READERS) as readers:
+        if bands is None and not all(readers.map(_is_photograph, (image for image, _ in pairs))):
+            bands = Bands()
         found = list(readers.map(lambda pair: _survey(pair, sizes[pair[1]], bands), pairs))
     faults = [image.fault for image in found if image.fault]
     kinds = Counter(image.kind for image in found)
