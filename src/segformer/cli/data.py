@@ -1,4 +1,4 @@
-"""Shared by ``segformer benchmark`` and ``segformer export``: the data of a config."""
+"""Shared by the verbs that take the data of a config: ``benchmark``, ``export``, ``explain``."""
 
 from __future__ import annotations
 
@@ -43,8 +43,22 @@ def data_of(parser: ArgumentParser, options: Namespace) -> Any:
         if options.data_root is not None:
             raise ValueError("--data.root is the folder of a config's data; give it with --data")
         return None
+    return data_of_config(f"{parser.prog} --data", options.data, options.data_root)
+
+
+def data_of_config(what: str, config: str, root: str | None) -> Any:
+    """Returns the data of a config, a :class:`segformer.train.data.SegmentationData`.
+
+    Args:
+        what: What needs them, for the message.
+        config: The config.
+        root: Folder of the images and label maps, in place of the config's.
+
+    Raises:
+        SystemExit: With code 2 if the extra ``[train]`` is not installed.
+    """
     try:
         read = import_module("segformer.train.parser").data_of
     except ModuleNotFoundError as error:
-        refuse(f"{parser.prog} --data needs {error.name}; install segformer[train]", error)
-    return read(options.data, options.data_root)
+        refuse(f"{what} needs {error.name}; install segformer[train]", error)
+    return read(config, root)

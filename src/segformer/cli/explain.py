@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import tempfile
 from argparse import ArgumentParser
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from _segformer_verbs import refuse
+from segformer.cli.data import data_of_config
 from segformer.deploy import load_model
 from segformer.evaluation import PROTOCOLS, find_protocol
 from segformer.inference.explanation import examine
@@ -73,7 +72,7 @@ def run(parser: ArgumentParser, arguments: list[str]) -> None:
             raise ValueError(f"--{name} {getattr(options, name)} is below 0; give 0 or more")
     protocol = options.protocol and find_protocol(options.protocol)
     _check_folder(options.out, options.overwrite)
-    data = _data(parser, options.config, options.data_root)
+    data = data_of_config(parser.prog, options.config, options.data_root)
     splits = {split: _split(data, split) for split in dict.fromkeys(options.split)}
     model = load_model(options.weights, options.device)
     explanation = examine(model, splits, protocol)
@@ -109,19 +108,6 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
             f"{str(folder)!r} is an earlier report; replace it with --overwrite, or choose another "
             "folder with --out"
         )
-
-
-def _data(parser: ArgumentParser, config: str, root: str | None) -> Any:
-    """Returns the data of a config, a :class:`segformer.train.data.SegmentationData`.
-
-    Raises:
-        SystemExit: With code 2 if the extra ``[train]`` is not installed.
-    """
-    try:
-        read = import_module("segformer.train.parser").data_of
-    except ModuleNotFoundError as error:
-        refuse(f"{parser.prog} needs {error.name}; install segformer[train]", error)
-    return read(config, root)
 
 
 def _split(data: Any, name: str) -> Any:

@@ -8,9 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from segformer.data.complete import complete
 from segformer.inference.results.base import Entry, Summary
-from segformer.inference.results.tables import as_line
+from segformer.inference.results.tables import as_line, write_lines
 
 
 class Journal:
@@ -32,7 +31,7 @@ class Journal:
         self.entries = _read(self.path) if goes_on else {}
 
     def __enter__(self) -> Self:
-        self._write()
+        write_lines(self.path, self.entries.values())
         self.file = self.path.open("ab")
         return self
 
@@ -56,12 +55,7 @@ class Journal:
         place = {name: number for number, name in enumerate(names)}
         ordered = sorted(self.entries.items(), key=lambda item: place.get(item[0], -1))
         self.entries = dict(ordered)
-        self._write()
-
-    def _write(self) -> None:
-        with complete(self.path) as partial:
-            text = "".join(map(as_line, self.entries.values()))
-            partial.write_text(text, encoding="utf-8")
+        write_lines(self.path, self.entries.values())
 
 
 def _read(path: Path) -> dict[str, Entry]:

@@ -14,11 +14,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
 
-from segformer.data.bands import read_pixels, valid_pixels
-from segformer.data.images import find_images, read_image
+from segformer.data.images import find_images
 from segformer.evaluation import Blend, Protocol, check_logits
 from segformer.evaluation.protocols import gives_logits
 from segformer.inference.journal import Journal
@@ -34,7 +32,14 @@ from segformer.inference.results import (
     Summary,
 )
 from segformer.inference.results.base import Counted, MeanEntropy, halved
-from segformer.inference.scenes import Also, is_scene, label_array, label_scene, open_for
+from segformer.inference.scenes import (
+    Also,
+    is_scene,
+    label_array,
+    label_scene,
+    open_for,
+    read_for,
+)
 
 ARRAY = ".npy"  # images of any size, which are mapped into memory
 WHOLE = WholeImages()
@@ -81,7 +86,7 @@ def predict_file(
         ValueError: If the file cannot be decoded. The message names it.
     """
     begun = time.perf_counter()
-    image, valid = _read(model, Path(path))
+    image, valid = read_for(model, Path(path))
     values = None
     if probabilities and gives_logits(model):
         labels, values = labeller.with_probabilities(model, image)
@@ -93,14 +98,6 @@ def predict_file(
     seconds = time.perf_counter() - begun
     name = Path(path).name if name is None else name
     return Prediction(name, shown(image), labels, model.classes, values, seconds)
-
-
-def _read(model: Any, path: Path) -> tuple[Tensor, np.ndarray | None]:
-    """Returns the image that a model takes, and where it has data; None if that is everywhere."""
-    if model.normalization.bands is None:
-        return read_image(path), None
-    opened = open_for(model, path)
-    return read_pixels(opened), valid_pixels(opened)
 
 
 @dataclass(frozen=True)
@@ -183,7 +180,7 @@ def plan(
     _check_names(jobs.values(), summaries)
     targets_of = {path: tuple(target for _, target in job.writes) for path, job in jobs.items()}
     own = list(checked(targets_of, out, overwrite or skip_existing))
-    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, size = _place()
     part = f"{rank + 1}-of-{size}" if size > 1 else ""
     journals = tuple(Journal(summary, out, part, skip_existing) for summary in summaries)
     if not (overwrite or skip_existing):
@@ -260,7 +257,8 @@ def checked(
     """
     _check_distinct(targets_of)
     images = {path.resolve() for path in targets_of}
-    own = dict(list(targets_of.items())[_share()])
+    rank, size = _place()
+    own = dict(list(targets_of.items())[rank::size])
     for target in chain(*own.values()):
         if target.resolve() in images:
             raise FileExistsError(
@@ -350,9 +348,9 @@ def _check_windows(model: Any, path: Path, labeller: Labeller) -> None:
     check_logits(model, Protocol(labeller.windows))
 
 
-def _share() -> slice:
-    """Returns this process's share of the images, as ``torchrun`` numbers its processes."""
-    return slice(int(os.environ.get("RANK", 0)), None, int(os.environ.get("WORLD_SIZE", 1)))
+def _place() -> tuple[int, int]:
+    """Returns the number of this process and of all, as ``torchrun`` says them."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def _check_writable(folder: Path) -> None:

@@ -172,11 +172,13 @@ class Result(ABC):
 
     Attributes:
         name: Name on the command line.
+        ending: End of the path, after the image's name without its type.
         needs_probabilities: Whether a model that gives labels only is refused.
         for_large: Whether it can be written for images that are labelled in windows, from files.
     """
 
     name: ClassVar[str]
+    ending: ClassVar[str]
     needs_probabilities: ClassVar[bool] = False
     for_large: ClassVar[bool] = False
 
@@ -185,9 +187,9 @@ class Result(ABC):
         if self.needs_probabilities:
             check_probabilities(model, f"{self.name} needs")
 
-    @abstractmethod
     def path(self, image: Path) -> Path:
         """Returns the path to write for an image, by the image's name in the output folder."""
+        return image.with_name(f"{image.stem}{self.ending}")
 
     @abstractmethod
     def write(self, prediction: Prediction, path: Path) -> None:

@@ -66,9 +66,8 @@ class ContactSheet(Summary):
             x, y = position % columns * width + GAP, position // columns * height + GAP
             _draw(sheet, x, y, entry)
         shown = sorted({k for entry in entries.values() for k in entry["classes"]})
-        key = [legend(classes, sheet.width, shown)] if shown else []
-        for part in key:
-            sheet = above(sheet, part)
+        if shown:
+            sheet = above(sheet, legend(classes, sheet.width, shown))
         save_png(sheet, path)
 
 

@@ -25,11 +25,8 @@ class Labels(Result):
     """``NAME.png``: the class indices, with a palette; or a file of the kind of a large image."""
 
     name = "labels"
+    ending = ".png"
     for_large = True
-
-    def path(self, image: Path) -> Path:
-        """Returns the path to write for an image."""
-        return image.with_suffix(".png")
 
     def write(self, prediction: Prediction, path: Path) -> None:
         """Writes the label map."""
@@ -40,10 +37,7 @@ class Overlay(Result):
     """``NAME_overlay.png``: the image under the classes' colours, with a legend."""
 
     name = "overlay"
-
-    def path(self, image: Path) -> Path:
-        """Returns the path to write for an image."""
-        return image.with_name(f"{image.stem}_overlay.png")
+    ending = "_overlay.png"
 
     def write(self, prediction: Prediction, path: Path) -> None:
         """Writes the overlay."""
@@ -56,10 +50,7 @@ class Masks(Result):
     """``NAME_masks/K_CLASS.png``: for each class that occurs, 255 where it is and 0 elsewhere."""
 
     name = "masks"
-
-    def path(self, image: Path) -> Path:
-        """Returns the path to write for an image."""
-        return image.with_name(f"{image.stem}_masks")
+    ending = "_masks"
 
     def write(self, prediction: Prediction, path: Path) -> None:
         """Writes the folder of masks."""

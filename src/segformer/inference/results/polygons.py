@@ -26,6 +26,7 @@ class Polygons(Result):
     """
 
     name = "polygons"
+    ending = ".geojson"
     for_large = True
 
     def check(self, model: Any) -> None:
@@ -34,10 +35,6 @@ class Polygons(Result):
             raise ModuleNotFoundError(
                 "polygons need rasterio; install segformer[annotations]", name="rasterio"
             )
-
-    def path(self, image: Path) -> Path:
-        """Returns the path to write for an image."""
-        return image.with_suffix(".geojson")
 
     def write(self, prediction: Prediction, path: Path) -> None:
         """Writes the polygons of a label map."""

@@ -23,12 +23,9 @@ class Probabilities(Result):
     """``NAME_probabilities.npy``: float16 (K, H, W), with the label map as their arg-max."""
 
     name = "probabilities"
+    ending = "_probabilities.npy"
     needs_probabilities = True
     for_large = True
-
-    def path(self, image: Path) -> Path:
-        """Returns the path to write for an image."""
-        return image.with_name(f"{image.stem}_probabilities.npy")
 
     def write(self, prediction: Prediction, path: Path) -> None:
         """Writes the probabilities."""
@@ -55,11 +52,8 @@ class Confidence(Result):
     """
 
     name = "confidence"
+    ending = "_confidence.png"
     needs_probabilities = True
-
-    def path(self, image: Path) -> Path:
-        """Returns the path to write for an image."""
-        return image.with_name(f"{image.stem}_confidence.png")
 
     def write(self, prediction: Prediction, path: Path) -> None:
         """Writes the confidence map."""
@@ -74,11 +68,8 @@ class Heatmap(Result):
     """
 
     name = "heatmap"
+    ending = "_heatmap.png"
     needs_probabilities = True
-
-    def path(self, image: Path) -> Path:
-        """Returns the path to write for an image."""
-        return image.with_name(f"{image.stem}_heatmap.png")
 
     def write(self, prediction: Prediction, path: Path) -> None:
         """Writes the picture."""

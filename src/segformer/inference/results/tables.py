@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +99,13 @@ class Manifest(Summary):
 
     def write(self, path: Path, entries: Mapping[str, Entry], classes: Classes) -> None:
         """Writes a line for each image, in the images' order."""
-        with complete(path) as partial:
-            partial.write_text("".join(map(as_line, entries.values())), encoding="utf-8")
+        write_lines(path, entries.values())
+
+
+def write_lines(path: Path, entries: Iterable[Entry]) -> None:
+    """Writes a line of JSON for each entry, whole or not at all."""
+    with complete(path) as partial:
+        partial.write_text("".join(map(as_line, entries)), encoding="utf-8")
 
 
 def as_line(entry: Entry) -> str:
