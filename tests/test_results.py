@@ -123,7 +123,7 @@ def test_probabilities_of_a_processor_and_of_an_exported_file(tmp_path: Path, ph
 def test_probabilities_equal_the_softmax_of_interpolated_logits(
     tiny: SegFormer, photos: Path
 ) -> None:
-    prediction = predict_file(tiny, photos / "a.png")
+    prediction = tiny.predict_file(photos / "a.png")
     pixels = torch.from_numpy(np.array(prediction.image) / 255.0).permute(2, 0, 1).float()
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     with torch.inference_mode():

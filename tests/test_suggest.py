@@ -25,9 +25,9 @@ from segformer.cli import main
 from segformer.data.annotations.for_tools import TOOLS
 from segformer.data.annotations.shapes import Polygon, draw
 from segformer.data.datasets import FolderDataset
-from segformer.data.images import read_image
 from segformer.data.normalization import IMAGENET
 from segformer.evaluation.uncertainty import Uncertainty, choose, uncertainty
+from segformer.inference import label_file
 
 CLASSES = Classes(["sky", "road & path", "trée"], [(0, 0, 255), (99, 99, 99), (0, 99, 0)])
 
@@ -50,11 +50,10 @@ class Model:
 
 def test_the_least_sure_model_has_an_entropy_of_1_and_the_surest_of_0() -> None:
     image = torch.from_numpy(noise(20, 30)).permute(2, 0, 1)
-    equal, labels = uncertainty(Model(lambda x: torch.ones(1, 3, *x.shape[2:])), image)
+    equal = uncertainty(Model(lambda x: torch.ones(1, 3, *x.shape[2:])), image)
     assert equal.entropy == pytest.approx(1)
     assert equal.disagreement == 0
-    assert labels.shape == (20, 30)
-    sure, _ = uncertainty(Model(lambda x: 1e4 * first_class(x)), image)
+    sure = uncertainty(Model(lambda x: 1e4 * first_class(x)), image)
     assert sure.entropy == pytest.approx(0, abs=1e-6)
 
 
@@ -70,10 +69,12 @@ def test_disagreement_is_the_share_of_labels_that_the_mirror_changes() -> None:
         return torch.cat([(column < 10).float(), (column >= 10).float(), 0 * column], 1)
 
     image = torch.from_numpy(noise(8, 30)).permute(2, 0, 1)
-    found, _ = uncertainty(Model(left_is_0), image)
-    assert found.disagreement == pytest.approx(20 / 30)
+    assert uncertainty(Model(left_is_0), image).disagreement == pytest.approx(20 / 30)
+    valid = torch.zeros(8, 30, dtype=torch.bool)
+    valid[:, 5:25] = True  # columns 10 to 19 agree
+    assert uncertainty(Model(left_is_0), image, valid).disagreement == pytest.approx(10 / 20)
     brightness = Model(lambda x: torch.cat([x[:, :1], -x[:, :1], 0 * x[:, :1] - 9], 1))
-    assert uncertainty(brightness, image)[0].disagreement == 0
+    assert uncertainty(brightness, image).disagreement == 0
 
 
 def found(entropy: float, *features: float) -> Uncertainty:
@@ -107,6 +108,7 @@ def test_outlines_drawn_in_their_order_are_the_labels() -> None:
     assert (drawn == labels).mean() > 0.9
     corners = sum(len(polygon.rings[0]) for polygon in polygons)
     assert corners < sum(len(p.rings[0]) for p in editable(labels, area=1, tolerance=0))
+    assert {p.value for p in editable(labels, ignore_index=2)} == {0, 1}
     labels[0, 0] = (labels[0, 0] + 1) % 3
     assert len(editable(labels, area=4, tolerance=0)) < len(editable(labels, 1, 0))
 
@@ -193,8 +195,8 @@ def test_the_command_writes_what_the_tool_opens(
         drawn = np.full((64, 80), 255, np.uint8)
         order = [Polygon(CLASSES.names.index(label), (np.array(p),)) for label, p in shapes]
         draw(drawn, order)
-        _, labels = uncertainty(command.model, read_image(command.folder / name))
-        assert (drawn == labels.numpy()).mean() > 0.8
+        _, labels = label_file(command.model, command.folder / name)
+        assert (drawn == labels).mean() > 0.8
 
 
 def test_bad_input_is_one_sentence(command: SimpleNamespace) -> None:
@@ -227,5 +229,5 @@ def test_what_is_written_is_read_again(
     dataset = FolderDataset(command.folder, folder / labels, CLASSES, unlabelled="ignore")
     assert len(dataset) == 4
     for k, (path, _) in enumerate(dataset.pairs):
-        _, labels_of = uncertainty(command.model, read_image(path))
-        assert (dataset[k][1] == labels_of).float().mean() > 0.8
+        _, labels_of = label_file(command.model, path)
+        assert (dataset[k][1].numpy() == labels_of).mean() > 0.8

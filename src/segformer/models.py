@@ -30,6 +30,8 @@ from segformer.ops.registry import only_plain
 if TYPE_CHECKING:
     from typing import Self
 
+    from segformer.inference.results import Prediction
+
 
 class SegmentationModel(nn.Module):
     """Any backbone under any decode head.
@@ -179,6 +181,18 @@ class SegmentationModel(nn.Module):
             logits = with_background(self.decode_head(self.backbone(images)))
             labels = upsample_argmax(logits, size, self.align_corners)
             return labels, upsample(logits, size, self.align_corners).float().softmax(1)
+
+    def predict_file(self, path: str | os.PathLike[str]) -> Prediction:
+        """Returns the labels of an image file, its class probabilities, and the image.
+
+        As :func:`segformer.inference.predict_file`, which has more options.
+
+        Raises:
+            ValueError: If the file cannot be decoded. The message names it.
+        """
+        from segformer.inference import predict_file
+
+        return predict_file(self, path)
 
     def _replay(self, images: Tensor, size: Sequence[int], dtype: torch.dtype | None) -> Tensor:
         """:meth:`_label` as a CUDA graph."""

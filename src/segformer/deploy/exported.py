@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from segformer.data.classes import Classes
 from segformer.data.normalization import Normalization
 from segformer.deploy.formats import FORMATS, check_installed, format_of
+from segformer.inference import predict_file
+from segformer.inference.results import Prediction
 from segformer.ops import upsample, upsample_argmax, with_background
 
 
@@ -171,6 +173,13 @@ class Exported(nn.Module):
                 labels = F.interpolate(labels[:, None].float(), size, mode="nearest-exact")[:, 0]
             return labels.long()
         return upsample_argmax(with_background(self._logits(images, size)), size)
+
+    def predict_file(self, path: str | os.PathLike[str]) -> Prediction:
+        """Returns the labels of an image file, and its class probabilities if the file gives them.
+
+        As :meth:`segformer.SegmentationModel.predict_file`.
+        """
+        return predict_file(self, path)
 
     def predict_with_probabilities(
         self, images: Tensor, size: Sequence[int] | None = None

@@ -39,12 +39,13 @@ class Uncertainty:
 
 
 @torch.inference_mode()
-def uncertainty(model: Any, image: Tensor) -> tuple[Uncertainty, Tensor]:
-    """Returns how sure a model is of an image, and its labels (H, W).
+def uncertainty(model: Any, image: Tensor, valid: Tensor | None = None) -> Uncertainty:
+    """Returns how sure a model is of an image.
 
     Args:
         model: Model that gives logits.
         image: The image (C, H, W), with the bands that the model takes.
+        valid: Pixels (H, W) that have data, of which at least one does; by default all.
     """
     batch = as_batch(model, image, device_of(model))
     height, width = image.shape[-2:]
@@ -55,9 +56,10 @@ def uncertainty(model: Any, image: Tensor) -> tuple[Uncertainty, Tensor]:
     upright, mirrored = (
         with_background(logits)[..., :height, :width].float() for logits in (upright, mirrored)
     )
-    labels = upright.argmax(1)[0]
-    share = (mirrored.flip(-1).argmax(1)[0] != labels).float().mean()
-    return Uncertainty(_entropy(upright), float(share), features), labels.cpu()
+    differs = mirrored.flip(-1).argmax(1)[0] != upright.argmax(1)[0]
+    counted = torch.ones_like(differs) if valid is None else valid.to(differs.device)
+    share = differs[counted].float().mean()
+    return Uncertainty(float(_entropy(upright)[counted].mean()), float(share), features)
 
 
 def _mirrored(batch: Tensor, width: int) -> Tensor:
@@ -65,9 +67,10 @@ def _mirrored(batch: Tensor, width: int) -> Tensor:
     return torch.cat([batch[..., :width].flip(-1), batch[..., width:]], -1)
 
 
-def _entropy(logits: Tensor) -> float:
-    log = logits.log_softmax(1)
-    return float(-(log.exp() * log).sum(1).mean()) / math.log(logits.shape[1])
+def _entropy(logits: Tensor) -> Tensor:
+    """Returns the entropy (H, W) of the probabilities of an image, at most 1."""
+    log = logits[0].log_softmax(0)
+    return -(log.exp() * log).sum(0) / math.log(len(log))
 
 
 def _logits_and_features(model: Any, batch: Tensor) -> tuple[Tensor, Tensor | None]:

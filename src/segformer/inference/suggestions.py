@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
 
 from segformer.data.annotations.editable import editable
 from segformer.data.annotations.for_tools import TOOLS, Suggested
 from segformer.data.complete import complete
 from segformer.data.images import find_images
-from segformer.data.labels import file_type
 from segformer.evaluation import Protocol, Whole, check_logits
 from segformer.evaluation.uncertainty import Uncertainty, choose, uncertainty
-from segformer.inference.pictures import overlay, sheet, shown
+from segformer.inference.pictures import overlay, sheet
+from segformer.inference.pipeline import label_file
 from segformer.inference.scenes import read_for
 
 SHOWN = 12  # images of the picture
@@ -34,20 +34,20 @@ class Suggestion:
     Args:
         path: Path of the image file.
         found: How sure the model is of it.
-        image: The image (C, H, W).
+        image: The image.
         labels: The labels (H, W) that the model gives it.
     """
 
     path: Path
     found: Uncertainty
-    image: Tensor
+    image: Image.Image
     labels: np.ndarray
 
 
 def suggest(
     model: Any, paths: Sequence[Path], count: int, labelled: Sequence[Path] = ()
 ) -> list[Suggestion]:
-    """Returns the images to label next, the most useful first, with two progress bars.
+    """Returns the images to label next, the most useful first, with progress bars.
 
     Args:
         model: Model that gives logits.
@@ -60,18 +60,23 @@ def suggest(
     """
     check_logits(model, Protocol(Whole()))
     known = [
-        found.features
+        features
         for path in tqdm(labelled, "labelled images", unit="image", disable=not labelled)
-        if (found := _look(model, path).found).features is not None
+        if (features := _look(model, path).features) is not None
     ]
-    every = [_look(model, path).found for path in tqdm(paths, "unlabelled images", unit="image")]
-    return [_look(model, paths[index]) for index in choose(every, count, known)]
+    found = [_look(model, path) for path in tqdm(paths, "unlabelled images", unit="image")]
+    suggestions = []
+    for index in tqdm(choose(found, count, known), "suggested labels", unit="image"):
+        image, labels = label_file(model, paths[index])
+        suggestions.append(Suggestion(paths[index], found[index], image, labels))
+    return suggestions
 
 
-def _look(model: Any, path: Path) -> Suggestion:
-    image, _ = read_for(model, path)
-    found, labels = uncertainty(model, image)
-    return Suggestion(path, found, image, labels.numpy().astype(file_type(model.num_classes)))
+def _look(model: Any, path: Path) -> Uncertainty:
+    image, valid = read_for(model, path)
+    if valid is not None and not valid.any():
+        raise ValueError(f"{str(path)!r} has no pixel with data; take it out of the folder")
+    return uncertainty(model, image, None if valid is None else torch.as_tensor(valid))
 
 
 def write_suggestions(
@@ -95,7 +100,7 @@ def write_suggestions(
             suggestion.path,
             suggestion.path.relative_to(root),
             suggestion.labels.shape,
-            editable(suggestion.labels),
+            editable(suggestion.labels, ignore_index=model.classes.ignore_index),
             1 - place / len(suggestions),
         )
         for place, suggestion in enumerate(suggestions)
@@ -121,9 +126,9 @@ def _table(suggestions: Sequence[Suggestion], root: Path) -> str:
 def _sheet(suggestions: Sequence[Suggestion], model: Any) -> Image.Image:
     columns: dict[str, list[Image.Image]] = {"image": [], "suggested labels": []}
     for suggestion in suggestions[:SHOWN]:
-        picture = shown(suggestion.image)
-        columns["image"].append(picture)
-        columns["suggested labels"].append(overlay(picture, suggestion.labels, model.classes))
+        labelled = overlay(suggestion.image, suggestion.labels, model.classes)
+        columns["image"].append(suggestion.image)
+        columns["suggested labels"].append(labelled)
     return sheet(columns, model.classes)
 
 

@@ -12,7 +12,12 @@ AREA = 64  # pixels of the smallest area
 TOLERANCE = 1.0  # pixels by which an outline may differ
 
 
-def editable(labels: np.ndarray, area: int = AREA, tolerance: float = TOLERANCE) -> list[Polygon]:
+def editable(
+    labels: np.ndarray,
+    area: int = AREA,
+    tolerance: float = TOLERANCE,
+    ignore_index: int | None = None,
+) -> list[Polygon]:
     """Returns outlines without holes, in the order in which they are drawn over one another.
 
     Tools have no holes: the areas that lie in one are drawn after it. Smaller areas join their
@@ -22,12 +27,13 @@ def editable(labels: np.ndarray, area: int = AREA, tolerance: float = TOLERANCE)
         labels: Class indices (H, W), uint8 or uint16.
         area: Number of pixels of the smallest area.
         tolerance: Number of pixels by which outlines may move; 0 keeps them.
+        ignore_index: Value without an outline.
     """
     import shapely
     from rasterio.features import sieve
 
     kept = sieve(labels, area, connectivity=4) if area > 1 else labels
-    polygons = polygons_of(kept)
+    polygons = polygons_of(kept, ignore_index)
     shapes = np.array([shapely.Polygon(p.rings[0], p.rings[1:]) for p in polygons])
     if tolerance:
         shapes = shapely.coverage_simplify(shapes, tolerance)

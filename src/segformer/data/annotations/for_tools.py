@@ -76,7 +76,7 @@ def write_cvat(folder: Path, images: Sequence[Suggested], classes: Classes) -> l
     ElementTree.SubElement(root, "version").text = "1.1"
     task = ElementTree.SubElement(ElementTree.SubElement(root, "meta"), "task")
     labels = ElementTree.SubElement(task, "labels")
-    for name, color in zip(classes.names, classes.colors, strict=True):
+    for name, color in zip(classes.names, classes.shown_colors, strict=True):
         label = ElementTree.SubElement(labels, "label")
         ElementTree.SubElement(label, "name").text = name
         ElementTree.SubElement(label, "color").text = _hex(color)
@@ -115,7 +115,7 @@ def write_label_studio(folder: Path, images: Sequence[Suggested], classes: Class
     view = ElementTree.Element("View")
     ElementTree.SubElement(view, "Image", {"name": "image", "value": "$image"})
     labels = ElementTree.SubElement(view, "PolygonLabels", {"name": "label", "toName": "image"})
-    for name, color in zip(classes.names, classes.colors, strict=True):
+    for name, color in zip(classes.names, classes.shown_colors, strict=True):
         ElementTree.SubElement(labels, "Label", {"value": name, "background": _hex(color)})
     ElementTree.indent(view)
     written = [folder / "tasks.json", folder / "labels.xml"]
