@@ -6,6 +6,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -255,6 +257,32 @@ def test_several_threads_share_one(name: str, exported: File, model: SegFormer) 
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(loaded.predict, batches))
     assert all(share_equal(*pair) > 0.999 for pair in zip(found, expected, strict=True))
+
+
+DROPPED_IN_A_THREAD = """
+import signal, subprocess, sys, threading, torch
+from segformer import deploy
+
+models = [deploy.load(sys.argv[1])]
+models[0].predict(torch.zeros(1, 3, 32, 32))
+thread = threading.Thread(target=models.clear)
+thread.start()
+thread.join()
+signal.signal(signal.SIGCHLD, lambda *_: print("the worker ended"))  # as PyTorch's loader does
+subprocess.run([sys.executable, "-c", ""])
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="reason: Windows has no such signals")
+def test_a_model_freed_in_another_thread_leaves_signals_alone(exported: File) -> None:
+    """In OpenVINO, freeing the core there ended the process at the next signal."""
+    run = subprocess.run(
+        [sys.executable, "-c", DROPPED_IN_A_THREAD, str(exported("labels.xml"))],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (run.returncode, run.stdout) == (0, "the worker ended\n"), run.stderr
 
 
 def test_load_model_reads_weights_and_exported_files(

@@ -8,6 +8,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,19 @@ def model_info(description: Description) -> dict[str, str]:
     }
 
 
+@cache
+def core() -> Any:
+    """Returns OpenVINO's core, one for the process, which is never freed.
+
+    The CPU plugin gives the thread that loads it another stack for signals. If a core is freed in
+    another thread, that stack is freed while it is in use, and the next signal, such as that of a
+    worker that ends, ends the process (OpenVINO 2026.4).
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 def reshaped(model: Any, shapes: Sequence[Sequence[int]]) -> Any:
     """Returns a model, itself, with inputs of these shapes; -1 stands for any length."""
     names = [port.get_any_name() for port in model.inputs]
@@ -95,12 +109,11 @@ class Session:
     def __init__(self, path: Path, device: str = "cpu") -> None:
         import openvino
 
-        self.core = openvino.Core()
         self.device = device.upper()
         self.lock = threading.Lock()
         self._check_device()
         try:
-            self.model = self.core.read_model(path)
+            self.model = core().read_model(path)
         except RuntimeError as error:
             raise unreadable("OpenVINO", path, error) from error
         has = self.model.has_rt_info([KEY])
@@ -112,7 +125,7 @@ class Session:
         self.engine = f"OpenVINO {version} on {self.device}, {self.hint} arithmetic"
 
     def _check_device(self) -> None:
-        devices = self.core.available_devices  # such as CPU, GPU.0 and GPU.1
+        devices = core().available_devices  # such as CPU, GPU.0 and GPU.1
         if self.device not in {*devices, *(name.partition(".")[0] for name in devices)}:
             raise ValueError(
                 f"OpenVINO has no device {self.device.lower()!r} here; choose one of "
@@ -121,7 +134,7 @@ class Session:
 
     def _hint(self) -> str:
         """Returns the precision in which the device computes what the file leaves in floats."""
-        able = self.core.get_property(self.device, "OPTIMIZATION_CAPABILITIES")
+        able = core().get_property(self.device, "OPTIMIZATION_CAPABILITIES")
         hints = {"bf16": ("BF16", "bf16"), "fp16": ("FP16", "f16")}
         name, hint = hints.get(self.description.precision, ("FP32", "f32"))
         return hint if name in able else "f32"
@@ -145,4 +158,4 @@ class Session:
         settings = {"INFERENCE_PRECISION_HINT": self.hint}
         if self.device == "CPU":
             settings["INFERENCE_NUM_THREADS"] = str(min(threads, os.cpu_count() or threads))
-        return self.core.compile_model(model, self.device, settings)
+        return core().compile_model(model, self.device, settings)

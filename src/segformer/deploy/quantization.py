@@ -209,9 +209,7 @@ class OpenVINO(Engine):
     resize = "Interpolate"
 
     def read(self, path: Path, inputs: Sequence[Tensor]) -> Any:
-        import openvino as library
-
-        return openvino.reshaped(library.Core().read_model(path), [x.shape for x in inputs])
+        return openvino.reshaped(openvino.core().read_model(path), [x.shape for x in inputs])
 
     def run(self, candidate: Any) -> Callable[..., Tensor]:
         return partial(openvino.run, candidate)
