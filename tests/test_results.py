@@ -387,8 +387,8 @@ def test_files_of_a_scene_lie_on_its_grid(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rasterio = pytest.importorskip("rasterio", reason="reason: rasterio is not installed")
-    monkeypatch.setattr("segformer.inference.scenes.OVERVIEW", 50)
-    monkeypatch.setattr("segformer.inference.scenes.PART", 64)
+    monkeypatch.setattr("segformer.inference.large.OVERVIEW", 50)
+    monkeypatch.setattr("segformer.inference.large.PART", 64)
     coarse = np.random.default_rng(0).integers(1, 255, (5, 8, 3), np.uint8)
     pixels = np.array(Image.fromarray(coarse).resize((190, 130), Image.Resampling.BICUBIC))
     path, out = tmp_path / "scene.tif", tmp_path / "out"
@@ -438,7 +438,7 @@ def test_a_scene_that_fails_leaves_no_file(
     def fails(*arguments: object) -> None:
         raise ValueError("scene.tif cannot be labelled")
 
-    monkeypatch.setattr("segformer.inference.scenes.average_windows", fails)
+    monkeypatch.setattr("segformer.inference.large.average_windows", fails)
     kinds = ("labels", "probabilities", "confidence", "masks", "overlay", "heatmap", "polygons")
     words = [weights, tmp_path / "scene.tif", "--out", tmp_path / "out", "--write", *kinds]
     with pytest.raises(SystemExit, match="cannot be labelled"):

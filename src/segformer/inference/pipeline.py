@@ -21,6 +21,7 @@ from segformer.evaluation import Protocol, check_logits
 from segformer.evaluation.protocols import gives_logits
 from segformer.inference.journal import Journal
 from segformer.inference.labellers import Labeller, WholeImages
+from segformer.inference.large import ARRAY, LargeImage, label_in_windows, large_image
 from segformer.inference.pictures import shown
 from segformer.inference.results import (
     DEFAULT,
@@ -30,14 +31,7 @@ from segformer.inference.results import (
     Summary,
 )
 from segformer.inference.results.base import Counted, MeanEntropy, halved
-from segformer.inference.scenes import (
-    ARRAY,
-    LargeImage,
-    is_scene,
-    label_in_windows,
-    large_image,
-    read_for,
-)
+from segformer.inference.scenes import is_scene, read_for
 
 WHOLE = WholeImages()
 

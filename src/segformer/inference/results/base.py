@@ -18,7 +18,7 @@ from torch import Tensor
 from segformer.data.classes import Classes
 from segformer.data.families.opened import Grid, Window
 from segformer.inference.labellers import check_probabilities
-from segformer.inference.scenes import Also, LargeImage
+from segformer.inference.large import Also, LargeImage
 
 ROWS = 64  # whose probabilities are compared at a time, to save memory
 TIE = 2e-3  # difference of probabilities that rounding explains

@@ -13,10 +13,10 @@ import numpy as np
 from PIL import Image
 
 from segformer.data.classes import Classes
+from segformer.inference.large import LargeImage
 from segformer.inference.pictures import contact_sheet, fitted, overlay
 from segformer.inference.results.base import Counted, Entry, Prediction, Summary
 from segformer.inference.results.pictures import save_png
-from segformer.inference.scenes import LargeImage
 
 CELL = (320, 240)  # width and height in pixels of an image on the sheet
 COLUMNS = 4

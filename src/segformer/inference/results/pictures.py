@@ -14,9 +14,9 @@ from PIL import Image
 
 from segformer.data.classes import Classes
 from segformer.data.complete import complete
+from segformer.inference.large import Also, LargeImage
 from segformer.inference.pictures import indexed, overlay, with_legend
 from segformer.inference.results.base import Prediction, Result, skip
-from segformer.inference.scenes import Also, LargeImage
 
 
 def save_png(picture: Image.Image, path: Path) -> None:
@@ -45,7 +45,10 @@ class Labels(Result):
 
 
 class Overlay(Result):
-    """``NAME_overlay.png``: the image under the classes' colours, with a legend."""
+    """``NAME_overlay.png``: the image under the classes' colours, with a legend.
+
+    For eyes: a small image is enlarged, and of a large one an overview is drawn.
+    """
 
     name = "overlay"
     ending = "_overlay.png"

@@ -12,8 +12,8 @@ from segformer.data.annotations.shapes import polygons_of
 from segformer.data.classes import Classes
 from segformer.data.complete import complete
 from segformer.data.families import geotiff
+from segformer.inference.large import Also, LargeImage, Shape
 from segformer.inference.results.base import Prediction, Result, skip
-from segformer.inference.scenes import Also, LargeImage, Shape
 
 
 class Polygons(Result):

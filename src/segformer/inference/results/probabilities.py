@@ -12,10 +12,10 @@ from torch import Tensor
 
 from segformer.data.complete import complete
 from segformer.data.families.opened import Window
+from segformer.inference.large import Also, LargeImage
 from segformer.inference.pictures import above, enlarged, heat_map, scale
 from segformer.inference.results.base import Prediction, Result, halved, largest
 from segformer.inference.results.pictures import save_png
-from segformer.inference.scenes import Also, LargeImage
 
 NO_DATA = 0  # of confidence; the largest of K probabilities is at least 1 / K
 

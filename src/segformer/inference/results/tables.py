@@ -12,8 +12,8 @@ from typing import Any
 from segformer.data.classes import Classes
 from segformer.data.complete import complete
 from segformer.data.families.geotiff import pixel_area
+from segformer.inference.large import LargeImage
 from segformer.inference.results.base import Counted, Entry, Prediction, Summary
-from segformer.inference.scenes import LargeImage
 
 
 class Shares(Summary):
