@@ -23,6 +23,7 @@ from segformer.checkpoint import read_processor
 from segformer.cli import main as command
 from segformer.data.annotations.shapes import Polygon, draw
 from segformer.data.classes import distinct_palette, voc_palette
+from segformer.data.families.opened import Window
 from segformer.data.normalization import IMAGENET
 from segformer.evaluation import Slide, find_protocol
 from segformer.inference import (
@@ -35,6 +36,7 @@ from segformer.inference import (
     label_file,
     predict_file,
 )
+from segformer.inference.large import Coarse
 from segformer.inference.pictures import heat_map, overlay
 from segformer.inference.results import (
     KINDS,
@@ -426,6 +428,20 @@ def test_files_of_a_scene_lie_on_its_grid(
     heat = np.array(heat_map(largest[::step, ::step].astype(np.float32))).astype(int)
     found = label_map(out / "scene_heatmap.png")[: 6 * 33 : 6, : 6 * 48 : 6]
     assert np.abs(heat - found)[seen != 255].max() <= 2
+
+
+@pytest.mark.parametrize("size", [(1, 4001), (5000, 3), (37, 53), (401, 6003)], ids=str)
+def test_the_pixels_of_an_overview_are_found_in_windows_of_any_size(size: tuple[int, int]) -> None:
+    values = np.arange(size[0] * size[1]).reshape(size)
+    coarse = Coarse(size)
+    found = np.full(coarse.size, -1)
+    for top in range(0, size[0], 97):
+        for left in range(0, size[1], 61):
+            window = Window(top, left, min(97, size[0] - top), min(61, size[1] - left))
+            inside, own = coarse.pixels(window)
+            found[inside] = values[window.slices][own]
+    assert max(found.shape) <= 2000
+    assert np.array_equal(found, values[:: coarse.step, :: coarse.step])
 
 
 @pytest.mark.extras

@@ -114,7 +114,8 @@ def run(parser: ArgumentParser, arguments: list[str]) -> None:
     _check_writing(options, clips)
     results, summaries = (None, ()) if options.write is None else find_results(options.write)
     # before the slow loading
-    work = plan(images, options.out, options.overwrite, results, summaries, options.skip_existing)
+    of_images = summaries if images else ()
+    work = plan(images, options.out, options.overwrite, results, of_images, options.skip_existing)
     videos_of = plan_videos(clips, options.out, options.overwrite, options.frames, summaries)
     model = load_model(options.weights, options.device)
     if images:

@@ -194,16 +194,16 @@ def _label_frames(
         target = _label_map(folder, index)
         indexed(labels, model.classes).save(target)
         counts += count(labels, len(counts))
-        prediction = Prediction(
-            name=f"{_name(clip.path)}/{target.name}",
-            image=shown(frame.image),
-            labels=labels,
-            classes=model.classes,
-            probabilities=probabilities,
-            seconds=seconds,
-            time=float(frame.time),
-        )
         for summary, of_frames in entries.items():
+            prediction = Prediction(
+                name=f"{_name(clip.path)}/{target.name}",
+                image=shown(frame.image),
+                labels=labels,
+                classes=model.classes,
+                probabilities=probabilities,
+                seconds=seconds,
+                time=float(frame.time),
+            )
             of_frames[prediction.name] = summary.entry(prediction)
     return counts
 
