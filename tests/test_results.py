@@ -451,7 +451,7 @@ def test_a_scene_that_fails_leaves_no_file(
     pytest.importorskip("rasterio", reason="reason: rasterio is not installed")
     scene(tmp_path / "scene.tif", label_map(photos / "a.png").clip(1))
 
-    def fails(*arguments: object) -> None:
+    def fails(*arguments: object, **options: object) -> None:
         raise ValueError("scene.tif cannot be labelled")
 
     monkeypatch.setattr("segformer.inference.large.average_windows", fails)
