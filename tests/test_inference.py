@@ -275,7 +275,7 @@ def test_an_overlay_has_a_legend_of_the_classes_that_occur(weights: Path, tmp_pa
     with Image.open(tmp_path / "out" / "a.png") as labels:
         present = set(np.unique(labels).tolist())
     with Image.open(tmp_path / "out" / "a_overlay.png") as shown:
-        key = np.array(shown)[64:]
+        key = np.array(shown)[128:]  # below the picture, in twice its size
     for k in range(5):
         boxes = (key == (10 * k, 0, 99)).all(-1).sum()
         assert (boxes > 100) == (k in present)

@@ -23,6 +23,7 @@ from segformer.checkpoint import read_processor
 from segformer.cli import main as command
 from segformer.data.annotations.shapes import Polygon, draw
 from segformer.data.classes import distinct_palette, voc_palette
+from segformer.data.families.opened import Window
 from segformer.data.normalization import IMAGENET
 from segformer.evaluation import Slide, find_protocol
 from segformer.inference import (
@@ -35,7 +36,17 @@ from segformer.inference import (
     label_file,
     predict_file,
 )
-from segformer.inference.results import KINDS, Confidence, Heatmap, Labels, Probabilities
+from segformer.inference.large import Coarse
+from segformer.inference.pictures import heat_map, overlay
+from segformer.inference.results import (
+    KINDS,
+    Confidence,
+    Heatmap,
+    Labels,
+    Overlay,
+    Probabilities,
+)
+from segformer.inference.results.contact_sheet import CELL
 
 NAMES = ["road", "sky", "tree/bush", "car", "person"]
 EVERYTHING = [
@@ -325,13 +336,19 @@ def test_large_images_get_what_fits_memory_and_refuse_the_rest_by_name(
     np.save(tmp_path / "a.npy", label_map(photos / "a.png"))
     out = tmp_path / "out"
     words = [weights, tmp_path / "a.npy", "--slide", 48, 32, "--out", out, "--write"]
-    with pytest.raises(SystemExit, match="a.npy' is labelled in windows, .* gets no masks; leave"):
-        predict(*words, "labels", "masks")
+    with pytest.raises(SystemExit, match="a.npy' is labelled in windows, .* coco needs it whole"):
+        predict(*words, "labels", "coco")
     with pytest.raises(SystemExit, match="add labels to --write"):
         predict(*words, "shares")
     assert not out.exists()
-    predict(*words, "labels", "probabilities", "polygons", "shares", "manifest")
+    predict(*words, *(name for name in EVERYTHING if name != "coco"))
     labels, probabilities = np.load(out / "a.npy"), np.load(out / "a_probabilities.npy")
+    confidence = np.load(out / "a_confidence.npy")
+    assert confidence.dtype == np.uint8
+    assert np.abs(confidence / 255 - probabilities.max(0)).max() < 0.003
+    masks = {path.name: np.load(path) for path in (out / "a_masks").iterdir()}
+    assert {int(name[0]) for name in masks} == set(np.unique(labels).tolist())
+    assert all(np.array_equal(mask == 255, labels == int(k[0])) for k, mask in masks.items())
     assert np.array_equal(probabilities.argmax(0), labels)
     model = SegFormer.from_pretrained(weights)
     expected = predict_file(model, photos / "a.png", InWindows(Slide((48, 48), (32, 32))))
@@ -340,6 +357,109 @@ def test_large_images_get_what_fits_memory_and_refuse_the_rest_by_name(
     assert np.abs(difference).max() < 1e-3  # the last bits of sums differ with their order
     line = json.loads((out / "manifest.jsonl").read_text())
     assert line["mean_entropy"] == pytest.approx(expected.counted.mean_entropy, abs=1e-3)
+    # Pictures of an image this small are those of the photograph.
+    expected.save(tmp_path / "whole", [Overlay(), Heatmap()])
+    for path in (tmp_path / "whole").iterdir():
+        difference = label_map(path).astype(int) - label_map(out / path.name)
+        assert np.abs(difference).max() <= 2
+    with Image.open(out / "contact_sheet.png") as sheet:
+        assert sheet.width > CELL[0]
+
+
+def scene(path: Path, pixels: np.ndarray, **options: Any) -> np.ndarray:
+    """Writes a georeferenced raster in tiles, without data in a corner; returns where it has data.
+
+    Args:
+        pixels: (H, W, 3), above 0.
+    """
+    import rasterio
+
+    valid = np.ones(pixels.shape[:2], bool)
+    valid[: len(valid) // 4, : len(valid) // 3] = False
+    transform = rasterio.Affine(0.5, 0, 400000, 0, -0.5, 5000000)
+    options = {"crs": "EPSG:32633", "transform": transform, "dtype": "uint8", "count": 3} | options
+    height, width = pixels.shape[:2]
+    with rasterio.open(path, "w", "GTiff", width, height, nodata=0, **options) as raster:
+        raster.write(np.where(valid[..., None], pixels, 0).transpose(2, 0, 1))
+    return valid
+
+
+@pytest.mark.extras
+def test_files_of_a_scene_lie_on_its_grid(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rasterio = pytest.importorskip("rasterio", reason="reason: rasterio is not installed")
+    monkeypatch.setattr("segformer.inference.large.OVERVIEW", 50)
+    monkeypatch.setattr("segformer.inference.large.PART", 64)
+    coarse = np.random.default_rng(0).integers(1, 255, (5, 8, 3), np.uint8)
+    pixels = np.array(Image.fromarray(coarse).resize((190, 130), Image.Resampling.BICUBIC))
+    path, out = tmp_path / "scene.tif", tmp_path / "out"
+    valid = scene(path, pixels.clip(1))
+    kinds = ("labels", "probabilities", "confidence", "masks", "overlay", "heatmap")
+    words = [weights, path, "--slide", 64, 48, "--out", out, "--write", *kinds]
+    predict(*words, "contact-sheet", "manifest")
+    read = {}
+    for file in (out / "scene.tif", out / "scene_confidence.tif", *(out / "scene_masks").iterdir()):
+        with rasterio.open(path) as own, rasterio.open(file) as raster:
+            assert (raster.crs, raster.transform) == (own.crs, own.transform)
+            assert raster.shape == (130, 190)
+            read[file.name], nodata = raster.read(1), raster.nodata
+        if file.name == "scene_confidence.tif":
+            assert nodata == 0
+    labels, confidence = read.pop("scene.tif"), read.pop("scene_confidence.tif")
+    assert np.array_equal(labels != 255, valid)
+    assert np.array_equal(confidence != 0, valid)
+    largest = np.load(out / "scene_probabilities.npy").max(0)
+    assert np.abs(confidence / 255 - largest)[valid].max() < 0.003
+    assert {int(name[0]) for name in read} == set(np.unique(labels[valid]).tolist())
+    assert all(np.array_equal(mask == 255, labels == int(k[0])) for k, mask in read.items())
+
+    step = 4  # so that 190 pixels become at most 50
+    seen, shown = labels[::step, ::step], label_map(path)
+    means = [
+        [shown[y : y + step, x : x + step].mean((0, 1)) for x in range(0, 190, step)]
+        for y in range(0, 130, step)
+    ]
+    image = Image.fromarray(np.rint(means).astype(np.uint8))
+    model = SegFormer.from_pretrained(weights)
+    expected = np.array(overlay(image, seen, model.classes)).astype(int)
+    found = label_map(out / "scene_overlay.png")[: 6 * 33 : 6, : 6 * 48 : 6]  # it is enlarged
+    assert np.abs(expected - found).max() <= 1
+    heat = np.array(heat_map(largest[::step, ::step].astype(np.float32))).astype(int)
+    found = label_map(out / "scene_heatmap.png")[: 6 * 33 : 6, : 6 * 48 : 6]
+    assert np.abs(heat - found)[seen != 255].max() <= 2
+
+
+@pytest.mark.parametrize("size", [(1, 4001), (5000, 3), (37, 53), (401, 6003)], ids=str)
+def test_the_pixels_of_an_overview_are_found_in_windows_of_any_size(size: tuple[int, int]) -> None:
+    values = np.arange(size[0] * size[1]).reshape(size)
+    coarse = Coarse(size)
+    found = np.full(coarse.size, -1)
+    for top in range(0, size[0], 97):
+        for left in range(0, size[1], 61):
+            window = Window(top, left, min(97, size[0] - top), min(61, size[1] - left))
+            inside, own = coarse.pixels(window)
+            found[inside] = values[window.slices][own]
+    assert max(found.shape) <= 2000
+    assert np.array_equal(found, values[:: coarse.step, :: coarse.step])
+
+
+@pytest.mark.extras
+def test_a_scene_that_fails_leaves_no_file(
+    weights: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("rasterio", reason="reason: rasterio is not installed")
+    scene(tmp_path / "scene.tif", label_map(photos / "a.png").clip(1))
+
+    def fails(*arguments: object, **options: object) -> None:
+        raise ValueError("scene.tif cannot be labelled")
+
+    monkeypatch.setattr("segformer.inference.large.average_windows", fails)
+    kinds = ("labels", "probabilities", "confidence", "masks", "overlay", "heatmap", "polygons")
+    words = [weights, tmp_path / "scene.tif", "--out", tmp_path / "out", "--write", *kinds]
+    with pytest.raises(SystemExit, match="cannot be labelled"):
+        predict(*words)
+    assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.extras
@@ -347,20 +467,14 @@ def test_a_scene_gives_polygons_in_its_system_and_square_metres(
     weights: Path, photos: Path, tmp_path: Path
 ) -> None:
     rasterio = pytest.importorskip("rasterio", reason="reason: rasterio is not installed")
-    pixels = label_map(photos / "a.png")
-    transform = rasterio.Affine(0.5, 0, 400000, 0, -0.5, 5000000)
-    options = {"crs": "EPSG:32633", "transform": transform, "dtype": "uint8", "count": 3}
-    height, width = pixels.shape[:2]
-    path = tmp_path / "scene.tif"
-    with rasterio.open(path, "w", "GTiff", width, height, **options) as raster:
-        raster.write(pixels.transpose(2, 0, 1))
-    out = tmp_path / "out"
+    path, out = tmp_path / "scene.tif", tmp_path / "out"
+    scene(path, label_map(photos / "a.png").clip(1))
     predict(weights, path, "--out", out, "--write", "labels", "polygons", "shares")
     content = json.loads((out / "scene.geojson").read_text())
     assert content["crs"]["properties"]["name"] == "urn:ogc:def:crs:EPSG::32633"
     shapes = [(f["geometry"], f["properties"]["index"]) for f in content["features"]]
     with rasterio.open(out / "scene.tif") as raster:
-        labels = raster.read(1)
+        labels, transform = raster.read(1), raster.transform
     drawn = rasterio.features.rasterize(shapes, labels.shape, fill=255, transform=transform)
     assert np.array_equal(drawn, labels)
     with (out / "shares.csv").open(newline="") as file:
@@ -395,8 +509,11 @@ def test_options_that_do_not_fit_are_refused(weights: Path, photos: Path, tmp_pa
         predict(*words, "--overwrite", "--skip-existing")
     with pytest.raises(SystemExit, match="invalid choice: 'maps'"):
         predict(*words, "--write", "maps")
-    with pytest.raises(SystemExit, match="--write is for images, and .*photos' becomes a video"):
-        predict(*words, "--video", 25, "--write", "labels")
+    refused = "--write labels is for images, and .*photos' becomes .* gives shares and manifest"
+    with pytest.raises(SystemExit, match=refused):
+        predict(*words, "--video", 25, "--write", "shares", "labels")
+    with pytest.raises(SystemExit, match="--skip-existing is for images, and .*photos' becomes"):
+        predict(*words, "--video", 25, "--skip-existing")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "manifest.jsonl").write_text('{"file": 3\n{"file": "a.png"}\n')
     with pytest.raises(SystemExit, match="line 1 of .*manifest.jsonl' is no entry of a run"):

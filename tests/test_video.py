@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import shutil
 from fractions import Fraction
 from pathlib import Path
@@ -247,6 +249,42 @@ def test_windows_and_protocols_label_frames(weights: Path, tmp_path: Path) -> No
     one = np.array(Image.open(tmp_path / "video" / "clip" / "000000.png"))
     other = np.array(Image.open(tmp_path / "image" / "frame.png"))
     assert np.array_equal(one, other)
+
+
+@pytest.mark.extras
+def test_shares_and_manifest_are_of_each_frame(
+    model: SegFormer, weights: Path, tmp_path: Path
+) -> None:
+    """Judged by the label maps of the frames."""
+    times = [Fraction(0), Fraction(1, 10), Fraction(1, 2)]
+    clip(tmp_path / "a.mp4", pictures(3), times=times)
+    out = tmp_path / "out"
+    words = [weights, tmp_path / "a.mp4", "--out", out, "--write", "shares", "manifest"]
+    main(*words, "--frames")
+    assert {path.name for path in out.iterdir()} == {
+        *("a", "a.mp4", "a_shares.csv", "a_manifest.jsonl")
+    }
+    lines = [json.loads(s) for s in (out / "a_manifest.jsonl").read_text().splitlines()]
+    with (out / "a_shares.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    frames = list(VideoFile(tmp_path / "a.mp4").frames())
+    assert len(lines) == len(rows) == len(frames) == 3
+    for line, row, time, frame in zip(lines, rows, times, frames, strict=True):
+        assert line["file"] == row["file"]
+        assert line["time"] == float(row["time"]) == float(time)
+        with Image.open(out / line["file"]) as image:
+            labels = np.array(image)
+        for k, name in enumerate("abcde"):
+            assert line["shares"].get(name, 0) == pytest.approx((labels == k).mean(), abs=1e-6)
+            assert int(row[f"{name} pixels"]) == (labels == k).sum()
+        _, p = WholeImages().with_probabilities(model, frame.image)
+        entropy = -(p * np.log(p)).sum(0).mean()
+        assert line["mean_entropy"] == pytest.approx(entropy, abs=1e-3)
+    with pytest.raises(SystemExit, match="exists already"):
+        main(*words, "--frames")
+    (out / "a.mp4").unlink()
+    with pytest.raises(SystemExit, match=r"a_shares.csv' exists already"):
+        main(*words)
 
 
 @pytest.mark.extras

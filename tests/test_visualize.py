@@ -2,7 +2,15 @@ import numpy as np
 from PIL import Image
 
 from segformer import Classes
-from segformer.inference.pictures import colored, indexed, legend, overlay, sheet, with_legend
+from segformer.inference.pictures import (
+    colored,
+    contact_sheet,
+    indexed,
+    legend,
+    overlay,
+    sheet,
+    with_legend,
+)
 
 CLASSES = Classes(["red", "green"], [(255, 0, 0), (0, 255, 0)])
 LABELS = np.array([[0, 1, 255]], np.uint8)
@@ -58,3 +66,27 @@ def test_a_legend_is_below_the_picture_and_names_what_occurs() -> None:
     assert (result[40:] == (0, 255, 0)).all(-1).sum() > 200
     assert not (result[40:] == (255, 0, 0)).all(-1).any()
     assert with_legend(picture, np.full((40, 300), 255), CLASSES) is picture
+
+
+def test_a_small_picture_is_enlarged_to_whole_multiples_above_its_legend() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (72, 96, 3), np.uint8)
+    result = np.array(with_legend(Image.fromarray(pixels), np.zeros((72, 96), int), CLASSES))
+    assert np.array_equal(result[:216, :288], pixels.repeat(3, 0).repeat(3, 1))
+    assert (result[216:] == (255, 0, 0)).all(-1).sum() > 200
+
+
+def test_a_contact_sheet_has_each_picture_its_name_and_one_legend() -> None:
+    blue = [Image.new("RGB", size, "blue") for size in ((60, 40), (30, 40), (60, 10))]
+    names = ["a", "a name that is much longer than its picture is wide", "c"]
+    pictures = list(zip(names, blue, strict=True))
+    picture = np.array(contact_sheet(pictures, CLASSES, [1], columns=2, cell=(60, 40)))
+    is_blue = (picture == (0, 0, 255)).all(-1)
+    assert is_blue.sum() == 60 * 40 + 30 * 40 + 60 * 10
+    assert (picture == (0, 255, 0)).all(-1).sum() > 200
+    assert not (picture == (255, 0, 0)).all(-1).any()
+    without = [(" ", image) for image in blue]
+    unnamed = np.array(contact_sheet(without, CLASSES, [1], columns=2, cell=(60, 40)))
+    differs = (picture != unnamed).any(-1)
+    assert differs[:, :68].any()
+    assert differs[:, 68:].any()
+    assert not (differs & is_blue).any()

@@ -302,6 +302,73 @@ def test_polygons_that_leave_the_image_or_touch_themselves_are_drawn(tmp_path: P
     np.testing.assert_array_equal(found, expected)
 
 
+# Polygons that pycocotools draws, and shapely and we by default refuse.
+INVALID: dict[str, list[list[float]]] = {
+    "bow tie": [[4, 4, 50, 36, 50, 4, 4, 36]],
+    "pentagram": [[28, 1, 39, 37, 6, 14, 50, 14, 17, 37]],  # its middle is outside by even-odd
+    "an outline walked one and a half times": [
+        [5, 5, 45, 5, 45, 35, 5, 35, 3, 2, 25.5, 7, 25.5, 37, 5, 37]
+    ],
+    "random": [np.random.default_rng(0).uniform(0, 40, 24).tolist()],
+    "beyond the image": [[-20, -9, 70, 60, 70, -9, -20, 60]],
+    "two polygons that overlap": [[4, 4, 30, 30, 30, 4, 4, 30], [20, 4, 50, 30, 50, 4, 20, 30]],
+    "no area": [[5, 5, 9, 9, 7, 7], [20, 10, 40, 10, 40, 30, 20, 30]],
+}
+
+
+@pytest.mark.parametrize("name", INVALID)
+def test_invalid_polygons_are_refused_or_drawn_as_pycocotools_draws_them(
+    name: str, tmp_path: Path
+) -> None:
+    import pycocotools.mask
+    import shapely
+
+    polygons = INVALID[name]
+    edited(written(tmp_path, "coco"), segmentation=polygons)
+    assert "or remove it; `invalid_polygons: draw` draws such polygons" in faults(tmp_path)
+    dataset = opened(tmp_path, invalid_polygons="draw")
+    dataset.check_files()
+    found = dataset[0][1].numpy() == 3
+    runs = pycocotools.mask.frPyObjects(polygons, HEIGHT, WIDTH)
+    expected = pycocotools.mask.decode(pycocotools.mask.merge(runs)) > 0
+    y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
+    rings = [np.reshape(polygon, (-1, 2)) for polygon in polygons]
+    edges = shapely.union_all([shapely.LinearRing(ring) for ring in rings])
+    inner = shapely.distance(edges, shapely.points(x, y)) > 1.5
+    np.testing.assert_array_equal(found[inner], expected[inner])
+    assert 0 < found[inner].mean() < 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_drawn_invalid_polygons_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split, name in (("train", "scene.png"), ("val", "another.png")):
+        photograph(tmp_path / "images" / split, name)
+        (tmp_path / "labels" / split).mkdir(parents=True)
+        path = annotated.coco(tmp_path / "labels" / split / "all.json", name)
+        if split == "train":
+            edited(path, segmentation=[*INVALID["bow tie"], *INVALID["no area"]])
+    words = ["check", str(tmp_path), f"--out={tmp_path / 'check.png'}", "--num_workers=1"]
+    with pytest.raises(SystemExit, match="crosses itself .* `invalid_polygons: draw` draws"):
+        main(words)
+    capsys.readouterr()
+    main([*words, "--data.invalid_polygons", "draw", "--data.tile", "[24, 32]", "--data.bands={}"])
+    report = capsys.readouterr().out
+    assert "2 polygons that cross themselves or their holes, or have no area, are drawn" in report
+    assert re.search(r"train: 2 polygons .* on 1 images, such as \S*scene\.png", report), report
+    assert "val: 2 polygons" not in report
+    with pytest.raises(SystemExit, match="'draws'"):
+        main([*words, "--data.invalid_polygons", "draws"])
+
+
+def test_invalid_polygons_are_no_option_of_label_maps(tmp_path: Path) -> None:
+    for folder in ("images", "labels"):
+        photograph(tmp_path / folder)
+    with pytest.raises(ValueError, match="invalid_polygons='draw' is given, and .*; remove it$"):
+        opened(tmp_path, unlabelled=None, invalid_polygons="draw")
+
+
 def test_unknown_classes_are_named_with_the_cure(tmp_path: Path) -> None:
     path = written(tmp_path, "label_studio")
     path.write_text(path.read_text().replace("person", "Car"))

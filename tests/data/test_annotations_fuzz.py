@@ -74,7 +74,13 @@ def test_files_with_random_faults_are_read_or_refused_by_name(tmp_path: Path) ->
         path = random_.choice(list(files))
         path.write_bytes(mutated(contents[path], random_))
         try:
-            dataset = FolderDataset(tmp_path / "images", files[path], CLASSES, unlabelled=0)
+            dataset = FolderDataset(
+                tmp_path / "images",
+                files[path],
+                CLASSES,
+                unlabelled=0,
+                invalid_polygons=random_.choice(["refuse", "draw"]),
+            )
             dataset.check_files()
             label = dataset[0][1].numpy()
             assert label.shape == (HEIGHT, WIDTH)

@@ -165,7 +165,24 @@ def test_a_data_set_without_a_pair_is_reported(
     assert "train: 0 pairs" in printed
     assert printed.count("problem: no label map for") == 4
     assert printed.count("problem: no image for") == 4
-    assert not (tmp_path / "sheet.png").exists()
+    assert (tmp_path / "sheet.png").exists()  # of the two pairs of validation
+
+
+def test_the_picture_shows_samples_of_all_splits_and_fits_a_screen(root: Path) -> None:
+    drawn = draw(data(root))
+    assert drawn is not None
+    picture = np.array(drawn)
+    assert picture.shape[0] < 1080
+    assert picture.shape[1] < 1920
+    for name in ("train/0.png", "train/3.png", "val/0.png", "val/1.png"):
+        with Image.open(root / "images" / name) as image:
+            pixels = np.array(image).repeat(10, 0).repeat(10, 1)
+        height, width = pixels.shape[:2]
+        corners = (picture[:-height, :-width] == pixels[0, 0]).all(-1)
+        assert any(
+            np.array_equal(picture[y : y + height, x : x + width], pixels)
+            for y, x in np.argwhere(corners)
+        )
 
 
 def test_what_the_command_reads_travels_to_processes_that_are_not_forked(root: Path) -> None:

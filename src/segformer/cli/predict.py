@@ -114,13 +114,14 @@ def run(parser: ArgumentParser, arguments: list[str]) -> None:
     _check_writing(options, clips)
     results, summaries = (None, ()) if options.write is None else find_results(options.write)
     # before the slow loading
-    work = plan(images, options.out, options.overwrite, results, summaries, options.skip_existing)
-    videos_of = plan_videos(clips, options.out, options.overwrite, options.frames)
+    of_images = summaries if images else ()
+    work = plan(images, options.out, options.overwrite, results, of_images, options.skip_existing)
+    videos_of = plan_videos(clips, options.out, options.overwrite, options.frames, summaries)
     model = load_model(options.weights, options.device)
     if images:
         label_files(model, work, labeller)
     if clips:
-        label_videos(model, videos_of, labeller)
+        label_videos(model, videos_of, labeller, summaries)
 
 
 def _check_writing(options: Namespace, clips: list[Clip]) -> None:
@@ -129,11 +130,17 @@ def _check_writing(options: Namespace, clips: list[Clip]) -> None:
         raise ValueError(
             "--overwrite replaces files and --skip-existing keeps them; give only one of them"
         )
-    for name in ("write", "skip_existing"):
-        if clips and getattr(options, name):
+    if not clips:
+        return
+    video, cure = f"{str(clips[0].path)!r} becomes a video", "label it by itself"
+    if options.skip_existing:
+        raise ValueError(f"--skip-existing is for images, and {video}; {cure}")
+    ours = [name for name, kind in KINDS.items() if kind.for_videos]
+    for name in options.write or ():
+        if name not in ours:
             raise ValueError(
-                f"--{name.replace('_', '-')} is for images, and {str(clips[0].path)!r} becomes a "
-                "video; label it by itself, with --frames for its label maps"
+                f"--write {name} is for images, and {video}, beside which --write gives "
+                f"{' and '.join(ours)}; {cure}, with --frames for its label maps"
             )
 
 

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from segformer.data.annotations.areas import Picture
-from segformer.data.annotations.drawing import Drawing, Drawn
+from segformer.data.annotations.drawing import Drawing, Drawn, Treatment
 from segformer.data.annotations.formats import Annotations
 from segformer.data.annotations.matching import find_sources
 from segformer.data.classes import IGNORE_INDEX, Classes
@@ -53,6 +53,10 @@ __all__ = [
 
 NUM_VALUES = 1 << 16  # of a 16-bit label map
 SAMPLED_PAIRS = 64  # whose pixels are read before a run
+# Options of annotations and of label maps, and those that the other kind has for the same.
+INSTEAD = dict.fromkeys(("unlabelled", "class_map"), "ignore_index or label_map") | dict.fromkeys(
+    ("ignore_index", "label_map", "palette"), "class_map"
+)
 
 
 class DataError(ValueError):
@@ -105,6 +109,8 @@ class FolderDataset(Dataset):
         unlabelled: Class of pixels without annotation, by index or name, or ``"ignore"``.
         class_map: Class of names that annotations have and the classes have not, or ``"ignore"``,
             such as ``{van: car, sky: ignore}``.
+        invalid_polygons: Whether polygons of annotations that cross themselves or their holes, or
+            have no area, are refused, or drawn by the even-odd rule.
 
     Raises:
         FileNotFoundError: If a folder is missing or empty.
@@ -129,6 +135,7 @@ class FolderDataset(Dataset):
         palette: Coding | None = None,
         unlabelled: int | str | None = None,
         class_map: Mapping[str, str] | None = None,
+        invalid_polygons: Treatment = "refuse",
     ) -> None:
         if ignore_index is None:
             ignore_index = classes.ignore_index
@@ -137,7 +144,8 @@ class FolderDataset(Dataset):
         self.ignore_index = ignore_index
         self.label_map = None if label_map is None else _table(label_map, classes)
         self.palette: Coding | None = palette if label_map is None else "index"
-        drawing = None if unlabelled is None else Drawing(classes, unlabelled, class_map)
+        options = (classes, unlabelled, class_map, invalid_polygons)
+        drawing = None if unlabelled is None else Drawing(*options)
         matched = find_sources(
             Path(images),
             labels,
@@ -148,7 +156,12 @@ class FolderDataset(Dataset):
         )
         self.drawn: Drawn | None = None
         if matched is None:
-            _refuse_options("label maps", unlabelled=unlabelled, class_map=class_map)
+            _refuse_options(
+                "label maps",
+                unlabelled=unlabelled,
+                class_map=class_map,
+                invalid_polygons=None if invalid_polygons == "refuse" else invalid_polygons,
+            )
             assert not isinstance(labels, Annotations)
             pairs, faults = find_pairs(
                 Path(images), Path(labels), image_suffix, label_suffix, names, self.SUFFIXES
@@ -160,7 +173,7 @@ class FolderDataset(Dataset):
                 palette=palette,
                 ignore_index=ignore_index if ignore_index != classes.ignore_index else None,
             )
-            drawing = drawing or Drawing(classes, unlabelled, class_map)
+            drawing = drawing or Drawing(*options)
             sources, faults = drawing.without_unknown(matched.sources)
             faults = matched.faults + faults
             self.drawn = Drawn(sources, drawing)
@@ -285,10 +298,10 @@ def _refuse_options(kind: str, **options: Any) -> None:
     """Raises ValueError if an option is given that labels of another kind have."""
     for name, value in options.items():
         if value is not None:
-            cure = "ignore_index or label_map" if kind == "label maps" else "class_map"
+            cure = f", or use {INSTEAD[name]}" if name in INSTEAD else ""
             raise ValueError(
                 f"{name}={value!r} is given, and the labels are {kind}, which do not have it; "
-                f"remove it, or use {cure}"
+                f"remove it{cure}"
             )
 
 

@@ -1,10 +1,10 @@
 """From image files to label maps and pictures."""
 
 from segformer.inference.labellers import ByProtocol, InWindows, Labeller, Thresholded, WholeImages
+from segformer.inference.large import label_array, label_scene
 from segformer.inference.pipeline import Job, Work, label_file, label_files, plan, predict_file
 from segformer.inference.processor import ByProcessor
 from segformer.inference.results import Prediction, find_results
-from segformer.inference.scenes import label_array, label_scene
 from segformer.inference.video import label_video, label_videos, plan_videos
 
 __all__ = [

@@ -17,6 +17,7 @@ IGNORED = (0, 0, 0)
 # of values from 0 to 1; their lightness rises, also for colour-blind eyes
 RAMP = ((35, 20, 70), (50, 70, 140), (30, 130, 145), (95, 190, 110), (250, 230, 60))
 SCALE = 200  # pixels, smallest width of a scale
+SEEN = 256  # pixels, smallest longer side of a picture for eyes
 
 
 def indexed(labels: np.ndarray, classes: Classes) -> Image.Image:
@@ -66,11 +67,20 @@ def overlay(
     return Image.composite(colored(labels, classes), image.convert("RGB"), opacity)
 
 
+def enlarged(picture: Image.Image) -> Image.Image:
+    """Returns a small picture in several times its size, so that one sees it without zooming."""
+    times = -(-SEEN // max(picture.size))
+    size = (times * picture.width, times * picture.height)
+    return picture if times == 1 else picture.resize(size, Image.Resampling.NEAREST)
+
+
 def with_legend(picture: Image.Image, labels: np.ndarray, classes: Classes) -> Image.Image:
     """Returns a picture above the colours and names of the classes in its labels (H, W).
 
-    The text is larger for larger pictures, so that it is readable when they are scaled to a screen.
+    A small picture is enlarged. The text is larger for larger pictures, so that it is readable when
+    they are scaled to a screen.
     """
+    picture = enlarged(picture)
     shown = [k for k in np.unique(labels).tolist() if k != classes.ignore_index]
     return above(picture, legend_of(classes, picture.width, shown)) if shown else picture
 
@@ -113,6 +123,64 @@ def legend(
         draw.rectangle((x, y, x + box, y + text), classes.shown_colors[k], "black")
         draw.text((x + box + gap, y + text // 2), classes.names[k], "black", font, anchor="lm")
     return image
+
+
+def fitted(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Returns a picture in the largest size that fits into a width and height."""
+    ratio = min(wanted / own for wanted, own in zip(size, picture.size, strict=True))
+    width, height = (max(1, round(ratio * length)) for length in picture.size)
+    method = Image.Resampling.LANCZOS if ratio < 1 else Image.Resampling.NEAREST
+    return picture.resize((width, height), method)
+
+
+def beside(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Returns pictures side by side."""
+    width = sum(picture.width for picture in pictures) + GAP // 2 * (len(pictures) - 1)
+    image = Image.new("RGB", (width, max(picture.height for picture in pictures)), "white")
+    x = 0
+    for picture in pictures:
+        image.paste(picture, (x, 0))
+        x += picture.width + GAP // 2
+    return image
+
+
+def contact_sheet(
+    pictures: Sequence[tuple[str, Image.Image]],
+    classes: Classes,
+    shown: Sequence[int],
+    columns: int,
+    cell: tuple[int, int],
+) -> Image.Image:
+    """Returns pictures in rows, each above its name, with one legend at the bottom.
+
+    Args:
+        pictures: Names and pictures.
+        classes: Names and colours of the classes.
+        shown: Indices of the classes in the legend.
+        columns: Greatest number of pictures in a row.
+        cell: Width and height in pixels that each picture has; a smaller one is in the middle.
+    """
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    width, height = cell[0] + GAP, cell[1] + TEXT + 2 * GAP
+    image = Image.new("RGB", (columns * width + GAP, rows * height + GAP), "white")
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(TEXT)
+    for position, (name, picture) in enumerate(pictures):
+        x, y = position % columns * width + GAP, position // columns * height + GAP
+        left, top = ((wanted - own) // 2 for wanted, own in zip(cell, picture.size, strict=True))
+        image.paste(picture, (x + left, y + top))
+        middle = (x + cell[0] // 2, y + cell[1] + (TEXT + GAP) // 2)
+        draw.text(middle, shortened(name, font, cell[0]), "black", font, anchor="mm")
+    return above(image, legend(classes, image.width, shown)) if shown else image
+
+
+def shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """Returns the end of a text that fits into a width, after an ellipsis if it is cut."""
+    cut = text
+    while font.getlength(cut) > width and len(cut) > 1:
+        text = text[1:]
+        cut = f"…{text}"
+    return cut
 
 
 def heat_map(values: np.ndarray) -> Image.Image:

@@ -17,31 +17,22 @@ from PIL import Image
 from tqdm import tqdm
 
 from segformer.data.images import find_images
-from segformer.evaluation import Blend, Protocol, check_logits
+from segformer.evaluation import Protocol, check_logits
 from segformer.evaluation.protocols import gives_logits
 from segformer.inference.journal import Journal
 from segformer.inference.labellers import Labeller, WholeImages
+from segformer.inference.large import ARRAY, LargeImage, label_in_windows, large_image
 from segformer.inference.pictures import shown
 from segformer.inference.results import (
     DEFAULT,
     Labels,
-    Polygons,
     Prediction,
-    Probabilities,
     Result,
     Summary,
 )
 from segformer.inference.results.base import Counted, MeanEntropy, halved
-from segformer.inference.scenes import (
-    Also,
-    is_scene,
-    label_array,
-    label_scene,
-    open_for,
-    read_for,
-)
+from segformer.inference.scenes import is_scene, read_for
 
-ARRAY = ".npy"  # images of any size, which are mapped into memory
 WHOLE = WholeImages()
 
 
@@ -236,15 +227,16 @@ def _job(
     refused = [kind.name for kind in kinds if not kind.for_large]
     if refused:
         raise ValueError(
-            f"{str(path)!r} is labelled in windows, as it may be larger than memory, and gets no "
-            f"{refused[0]}; leave {refused[0]} out of --write, or label it in a run of its own"
+            f"{str(path)!r} is labelled in windows, as it may be larger than memory, and "
+            f"{refused[0]} needs it whole; leave {refused[0]} out of --write, or label it in a run "
+            "of its own"
         )
     if not any(isinstance(result, Labels) for result in chosen):
         raise ValueError(
             f"{str(path)!r} is labelled in windows, into a file from which the others are made; "
             "add labels to --write"
         )
-    writes = tuple((r, target if isinstance(r, Labels) else r.path(target)) for r in chosen)
+    writes = tuple((result, result.path_of_large(target)) for result in chosen)
     return Job(path, name.as_posix(), writes, large=True)
 
 
@@ -371,8 +363,8 @@ def _label_and_save(model: Any, job: Job, work: Work, labeller: Labeller) -> np.
         path.parent.mkdir(parents=True, exist_ok=True)
     journals = [j for j in work.journals if job.name in j.summary.chosen(work.names)]
     if job.large:
-        counted = _label_large(model, job, labeller)
-        entries = [journal.summary.count(counted) for journal in journals]
+        image, counted = _label_large(model, job, labeller)
+        entries = [journal.summary.entry_of_large(image, counted) for journal in journals]
     else:
         kinds = [result.needs_probabilities for result, _ in job.writes]
         wanted = any([*kinds, *(journal.summary.uses_probabilities for journal in journals)])
@@ -386,33 +378,22 @@ def _label_and_save(model: Any, job: Job, work: Work, labeller: Labeller) -> np.
     return counted.counts
 
 
-def _label_large(model: Any, job: Job, labeller: Labeller) -> Counted:
-    """Writes the files of an image that is labelled in windows."""
+def _label_large(model: Any, job: Job, labeller: Labeller) -> tuple[LargeImage, Counted]:
+    """Writes the files of an image that is labelled in windows; returns it and its pixels."""
     begun = time.perf_counter()
-    target, slide, num_labels = job.target(Labels), labeller.windows, max(2, len(model.classes))
+    target, slide = job.target(Labels), labeller.windows
     assert target is not None
     assert slide is not None
-    opened = open_for(model, job.source)
-    is_array = job.source.suffix == ARRAY
-    label = label_array if is_array else label_scene
-    windows = slide if is_array else Blend(slide.crop_size, slide.stride)
-    total = MeanEntropy()
-    with ExitStack() as stack:
-        also: list[Also] = [total.add]
-        for result, path in job.writes:
-            if isinstance(result, Probabilities):
-                shape = (num_labels, *opened.size)
-                also.append(stack.enter_context(result.in_parts(path, shape)))
-        parts = label(model, job.source, target, windows, labeller.decide, also)
-    polygons = job.target(Polygons)
-    if polygons is not None and is_array:
-        Polygons().write_map(np.load(target, mmap_mode="r"), model.classes, polygons)
-    elif polygons is not None:
-        Polygons().write_raster(target, model.classes, polygons)
-    counts = count(parts, num_labels)
-    seconds = time.perf_counter() - begun
-    grid = opened.grid
-    return Counted(job.name, opened.size, model.classes, counts, total.mean, grid, seconds)
+    image, total = large_image(model, job.source, target), MeanEntropy()
+    others = [(result, path) for result, path in job.writes if path != target]
+    with ExitStack() as stack:  # at its end the label map is complete
+        takes = [stack.enter_context(result.of_large(image, path)) for result, path in others]
+        windows = image.windows(slide)
+        parts = label_in_windows(image, windows, labeller.decide, [total.add, *takes])
+    counts = count(parts, max(2, len(model.classes)))
+    seconds, grid = time.perf_counter() - begun, image.opened.grid
+    counted = Counted(job.name, image.size, model.classes, counts, total.mean, grid, seconds)
+    return image, counted
 
 
 def count(parts: Iterable[np.ndarray], num_labels: int) -> np.ndarray:

@@ -7,7 +7,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -15,19 +16,27 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from segformer.data.video import Clip, Timing, check_installed
+from segformer.evaluation.protocols import gives_logits
 from segformer.inference.labellers import Labeller
-from segformer.inference.pictures import above, indexed, legend_of, overlay
+from segformer.inference.pictures import above, indexed, legend_of, overlay, shown
 from segformer.inference.pipeline import WHOLE, checked, count, histogram
+from segformer.inference.results import Prediction, Summary
+from segformer.inference.results.base import Entry, halved
 
 # MPEG-4 holds times as multiples of one 65535th of a second, or of a longer unit.
 FINEST = 65535
 
 
 def plan_videos(
-    clips: Iterable[Clip], out: Path, overwrite: bool = False, frames: bool = False
+    clips: Iterable[Clip],
+    out: Path,
+    overwrite: bool = False,
+    frames: bool = False,
+    summaries: Sequence[Summary] = (),
 ) -> dict[Clip, tuple[Path, ...]]:
     """Returns the files to write for each clip: ``out/NAME.mp4``.
 
@@ -38,6 +47,8 @@ def plan_videos(
         out: Folder to write into; made if it is missing.
         overwrite: Whether existing files are replaced; a video to label never is.
         frames: Whether the label maps are kept, in the folder ``out/NAME``.
+        summaries: Written beside each video, such as ``out/NAME_shares.csv``; these files are
+            checked, too.
 
     Raises:
         FileExistsError: If a file or folder to write exists already.
@@ -47,13 +58,25 @@ def plan_videos(
     of_path: dict[Path, Clip] = {clip.path: clip for clip in clips}
     if of_path:
         check_installed()
-    targets_of = {}
+    targets_of, files_of = {}, {}
     for path in of_path:
-        name = path.name if path.is_dir() else path.stem
+        name = _name(path)
         targets_of[path] = (out / f"{name}.mp4", *([out / name] if frames else []))
+        tables = (_table(targets_of[path][0], summary) for summary in summaries)
+        files_of[path] = (*targets_of[path], *tables)
         if frames and overwrite:
             _check_replaceable(out / name)
-    return {of_path[path]: targets for path, targets in checked(targets_of, out, overwrite).items()}
+    return {of_path[path]: targets_of[path] for path in checked(files_of, out, overwrite)}
+
+
+def _name(path: Path) -> str:
+    """Returns the name of what is written for a clip, from its path."""
+    return path.name if path.is_dir() else path.stem
+
+
+def _table(video: Path, summary: Summary) -> Path:
+    """Returns the path of a summary of a video's frames."""
+    return video.with_name(f"{video.stem}_{summary.file}")
 
 
 def _check_replaceable(folder: Path) -> None:
@@ -67,7 +90,10 @@ def _check_replaceable(folder: Path) -> None:
 
 
 def label_videos(
-    model: Any, targets_of: Mapping[Clip, tuple[Path, ...]], labeller: Labeller = WHOLE
+    model: Any,
+    targets_of: Mapping[Clip, tuple[Path, ...]],
+    labeller: Labeller = WHOLE,
+    summaries: Sequence[Summary] = (),
 ) -> None:
     """Writes a video of each clip's labels, and prints the classes' shares.
 
@@ -75,6 +101,7 @@ def label_videos(
         model: A :class:`~segformer.SegmentationModel`, or an exported file as a model.
         targets_of: The files to write for each clip, from :func:`plan_videos`.
         labeller: How the frames are labelled, by default whole.
+        summaries: Written beside each video.
 
     Raises:
         OSError: If a file cannot be written.
@@ -91,7 +118,7 @@ def label_videos(
     errors = []
     for clip, targets in targets_of.items():
         try:
-            counts += label_video(model, clip, targets, labeller)
+            counts += label_video(model, clip, targets, labeller, summaries)
         except ValueError as error:  # the other clips are still labelled
             errors.append(str(error))
     if counts.any():
@@ -102,7 +129,11 @@ def label_videos(
 
 
 def label_video(
-    model: Any, clip: Clip, targets: tuple[Path, ...], labeller: Labeller = WHOLE
+    model: Any,
+    clip: Clip,
+    targets: tuple[Path, ...],
+    labeller: Labeller = WHOLE,
+    summaries: Sequence[Summary] = (),
 ) -> np.ndarray:
     """Writes a clip under the colours of its labels, above a legend of all classes that occur.
 
@@ -115,6 +146,7 @@ def label_video(
         targets: The video to write, ``.mp4``; and a folder for the label maps, if they are kept:
             indexed PNGs, numbered from 000000. Both are created when they are complete.
         labeller: How the frames are labelled, by default whole.
+        summaries: Written beside the video, with an entry for each frame.
 
     Returns:
         The number of pixels of each class.
@@ -127,8 +159,11 @@ def label_video(
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.stem}.") as folder:
         maps, video = Path(folder, "labels"), Path(folder, target.name)
         maps.mkdir()
-        counts = _label_frames(model, clip, timing, maps, labeller)
+        entries: dict[Summary, dict[str, Entry]] = {summary: {} for summary in summaries}
+        counts = _label_frames(model, clip, timing, maps, labeller, entries)
         _draw_frames(model, clip, timing, maps, video, np.flatnonzero(counts).tolist())
+        for summary, of_frames in entries.items():
+            summary.write(_table(target, summary), of_frames, model.classes)
         for place in kept:
             if place.exists():
                 shutil.rmtree(place)
@@ -138,16 +173,49 @@ def label_video(
 
 
 def _label_frames(
-    model: Any, clip: Clip, timing: Timing, folder: Path, labeller: Labeller
+    model: Any,
+    clip: Clip,
+    timing: Timing,
+    folder: Path,
+    labeller: Labeller,
+    entries: Mapping[Summary, dict[str, Entry]],
 ) -> np.ndarray:
-    """Writes the label map of each frame; returns the number of pixels of each class."""
+    """Writes the label map of each frame; returns the number of pixels of each class.
+
+    Args:
+        entries: An entry of each frame is added for each summary.
+    """
     counts = np.zeros(max(2, len(model.classes)), dtype=np.int64)
     bar = tqdm(clip.frames(), f"label {clip.path.name}", timing.count, unit="frame")
     for index, frame in enumerate(bar):
-        labels = labeller.labels(model, frame.image)
-        indexed(labels, model.classes).save(_label_map(folder, index))
+        begun = time.perf_counter()
+        labels, probabilities = _labelled(model, frame.image, labeller, entries)
+        seconds = time.perf_counter() - begun
+        target = _label_map(folder, index)
+        indexed(labels, model.classes).save(target)
         counts += count(labels, len(counts))
+        for summary, of_frames in entries.items():
+            prediction = Prediction(
+                name=f"{_name(clip.path)}/{target.name}",
+                image=shown(frame.image),
+                labels=labels,
+                classes=model.classes,
+                probabilities=probabilities,
+                seconds=seconds,
+                time=float(frame.time),
+            )
+            of_frames[prediction.name] = summary.entry(prediction)
     return counts
+
+
+def _labelled(
+    model: Any, image: Tensor, labeller: Labeller, summaries: Iterable[Summary]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Returns the labels of a frame, and its probabilities if a summary uses them."""
+    if not (gives_logits(model) and any(summary.uses_probabilities for summary in summaries)):
+        return labeller.labels(model, image), None
+    labels, probabilities = labeller.with_probabilities(model, image)
+    return labels, halved(probabilities, labels)
 
 
 def _draw_frames(

@@ -12,7 +12,13 @@ from tqdm import tqdm
 
 from segformer.data.annotations.areas import Annotated, Picture, Source
 from segformer.data.annotations.class_masks import split_name
-from segformer.data.annotations.drawing import IGNORE, Drawing, Drawn
+from segformer.data.annotations.drawing import (
+    IGNORE,
+    Drawing,
+    Drawn,
+    Treatment,
+    said_of_invalid,
+)
 from segformer.data.annotations.formats import (
     annotation_files,
     is_of_image,
@@ -163,7 +169,10 @@ def _pattern(path: PurePosixPath, of_class: str) -> PurePosixPath:
 
 
 def survey_annotations(
-    found: Arrangement, pairs: Sequence[tuple[Path, Path]], unlabelled: int | str | None = None
+    found: Arrangement,
+    pairs: Sequence[tuple[Path, Path]],
+    unlabelled: int | str | None = None,
+    invalid_polygons: Treatment = "refuse",
 ) -> tuple[Labelling, dict[Path, tuple[int, int]]]:
     """Returns the classes of annotations, and the size of each image; shows a progress bar.
 
@@ -171,6 +180,7 @@ def survey_annotations(
         found: The folder.
         pairs: Paths of images and of their annotations.
         unlabelled: Class of pixels without annotation, if the user gave it.
+        invalid_polygons: Whether polygons that cross themselves or have no area are drawn.
 
     Raises:
         DataError: If a file has a fault.
@@ -187,7 +197,8 @@ def survey_annotations(
     if not names:
         raise ValueError(f"the annotations in {str(found.root)!r} have no area; draw some")
     class_map = dict.fromkeys(void, IGNORE)
-    drawn = Drawn(matched.sources, Drawing(Classes(names), IGNORE, class_map))
+    drawing = Drawing(Classes(names), IGNORE, class_map, invalid_polygons)
+    drawn = Drawn(matched.sources, drawing)
     counts = np.zeros(len(names) + 1, np.int64)
     faults: list[str] = []
 
@@ -199,7 +210,10 @@ def survey_annotations(
     if faults:
         raise DataError(faults, pairs)
     sizes = {path: picture.size for path, picture in pictures.items()}
-    return _labelling(names, counts, class_map, unlabelled), sizes
+    labelling = _labelling(names, counts, class_map, unlabelled)
+    if invalid := sum(map(drawn.invalid, pictures)):
+        labelling = replace(labelling, said=(*labelling.said, said_of_invalid(invalid)))
+    return labelling, sizes
 
 
 def _picture(path: Path) -> Picture:

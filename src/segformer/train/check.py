@@ -17,17 +17,20 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from segformer.data.annotations.drawing import said_of_invalid
 from segformer.data.classes import Classes
 from segformer.data.complete import complete
 from segformer.data.datasets import DataError, FolderDataset, count_labels
 from segformer.data.images import is_transparent, read_header
 from segformer.data.rasters import RasterDataset, statistics_of
-from segformer.inference.pictures import colored, overlay, sheet, shown
+from segformer.inference.pictures import GAP, beside, contact_sheet, fitted, overlay, shown
 from segformer.train.data import SegmentationData, Transformed
 from segformer.train.parser import build_data, data_parser
 
 SPLITS = ("train", "val", "test")
-SHOWN_SAMPLES = 6  # of a split, in the picture
+SHOWN_SAMPLES = 9  # in the picture, which fits a screen
+COLUMNS = 3  # of samples
+SIDE = (300, 225)  # width and height in pixels of a picture of a sample
 SHOWN_SIZES = 4  # of a split, in the report
 SHOWN_WARNINGS = 10  # the others are counted
 
@@ -147,6 +150,7 @@ class Sample:
         histogram: Number of pixels (K + 1,) of each class, and of ignored pixels.
         digest: Hash of the image's pixels.
         is_transparent: Whether the image has an alpha channel, which is dropped.
+        invalid: Number of invalid polygons among its annotations that are drawn.
         problems: One sentence for each fault.
     """
 
@@ -154,6 +158,7 @@ class Sample:
     histogram: np.ndarray | None = None
     digest: str = ""
     is_transparent: bool = False
+    invalid: int = 0
     problems: tuple[str, ...] = ()
 
 
@@ -181,7 +186,12 @@ class Samples(Dataset):
             count_labels(label, len(self.dataset.classes)),
             hashlib.blake2b(content, digest_size=16).hexdigest(),
             is_folder and self._is_transparent(index),
+            self._invalid(index) if is_folder else 0,
         )
+
+    def _invalid(self, index: int) -> int:
+        drawn = self.dataset.drawn
+        return drawn.invalid(self.dataset.pairs[index][0]) if drawn else 0
 
     def _is_transparent(self, index: int) -> bool:
         if isinstance(self.dataset, RasterDataset):
@@ -206,6 +216,7 @@ class Findings:
         counts: Number of pairs of each split.
         sizes: Number of pairs of each size (height, width), by split.
         histograms: Number of pixels (K + 1,) of each class, and of ignored pixels, by split.
+        invalid: Number of invalid polygons that are drawn on each image, by split.
         problems: Faults to correct, one sentence for each.
         warnings: What may be intended, one sentence for each.
     """
@@ -213,6 +224,7 @@ class Findings:
     counts: dict[str, int] = field(default_factory=dict)
     sizes: dict[str, dict[tuple[int, int], int]] = field(default_factory=dict)
     histograms: dict[str, np.ndarray] = field(default_factory=dict)
+    invalid: dict[str, dict[str, int]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -220,6 +232,7 @@ class Findings:
         """Returns the report that is printed."""
         sections = [
             [self._sizes_of(split) for split in self.counts],
+            [self._invalid_of(split) for split, count in self.invalid.items() if count],
             self._shares(classes),
             _shortened([f"warning: {sentence}" for sentence in self.warnings]),
             [f"problem: {sentence}" for sentence in self.problems],
@@ -233,6 +246,13 @@ class Findings:
         more = len(sizes) - SHOWN_SIZES
         rest = f" and {more} sizes more" if more > 0 else ""
         return f"{split}: {self.counts[split]} pairs; {shown}{rest}"
+
+    def _invalid_of(self, split: str) -> str:
+        counts = self.invalid[split]
+        sentence = said_of_invalid(sum(counts.values()))
+        return (
+            f"{split}: {sentence}; they are on {len(counts)} images, such as {next(iter(counts))}"
+        )
 
     def _shares(self, classes: Classes) -> list[str]:
         """Returns a table of each class's share in the pixels of each split."""
@@ -276,6 +296,7 @@ def _check_split(
     """Adds what a split contains to the findings; yields the digest and name of each image."""
     findings.counts[split] = len(dataset)
     findings.sizes[split] = defaultdict(int)
+    invalid = findings.invalid[split] = {}
     histogram = findings.histograms[split] = np.zeros(len(dataset.classes) + 1, np.int64)
     transparent = []
     samples = Samples(dataset)
@@ -288,6 +309,8 @@ def _check_split(
         findings.sizes[split][sample.size] += 1
         histogram += sample.histogram
         transparent += [name] if sample.is_transparent else []
+        if sample.invalid:
+            invalid[name] = sample.invalid  # once for all tiles of an image
         if sample.histogram[-1] == sample.histogram.sum():
             findings.warnings.append(f"{name} has no labelled pixel")
         yield sample.digest, name
@@ -322,17 +345,23 @@ def _find_repeated(findings: Findings, images: list[list[tuple[str, str]]]) -> N
 
 
 def draw(data: SegmentationData) -> Image.Image | None:
-    """Returns training images beside their labels and under them; None if none can be read."""
-    columns: dict[str, list[Image.Image]] = {"image": [], "labels": [], "both": []}
-    pairs = Transformed(data.train, _unchanged)
-    count = len(pairs)
-    for index in np.linspace(0, count - 1, min(SHOWN_SAMPLES, count)).astype(int).tolist():
+    """Returns a contact sheet of the splits: images beside themselves under their labels.
+
+    None if none can be read.
+    """
+    samples = {split: Samples(getattr(data, split)) for split in SPLITS if getattr(data, split)}
+    places = [(split, k) for split, each in samples.items() for k in range(len(each))]
+    pictures, found = [], set()
+    for number in np.linspace(0, len(places) - 1, min(SHOWN_SAMPLES, len(places))).astype(int):
+        split, index = places[number]
         try:
-            image, label = pairs[index]
+            image, label = samples[split].pairs[index]
         except (ValueError, OSError):
             continue
-        rgb = shown(image)
-        columns["image"].append(rgb)
-        columns["labels"].append(colored(label.numpy(), data.classes))
-        columns["both"].append(overlay(rgb, label.numpy(), data.classes))
-    return sheet(columns, data.classes) if columns["image"] else None
+        labels, rgb = label.numpy(), shown(image)
+        pair = [fitted(picture, SIDE) for picture in (rgb, overlay(rgb, labels, data.classes))]
+        pictures.append((f"{split}: {Path(samples[split].name(index)).name}", beside(pair)))
+        found |= set(np.unique(labels).tolist())
+    classes = sorted(found & set(range(len(data.classes))))
+    cell = (2 * SIDE[0] + GAP, SIDE[1])
+    return contact_sheet(pictures, data.classes, classes, COLUMNS, cell) if pictures else None

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision import tv_tensors
 
 from segformer.data.annotations.areas import Source
-from segformer.data.annotations.drawing import said
+from segformer.data.annotations.drawing import Treatment, said
 from segformer.data.annotations.formats import Annotations, find_annotations
 from segformer.data.annotations.matching import without_image
 from segformer.data.bands import NAME, SPLIT, Bands
@@ -335,6 +335,8 @@ class FolderData(SegmentationData):
             ``index`` or ``color``.
         unlabelled: Class of pixels without annotation, by index or name, or ``ignore``.
         class_map: Class of names that annotations have and the classes have not, or ``ignore``.
+        invalid_polygons: Whether polygons of annotations that cross themselves or their holes, or
+            have no area, are refused, or drawn by the even-odd rule: ``refuse`` or ``draw``.
         bands: Which bands of the images are read, with the values that the files store; by default
             they are read as 8-bit RGB.
         normalization: Statistics of the bands; ``segformer check --write-statistics`` makes them.
@@ -368,6 +370,7 @@ class FolderData(SegmentationData):
         tile: list[int] | None = None,
         unlabelled: int | str | None = None,
         class_map: dict[str, str] | None = None,
+        invalid_polygons: Treatment = "refuse",
     ) -> None:
         if isinstance(images, list):
             bands = replace(bands or Bands(), files=images)
@@ -390,6 +393,7 @@ class FolderData(SegmentationData):
                 palette=palette,
                 unlabelled=unlabelled,
                 class_map=class_map,
+                invalid_polygons=invalid_polygons,
             )
 
         names = {kind: _split_name(Path(root), images, kind) for kind in SPLIT_NAMES}
@@ -466,8 +470,9 @@ class ListedData(SegmentationData):
         ignore_index: See :class:`FolderData`.
         label_map: See :class:`FolderData`.
         palette: See :class:`FolderData`.
-        unlabelled: See :class:`FolderData`, also for ``class_map``. Label files may be
-            annotations, or masks of one class each, whose path has ``{class}`` for the class.
+        unlabelled: See :class:`FolderData`, also for ``class_map`` and ``invalid_polygons``. Label
+            files may be annotations, or masks of one class each, whose path has ``{class}`` for the
+            class.
         bands: See :class:`FolderData`, also for ``normalization`` and ``tile``.
         batch_size: See :class:`SegmentationData`, also for the further arguments.
 
@@ -495,6 +500,7 @@ class ListedData(SegmentationData):
         tile: list[int] | None = None,
         unlabelled: int | str | None = None,
         class_map: dict[str, str] | None = None,
+        invalid_polygons: Treatment = "refuse",
     ) -> None:
         faults: list[str] = []
         make = _reader(bands, normalization, tile)
@@ -510,6 +516,7 @@ class ListedData(SegmentationData):
                 palette=palette,
                 unlabelled=unlabelled,
                 class_map=class_map,
+                invalid_polygons=invalid_polygons,
             )
 
         read_train, read_val = (_collecting(faults, listed, pairs) for pairs in (train, val))

@@ -216,7 +216,12 @@ def _surveyed(
     settings = options.settings
     bands = _given_bands(settings)
     if found.is_annotated:
-        classes, of_image = survey_annotations(found, files, settings.get("data.unlabelled"))
+        classes, of_image = survey_annotations(
+            found,
+            files,
+            settings.get("data.unlabelled"),
+            settings.get("data.invalid_polygons", "refuse"),
+        )
         images = survey_images([(image, image) for image, _ in files], of_image, bands)
         return classes, images, Counter(of_image.values())
     maps = read_label_maps([label for _, label in files])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -18,13 +19,21 @@ from segformer.data.annotations.areas import (
     check_size,
 )
 from segformer.data.annotations.fields import fault
-from segformer.data.annotations.painting import bounds_of, check_outlines, in_window, paint
+from segformer.data.annotations.painting import (
+    bounds_of,
+    check_outlines,
+    in_window,
+    invalid_polygons,
+    paint,
+)
 from segformer.data.classes import Classes
 from segformer.data.families.opened import Window
 from segformer.data.labels import label_type
 
 IGNORE = "ignore"
 IGNORED_NAMES = ("__ignore__",)  # LabelMe's own name for no class
+# What is done with polygons that cross themselves or their holes, or have no area.
+Treatment = Literal["refuse", "draw"]
 
 
 class Drawing:
@@ -34,6 +43,9 @@ class Drawing:
         classes: Names of the classes.
         unlabelled: Class of pixels without annotation, by index or name, or ``"ignore"``.
         class_map: Class of names that the files have and the classes have not, or ``"ignore"``.
+        invalid_polygons: Whether polygons that cross themselves or their holes, or have no area,
+            are refused or drawn. A drawn one has the pixels from whose centres a ray crosses its
+            edges an odd number of times.
 
     Raises:
         ValueError: If ``unlabelled`` is None, or a class does not exist.
@@ -44,8 +56,12 @@ class Drawing:
         classes: Classes,
         unlabelled: int | str | None,
         class_map: Mapping[str, str] | None = None,
+        invalid_polygons: Treatment = "refuse",
     ) -> None:
         self.classes = classes
+        if invalid_polygons not in get_args(Treatment):
+            raise ValueError(f"invalid_polygons is {invalid_polygons!r}; choose refuse or draw")
+        self.draws_invalid = invalid_polygons == "draw"
         if unlabelled is None:
             raise ValueError(
                 "labels are drawn from annotations, and pixels without any may be of a class or "
@@ -128,6 +144,20 @@ class Drawing:
         ]
 
 
+class Checked(NamedTuple):
+    """The annotations of an image after their checks.
+
+    Args:
+        annotated: The annotations.
+        bounds: Left, top, right and bottom of each area (N, 4).
+        invalid: Number of polygons that cross themselves or have no area, and are drawn.
+    """
+
+    annotated: Annotated
+    bounds: np.ndarray
+    invalid: int
+
+
 class Drawn:
     """The label maps of images with annotations.
 
@@ -139,8 +169,8 @@ class Drawn:
     def __init__(self, sources: Mapping[Path, Source], drawing: Drawing) -> None:
         self.sources = sources
         self.drawing = drawing
-        # Annotations that were read and checked, with their bounds: an image may have many tiles.
-        self._read: dict[Path, tuple[Annotated, np.ndarray]] = {}
+        # Annotations that were read and checked: an image may have many tiles.
+        self._read: dict[Path, Checked] = {}
 
     def label(self, picture: Picture, window: Window | None = None) -> tv_tensors.Mask:
         """Returns the class indices of an image, or of a window of it.
@@ -148,7 +178,7 @@ class Drawn:
         Raises:
             ValueError: If its annotations have a fault. The message names it.
         """
-        annotated, bounds = self._annotated(picture)
+        annotated, bounds, _ = self._checked(picture)
         if window:
             annotated = in_window(annotated, bounds, window)
         shape = (window.height, window.width) if window else picture.size
@@ -166,7 +196,7 @@ class Drawn:
 
     def check(self, picture: Picture) -> None:
         """Raises ValueError for annotations with a fault that shows without drawing them."""
-        annotated, _ = self._annotated(picture)
+        annotated = self._checked(picture).annotated
         for area in annotated.areas:
             self.drawing.value(area, annotated.path)
 
@@ -174,13 +204,31 @@ class Drawn:
         """Returns the size of an image that its annotations state."""
         return self.sources[picture.path].of(picture).size
 
-    def _annotated(self, picture: Picture) -> tuple[Annotated, np.ndarray]:
+    def invalid(self, path: Path) -> int:
+        """Returns the number of invalid polygons that were drawn on an image, 0 before that."""
+        return self._read[path].invalid if path in self._read else 0
+
+    def _checked(self, picture: Picture) -> Checked:
         if picture.path not in self._read:
             annotated = self.sources[picture.path].of(picture)
             check_size(annotated, picture)
             check_outlines(annotated, picture.size)
-            self._read[picture.path] = annotated, bounds_of(annotated)
+            invalid = invalid_polygons(annotated)
+            if not self.drawing.draws_invalid:
+                for error in invalid:
+                    raise error
+            self._read[picture.path] = Checked(
+                annotated, bounds_of(annotated), sum(1 for _ in invalid)
+            )
         return self._read[picture.path]
+
+
+def said_of_invalid(count: int) -> str:
+    """Returns the sentence for the invalid polygons that are drawn."""
+    return (
+        f"{count} polygons that cross themselves or their holes, or have no area, are drawn by the "
+        "even-odd rule"
+    )
 
 
 def said(drawn: Sequence[Drawn]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from segformer.data.families.opened import Window
 
 FARTHEST = 1e7  # pixels from the image's corner
 CROSSED = 1.0  # pixels that crossings may enclose
+CURE = "draw it again, or remove it; `invalid_polygons: draw` draws such polygons as they are"
 
 
 def paint(
@@ -101,18 +102,13 @@ def _stamp(
 
 
 def check_outlines(annotated: Annotated, size: Size) -> None:
-    """Checks the polygons of an image.
+    """Checks the polygons of an image, except for what :func:`invalid_polygons` yields.
 
     Raises:
-        ValueError: If one has fewer than three points, no area, crosses itself, or lies outside the
-            image. The message names it.
+        ValueError: If one has fewer than three points, or lies outside the image. The message names
+            it.
     """
-    found = [
-        (area, part)
-        for area in annotated.areas
-        if isinstance(area.shape, Outline)
-        for part in area.shape.parts
-    ]
+    found = _polygons(annotated)
     rings = [ring for _, part in found for ring in part]
     for area, part in found:
         if few := [len(ring) for ring in part if len(ring) < 3]:
@@ -131,13 +127,6 @@ def check_outlines(annotated: Annotated, size: Size) -> None:
             area.where,
             "a polygon is millions of pixels away from the image; draw it again, or remove it",
         )
-    _check_bounds(annotated, found, size)
-    _check_crossings(annotated, found, corners)
-
-
-def _check_bounds(
-    annotated: Annotated, found: list[tuple[Area, tuple[Ring, ...]]], size: Size
-) -> None:
     for area, part in found:
         (left, top), (right, bottom) = part[0].min(0), part[0].max(0)
         if left >= size[1] or top >= size[0] or right <= 0 or bottom <= 0:
@@ -153,10 +142,27 @@ def _outside(bounds: tuple[float, float, float, float], size: Size) -> str:
     )
 
 
-def _check_crossings(
-    annotated: Annotated, found: list[tuple[Area, tuple[Ring, ...]]], corners: np.ndarray
-) -> None:
+def _polygons(annotated: Annotated) -> list[tuple[Area, tuple[Ring, ...]]]:
+    """Returns the rings of each polygon, with its area."""
+    return [
+        (area, part)
+        for area in annotated.areas
+        if isinstance(area.shape, Outline)
+        for part in area.shape.parts
+    ]
+
+
+def invalid_polygons(annotated: Annotated) -> Iterator[ValueError]:
+    """Yields an error for each polygon that crosses itself or its hole, or has no area.
+
+    Args:
+        annotated: Areas that :func:`check_outlines` has checked.
+    """
+    found = _polygons(annotated)
+    if not found:
+        return
     shapely = _shapely()
+    corners = np.concatenate([ring for _, part in found for ring in part])
     lengths = [len(ring) for _, part in found for ring in part]
     of_ring = np.repeat(np.arange(len(lengths)), lengths)
     rings = shapely.linearrings(corners, indices=of_ring)
@@ -166,23 +172,17 @@ def _check_crossings(
         area, part = found[number]
         enclosed = shapely.make_valid(polygons[number]).area
         if not enclosed:
-            raise fault(
-                annotated.path,
-                area.where,
-                f"a polygon at {_point(part[0][0])} has no area; draw it again, or remove it",
-            )
+            what = f"a polygon at {_point(part[0][0])} has no area; {CURE}"
+            yield fault(annotated.path, area.where, what)
+            continue
         signed = [abs(_signed_area(ring)) for ring in part]
         if abs(enclosed - (signed[0] - sum(signed[1:]))) <= CROSSED:
             continue
         at = _crossing(part)
         if at is not None or len(part) > 1:
             at = part[-1][0] if at is None else at
-            raise fault(
-                annotated.path,
-                area.where,
-                f"a polygon crosses itself or its hole at {_point(at)}; draw it again, or "
-                "remove it",
-            )
+            what = f"a polygon crosses itself or its hole at {_point(at)}; {CURE}"
+            yield fault(annotated.path, area.where, what)
 
 
 def _crossing(rings: Sequence[Ring]) -> np.ndarray | None:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
 from segformer.data.classes import Classes
 from segformer.data.families.opened import Grid, Window
 from segformer.inference.labellers import check_probabilities
+from segformer.inference.large import Also, LargeImage
 
 ROWS = 64  # whose probabilities are compared at a time, to save memory
 TIE = 2e-3  # difference of probabilities that rounding explains
@@ -36,6 +39,7 @@ class Counted:
             probabilities are not computed.
         grid: Where the image lies on the earth, if its file says so.
         seconds: Time of reading and labelling.
+        time: Of a frame, in seconds from the start of its video.
     """
 
     name: str
@@ -45,6 +49,7 @@ class Counted:
     mean_entropy: float | None = None
     grid: Grid | None = None
     seconds: float = 0.0
+    time: float | None = None
 
     @property
     def shares(self) -> np.ndarray:
@@ -64,6 +69,7 @@ class Prediction:
         probabilities: Class probabilities (K, H, W), float16; None for a model that gives labels
             only. Their arg-max is the labels, except for a threshold other than 0.5.
         seconds: Time of reading and labelling.
+        time: Of a frame, in seconds from the start of its video.
     """
 
     name: str
@@ -72,6 +78,7 @@ class Prediction:
     classes: Classes
     probabilities: np.ndarray | None = None
     seconds: float = 0.0
+    time: float | None = None
 
     def save(self, folder: Path | str, results: Iterable[Result]) -> list[Path]:
         """Writes results into a folder, which is made if it is missing.
@@ -116,7 +123,8 @@ class Prediction:
         if self.probabilities is not None:
             rows = (self.probabilities[:, top : top + ROWS] for top in range(0, height, ROWS))
             mean = sum(float(entropy(part).sum()) for part in rows) / (height * width)
-        return Counted(self.name, (height, width), self.classes, counts, mean, seconds=self.seconds)
+        size, time = (height, width), self.time
+        return Counted(self.name, size, self.classes, counts, mean, None, self.seconds, time)
 
 
 def entropy(probabilities: np.ndarray) -> np.ndarray:
@@ -124,6 +132,15 @@ def entropy(probabilities: np.ndarray) -> np.ndarray:
     values = probabilities.astype(np.float32)
     result: np.ndarray = -(values * np.log(np.maximum(values, np.finfo(np.float32).tiny))).sum(0)
     return result
+
+
+def skip(window: Window, labels: np.ndarray, logits: Tensor) -> None:
+    """Leaves out a part of an image, for results that are made of the whole label map."""
+
+
+def largest(logits: Tensor) -> np.ndarray:
+    """Returns the largest class probability (h, w) by logits (K, h, w)."""
+    return torch.cat([rows.softmax(0).amax(0) for rows in logits.split(ROWS, 1)]).numpy()
 
 
 class MeanEntropy:
@@ -175,12 +192,14 @@ class Result(ABC):
         ending: End of the path, after the image's name without its type.
         needs_probabilities: Whether a model that gives labels only is refused.
         for_large: Whether it can be written for images that are labelled in windows, from files.
+        for_videos: Whether it can be written for videos.
     """
 
     name: ClassVar[str]
     ending: ClassVar[str]
     needs_probabilities: ClassVar[bool] = False
     for_large: ClassVar[bool] = False
+    for_videos: ClassVar[bool] = False
 
     def check(self, model: Any) -> None:
         """Raises an error if this cannot be written for a model, or a package is missing."""
@@ -195,6 +214,21 @@ class Result(ABC):
     def write(self, prediction: Prediction, path: Path) -> None:
         """Writes the file or folder whole, or not at all."""
 
+    def path_of_large(self, labels: Path) -> Path:
+        """Returns the path to write for an image that is labelled in windows.
+
+        Args:
+            labels: Path of its label map, which has the image's name and type.
+        """
+        return self.path(labels)
+
+    def of_large(self, image: LargeImage, path: Path) -> AbstractContextManager[Also]:
+        """A function that takes the parts of an image; the file is whole after the last.
+
+        When the context ends, the label map is complete.
+        """
+        raise NotImplementedError
+
 
 class Summary(ABC):
     """A file for a run, made of an entry for each image.
@@ -204,13 +238,15 @@ class Summary(ABC):
         file: Name of the file.
         uses_probabilities: Whether the entries hold more if there are probabilities.
         for_large: Whether it can be written for images that are labelled in windows, from files;
-            entries are then made by :meth:`count`.
+            entries are then made by :meth:`entry_of_large`.
+        for_videos: Whether it can be written for a video, with an entry for each frame.
     """
 
     name: ClassVar[str]
     file: ClassVar[str]
     uses_probabilities: ClassVar[bool] = False
     for_large: ClassVar[bool] = False
+    for_videos: ClassVar[bool] = False
 
     def check(self) -> None:  # noqa: B027 - most need no package
         """Raises ModuleNotFoundError if a package is missing."""
@@ -223,7 +259,7 @@ class Summary(ABC):
     def entry(self, prediction: Prediction) -> Entry:
         """Returns the entry of an image, which JSON can hold, with its name as ``"file"``."""
 
-    def count(self, counted: Counted) -> Entry:
+    def entry_of_large(self, image: LargeImage, counted: Counted) -> Entry:
         """Returns the entry of an image that was labelled in windows, from its file."""
         raise NotImplementedError
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from segformer.data.classes import Classes
 from segformer.data.complete import complete
+from segformer.inference.large import Also, LargeImage
 from segformer.inference.pictures import indexed, overlay, with_legend
-from segformer.inference.results.base import Prediction, Result
+from segformer.inference.results.base import Prediction, Result, skip
 
 
 def save_png(picture: Image.Image, path: Path) -> None:
@@ -22,7 +26,10 @@ def save_png(picture: Image.Image, path: Path) -> None:
 
 
 class Labels(Result):
-    """``NAME.png``: the class indices, with a palette; or a file of the kind of a large image."""
+    """``NAME.png``: the class indices, with a palette; or a file of the kind of a large image.
+
+    That of a large image is written while it is labelled, as other results are made of it.
+    """
 
     name = "labels"
     ending = ".png"
@@ -32,12 +39,20 @@ class Labels(Result):
         """Writes the label map."""
         save_png(indexed(prediction.labels, prediction.classes), path)
 
+    def path_of_large(self, labels: Path) -> Path:
+        """Returns the path of the label map."""
+        return labels
+
 
 class Overlay(Result):
-    """``NAME_overlay.png``: the image under the classes' colours, with a legend."""
+    """``NAME_overlay.png``: the image under the classes' colours, with a legend.
+
+    For eyes: a small image is enlarged, and of a large one an overview is drawn.
+    """
 
     name = "overlay"
     ending = "_overlay.png"
+    for_large = True
 
     def write(self, prediction: Prediction, path: Path) -> None:
         """Writes the overlay."""
@@ -45,26 +60,67 @@ class Overlay(Result):
         picture = overlay(p.image, p.labels, p.classes)
         save_png(with_legend(picture, p.labels, p.classes), path)
 
+    @contextmanager
+    def of_large(self, image: LargeImage, path: Path) -> Iterator[Also]:
+        """Writes the overlay of an overview, which has at most 2000 pixels a side."""
+        yield skip
+        self.write(Prediction(path.name, *image.overview, image.classes), path)
+
 
 class Masks(Result):
-    """``NAME_masks/K_CLASS.png``: for each class that occurs, 255 where it is and 0 elsewhere."""
+    """``NAME_masks/K_CLASS.png``: for each class that occurs, 255 where it is and 0 elsewhere.
+
+    For a large image they are files of the label map's kind.
+    """
 
     name = "masks"
     ending = "_masks"
+    for_large = True
 
     def write(self, prediction: Prediction, path: Path) -> None:
         """Writes the folder of masks."""
-        names = prediction.classes.names
-        digits = len(str(len(names) - 1))
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
-            folder = Path(temporary, path.name)
-            folder.mkdir()
-            for k in np.unique(prediction.labels[prediction.labels < len(names)]).tolist():
-                mask = Image.fromarray(np.where(prediction.labels == k, 255, 0).astype(np.uint8))
-                mask.save(folder / f"{k:0{digits}}_{_safe(names[k])}.png")
-            if path.exists():
-                shutil.rmtree(path)
-            folder.rename(path)
+        classes, labels = prediction.classes, prediction.labels
+        with _whole_folder(path) as folder:
+            for k in np.unique(labels[labels < len(classes)]).tolist():
+                Image.fromarray(_mask(labels, k)).save(folder / f"{_file_name(classes, k)}.png")
+
+    @contextmanager
+    def of_large(self, image: LargeImage, path: Path) -> Iterator[Also]:
+        """Writes the folder of masks, each part by part."""
+        yield skip
+        with _whole_folder(path) as folder:
+            for k in _occurring(image):
+                name = f"{_file_name(image.classes, k)}{image.labels.suffix}"
+                with image.writing(folder / name, np.uint8) as write:
+                    for window, labels in image.label_parts():
+                        write(window, _mask(labels, k))
+
+
+def _mask(labels: np.ndarray, k: int) -> np.ndarray:
+    return np.where(labels == k, 255, 0).astype(np.uint8)
+
+
+def _occurring(image: LargeImage) -> list[int]:
+    """Returns the classes in the label map of a large image."""
+    found = {k for _, labels in image.label_parts() for k in np.unique(labels).tolist()}
+    return sorted(k for k in found if k < len(image.classes))
+
+
+def _file_name(classes: Classes, k: int) -> str:
+    digits = len(str(len(classes) - 1))
+    return f"{k:0{digits}}_{_safe(classes.names[k])}"
+
+
+@contextmanager
+def _whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to write into; it becomes the folder at the path, in place of an earlier one."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
+        folder = Path(temporary, path.name)
+        folder.mkdir()
+        yield folder
+        if path.exists():
+            shutil.rmtree(path)
+        folder.rename(path)
 
 
 def _safe(name: str) -> str:

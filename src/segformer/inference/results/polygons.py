@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from segformer.data.annotations.shapes import polygons_of
 from segformer.data.classes import Classes
 from segformer.data.complete import complete
 from segformer.data.families import geotiff
-from segformer.inference.results.base import Prediction, Result
-
-Shape = tuple[int, dict[str, Any]]  # class index, GeoJSON's geometry
+from segformer.inference.large import Also, LargeImage, Shape
+from segformer.inference.results.base import Prediction, Result, skip
 
 
 class Polygons(Result):
@@ -38,21 +36,14 @@ class Polygons(Result):
 
     def write(self, prediction: Prediction, path: Path) -> None:
         """Writes the polygons of a label map."""
-        self.write_map(prediction.labels, prediction.classes, path)
+        polygons = polygons_of(prediction.labels, prediction.classes.ignore_index)
+        _write(((p.value, p.geometry) for p in polygons), prediction.classes, path, None)
 
-    def write_map(self, labels: np.ndarray, classes: Classes, path: Path) -> None:
-        """Writes the polygons of labels (H, W)."""
-        polygons = polygons_of(labels, classes.ignore_index)
-        _write(((p.value, p.geometry) for p in polygons), classes, path, None)
-
-    def write_raster(self, label_map: Path, classes: Classes, path: Path) -> None:
-        """Writes the polygons of a GeoTIFF of labels, which need not fit into memory."""
-        from rasterio import band, features
-
-        with geotiff.opened(label_map) as raster:
-            shapes = features.shapes(band(raster, 1), connectivity=4, transform=raster.transform)
-            kept = ((int(v), g) for g, v in shapes if int(v) != classes.ignore_index)
-            _write(kept, classes, path, raster.crs)
+    @contextmanager
+    def of_large(self, image: LargeImage, path: Path) -> Iterator[Also]:
+        """Writes the polygons of a label map, which need not fit into memory."""
+        yield skip
+        _write(image.areas(), image.classes, path, image.crs)
 
 
 def _write(shapes: Iterable[Shape], classes: Classes, path: Path, crs: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,11 +12,12 @@ from torch import Tensor
 
 from segformer.data.complete import complete
 from segformer.data.families.opened import Window
-from segformer.inference.pictures import above, heat_map, scale
-from segformer.inference.results.base import Prediction, Result, halved
+from segformer.inference.large import Also, LargeImage
+from segformer.inference.pictures import above, enlarged, heat_map, scale
+from segformer.inference.results.base import Prediction, Result, halved, largest
 from segformer.inference.results.pictures import save_png
 
-WritePart = Callable[[Window, np.ndarray, Tensor], None]  # labels (h, w), logits (K, h, w)
+NO_DATA = 0  # of confidence; the largest of K probabilities is at least 1 / K
 
 
 class Probabilities(Result):
@@ -33,8 +34,9 @@ class Probabilities(Result):
             np.save(file, np.asarray(prediction.probabilities))
 
     @contextmanager
-    def in_parts(self, path: Path, shape: tuple[int, int, int]) -> Iterator[WritePart]:
+    def of_large(self, image: LargeImage, path: Path) -> Iterator[Also]:
         """A function that writes the probabilities of a window into the file (K, H, W)."""
+        shape = (max(2, len(image.classes)), *image.size)  # one logit is for two classes
         with complete(path) as partial:
             out = np.lib.format.open_memmap(partial, "w+", np.float16, shape)
 
@@ -48,17 +50,40 @@ class Probabilities(Result):
 class Confidence(Result):
     """``NAME_confidence.png``: 255 times the largest probability, 8-bit grey, of the image's size.
 
-    For programs; :class:`Heatmap` is for eyes.
+    For a large image it is a file of the label map's kind, and 0 where there is no data. For
+    programs; :class:`Heatmap` is for eyes.
     """
 
     name = "confidence"
     ending = "_confidence.png"
     needs_probabilities = True
+    for_large = True
 
     def write(self, prediction: Prediction, path: Path) -> None:
         """Writes the confidence map."""
-        values = np.rint(255 * prediction.confidence.astype(np.float32)).astype(np.uint8)
-        save_png(Image.fromarray(values), path)
+        save_png(Image.fromarray(_grey(prediction.confidence)), path)
+
+    def path_of_large(self, labels: Path) -> Path:
+        """Returns the path for an image that is labelled in windows: a file of its type."""
+        return labels.with_name(f"{labels.stem}_{self.name}{labels.suffix}")
+
+    @contextmanager
+    def of_large(self, image: LargeImage, path: Path) -> Iterator[Also]:
+        """A function that writes the confidence of a window into the file."""
+        with image.writing(path, np.uint8, NO_DATA) as write:
+
+            def take(window: Window, labels: np.ndarray, logits: Tensor) -> None:
+                values = _grey(largest(logits))
+                values[labels == image.classes.ignore_index] = NO_DATA
+                write(window, values)
+
+            yield take
+
+
+def _grey(confidence: np.ndarray) -> np.ndarray:
+    """Returns values from 0 to 1 as uint8."""
+    grey: np.ndarray = np.rint(255 * confidence.astype(np.float32)).astype(np.uint8)
+    return grey
 
 
 class Heatmap(Result):
@@ -70,8 +95,25 @@ class Heatmap(Result):
     name = "heatmap"
     ending = "_heatmap.png"
     needs_probabilities = True
+    for_large = True
 
     def write(self, prediction: Prediction, path: Path) -> None:
         """Writes the picture."""
-        picture = heat_map(prediction.confidence.astype(np.float32))
-        save_png(above(picture, scale(picture.width, "largest class probability")), path)
+        _save_heat_map(prediction.confidence, path)
+
+    @contextmanager
+    def of_large(self, image: LargeImage, path: Path) -> Iterator[Also]:
+        """A function that keeps the confidence of some pixels; the picture is drawn at the end."""
+        confidence = np.zeros(image.coarse.size, np.float32)
+
+        def take(window: Window, labels: np.ndarray, logits: Tensor) -> None:
+            inside, (rows, columns) = image.coarse.pixels(window)
+            confidence[inside] = largest(logits[:, rows, columns])
+
+        yield take
+        _save_heat_map(confidence, path)
+
+
+def _save_heat_map(confidence: np.ndarray, path: Path) -> None:
+    picture = enlarged(heat_map(confidence.astype(np.float32)))
+    save_png(above(picture, scale(picture.width, "largest class probability")), path)

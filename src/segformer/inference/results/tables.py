@@ -12,32 +12,29 @@ from typing import Any
 from segformer.data.classes import Classes
 from segformer.data.complete import complete
 from segformer.data.families.geotiff import pixel_area
+from segformer.inference.large import LargeImage
 from segformer.inference.results.base import Counted, Entry, Prediction, Summary
 
 
 class Shares(Summary):
     """``shares.csv``: for each image the pixels of each class, and its share of those labelled.
 
-    Square metres are added if an image has a projected coordinate reference system.
+    Square metres are added if an image has a projected coordinate reference system, and the time
+    in seconds to the frames of a video.
     """
 
     name = "shares"
     file = "shares.csv"
     for_large = True
+    for_videos = True
 
     def entry(self, prediction: Prediction) -> Entry:
         """Returns the pixels of each class."""
-        return self.count(prediction.counted)
+        return _pixels(prediction.counted)
 
-    def count(self, counted: Counted) -> Entry:
+    def entry_of_large(self, image: LargeImage, counted: Counted) -> Entry:
         """Returns the pixels of each class, and the square metres of a pixel."""
-        height, width = counted.size
-        return {
-            "file": counted.name,
-            "pixels": counted.counts.tolist(),
-            "ignored": height * width - int(counted.counts.sum()),
-            "area": None if counted.grid is None else pixel_area(counted.grid),
-        }
+        return _pixels(counted)
 
     def write(self, path: Path, entries: Mapping[str, Entry], classes: Classes) -> None:
         """Writes a row for each image."""
@@ -45,14 +42,29 @@ class Shares(Summary):
         if any(entry["area"] is not None for entry in entries.values()):
             units.append("m2")
         header = [f"{name} {unit}" for name in classes.names for unit in units]
-        rows: list[list[Any]] = [["file", *header, "ignored pixels"]]
+        of_frames = any(entry.get("time") is not None for entry in entries.values())
+        first = ["file", "time"] if of_frames else ["file"]
+        rows: list[list[Any]] = [[*first, *header, "ignored pixels"]]
         for entry in entries.values():
             cells = [cell for n in entry["pixels"] for cell in _cells(n, entry)[: len(units)]]
-            rows.append([entry["file"], *cells, entry["ignored"]])
+            time = [entry["time"]] if of_frames else []
+            rows.append([entry["file"], *time, *cells, entry["ignored"]])
         text = io.StringIO(newline="")
         csv.writer(text).writerows(rows)
         with complete(path) as partial:
             partial.write_bytes(text.getvalue().encode())
+
+
+def _pixels(counted: Counted) -> Entry:
+    """Returns the pixels of each class, and the square metres of a pixel."""
+    height, width = counted.size
+    return {
+        "file": counted.name,
+        "pixels": counted.counts.tolist(),
+        "ignored": height * width - int(counted.counts.sum()),
+        "area": None if counted.grid is None else pixel_area(counted.grid),
+        "time": counted.time,
+    }
 
 
 def _cells(pixels: int, entry: Entry) -> tuple[int, str, str]:
@@ -67,30 +79,22 @@ class Manifest(Summary):
 
     It holds ``file``; ``shares`` of the classes that occur; ``mean_entropy`` in nats, null where a
     model gives labels only; ``error``, null or the sentence why it could not be labelled; and
-    ``seconds`` of reading and labelling.
+    ``seconds`` of reading and labelling. The frames of a video also have their ``time``.
     """
 
     name = "manifest"
     file = "manifest.jsonl"
     uses_probabilities = True
     for_large = True
+    for_videos = True
 
     def entry(self, prediction: Prediction) -> Entry:
         """Returns the line of an image."""
-        return self.count(prediction.counted)
+        return _line(prediction.counted)
 
-    def count(self, counted: Counted) -> Entry:
+    def entry_of_large(self, image: LargeImage, counted: Counted) -> Entry:
         """Returns the line of an image."""
-        pairs = zip(counted.classes.names, counted.shares.tolist(), strict=True)
-        shares = {name: round(share, 6) for name, share in pairs if share}
-        mean = counted.mean_entropy
-        return {
-            "file": counted.name,
-            "shares": shares,
-            "mean_entropy": None if mean is None else round(mean, 6),
-            "error": None,
-            "seconds": round(counted.seconds, 3),
-        }
+        return _line(counted)
 
     def failure(self, name: str, error: str, seconds: float) -> Entry:
         """Returns the line of an image that could not be labelled."""
@@ -100,6 +104,21 @@ class Manifest(Summary):
     def write(self, path: Path, entries: Mapping[str, Entry], classes: Classes) -> None:
         """Writes a line for each image, in the images' order."""
         write_lines(path, entries.values())
+
+
+def _line(counted: Counted) -> Entry:
+    """Returns the line of an image."""
+    pairs = zip(counted.classes.names, counted.shares.tolist(), strict=True)
+    shares = {name: round(share, 6) for name, share in pairs if share}
+    mean = counted.mean_entropy
+    return {
+        "file": counted.name,
+        **({} if counted.time is None else {"time": counted.time}),
+        "shares": shares,
+        "mean_entropy": None if mean is None else round(mean, 6),
+        "error": None,
+        "seconds": round(counted.seconds, 3),
+    }
 
 
 def write_lines(path: Path, entries: Iterable[Entry]) -> None:
