@@ -24,9 +24,8 @@ def ahead(
     """
     begun: Future[Value] | None = None
     for item in items:
-        value = begun.result() if begun else None
-        begun, last = thread.submit(step, item), begun
-        if last is not None:
-            yield last.result()
-    if begun is not None:
+        done = [begun.result()] if begun else []  # an error ends the steps before the next one
+        begun = thread.submit(step, item)
+        yield from done
+    if begun:
         yield begun.result()
