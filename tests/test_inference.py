@@ -15,6 +15,7 @@ from segformer.cli import main as command
 from segformer.data.datasets import read_image
 from segformer.data.transforms import Normalize
 from segformer.evaluation import Slide
+from segformer.inference.results.pictures import LONGEST
 
 
 def main(arguments: list[str]) -> None:
@@ -46,7 +47,7 @@ def test_label_maps_have_the_images_size_and_the_models_colours(
     with Image.open(tmp_path / "out" / "a.png") as label:
         assert label.size == size[::-1]
         assert label.getpalette()[:15] == [0, 0, 99, 10, 0, 99, 20, 0, 99, 30, 0, 99, 40, 0, 99]
-    with Image.open(tmp_path / "out" / "a_overlay.png") as overlay:  # above its legend
+    with Image.open(tmp_path / "out" / "a_overlay.jpg") as overlay:  # above its legend
         assert overlay.width >= size[1]
         assert overlay.height > size[0]
 
@@ -67,12 +68,12 @@ def test_folders_keep_their_subfolders_and_a_histogram_is_printed(
     noise(tmp_path / "in" / "y" / "1.jpg", 40, 40)
     main([str(weights), str(tmp_path / "in"), "--out", str(tmp_path / "out")])
     assert sorted(
-        str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.png")
+        str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.*")
     ) == [
         "x/1.png",
-        "x/1_overlay.png",
+        "x/1_overlay.jpg",
         "y/1.png",
-        "y/1_overlay.png",
+        "y/1_overlay.jpg",
     ]
     printed = capsys.readouterr().out
     assert "2 images labelled" in printed
@@ -89,9 +90,9 @@ def test_a_broken_image_is_named_and_the_others_are_labelled(weights: Path, tmp_
         main([str(weights), str(tmp_path / "in"), "--out", str(tmp_path / "out")])
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         "1.png",
-        "1_overlay.png",
+        "1_overlay.jpg",
         "3.png",
-        "3_overlay.png",
+        "3_overlay.jpg",
     }
 
 
@@ -110,8 +111,9 @@ def test_two_images_for_one_output_file_are_refused(
 ) -> None:
     noise(tmp_path / "in" / "1.png", 40, 40)
     noise(tmp_path / "in" / twin, 40, 40)
+    words = [str(weights), str(tmp_path / "in"), "--out", str(tmp_path / "out")]
     with pytest.raises(SystemExit, match="would both be written to"):
-        main([str(weights), str(tmp_path / "in"), "--out", str(tmp_path / "out")])
+        main([*words, "--write", "labels", "overlay-png"])
 
 
 def test_files_of_an_earlier_run_are_kept_without_overwrite(weights: Path, tmp_path: Path) -> None:
@@ -236,7 +238,7 @@ def test_an_array_is_mapped_and_labelled_in_windows(
     labels = np.load(out / "b.npy")
     assert labels.dtype == np.uint8
     assert np.array_equal(labels, np.array(Image.open(out / "a.png")))
-    assert sorted(file.name for file in out.iterdir()) == ["a.png", "a_overlay.png", "b.npy"]
+    assert sorted(file.name for file in out.iterdir()) == ["a.png", "a_overlay.jpg", "b.npy"]
 
 
 @pytest.mark.parametrize("broken", ["floats", "grey", "truncated", "none"])
@@ -271,14 +273,37 @@ def test_the_message_for_an_image_too_large_for_pillow_names_the_cure(
 
 
 def test_an_overlay_has_a_legend_of_the_classes_that_occur(weights: Path, tmp_path: Path) -> None:
-    main([str(weights), str(noise(tmp_path / "a.png", 64, 200)), "--out", str(tmp_path / "out")])
+    words = [str(weights), str(noise(tmp_path / "a.png", 64, 200)), "--out", str(tmp_path / "out")]
+    main([*words, "--write", "labels", "overlay", "overlay-png"])
     with Image.open(tmp_path / "out" / "a.png") as labels:
         present = set(np.unique(labels).tolist())
     with Image.open(tmp_path / "out" / "a_overlay.png") as shown:
-        key = np.array(shown)[128:]  # below the picture, in twice its size
+        exact = np.array(shown)
+    key = exact[128:]  # below the picture, in twice its size
     for k in range(5):
         boxes = (key == (10 * k, 0, 99)).all(-1).sum()
         assert (boxes > 100) == (k in present)
+    with Image.open(tmp_path / "out" / "a_overlay.jpg") as shown:
+        assert shown.format == "JPEG"
+        difference = np.array(shown).astype(float) - exact
+    assert np.sqrt((difference[64:] ** 2).mean()) < 6  # sharp letters and edges of the boxes
+
+
+def test_an_overlay_too_large_for_a_jpeg_is_named_with_the_cure(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segformer.inference.results.pictures.LONGEST", 100)
+    words = [str(weights), str(noise(tmp_path / "in" / "a.png", 40, 101)), "--out"]
+    with pytest.raises(SystemExit, match="'a.png' .* JPEG .*; write overlay-png in place of"):
+        main([*words, str(tmp_path / "out")])
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
+    main([*words, str(tmp_path / "png"), "--write", "overlay-png"])
+
+
+def test_the_longest_side_of_an_overlay_is_the_longest_that_pillow_writes(tmp_path: Path) -> None:
+    Image.new("RGB", (LONGEST, 1)).save(tmp_path / "longest.jpg")
+    with pytest.raises(OSError, match="when writing image file"):
+        Image.new("RGB", (LONGEST + 1, 1)).save(tmp_path / "longer.jpg")
 
 
 def test_labels_of_more_than_255_classes_are_written_in_16_bits(tmp_path: Path) -> None:

@@ -44,13 +44,14 @@ from segformer.inference.results import (
     Heatmap,
     Labels,
     Overlay,
+    Prediction,
     Probabilities,
 )
 from segformer.inference.results.contact_sheet import CELL
 
 NAMES = ["road", "sky", "tree/bush", "car", "person"]
 EVERYTHING = [
-    *("labels", "overlay", "probabilities", "confidence", "heatmap", "masks"),
+    *("labels", "overlay", "overlay-png", "probabilities", "confidence", "heatmap", "masks"),
     *("shares", "manifest", "contact-sheet"),
     *(["polygons"] if find_spec("rasterio") else []),
     *(["coco"] if find_spec("pycocotools") else []),
@@ -395,7 +396,7 @@ def test_files_of_a_scene_lie_on_its_grid(
     pixels = np.array(Image.fromarray(coarse).resize((190, 130), Image.Resampling.BICUBIC))
     path, out = tmp_path / "scene.tif", tmp_path / "out"
     valid = scene(path, pixels.clip(1))
-    kinds = ("labels", "probabilities", "confidence", "masks", "overlay", "heatmap")
+    kinds = ("labels", "probabilities", "confidence", "masks", "overlay-png", "heatmap")
     words = [weights, path, "--slide", 64, 48, "--out", out, "--write", *kinds]
     predict(*words, "contact-sheet", "manifest")
     read = {}
@@ -486,21 +487,79 @@ def test_a_scene_gives_polygons_in_its_system_and_square_metres(
 def test_a_manifest_is_written_line_by_line_and_names_errors(
     weights: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """When an image is labelled, the one before may still be written."""
     (photos / "bad.png").write_bytes(b"no image")
-    seen = []
-    read = predict_file
+    written = []
+    label = WholeImages.with_probabilities
 
-    def spy(*arguments: object, **options: object) -> object:
-        seen.append((tmp_path / "out" / "manifest.jsonl").read_text().count("\n"))
-        return read(*arguments, **options)  # type: ignore[arg-type]
+    def spy(*arguments: Any) -> Any:
+        written.append((tmp_path / "out" / "manifest.jsonl").read_text().count("\n"))
+        return label(*arguments)
 
-    monkeypatch.setattr("segformer.inference.pipeline.predict_file", spy)
+    monkeypatch.setattr(WholeImages, "with_probabilities", spy)
     with pytest.raises(SystemExit, match=r"bad.png"):
         predict(weights, photos, "--out", tmp_path / "out", "--write", "manifest")
-    assert seen == list(range(6))
+    before = [0, 1, 3, 4, 5]  # a, b, bad, c, d/e, d/f
+    assert all(n - 1 <= lines <= n for n, lines in zip(before, written, strict=True)), written
     lines = [json.loads(s) for s in (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()]
     assert [line["file"] for line in lines if line["error"]] == ["bad.png"]
     assert "bad.png" in next(line["error"] for line in lines if line["error"])
+    assert all(line["seconds"] >= 0 for line in lines)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("no space left")])
+def test_a_run_that_is_interrupted_leaves_whole_files_and_true_entries(
+    error: Any, weights: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third image stops the run while the second is slowly written."""
+    label, write = WholeImages.with_probabilities, Labels.write
+    calls = []
+
+    def stop(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise error
+        return label(*arguments)
+
+    def slow(*arguments: Any) -> None:
+        time.sleep(0.2)
+        write(*arguments)
+
+    words = [weights, photos, "--out", tmp_path / "out", "--write", "labels", "manifest"]
+    with monkeypatch.context() as patched:
+        patched.setattr(WholeImages, "with_probabilities", stop)
+        patched.setattr(Labels, "write", slow)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            predict(*words)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        *("a.png", "b.png", "manifest.jsonl")
+    ]
+    lines = (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()
+    assert [json.loads(line)["file"] for line in lines] == ["a.png", "b.png"]
+    for name in ("a.png", "b.png"):
+        assert label_map(tmp_path / "out" / name).shape == label_map(photos / name).shape[:2]
+    predict(*words, "--skip-existing")
+    predict(weights, photos, "--out", tmp_path / "whole", "--write", "labels", "manifest")
+    assert content_of(tmp_path / "out") == content_of(tmp_path / "whole")
+
+
+def test_a_full_disk_stops_the_run(
+    weights: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error of the thread that writes is the error of the run; nothing follows it."""
+    write = Labels.write
+
+    def full(self: Labels, prediction: Prediction, path: Path) -> None:
+        if path.name == "b.png":
+            raise OSError("no space left")
+        write(self, prediction, path)
+
+    monkeypatch.setattr(Labels, "write", full)
+    with pytest.raises(SystemExit, match="no space left"):
+        predict(weights, photos, "--out", tmp_path / "out", "--write", "labels", "manifest")
+    lines = (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()
+    assert [json.loads(line)["file"] for line in lines] == ["a.png"]
+    assert (tmp_path / "out" / "a.png").exists()
 
 
 def test_options_that_do_not_fit_are_refused(weights: Path, photos: Path, tmp_path: Path) -> None:

@@ -237,7 +237,7 @@ def test_models_of_one_logit_in_any_layout_label_and_draw_two_classes(
         out = ["--out", str(tmp_path / f"out_{name}"), "--device", "cpu"]
         monkeypatch.setattr("sys.argv", ["segformer", "predict", *arguments, *out])
         main()
-        assert (tmp_path / f"out_{name}" / "image_overlay.png").is_file()
+        assert (tmp_path / f"out_{name}" / "image_overlay.jpg").is_file()
         model = SegFormer.from_pretrained(tmp_path / name)
         assert len(model.classes) == 2
         assert model.classes.colors[0] != model.classes.colors[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from segformer.data.datasets import (
     read_image,
     read_label_map,
 )
+from segformer.data.images import ORIENTATION, decode_rgb
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
 
@@ -228,3 +230,51 @@ def test_bmps_of_few_greys_are_read_correctly_or_refused(
         for read in (read_label_map, read_image):
             with pytest.raises(ValueError, match=r"1.bmp' is a BMP with a grey palette"):
                 read(tmp_path / "1.bmp")
+
+
+def save_jpegs(folder: Path) -> list[Path]:
+    """JPEGs of the kinds that decoders treat differently."""
+    pixels = np.random.default_rng(0).integers(0, 255, (9, 13, 3), np.uint8)
+    photo = Image.fromarray(pixels).resize((77, 50), Image.Resampling.BICUBIC)
+    turned = Image.Exif()
+    turned[ORIENTATION] = 6
+    kinds: dict[str, tuple[Image.Image, dict[str, Any]]] = {
+        **{f"chroma{k}": (photo, {"subsampling": k, "quality": 40}) for k in range(3)},
+        "progressive": (photo, {"progressive": True}),
+        "turned": (photo, {"exif": turned}),
+        "stored_as_rgb": (photo, {"keep_rgb": True}),
+        "grey": (photo.convert("L"), {}),
+        "cmyk": (photo.convert("CMYK"), {}),
+        "pixel": (photo.crop((0, 0, 1, 1)), {}),
+    }
+    for name, (image, options) in kinds.items():
+        image.save(folder / f"{name}.jpg", **options)
+    photo.save(folder / "a_png.png")
+    (folder / "a_png.png").rename(folder / "a_png.jpg")
+    whole = (folder / "chroma0.jpg").read_bytes()
+    (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "with_more.jpg").write_bytes(whole + b"more")
+    (folder / "empty.jpg").write_bytes(b"")
+    return sorted(folder.glob("*.jpg"))
+
+
+@pytest.mark.extras
+def test_simplejpeg_gives_the_pixels_and_errors_of_pillow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("simplejpeg", reason="reason: simplejpeg is not installed")
+
+    def outcomes() -> list[Any]:
+        found: list[Any] = []
+        for path in save_jpegs(tmp_path):
+            try:
+                header, image = decode_rgb(path)
+                found.append((header, image.shape, image.numpy().tobytes()))
+            except ValueError as error:
+                found.append(str(error))
+        return found
+
+    ours = outcomes()
+    monkeypatch.setattr("segformer.data.images._simplejpeg", lambda: None)
+    assert ours == outcomes()
+    assert sum(isinstance(outcome, str) for outcome in ours) == 2  # truncated, empty

@@ -342,7 +342,7 @@ def test_predict_names_the_photo_that_a_fixed_size_refuses(
     )
     assert "images of 65×90 are larger than the 64×96 of" in sentence
     assert "resize them, or export it without --size" in sentence
-    assert sorted(path.name for path in out.iterdir()) == ["fits.png", "fits_overlay.png"]
+    assert sorted(path.name for path in out.iterdir()) == ["fits.png", "fits_overlay.jpg"]
 
 
 @pytest.mark.parametrize("source", ["image.png", "large.npy"])

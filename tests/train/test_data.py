@@ -182,3 +182,17 @@ def test_a_crop_of_many_classes_counts_255_and_not_65535() -> None:
     assert RandomScaledCrop((10, 10))._is_varied(label)
     assert not RandomScaledCrop((10, 10))._is_varied(torch.full((10, 10), 255, dtype=torch.int32))
     assert PadTo((2, 2)).size == (2, 2)
+
+
+def test_loader_processes_for_validation_stay_and_change_no_sample() -> None:
+    samples = Sizes(5)
+    transform = TrainTransform((32, 32))
+    loaders = [
+        SegmentationData(Halves(), samples, transform, num_workers=count).val_dataloader()
+        for count in (0, 2)
+    ]
+    assert [loader.persistent_workers for loader in loaders] == [False, True]
+    for _ in range(2):  # epochs
+        for alone, together in zip(*loaders, strict=True):
+            for one, two in zip(alone, together, strict=True):
+                assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))

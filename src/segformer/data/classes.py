@@ -13,6 +13,7 @@ IGNORE_INDEX = 255  # up to 255 classes
 VOC_NAMES = {"aeroplane", "motorbike", "sheep", "sofa"}  # some of them
 
 
+@cache
 def voc_palette(num_classes: int) -> tuple[Color, ...]:
     """Returns PASCAL VOC's colours of the first class indices, the default of data sets.
 

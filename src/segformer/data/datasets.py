@@ -24,6 +24,7 @@ from segformer.data.images import (
     Decoded,
     Header,
     decode,
+    decode_rgb,
     find_images,
     read_header,
     read_image,
@@ -190,12 +191,12 @@ class FolderDataset(Dataset):
 
     def __getitem__(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
         image_path, label_path = self.pairs[index]
-        image = decode(image_path)
+        header, image = decode_rgb(image_path)
         if self.drawn:
-            return rgb(image), self.drawn.label(_picture(image.header, self.drawn))
+            return image, self.drawn.label(_picture(header, self.drawn))
         label = decode(label_path)
-        _check_pair(image.header, label.header)
-        return rgb(image), self._classes_of(label)
+        _check_pair(header, label.header)
+        return image, self._classes_of(label)
 
     def _classes_of(self, file: Decoded) -> tv_tensors.Mask:
         """Returns the class indices of a decoded label map."""

@@ -224,7 +224,7 @@ def _whole_numbers(values: np.ndarray, header: Header, what: str) -> np.ndarray:
     if header.format == "PPM" and scaled_to and header.greatest < scaled_to:
         values = np.round(values * (header.greatest / scaled_to))
     if header.mode == "L" or (values.size and values.min() >= 0 and values.max() < 256):
-        return values.astype(np.uint8)
+        return values.astype(np.uint8, copy=False)
     return values.astype(np.int32)
 
 

@@ -5,20 +5,23 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from segformer.data.images import find_images
 from segformer.evaluation import Protocol, check_logits
 from segformer.evaluation.protocols import gives_logits
+from segformer.inference.ahead import ahead
 from segformer.inference.journal import Journal
 from segformer.inference.labellers import Labeller, WholeImages
 from segformer.inference.large import ARRAY, LargeImage, label_in_windows, large_image
@@ -76,19 +79,41 @@ def predict_file(
     Raises:
         ValueError: If the file cannot be decoded. The message names it.
     """
+    path = Path(path)
+    name = path.name if name is None else name
+    return _predict(model, _read(model, path), labeller, name, probabilities)
+
+
+class _Read(NamedTuple):
+    """An image file that was read."""
+
+    image: Tensor  # (C, H, W), with the bands that the model takes
+    valid: np.ndarray | None  # where it has data (H, W); None if that is everywhere
+    picture: Image.Image  # in RGB
+    seconds: float
+
+
+def _read(model: Any, path: Path) -> _Read:
     begun = time.perf_counter()
-    image, valid = read_for(model, Path(path))
+    image, valid = read_for(model, path)
+    return _Read(image, valid, shown(image), time.perf_counter() - begun)
+
+
+def _predict(
+    model: Any, read: _Read, labeller: Labeller, name: str, probabilities: bool
+) -> Prediction:
+    """Returns the labels of an image that was read, and its probabilities if they are wanted."""
+    begun = time.perf_counter()
     values = None
     if probabilities and gives_logits(model):
-        labels, values = labeller.with_probabilities(model, image)
+        labels, values = labeller.with_probabilities(model, read.image)
         values = halved(values, labels)
     else:
-        labels = labeller.labels(model, image)
-    if valid is not None:
-        labels[~valid] = model.classes.ignore_index
-    seconds = time.perf_counter() - begun
-    name = Path(path).name if name is None else name
-    return Prediction(name, shown(image), labels, model.classes, values, seconds)
+        labels = labeller.labels(model, read.image)
+    if read.valid is not None:
+        labels[~read.valid] = model.classes.ignore_index
+    seconds = read.seconds + time.perf_counter() - begun
+    return Prediction(name, read.picture, labels, model.classes, values, seconds)
 
 
 @dataclass(frozen=True)
@@ -301,28 +326,19 @@ def label_files(model: Any, work: Work, labeller: Labeller = WHOLE) -> None:
     for job in work.jobs:
         if job.large:
             _check_windows(model, job.source, labeller)
-    counts = np.zeros(max(2, len(model.classes)), dtype=np.int64)  # one logit is for two classes
-    errors = []
+    run = _Run(model, work, labeller)
     with ExitStack() as stack:
         for journal in work.journals:
             stack.enter_context(journal)
-        for job in tqdm(work.jobs, "predict", unit="image"):
-            begun = time.perf_counter()
-            try:
-                counts += _label_and_save(model, job, work, labeller)
-            except ValueError as error:  # the other images are still labelled
-                errors.append(str(error))
-                for journal in work.journals:
-                    seconds = time.perf_counter() - begun
-                    journal.add(journal.summary.failure(job.name, str(error), seconds))
+        run.label_images()
     for journal in work.journals:
         journal.sort(work.names)
         journal.summary.write(journal.target, journal.entries, model.classes)
-    if counts.any():
-        print(histogram(counts, model))
-    print(f"{len(work.jobs) - len(errors)} images labelled{_skipped(work)}")
-    if errors:
-        raise ValueError("; ".join(errors))
+    if run.counts.any():
+        print(histogram(run.counts, model))
+    print(f"{len(work.jobs) - len(run.errors)} images labelled{_skipped(work)}")
+    if run.errors:
+        raise ValueError("; ".join(run.errors))
 
 
 def _skipped(work: Work) -> str:
@@ -357,28 +373,118 @@ def _check_writable(folder: Path) -> None:
         ) from error
 
 
-def _label_and_save(model: Any, job: Job, work: Work, labeller: Labeller) -> np.ndarray:
-    """Writes the files of an image and its entries; returns the number of pixels of each class."""
+@dataclass(frozen=True)
+class _Failure:
+    """Why an image could not be labelled, and after how many seconds that was known."""
+
+    error: str
+    seconds: float
+
+
+def _attempt(seconds: float, step: Callable[..., Any], *arguments: Any) -> Any:
+    """Returns what a step returns, or its failure.
+
+    Args:
+        seconds: Time of the steps before.
+        step: A function that raises ValueError if the image is at fault.
+        arguments: Those of the function.
+    """
+    begun = time.perf_counter()
+    try:
+        return step(*arguments)
+    except ValueError as error:
+        return _Failure(str(error), seconds + time.perf_counter() - begun)
+
+
+class _Run:
+    """The steps of a run: each image is read, labelled and written.
+
+    An image that fails in a step passes the others as a failure, so that the order is kept.
+
+    Attributes:
+        counts: Number of pixels of each class in the images written so far.
+        errors: Why images could not be labelled.
+    """
+
+    def __init__(self, model: Any, work: Work, labeller: Labeller) -> None:
+        self.model, self.work, self.labeller = model, work, labeller
+        # one logit is for two classes
+        self.counts = np.zeros(max(2, len(model.classes)), dtype=np.int64)
+        self.errors: list[str] = []
+        self._chosen = [
+            (journal, set(journal.summary.chosen(work.names))) for journal in work.journals
+        ]
+
+    def label_images(self) -> None:
+        """Labels the images; the next one is read, and the last one written, at the same time."""
+        jobs = self.work.jobs
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+            labelled = map(self.label, ahead(reader, self.read, jobs))
+            for _ in tqdm(ahead(writer, self.write, labelled), "predict", len(jobs), unit="image"):
+                pass
+
+    def read(self, job: Job) -> tuple[Job, Any]:
+        """Returns a job and its image; None if this is large, as it is read in windows."""
+        return job, None if job.large else _attempt(0.0, _read, self.model, job.source)
+
+    def label(self, step: tuple[Job, Any]) -> tuple[Job, Any]:
+        """Returns a job and its prediction; of a large image its counts, with its files written."""
+        job, read = step
+        if job.large:
+            _make_folders(job)
+            return job, _attempt(0.0, _label_large, self.model, job, self.labeller)
+        if isinstance(read, _Failure):
+            return job, read
+        kinds = [result.needs_probabilities for result, _ in job.writes]
+        wanted = any([*kinds, *(j.summary.uses_probabilities for j in self._journals(job))])
+        arguments = self.model, read, self.labeller, job.name, wanted
+        return job, _attempt(read.seconds, _predict, *arguments)
+
+    def write(self, step: tuple[Job, Any]) -> None:
+        """Writes the files of a job, and then its entries."""
+        job, done = step
+        if not isinstance(done, _Failure):
+            done = _attempt(done.seconds, self._write_files, job, done)
+        if isinstance(done, _Failure):
+            self.errors.append(done.error)
+            for journal in self.work.journals:
+                journal.add(journal.summary.failure(job.name, done.error, done.seconds))
+
+    def _write_files(self, job: Job, done: Prediction | LargeCounted) -> None:
+        journals = self._journals(job)
+        if isinstance(done, Prediction):
+            _make_folders(job)
+            for result, path in job.writes:
+                result.write(done, path)
+            entries = [journal.summary.entry(done) for journal in journals]
+        else:
+            entries = [journal.summary.entry_of_large(*done) for journal in journals]
+        for journal, entry in zip(journals, entries, strict=True):
+            journal.add(entry)
+        self.counts += done.counted.counts
+
+    def _journals(self, job: Job) -> list[Journal]:
+        """Returns the journals that get an entry of a job."""
+        return [journal for journal, names in self._chosen if job.name in names]
+
+
+def _make_folders(job: Job) -> None:
     for _, path in job.writes:
         path.parent.mkdir(parents=True, exist_ok=True)
-    journals = [j for j in work.journals if job.name in j.summary.chosen(work.names)]
-    if job.large:
-        image, counted = _label_large(model, job, labeller)
-        entries = [journal.summary.entry_of_large(image, counted) for journal in journals]
-    else:
-        kinds = [result.needs_probabilities for result, _ in job.writes]
-        wanted = any([*kinds, *(journal.summary.uses_probabilities for journal in journals)])
-        prediction = predict_file(model, job.source, labeller, job.name, wanted)
-        for result, path in job.writes:
-            result.write(prediction, path)
-        counted = prediction.counted
-        entries = [journal.summary.entry(prediction) for journal in journals]
-    for journal, entry in zip(journals, entries, strict=True):
-        journal.add(entry)
-    return counted.counts
 
 
-def _label_large(model: Any, job: Job, labeller: Labeller) -> tuple[LargeImage, Counted]:
+class LargeCounted(NamedTuple):
+    """An image that was labelled in windows, and its pixels."""
+
+    image: LargeImage
+    counted: Counted
+
+    @property
+    def seconds(self) -> float:
+        return self.counted.seconds
+
+
+def _label_large(model: Any, job: Job, labeller: Labeller) -> LargeCounted:
     """Writes the files of an image that is labelled in windows; returns it and its pixels."""
     begun = time.perf_counter()
     target, slide = job.target(Labels), labeller.windows
@@ -393,7 +499,7 @@ def _label_large(model: Any, job: Job, labeller: Labeller) -> tuple[LargeImage, 
     counts = count(parts, max(2, len(model.classes)))
     seconds, grid = time.perf_counter() - begun, image.opened.grid
     counted = Counted(job.name, image.size, model.classes, counts, total.mean, grid, seconds)
-    return image, counted
+    return LargeCounted(image, counted)
 
 
 def count(parts: Iterable[np.ndarray], num_labels: int) -> np.ndarray:

@@ -94,7 +94,8 @@ class SegmentationData(LightningDataModule):
         batch_size: Training images per step and device.
         val_batch_size: Images per batch in validation and test. Images are measured at their own
             size; those of a batch that have the same size are computed together.
-        num_workers: Number of loader processes for training.
+        num_workers: Number of loader processes for training, and of as many for validation, which
+            wait meanwhile.
     """
 
     def __init__(
@@ -267,7 +268,9 @@ class SegmentationData(LightningDataModule):
             Transformed(dataset, Normalize(self.normalization)),
             self.val_batch_size,
             sampler=sampler,
-            num_workers=min(1, self.num_workers),
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
             collate_fn=by_size,
         )
 

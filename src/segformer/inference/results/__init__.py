@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from segformer.inference.results.base import Prediction, Result, Summary
 from segformer.inference.results.coco import Coco
 from segformer.inference.results.contact_sheet import ContactSheet
-from segformer.inference.results.pictures import Labels, Masks, Overlay
+from segformer.inference.results.pictures import Labels, Masks, Overlay, OverlayPng
 from segformer.inference.results.polygons import Polygons
 from segformer.inference.results.probabilities import Confidence, Heatmap, Probabilities
 from segformer.inference.results.tables import Manifest, Shares
@@ -23,6 +23,7 @@ __all__ = [
     "Manifest",
     "Masks",
     "Overlay",
+    "OverlayPng",
     "Polygons",
     "Prediction",
     "Probabilities",
@@ -35,8 +36,8 @@ __all__ = [
 KINDS: dict[str, Result | Summary] = {
     kind.name: kind
     for kind in (
-        *(Labels(), Overlay(), Probabilities(), Confidence(), Heatmap(), Masks(), Polygons()),
-        *(Coco(), Shares(), Manifest(), ContactSheet()),
+        *(Labels(), Overlay(), OverlayPng(), Probabilities(), Confidence(), Heatmap(), Masks()),
+        *(Polygons(), Coco(), Shares(), Manifest(), ContactSheet()),
     )
 }
 DEFAULT: tuple[Result, ...] = (Labels(), Overlay())

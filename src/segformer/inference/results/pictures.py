@@ -18,6 +18,9 @@ from segformer.inference.large import Also, LargeImage
 from segformer.inference.pictures import indexed, overlay, with_legend
 from segformer.inference.results.base import Prediction, Result, skip
 
+JPEG_QUALITY = 92
+LONGEST = 65_500  # pixels, of a side of a JPEG by libjpeg
+
 
 def save_png(picture: Image.Image, path: Path) -> None:
     """Writes a PNG whole, or not at all."""
@@ -45,26 +48,47 @@ class Labels(Result):
 
 
 class Overlay(Result):
-    """``NAME_overlay.png``: the image under the classes' colours, with a legend.
+    """``NAME_overlay.jpg``: the image under the classes' colours, with a legend.
 
     For eyes: a small image is enlarged, and of a large one an overview is drawn.
     """
 
     name = "overlay"
-    ending = "_overlay.png"
+    ending = "_overlay.jpg"
     for_large = True
 
     def write(self, prediction: Prediction, path: Path) -> None:
-        """Writes the overlay."""
-        p = prediction
-        picture = overlay(p.image, p.labels, p.classes)
-        save_png(with_legend(picture, p.labels, p.classes), path)
+        """Writes the overlay; raises ValueError if it is too large for a JPEG."""
+        picture = _overlaid(prediction)
+        if max(picture.size) > LONGEST:
+            raise ValueError(
+                f"the overlay of {prediction.name!r} has {picture.width}×{picture.height} pixels, "
+                f"and a JPEG at most {LONGEST} a side; write overlay-png in place of overlay"
+            )
+        with complete(path) as partial:  # full-size chroma, for the edges of areas and letters
+            picture.save(partial, "JPEG", quality=JPEG_QUALITY, subsampling="4:4:4")
 
     @contextmanager
     def of_large(self, image: LargeImage, path: Path) -> Iterator[Also]:
         """Writes the overlay of an overview, which has at most 2000 pixels a side."""
         yield skip
         self.write(Prediction(path.name, *image.overview, image.classes), path)
+
+
+class OverlayPng(Overlay):
+    """``NAME_overlay.png``: the overlay without loss, a larger file that takes longer."""
+
+    name = "overlay-png"
+    ending = "_overlay.png"
+
+    def write(self, prediction: Prediction, path: Path) -> None:
+        """Writes the overlay."""
+        save_png(_overlaid(prediction), path)
+
+
+def _overlaid(prediction: Prediction) -> Image.Image:
+    p = prediction
+    return with_legend(overlay(p.image, p.labels, p.classes), p.labels, p.classes)
 
 
 class Masks(Result):
