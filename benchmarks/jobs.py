@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks import contestants, measure
+from benchmarks.contestants import MMSEGMENTATION
 
 PARTS = (
     *("logits", "labels", "exported", "argmax", "step", "memory", "small", "loading"),
@@ -37,7 +38,7 @@ def jobs(part: str, options: argparse.Namespace) -> Iterator[Job]:
     """The measurements of a part under each allocator."""
     for allocator in options.allocators if part != "loading" else ["default"]:
         for job in _of_part(part, options, allocator):
-            is_large = job.get("classes") == 19 and part != "argmax"
+            is_large = job.get("size") == CITYSCAPES[1] and part != "argmax"
             yield {
                 "part": part,
                 "allocator": allocator,
@@ -62,7 +63,7 @@ def _of_part(part: str, options: argparse.Namespace, allocator: str) -> Iterator
     elif part == "loading":
         yield {}
     elif part == "operators":
-        yield from _of_operators(options)
+        yield from _of_operators(options, allocator)
 
 
 def _of_image_sizes(part: str, variants: list[str]) -> Iterator[Job]:
@@ -90,14 +91,29 @@ def _of_small_images(variants: list[str]) -> Iterator[Job]:
             yield from ({**work, "what": what} for what in ("logits", "pyramid", "classes"))
 
 
-def _of_operators(options: argparse.Namespace) -> Iterator[Job]:
-    for variant, threads in product(options.variants, range(1, options.threads + 1)):
+def _of_operators(options: argparse.Namespace, allocator: str) -> Iterator[Job]:
+    """The cells that decide: B0 everywhere, larger and other networks where they may differ.
+
+    With one thread, or with an allocator that retains, B2 and B5 differ from B0 in nothing that an
+    implementation's condition tests.
+    """
+    small = [(150, (side, side)) for side in (64, 224)]
+    for variant, threads in product(options.variants, sorted({1, options.threads})):
         work = {"variant": variant, "threads": threads, "cores": threads}
-        for classes, side in product((150,), (64, 224, 512)):
-            yield {**work, "classes": classes, "size": (side, side), "what": "labels"}
-        yield {**work, "classes": CITYSCAPES[0], "size": CITYSCAPES[1], "what": "labels"}
-        if variant == "b0":
-            yield {**work, "classes": 150, "size": (512, 512), "what": "step"}
+        is_first, is_all = variant == options.variants[0], threads == options.threads
+        if not is_first and not (is_all and allocator == "default"):
+            continue
+        for classes, size in (*small, ADE, CITYSCAPES):
+            if is_all or size != CITYSCAPES[1]:
+                yield {**work, "classes": classes, "size": size, "what": "labels"}
+        for classes, size in (*small, ADE) if is_all else ():
+            yield {**work, "classes": classes, "size": size, "what": "step"}
+        if is_all and allocator == "default":
+            yield {**work, "classes": ADE[0], "size": ADE[1], "what": "exported"}
+    if allocator == "default":
+        work = {"classes": 19, "size": ADE[1], "threads": options.threads, "cores": options.threads}
+        for variant, what in product((MMSEGMENTATION, "convolutional"), ("labels", "step")):
+            yield {**work, "variant": variant, "what": what}
 
 
 def key(job: Job) -> str:
@@ -112,7 +128,9 @@ def key(job: Job) -> str:
 def command(job: Job) -> str:
     """A command that measures this job again (with its part's others of the same variant)."""
     words = ["python -m benchmarks", job["part"]]
-    if "variant" in job and job["part"] != "memory":
+    if job["part"] == "operators":
+        words += ["--variants", "b0", *({job.get("variant")} & {"b2", "b5"})]
+    elif "variant" in job and job["part"] != "memory":
         words += ["--variants", job["variant"]]
     if job["part"] in ("logits", "labels", "exported") and job["peers"]:
         words += ["--peers", *job["peers"]]
