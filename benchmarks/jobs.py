@@ -92,28 +92,31 @@ def _of_small_images(variants: list[str]) -> Iterator[Job]:
 
 
 def _of_operators(options: argparse.Namespace, allocator: str) -> Iterator[Job]:
-    """The cells that decide: B0 everywhere, larger and other networks where they may differ.
+    """The cells that decide: all of the first variant's, and of the others where they may differ.
 
-    With one thread, or with an allocator that retains, B2 and B5 differ from B0 in nothing that an
-    implementation's condition tests.
+    An implementation's condition tests sizes and threads. So one thread, the allocator that
+    retains, and the other heads are measured with the first variant only.
     """
-    small = [(150, (side, side)) for side in (64, 224)]
-    for variant, threads in product(options.variants, sorted({1, options.threads})):
-        work = {"variant": variant, "threads": threads, "cores": threads}
-        is_first, is_all = variant == options.variants[0], threads == options.threads
-        if not is_first and not (is_all and allocator == "default"):
-            continue
-        for classes, size in (*small, ADE, CITYSCAPES):
-            if is_all or size != CITYSCAPES[1]:
-                yield {**work, "classes": classes, "size": size, "what": "labels"}
-        for classes, size in (*small, ADE) if is_all else ():
-            yield {**work, "classes": classes, "size": size, "what": "step"}
-        if is_all and allocator == "default":
-            yield {**work, "classes": ADE[0], "size": ADE[1], "what": "exported"}
-    if allocator == "default":
-        work = {"classes": 19, "size": ADE[1], "threads": options.threads, "cores": options.threads}
+    first, is_default, size = options.variants[0], allocator == "default", ADE[1]
+    cells: list[Job] = []
+    for variant in options.variants if is_default else [first]:
+        cells += [
+            {"variant": variant, "what": what, "classes": 150, "size": (side, side)}
+            for what in ("labels", "step")
+            for side in (64, 224, 512)
+        ]
+        if is_default:
+            cells += [{"variant": variant, "what": "exported", "classes": 150, "size": size}]
+        of_city = {"classes": CITYSCAPES[0], "size": CITYSCAPES[1]}
+        cells += [{"variant": variant, "what": "labels", **of_city}]
+    if is_default:
         for variant, what in product((MMSEGMENTATION, "convolutional"), ("labels", "step")):
-            yield {**work, "variant": variant, "what": what}
+            cells += [{"variant": variant, "what": what, "classes": 19, "size": size}]
+    for cell in cells:
+        yield {**cell, "cores": options.threads}
+        is_alone = is_default and cell["variant"] == first and cell["what"] == "labels"
+        if is_alone and options.threads > 1:
+            yield {**cell, "threads": 1, "cores": 1}
 
 
 def key(job: Job) -> str:

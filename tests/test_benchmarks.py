@@ -90,7 +90,7 @@ def test_the_report_shows_what_was_measured(tmp_path: Path) -> None:
     ):
         assert line in text
     bars = report.bars(results)
-    assert [bar.times for bar in bars] == [4, 4]
+    assert [bar.times for bar in bars] == [4]
     report.draw(bars, tmp_path / "speed.png")
     assert Image.open(tmp_path / "speed.png").info["Description"] == report.described(bars)
 
@@ -241,7 +241,7 @@ def test_a_busy_machine_is_warned_of(
 def test_the_picture_shows_the_results() -> None:
     """`python -m benchmarks.report` draws it again."""
     bars = report.bars(report.read("results.json"))
-    assert len({bar.work for bar in bars}) <= 8
+    assert len({bar.work for bar in bars}) == len(bars) <= 8
     assert Image.open(report.PICTURE).info["Description"] == report.described(bars)
 
 
