@@ -158,11 +158,12 @@ def fused_at_each_level(
         if not composes:
             x = linear(x, project)
         width = project.out_features if composes else x.shape[-1]
-        block = fuse.weight.flatten(1)[:, used : used + width]  # F_i
+        weight, bias = fuse.weight.flatten(1)[:, used : used + width], None  # F_i
         used += width
-        weight, bias = (block @ project.weight, block @ project.bias) if composes else (block, None)
-        x = affine(x, weight, bias)
-        fused.append(x.permute(0, 3, 1, 2))
+        if composes:
+            with without_autocast(x):
+                weight, bias = weight @ project.weight, weight @ project.bias
+        fused.append(_projected(x, weight, bias))
     x = norm(upsample_sum(fused[::-1]))
     if is_plain(norm, *NORMS) and is_plain(dropout, *DROPOUTS):
         # Plain dropout commutes with ReLU, which may write over what dropout returned.
