@@ -154,7 +154,9 @@ def fused_at_each_level(
     used = 0
     for x, project in reversed(list(zip(features, projections, strict=True))):  # coarsest first
         x = x.permute(0, 2, 3, 1)
-        composes = _composes(x) and _is_linear(project)
+        composes = (
+            _composes(x) and _is_linear(project) and project.weight.dtype == fuse.weight.dtype
+        )
         if not composes:
             x = linear(x, project)
         width = project.out_features if composes else x.shape[-1]
