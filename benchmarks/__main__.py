@@ -74,7 +74,9 @@ def parse() -> argparse.Namespace:
         "--allocators", nargs="+", default=["default", "retaining"], help="default, retaining"
     )
     parser.add_argument(
-        "--resume", action="store_true", help="measure only what the results do not hold yet"
+        "--resume",
+        action="store_true",
+        help="measure only what the results do not hold yet, or hold from a busy machine",
     )
     parser.add_argument(
         "--minutes", type=float, default=float("inf"), help="start no measurement after this time"
@@ -90,8 +92,9 @@ def parse() -> argparse.Namespace:
 
 
 def is_measured(job: Job, results: dict[str, Any]) -> bool:
-    """Whether the results hold this job, and it did not fail."""
-    return "failed" not in results.get(job["part"], {}).get(key(job), {"failed": "not yet"})
+    """Whether the results hold this job, it did not fail, and the machine was not busy."""
+    row = results.get(job["part"], {}).get(key(job), {"failed": "not yet"})
+    return not {"failed", "note"} & row.keys()
 
 
 def measured(job: Job) -> dict[str, Any]:

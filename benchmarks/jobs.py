@@ -97,26 +97,27 @@ def _of_operators(options: argparse.Namespace, allocator: str) -> Iterator[Job]:
     An implementation's condition tests sizes and threads. So one thread, the allocator that
     retains, and the other heads are measured with the first variant only.
     """
-    first, is_default, size = options.variants[0], allocator == "default", ADE[1]
-    cells: list[Job] = []
-    for variant in options.variants if is_default else [first]:
-        cells += [
-            {"variant": variant, "what": what, "classes": 150, "size": (side, side)}
-            for what in ("labels", "step")
-            for side in (64, 224, 512)
-        ]
-        if is_default:
-            cells += [{"variant": variant, "what": "exported", "classes": 150, "size": size}]
-        of_city = {"classes": CITYSCAPES[0], "size": CITYSCAPES[1]}
-        cells += [{"variant": variant, "what": "labels", **of_city}]
+    first, *others = options.variants
+    is_default, size = allocator == "default", ADE[1]
+    cells = list(_of_variant(first, is_default))
     if is_default:
         for variant, what in product((MMSEGMENTATION, "convolutional"), ("labels", "step")):
             cells += [{"variant": variant, "what": what, "classes": 19, "size": size}]
+        cells += [cell for variant in others for cell in _of_variant(variant, is_default)]
     for cell in cells:
         yield {**cell, "cores": options.threads}
         is_alone = is_default and cell["variant"] == first and cell["what"] == "labels"
         if is_alone and options.threads > 1:
             yield {**cell, "threads": 1, "cores": 1}
+
+
+def _of_variant(variant: str, is_exported: bool) -> Iterator[Job]:
+    for what, side in product(("labels", "step"), (64, 224, 512)):
+        yield {"variant": variant, "what": what, "classes": 150, "size": (side, side)}
+    if is_exported:
+        yield {"variant": variant, "what": "exported", "classes": 150, "size": ADE[1]}
+    classes, size = CITYSCAPES
+    yield {"variant": variant, "what": "labels", "classes": classes, "size": size}
 
 
 def key(job: Job) -> str:
