@@ -245,8 +245,8 @@ def _other_work(entry: Row) -> str:
 def _operators(entries: Rows, runs: Runs) -> list[str]:
     lines = [
         "| work | network, classes, size | threads, allocator | without | ms with it "
-        "| times with it (range) | MiB with, without | run |",
-        "|---|---|---|---|---|---|---|---|",
+        "| times with it (range) | cores' time | MiB with, without | run |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for entry in entries.values():
         if "failed" in entry:
@@ -263,7 +263,7 @@ def _operators(entries: Rows, runs: Runs) -> list[str]:
             )
             lines.append(
                 f"| {what} | {where} | {row['name']} | {1e3 * first['seconds']['median']:.0f} "
-                f"| {_ratio(row)} | {memory} | {runs.number(entry)} |"
+                f"| {_ratio(row)} | {row['cpu']['median']:.2f}× | {memory} | {runs.number(entry)} |"
             )
     return lines
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from benchmarks import __main__ as main
-from benchmarks import ablation, contestants, cuda, measure, provenance, report
+from benchmarks import ablation, contestants, cuda, jobs, measure, provenance, report
 from conftest import TINY, randomized
 from PIL import Image
 
@@ -279,6 +279,22 @@ def test_a_run_stops_after_its_minutes_and_a_later_one_measures_the_rest(
     clock = iter([0.0] * 100)
     main.main()
     assert len(json.loads(path.read_text())["argmax"]) == 4
+
+
+def test_what_was_measured_on_a_busy_machine_is_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet, busy = ({"rows": [], **ORIGIN}, {"rows": [], **ORIGIN, "note": "other work took 40 %"})
+    rows = {f"{work} retaining": quiet for work in ("150 512×512", "19 1024×2048")}
+    rows |= {"150 512×512 default": busy, "19 1024×2048 default": {"failed": "MemoryError"}}
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({"argmax": rows}))
+    measured: list[str] = []
+    monkeypatch.setattr(main, "measured", lambda job: measured.append(jobs.key(job)) or {})
+    monkeypatch.setattr(main, "warn_if_busy", lambda: None)
+    monkeypatch.setattr("sys.argv", ["benchmarks", "argmax", "--resume", "--out", str(path)])
+    main.main()
+    assert measured == ["150 512×512 default", "19 1024×2048 default"]
 
 
 def test_the_readmes_figures_are_those_of_the_results() -> None:
