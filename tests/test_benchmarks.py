@@ -193,15 +193,9 @@ def test_every_row_of_the_results_has_its_own_origin() -> None:
         assert "segformer" in row["versions"]
         assert datetime.date.fromisoformat(row["date"]).year >= 2026
         assert row["command"].startswith(("python -m benchmarks ", "segformer fit "))
-
-
-def test_rows_that_say_so_were_measured_on_a_quiet_machine() -> None:
-    rows = [row for part in report.read("results.json").values() for row in part.values()]
-    rows = [row for row in rows if "load" in row]
-    assert rows
-    for row in rows:
-        assert row["commit"]
-        assert (row["load"]["others"] > provenance.BUSY) == ("note" in row)
+        if "load" in row or (row["date"] > "2026-11-28" and "python -m" in row["command"]):
+            assert row["commit"]
+            assert (row["load"]["others"] > provenance.BUSY) == ("note" in row)
 
 
 @pytest.mark.skipif(not Path("/proc/stat").is_file(), reason="reason: this system tells no load")
