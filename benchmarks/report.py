@@ -284,9 +284,14 @@ class Saving:
 
 
 def savings(entries: Rows) -> dict[str, list[Saving]]:
-    """What each implementation saves, by the names of the operator and the implementation."""
+    """What each implementation saves, by the names of the operator and the implementation.
+
+    Measurements on a busy machine do not count.
+    """
     found: dict[str, list[Saving]] = defaultdict(list)
     for entry in entries.values():
+        if "note" in entry:  # the machine was busy
+            continue
         first, *others = entry.get("rows", [{}])
         height, width = entry["size"]
         for row in others:

@@ -229,6 +229,7 @@ def test_the_table_of_operators_shows_what_was_measured() -> None:
         "a": {**cell, "rows": [with_it, without]},
         "b": {**cell, "what": "step", "rows": [with_it, slower]},
         "c": {**cell, "failed": "MemoryError"},
+        "d": {**cell, "note": "other work took 40 % of the time", "rows": [with_it, slower]},
     }
     table = generate.operators({"operators": entries})
     assert "| −25 to 50 % | 0 to 25 % | 2 kinds of work; most: label map, b0, 64×64 |" in table
