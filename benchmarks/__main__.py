@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from benchmarks import measure
 from benchmarks.jobs import PARTS, PEERS, Job, command, jobs, key, run
-from benchmarks.provenance import cpu, provenance
+from benchmarks.provenance import cpu, provenance, warn_if_busy, watched
 
 RESULTS = Path(__file__).with_name("results.json")
 
@@ -32,8 +33,15 @@ def main() -> None:
     wanted = [job for part in options.parts or PARTS[:-1] for job in jobs(part, options)]
     if options.resume:
         wanted = [job for job in wanted if not is_measured(job, results)]
+    warn_if_busy()
+    end = time.monotonic() + 60 * options.minutes
     for job in tqdm(wanted, "benchmarks", unit="measurement"):
-        row = {**measured(job), **provenance(command(job), cpu(options.threads))}
+        if time.monotonic() > end:
+            print("stopped after --minutes; --resume measures the rest", file=sys.stderr)
+            break
+        with watched() as load:
+            outcome = measured(job)
+        row = {**outcome, **provenance(command(job), cpu(job["threads"]), load)}
         job.pop("root", None)  # the name of a private folder
         results.setdefault(job["part"], {})[key(job)] = {**job, **row}
         options.out.write_text(json.dumps(results, indent=1) + "\n")
@@ -66,7 +74,12 @@ def parse() -> argparse.Namespace:
         "--allocators", nargs="+", default=["default", "retaining"], help="default, retaining"
     )
     parser.add_argument(
-        "--resume", action="store_true", help="measure only what the results do not hold yet"
+        "--resume",
+        action="store_true",
+        help="measure only what the results do not hold yet, or hold from a busy machine",
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="start no measurement after this time"
     )
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--one", help=argparse.SUPPRESS)  # one measurement, in its own process
@@ -79,8 +92,9 @@ def parse() -> argparse.Namespace:
 
 
 def is_measured(job: Job, results: dict[str, Any]) -> bool:
-    """Whether the results hold this job, and it did not fail."""
-    return "failed" not in results.get(job["part"], {}).get(key(job), {"failed": "not yet"})
+    """Whether the results hold this job, it did not fail, and the machine was not busy."""
+    row = results.get(job["part"], {}).get(key(job), {"failed": "not yet"})
+    return not {"failed", "note"} & row.keys()
 
 
 def measured(job: Job) -> dict[str, Any]:

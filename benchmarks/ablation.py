@@ -17,26 +17,42 @@ Switch = tuple[Operator[Any, Any], Implementation[Any, Any]]
 
 
 def rows(job: dict[str, Any]) -> dict[str, Any]:
-    """Seconds and memory of the network, and of the network without each implementation."""
-    work = _work(job)
-    works = {"all": work}
-    for operator, implementation in used(work):
-        name = f"{operator.plain.__name__}, {implementation.function.__name__}"
-        works[name] = _without(work, operator, implementation)
+    """Seconds and memory of the work, and of the work without each implementation that it uses.
+
+    Memory that an allocator keeps anyway is not shown.
+    """
     gradients = job["what"] == "step"
+    works = (_exported if job["what"] == "exported" else _run)(job)
     found = measure.interleaved(works, job["repeats"], gradients)
-    with torch.enable_grad() if gradients else torch.inference_mode():
-        for row in found:
-            row["bytes"] = measure.peak_growth(works[row["name"]], 1)
+    if job["allocator"] == "default" and job["what"] != "exported":
+        with torch.enable_grad() if gradients else torch.inference_mode():
+            for row in found:
+                row["bytes"] = measure.peak_growth(works[row["name"]], 1)
     return {"rows": found}
 
 
-def _work(job: dict[str, Any]) -> Work:
-    variant, classes, size = job["variant"], job["classes"], tuple(job["size"])
-    if job["what"] == "step":
-        return contestants.step(variant, classes, size)["segformer"]
-    model, images = contestants.ours(variant, classes), torch.randn(1, 3, *size)
-    return lambda: model.predict(images)
+def _run(job: dict[str, Any]) -> dict[str, Work]:
+    """A prediction or a training step."""
+    of_network = contestants.our_step if job["what"] == "step" else contestants.our_labels
+    work = of_network(job["variant"], job["classes"], tuple(job["size"]))
+    works = {_name(switch): _without(work, *switch) for switch in used(work)}
+    return {"all": work, **works}
+
+
+def _exported(job: dict[str, Any]) -> dict[str, Work]:
+    """Stride-4 logits by OpenVINO, from graphs that were exported with the implementations."""
+    network = contestants.stride_4(contestants.ours(job["variant"], job["classes"]))
+    images = torch.randn(1, 3, *job["size"])
+    works = {"all": contestants.openvino(network, images)}
+    for switch in used(lambda: torch.export.export(network, (images,))):
+        with without(*switch):
+            works[_name(switch)] = contestants.openvino(network, images)
+    return works
+
+
+def _name(switch: Switch) -> str:
+    operator, implementation = switch
+    return f"{operator.plain.__name__}, {implementation.function.__name__}"
 
 
 def used(work: Work) -> list[Switch]:

@@ -14,13 +14,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segformer import VARIANTS, SegFormer
+from segformer import VARIANTS, ConvSegFormer, SegFormer
+from segformer.models import SegmentationModel
+from segformer.networks.all_mlp import MMSegHead
 from segformer.ops import upsample_cross_entropy
 
 Work = Callable[[], Any]
+MMSEGMENTATION = "b0 under mmsegmentation's head"
 
 
-def ours(variant: str, classes: int) -> SegFormer:
+def ours(variant: str, classes: int) -> SegmentationModel:
+    """A variant of SegFormer, or one of the two networks whose heads use other operators."""
+    if variant == "convolutional":
+        return ConvSegFormer(num_classes=classes).eval()
+    if variant == MMSEGMENTATION:
+        backbone = SegFormer("b0").backbone
+        return SegmentationModel(backbone, MMSegHead(backbone.channels, classes)).eval()
     return SegFormer(variant, num_classes=classes).eval()
 
 
@@ -59,7 +68,7 @@ class Stride4(nn.Module):
 
 def stride_4(model: nn.Module) -> Stride4:
     """A contestant from images to stride-4 logits."""
-    if isinstance(model, SegFormer):
+    if isinstance(model, SegmentationModel):
         return Stride4(model, lambda m, x: m.decode_head(m.backbone(x)))
     if hasattr(model, "segmentation_head"):
         return Stride4(model, lambda m, x: m.segmentation_head[0](m.decoder(m.encoder(x))))
@@ -89,7 +98,7 @@ def logits(variant: str, classes: int, size: tuple[int, int], peers: list[str]) 
         works["transformers, torch.compile"] = lambda: compiled(images)
         compiled_ours = torch.compile(mine, fullgraph=True)
         works["segformer, torch.compile"] = lambda: compiled_ours(images)
-    for engine, start in (("onnxruntime", _onnxruntime), ("openvino", _openvino)):
+    for engine, start in (("onnxruntime", _onnxruntime), ("openvino", openvino)):
         if engine in peers:
             works[f"{engine} on transformers' graph"] = start(theirs, images)
             works[f"{engine} on segformer's graph"] = start(mine, images)
@@ -144,16 +153,21 @@ class Trained(nn.Module):
         return self.logits
 
 
+def our_labels(variant: str, classes: int, size: tuple[int, int]) -> Work:
+    """Image tensor to label map of the image's size, by this package."""
+    images, model = torch.randn(1, 3, *size), ours(variant, classes)
+    logits = like_a_trained_models(classes, size[0] // 4, size[1] // 4)
+    model.decode_head = Trained(model.decode_head, logits)
+    return lambda: model.predict(images)
+
+
 def labels(variant: str, classes: int, size: tuple[int, int], peers: list[str]) -> dict[str, Work]:
     """Image tensor to label map of the image's size, each with its own post-processing."""
-    images = torch.randn(1, 3, *size)
-    mine, theirs = ours(variant, classes), transformers(variant, classes)
-    logits = like_a_trained_models(classes, size[0] // 4, size[1] // 4)
-    mine.decode_head = Trained(mine.decode_head, logits)
-    theirs.decode_head = Trained(theirs.decode_head, logits.contiguous())
-
+    images, theirs = torch.randn(1, 3, *size), transformers(variant, classes)
+    logits = like_a_trained_models(classes, size[0] // 4, size[1] // 4).contiguous()
+    theirs.decode_head = Trained(theirs.decode_head, logits)
     works: dict[str, Work] = {
-        "segformer": lambda: mine.predict(images),
+        "segformer": our_labels(variant, classes, size),
         "transformers": lambda: transformers_labels(theirs, images),
     }
     if "smp" in peers:
@@ -177,7 +191,7 @@ def exported(
         works[f"segformer in {name}"] = partial(deploy.load(folder / file).predict, images)
     works["transformers"] = lambda: transformers_labels(theirs, images)
     labelled = Labelled(theirs)
-    for engine, start in (("onnxruntime", _onnxruntime), ("openvino", _openvino)):
+    for engine, start in (("onnxruntime", _onnxruntime), ("openvino", openvino)):
         if engine in peers:
             works[f"{engine} on transformers' graph"] = start(labelled, images)
     return works
@@ -241,25 +255,36 @@ def argmax(classes: int, size: tuple[int, int]) -> dict[str, Work]:
 
 def step(variant: str, classes: int, size: tuple[int, int], batch: int = 2) -> dict[str, Work]:
     """A training step: forward, loss at full size, backward, AdamW."""
-    images, target = torch.randn(batch, 3, *size), torch.randint(classes, (batch, *size))
-    mine, theirs = ours(variant, classes).train(), transformers(variant, classes).train()
-
-    def train(model: nn.Module, loss: Callable[[], Tensor]) -> Work:
-        optimizer = torch.optim.AdamW(model.parameters(), 6e-5)
-
-        def work() -> None:
-            optimizer.zero_grad()
-            loss().backward()
-            optimizer.step()
-
-        return work
-
+    images, target = _training_batch(classes, size, batch)
+    theirs = transformers(variant, classes).train()
     return {
-        "segformer": train(
-            mine, lambda: upsample_cross_entropy(mine.decode_head(mine.backbone(images)), target)
-        ),
-        "transformers": train(theirs, lambda: theirs(pixel_values=images, labels=target).loss),
+        "segformer": our_step(variant, classes, size, batch),
+        "transformers": _train(theirs, lambda: theirs(pixel_values=images, labels=target).loss),
     }
+
+
+def our_step(variant: str, classes: int, size: tuple[int, int], batch: int = 2) -> Work:
+    """A training step of this package."""
+    images, target = _training_batch(classes, size, batch)
+    model = ours(variant, classes).train()
+    return _train(
+        model, lambda: upsample_cross_entropy(model.decode_head(model.backbone(images)), target)
+    )
+
+
+def _training_batch(classes: int, size: tuple[int, int], batch: int) -> tuple[Tensor, Tensor]:
+    return torch.randn(batch, 3, *size), torch.randint(classes, (batch, *size))
+
+
+def _train(model: nn.Module, loss: Callable[[], Tensor]) -> Work:
+    optimizer = torch.optim.AdamW(model.parameters(), 6e-5)
+
+    def work() -> None:
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+
+    return work
 
 
 def _exported(model: nn.Module, images: Tensor) -> Path:
@@ -289,10 +314,11 @@ def _onnxruntime(model: nn.Module, images: Tensor) -> Work:
     return lambda: session.run(None, feed)
 
 
-def _openvino(model: nn.Module, images: Tensor) -> Work:
-    import openvino
+def openvino(model: nn.Module, images: Tensor) -> Work:
+    """A network as a graph that OpenVINO runs in float32."""
+    from openvino import Core
 
-    core = openvino.Core()
+    core = Core()
     config = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",

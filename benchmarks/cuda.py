@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks import contestants, measure
 from benchmarks.contestants import Work
-from benchmarks.provenance import provenance
+from benchmarks.provenance import provenance, warn_if_busy, watched
 from benchmarks.report import Runs
 from segformer.ops import upsample, upsample_argmax, upsample_cross_entropy, upsample_sum
 from segformer.ops.triton import agrees_on
@@ -145,13 +145,16 @@ def main() -> None:
             "benchmark would measure the plain definitions"
         )
     warnings.filterwarnings("ignore")  # after the check, whose warning is the reason
+    warn_if_busy()
+    device = torch.cuda.get_device_name()
     for part in options.parts or PARTS:
         for name, (make, gradients) in jobs(part, options.variants).items():
             print(name, flush=True)
-            outcome = measured(make, options.repeats, gradients, "cuda")
+            with watched() as load:
+                outcome = measured(make, options.repeats, gradients, "cuda")
             words = ["python -m benchmarks.cuda", part, "--variants", *options.variants]
             command = " ".join([*words, "--repeats", str(options.repeats)])
-            results[name] = {**outcome, **provenance(command, torch.cuda.get_device_name())}
+            results[name] = {**outcome, **provenance(command, device, load)}
             options.out.write_text(json.dumps(results, indent=1) + "\n")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks import contestants, measure
+from benchmarks.contestants import MMSEGMENTATION
 
 PARTS = (
     *("logits", "labels", "exported", "argmax", "step", "memory", "small", "loading"),
@@ -37,7 +38,7 @@ def jobs(part: str, options: argparse.Namespace) -> Iterator[Job]:
     """The measurements of a part under each allocator."""
     for allocator in options.allocators if part != "loading" else ["default"]:
         for job in _of_part(part, options, allocator):
-            is_large = job.get("classes") == 19 and part != "argmax"
+            is_large = job.get("size") == CITYSCAPES[1] and part != "argmax"
             yield {
                 "part": part,
                 "allocator": allocator,
@@ -62,7 +63,7 @@ def _of_part(part: str, options: argparse.Namespace, allocator: str) -> Iterator
     elif part == "loading":
         yield {}
     elif part == "operators":
-        yield from _of_operators(options)
+        yield from _of_operators(options, allocator)
 
 
 def _of_image_sizes(part: str, variants: list[str]) -> Iterator[Job]:
@@ -90,14 +91,33 @@ def _of_small_images(variants: list[str]) -> Iterator[Job]:
             yield from ({**work, "what": what} for what in ("logits", "pyramid", "classes"))
 
 
-def _of_operators(options: argparse.Namespace) -> Iterator[Job]:
-    for variant, threads in product(options.variants, range(1, options.threads + 1)):
-        work = {"variant": variant, "threads": threads, "cores": threads}
-        for classes, side in product((150,), (64, 224, 512)):
-            yield {**work, "classes": classes, "size": (side, side), "what": "labels"}
-        yield {**work, "classes": CITYSCAPES[0], "size": CITYSCAPES[1], "what": "labels"}
-        if variant == "b0":
-            yield {**work, "classes": 150, "size": (512, 512), "what": "step"}
+def _of_operators(options: argparse.Namespace, allocator: str) -> Iterator[Job]:
+    """The cells that decide: all of the first variant's, and of the others where they may differ.
+
+    An implementation's condition tests sizes and threads. So one thread, the allocator that
+    retains, and the other heads are measured with the first variant only.
+    """
+    first, *others = options.variants
+    is_default, size = allocator == "default", ADE[1]
+    cells = list(_of_variant(first, is_default))
+    if is_default:
+        for variant, what in product((MMSEGMENTATION, "convolutional"), ("labels", "step")):
+            cells += [{"variant": variant, "what": what, "classes": 19, "size": size}]
+        cells += [cell for variant in others for cell in _of_variant(variant, is_default)]
+    for cell in cells:
+        yield {**cell, "cores": options.threads}
+        is_alone = is_default and cell["variant"] == first and cell["what"] == "labels"
+        if is_alone and options.threads > 1:
+            yield {**cell, "threads": 1, "cores": 1}
+
+
+def _of_variant(variant: str, is_exported: bool) -> Iterator[Job]:
+    for what, side in product(("labels", "step"), (64, 224, 512)):
+        yield {"variant": variant, "what": what, "classes": 150, "size": (side, side)}
+    if is_exported:
+        yield {"variant": variant, "what": "exported", "classes": 150, "size": ADE[1]}
+    classes, size = CITYSCAPES
+    yield {"variant": variant, "what": "labels", "classes": classes, "size": size}
 
 
 def key(job: Job) -> str:
@@ -112,7 +132,9 @@ def key(job: Job) -> str:
 def command(job: Job) -> str:
     """A command that measures this job again (with its part's others of the same variant)."""
     words = ["python -m benchmarks", job["part"]]
-    if "variant" in job and job["part"] != "memory":
+    if job["part"] == "operators":
+        words += ["--variants", "b0", *({job.get("variant")} & {"b2", "b5"})]
+    elif "variant" in job and job["part"] != "memory":
         words += ["--variants", job["variant"]]
     if job["part"] in ("logits", "labels", "exported") and job["peers"]:
         words += ["--peers", *job["peers"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import statistics
 import time
 from collections.abc import Callable
@@ -28,25 +29,29 @@ def interleaved(
     In each turn a contestant works twice and the second time counts, as in a loop over images: the
     first pays for caches that the others have filled. The pause before lets waiting threads of the
     other libraries go to sleep; otherwise they would take cores from the next contestant.
+
+    The ratio of the time that all cores worked, ``cpu``, hardly depends on other work on the
+    machine. It differs from ``ratio`` where threads wait for each other.
     """
-    times: dict[str, list[float]] = {name: [] for name in works}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
     with torch.enable_grad() if gradients else torch.inference_mode():
         for round_ in range(repeats + warm_up):
             for name, work in works.items():
                 time.sleep(PAUSE)
                 _finish(work)
-                start = time.perf_counter()
+                start, cpu = time.perf_counter(), time.process_time()
                 _finish(work)
                 if round_ >= warm_up:
-                    times[name].append(time.perf_counter() - start)
+                    times[name].append((time.perf_counter() - start, time.process_time() - cpu))
     first = next(iter(times.values()))
     return [
         {
             "name": name,
-            "seconds": _spread(seconds),
-            "ratio": _spread([b / a for a, b in zip(first, seconds, strict=True)]),
+            "seconds": _spread([seconds for seconds, _ in of_it]),
+            "ratio": _spread([b[0] / a[0] for a, b in zip(first, of_it, strict=True)]),
+            "cpu": _spread([b[1] / max(a[1], 1e-9) for a, b in zip(first, of_it, strict=True)]),
         }
-        for name, seconds in times.items()
+        for name, of_it in times.items()
     ]
 
 
@@ -75,7 +80,11 @@ def matrix_product_rate(side: int = 1536, repeats: int = 7) -> float:
 
 
 def peak_growth(work: Callable[[], Any], repeats: int = 2) -> int:
-    """Largest growth of the process's memory during the work, in bytes (Linux only)."""
+    """Largest growth of the process's memory during the work, in bytes (Linux with glibc only).
+
+    Memory that earlier work has freed is returned to the system before.
+    """
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
     before = _memory("VmRSS")
     for _ in range(repeats):

@@ -15,6 +15,7 @@ from pathlib import Path
 from benchmarks import cuda, report
 
 from segformer.checkpoint import LAYOUTS, WRITABLE, Numerics
+from segformer.ops.registry import OPERATORS, first_line
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "segformer"
@@ -57,7 +58,7 @@ def write(folder: Path) -> None:
     training = report.read("training.json")
     pages = {
         "layouts": layouts(),
-        "operators": operators(),
+        "operators": operators(results),
         "command-line": command_line(),
         "flow": flow(),
         "configs": configs(),
@@ -101,19 +102,41 @@ def numerics(own: Numerics | None) -> str:
     return ", ".join(f"`{name}={getattr(own, name)}`" for name in names)
 
 
-def operators() -> str:
-    """The table of ``python -m segformer.ops`` as Markdown."""
-    rows = [
-        [cell.strip() for cell in (re.split(r"\s{2,}", line.strip()))]
-        for line in run("-m", "segformer.ops").splitlines()
+def operators(results: dict[str, report.Rows]) -> str:
+    """Every implementation: when it runs, and what it saves where that was measured."""
+    saved = report.savings(results.get("operators", {}))
+    lines = [
+        "| operator | implementation | runs when | saves time | saves memory | measured at |",
+        "|---|---|---|---|---|---|",
     ]
-    width = len(rows[0])
-    rows = [["", *row] if len(row) < width else row for row in rows]
-    lines = [f"| {' | '.join(rows[0])} |", "|---" * width + "|"]
-    for operator, implementation, when in rows[1:]:
-        name = f"`{operator}`" if operator else ""
-        lines.append(f"| {name} | `{implementation}` | {when} |")
+    for name, made in OPERATORS.items():
+        cell = f"`{name}`"
+        for implementation in made.implementations:
+            function, when = implementation.function.__name__, first_line(implementation.when)
+            of_it = saved.get(f"{name}, {function}", [])
+            lines.append(f"| {cell} | `{function}` | {when} | {savings(of_it)} |")
+            cell = ""
+        lines.append(f"| {cell} | `plain` | otherwise | | | |")
     return "\n".join(lines)
+
+
+def savings(of_it: list[report.Saving]) -> str:
+    """The cells of an implementation: its range of time and memory, and where it saves most."""
+    if not of_it:
+        return "not measured | not measured | "
+    times = [saving.time for saving in of_it]
+    memory = [saving.memory for saving in of_it if saving.memory is not None]
+    best = max(of_it, key=lambda saving: max(saving.time, saving.memory or 0))
+    count = f"{len(of_it)} kinds of work; most: {best.where}" if len(of_it) > 1 else best.where
+    return f"{shares(times)} | {shares(memory)} | {count}"
+
+
+def shares(values: list[float]) -> str:
+    """The least and the most of some shares, in per cent."""
+    if not values:
+        return ""
+    least, most = (f"{100 * value:.0f}".replace("-", "−") for value in (min(values), max(values)))
+    return f"{least} %" if least == most else f"{least} to {most} %"
 
 
 def command_line() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from benchmarks import __main__ as main
-from benchmarks import ablation, contestants, cuda, measure, report
+from benchmarks import ablation, contestants, cuda, jobs, measure, provenance, report
 from conftest import TINY, randomized
 from PIL import Image
 
@@ -22,7 +23,9 @@ from segformer.ops.registry import OPERATORS
 ORIGIN = {
     "machine": "a processor",
     "versions": {"torch": "9"},
+    "commit": "abc1234",
     "date": "2026-01-02",
+    "load": {"average": 0.1, "others": 0.02},
     "command": "python -m benchmarks logits",
 }
 
@@ -73,18 +76,23 @@ def test_the_report_shows_what_was_measured(tmp_path: Path) -> None:
         **ORIGIN,
     }
     newer = {**entry, "rows": [row, peer], "versions": {"torch": "10"}, "date": "2026-02-03"}
+    newer |= {"load": {"average": 2.5, "others": 0.4}, "note": "other work took 40 % of the time"}
     results = {"logits": {"b0 150 512×512 default": entry, "b2 150 512×512 default": newer}}
     report.write(json.loads(json.dumps(results)), tmp_path)
     text = (tmp_path / "speed.md").read_text()
-    assert "| b0 150 512×512 | transformers | 400, 4.00× (3.00–5.00) |  | 4× / 3× |" in text
+    assert "| b0 150 512×512 | transformers | 400, 4.00× (3.00–5.00) |  | 4× / 2.4× |" in text
     assert "50 % of the 170 GFLOP/s" in text
     for line in (
-        "| 1 | 2026-01-02 | a processor | torch 9 |",
-        "| 2 | 2026-02-03 | a processor | torch 10 |",
-        "| logits | b0 150 512×512 default | `python -m benchmarks logits` |",
+        "| 1 | 2026-01-02 | a processor | torch 9 | abc1234 |",
+        "| 2 | 2026-02-03 | a processor | torch 10 | abc1234 |",
+        "| logits | b0 150 512×512 default | 2 % | `python -m benchmarks logits` |",
+        "| logits | b2 150 512×512 default | **40 %**: busy | `python -m benchmarks logits` |",
     ):
         assert line in text
-    assert (tmp_path / "ratios.png").stat().st_size > 1000
+    bars = report.bars(results)
+    assert [bar.times for bar in bars] == [4]
+    report.draw(bars, tmp_path / "speed.png")
+    assert Image.open(tmp_path / "speed.png").info["Description"] == report.described(bars)
 
 
 @pytest.mark.slow
@@ -185,6 +193,50 @@ def test_every_row_of_the_results_has_its_own_origin() -> None:
         assert "segformer" in row["versions"]
         assert datetime.date.fromisoformat(row["date"]).year >= 2026
         assert row["command"].startswith(("python -m benchmarks ", "segformer fit "))
+        if "load" in row or (row["date"] > "2026-11-28" and "python -m" in row["command"]):
+            assert row["commit"]
+            assert (row["load"]["others"] > provenance.BUSY) == ("note" in row)
+
+
+@pytest.mark.skipif(not Path("/proc/stat").is_file(), reason="reason: this system tells no load")
+def test_other_work_is_told_from_the_measurements_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two cores for 10 s, of which this process works 8 s, others 5 s, and 7 s are idle."""
+    hertz = os.sysconf("SC_CLK_TCK")
+    ticks = iter([(0,) * 8, (600, 100, 400, 500, 200, 0, 100, 100)])
+
+    def read_text(path: Path) -> str:
+        return f"cpu  {' '.join(str(tick * hertz // 100) for tick in next(ticks))} 0 0\ncpu0 1 2\n"
+
+    own = iter([2.0, 10.0])
+    monkeypatch.setattr(Path, "read_text", read_text)
+    monkeypatch.setattr(provenance, "_own", lambda: next(own))
+    with provenance.watched() as load:
+        pass
+    assert load.others == pytest.approx(5 / 20)
+    assert load.note() == "other work took 25 % of the cores' time"
+    monkeypatch.undo()
+    row = provenance.provenance("a command", "a machine", load)
+    assert row["note"] == load.note()
+    assert "note" not in provenance.provenance("a command", "a machine", provenance.Load(1, 0.01))
+    assert len(row["commit"].rstrip("+")) >= 7
+
+
+def test_a_busy_machine_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for busy, expected in ((0.0, ""), (1.0, "the machine is busy: other work took 50 %")):
+        cores = iter([(0.0, 0.0), (busy, 2.0)])
+        monkeypatch.setattr(provenance, "_cores", lambda cores=cores: next(cores))
+        monkeypatch.setattr(provenance, "_own", lambda: 0.0)
+        provenance.warn_if_busy(0)
+        assert capsys.readouterr().err.startswith(expected)
+
+
+def test_the_picture_shows_the_results() -> None:
+    """`python -m benchmarks.report` draws it again."""
+    bars = report.bars(report.read("results.json"))
+    assert len({bar.work for bar in bars}) == len(bars) <= 8
+    assert Image.open(report.PICTURE).info["Description"] == report.described(bars)
 
 
 def test_a_partial_run_keeps_the_origin_of_the_rows_that_it_does_not_measure(
@@ -202,6 +254,41 @@ def test_a_partial_run_keeps_the_origin_of_the_rows_that_it_does_not_measure(
     assert new["versions"]["torch"] == version("torch")
     assert new["date"] == datetime.datetime.now(datetime.UTC).date().isoformat()
     assert new["command"].startswith("python -m benchmarks loading")
+    assert new["commit"]
+    assert 0 <= new["load"]["others"] <= 1
+
+
+def test_a_run_stops_after_its_minutes_and_a_later_one_measures_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, *range(30, 10000, 40)])  # the first measurement starts after 30 s
+    monkeypatch.setattr(main, "measured", lambda job: {"rows": []})
+    monkeypatch.setattr(main, "warn_if_busy", lambda: None)
+    monkeypatch.setattr("benchmarks.__main__.time.monotonic", lambda: next(clock))
+    path = tmp_path / "results.json"
+    words = ["argmax", "--out", str(path), "--minutes", "1", "--resume"]
+    monkeypatch.setattr("sys.argv", ["benchmarks", *words])
+    main.main()
+    assert len(json.loads(path.read_text())["argmax"]) == 1
+    clock = iter([0.0] * 100)
+    main.main()
+    assert len(json.loads(path.read_text())["argmax"]) == 4
+
+
+def test_what_was_measured_on_a_busy_machine_is_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet, busy = ({"rows": [], **ORIGIN}, {"rows": [], **ORIGIN, "note": "other work took 40 %"})
+    rows = {f"{work} retaining": quiet for work in ("150 512×512", "19 1024×2048")}
+    rows |= {"150 512×512 default": busy, "19 1024×2048 default": {"failed": "MemoryError"}}
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({"argmax": rows}))
+    measured: list[str] = []
+    monkeypatch.setattr(main, "measured", lambda job: measured.append(jobs.key(job)) or {})
+    monkeypatch.setattr(main, "warn_if_busy", lambda: None)
+    monkeypatch.setattr("sys.argv", ["benchmarks", "argmax", "--resume", "--out", str(path)])
+    main.main()
+    assert measured == ["150 512×512 default", "19 1024×2048 default"]
 
 
 def test_the_readmes_figures_are_those_of_the_results() -> None:

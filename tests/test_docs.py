@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 from benchmarks import __main__ as benchmarks_main
+from benchmarks import report
 from docs import generate
 from PIL import Image
 from transformers import (
@@ -206,9 +207,32 @@ def test_the_table_of_layouts_has_all_of_them() -> None:
 def test_the_table_of_operators_has_every_implementation() -> None:
     from segformer.ops import OPERATORS
 
-    rows = generate.operators().splitlines()[2:]
-    assert len(rows) == sum(1 + len(o.implementations) for o in OPERATORS.values())
+    results = report.read("results.json")
+    rows = generate.operators(results).splitlines()
+    assert len(rows) == 2 + sum(1 + len(o.implementations) for o in OPERATORS.values())
     assert len({row.count("|") for row in rows}) == 1
+    known = {
+        f"{name}, {implementation.function.__name__}"
+        for name, made in OPERATORS.items()
+        for implementation in made.implementations
+    }
+    assert known >= set(report.savings(results.get("operators", {})))
+
+
+def test_the_table_of_operators_shows_what_was_measured() -> None:
+    """A range over the kinds of work, and the one in which an implementation saves most."""
+    cell = {"variant": "b0", "size": [64, 64], "what": "labels"}
+    with_it = {"name": "all", "ratio": {"median": 1}, "bytes": 30 << 20}
+    without = {"name": "mix_ffn, in_strips", "ratio": {"median": 2}, "bytes": 40 << 20}
+    slower = {**without, "ratio": {"median": 0.8}, "bytes": 30 << 20}
+    entries = {
+        "a": {**cell, "rows": [with_it, without]},
+        "b": {**cell, "what": "step", "rows": [with_it, slower]},
+        "c": {**cell, "failed": "MemoryError"},
+        "d": {**cell, "note": "other work took 40 % of the time", "rows": [with_it, slower]},
+    }
+    table = generate.operators({"operators": entries})
+    assert "| −25 to 50 % | 0 to 25 % | 2 kinds of work; most: label map, b0, 64×64 |" in table
 
 
 def test_the_command_line_page_has_every_verb() -> None:

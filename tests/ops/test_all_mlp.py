@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import randomized
+from torch import nn
 
 from segformer import AllMLPHead
 
@@ -22,12 +24,14 @@ def head() -> AllMLPHead:
 
 @torch.no_grad()
 def test_weights_are_composed_in_full_precision_under_autocast(head: AllMLPHead) -> None:
-    features = [torch.randn(1, 4, 4, 4), torch.randn(1, 8, 2, 2)]
-    layers = (features, head.projections, head.fuse, head.norm)
-    _, weights, bias = all_mlp._composed(*layers)
+    x, (project, _), block = torch.randn(1, 4, 8, 8), head.projections, head.fuse.weight[:, 16:]
+    fuse = nn.Conv2d(16, 16, 1, bias=False)
+    fuse.weight.copy_(block)
+    weight, bias = block.flatten(1) @ project.weight, block.flatten(1) @ project.bias
     with torch.autocast("cpu", torch.bfloat16):
-        _, same_weights, same_bias = all_mlp._composed(*layers)
-    torch.testing.assert_close([*same_weights, same_bias], [*weights, bias], rtol=0, atol=0)
+        result = all_mlp.all_mlp([x], [project], fuse, nn.Identity(), nn.Identity(), nn.Identity())
+    x, weight, bias = (y.bfloat16() for y in (x.permute(0, 2, 3, 1), weight, bias))
+    assert torch.equal(result.permute(0, 2, 3, 1), F.linear(x, weight, bias).relu())
 
 
 @pytest.mark.parametrize(("height", "is_composed"), [(2, False), (3, True)])

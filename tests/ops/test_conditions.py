@@ -220,16 +220,16 @@ def projections(first: nn.Module) -> nn.Module:
     return nn.ModuleList([first, nn.Linear(8, 16)])
 
 
-def test_all_mlp_is_composed_in_evaluation(runs: Callable[..., str]) -> None:
-    fast = "in_groups_of_channels"
+def test_all_mlp_is_computed_in_groups_in_evaluation_on_cpus(runs: Callable[..., str]) -> None:
+    fast, other = "in_groups_of_channels", "fused_at_each_level"
     assert runs("all_mlp", FEATURES, *all_mlp()) == fast
-    assert runs("all_mlp", FEATURES, *all_mlp(), recorded=True) == "composed"
+    assert runs("all_mlp", FEATURES, *all_mlp(), recorded=True) == other
     with torch.autocast("cpu", torch.bfloat16):
-        assert runs("all_mlp", FEATURES, *all_mlp()) == "composed"
-    assert runs("all_mlp", [x[:0] for x in FEATURES], *all_mlp()) == "composed"
-    assert runs("all_mlp", on_meta(FEATURES), *all_mlp()) == "composed"
-    assert under_vmap(runs, "all_mlp", FEATURES, *all_mlp()) == "composed"
-    assert while_traced(runs, "all_mlp", FEATURES, *all_mlp()) == "composed"
+        assert runs("all_mlp", FEATURES, *all_mlp()) == other
+    assert runs("all_mlp", [x[:0] for x in FEATURES], *all_mlp()) == other
+    assert runs("all_mlp", on_meta(FEATURES), *all_mlp()) == other
+    assert under_vmap(runs, "all_mlp", FEATURES, *all_mlp()) == other
+    assert while_traced(runs, "all_mlp", FEATURES, *all_mlp()) == other
     for part in (
         {"norm": nn.SyncBatchNorm(16)},
         {"dropout": nn.Dropout(0.1)},
@@ -268,7 +268,7 @@ def test_all_mlp_calls_parts_that_it_cannot_compose(
 
 @pytest.mark.parametrize("place", [2, 3], ids=["norm", "dropout"])
 @pytest.mark.parametrize("recorded", [False, True], ids=["no_grad", "grad"])
-def test_all_mlp_is_not_composed_in_training(
+def test_all_mlp_is_fused_at_each_level_in_training(
     place: int, recorded: bool, runs: Callable[..., str]
 ) -> None:
     layers = all_mlp()

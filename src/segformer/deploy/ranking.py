@@ -166,7 +166,7 @@ def plot(result: Benchmark) -> Any:
     """Returns a figure of mIoU over milliseconds, which has a point for each contestant.
 
     Bars show the fastest and the slowest round. The best is in a circle, and a line shows the
-    lowest mIoU that it may have.
+    lowest mIoU that it may have. The legend names all three.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -185,8 +185,9 @@ def plot(result: Benchmark) -> Any:
     line = {"color": "0.6", "linewidth": 1, "linestyle": "--"}
     axes.axhline(lowest, **line, label=f"{result.max_drop:g} points below PyTorch")
     best = result.best
-    circle = {"s": 160, "facecolors": "none", "edgecolors": "k"}
-    axes.scatter([best.median], [_percent(best)], **circle)
+    circle = {"marker": "o", "markersize": 13, "color": "k", "fillstyle": "none", "linestyle": ""}
+    axes.plot([best.median], [_percent(best)], **circle, label="the best for this machine")
+    axes.plot([], [], color="0.3", linewidth=1, label="fastest to slowest round")
     height, width = result.size
     threads = f"{result.threads} thread{'s' if result.threads > 1 else ''}"
     axes.set(

@@ -64,11 +64,19 @@ def all_mlp(
     return classifier(dropout(F.relu(norm(x))))
 
 
-def is_affine(features: Sequence[Tensor], *layers: Any) -> bool:
-    """in evaluation, for plain layers in full precision"""
-    projections, fuse, norm, dropout, classifier = layers
+def takes_groups(
+    features: Sequence[Tensor],
+    projections: Iterable[Any],
+    fuse: Any,
+    norm: Any,
+    dropout: Any,
+    classifier: Any,
+) -> bool:
+    """in evaluation on CPUs, without gradients or autocast, for plain layers in full precision"""
     return (
-        not (norm.training or dropout.training)
+        in_pieces(features[0])
+        and not torch.is_autocast_enabled("cpu")
+        and not (norm.training or dropout.training)
         and all(map(_is_linear, projections))
         and is_plain_convolution(fuse, 1, bias=False)
         and fuse.weight.dtype in (torch.float32, torch.float64)
@@ -78,12 +86,6 @@ def is_affine(features: Sequence[Tensor], *layers: Any) -> bool:
         and is_plain(dropout, *DROPOUTS)
         and is_plain_convolution(classifier, 1, bias=True)
     )
-
-
-def takes_groups(features: Sequence[Tensor], *layers: Any) -> bool:
-    """in evaluation on CPUs, without gradients or autocast, for plain layers"""
-    is_reduced = torch.is_autocast_enabled("cpu")
-    return in_pieces(features[0]) and not is_reduced and is_affine(features, *layers)
 
 
 @all_mlp.implementation(when=takes_groups)
@@ -117,26 +119,10 @@ def in_groups_of_channels(
     return logits.permute(0, 3, 1, 2)
 
 
-@all_mlp.implementation(when=is_affine)
-def composed(
-    features: Sequence[Tensor],
-    projections: Iterable[Any],
-    fuse: Any,
-    norm: Any,
-    dropout: Any,
-    classifier: Layer,
-) -> Tensor:
-    """Composed with BatchNorm: one product a level."""
-    maps, weights, bias = _composed(features, projections, fuse, norm)
-    biases = [bias, *[None] * (len(maps) - 1)]
-    levels = [_projected(x, w, b) for x, w, b in zip(maps, weights, biases, strict=True)]
-    return classifier(F.relu(upsample_sum(levels), inplace=True))
-
-
 def fusion_is_plain(
     features: Sequence[Tensor], projections: Iterable[Any], fuse: Any, *layers: Any
 ) -> bool:
-    """in training, for a plain fusion"""
+    """elsewhere, for a plain fusion"""
     return is_plain_convolution(fuse, 1, bias=False)
 
 
@@ -154,15 +140,18 @@ def fused_at_each_level(
     used = 0
     for x, project in reversed(list(zip(features, projections, strict=True))):  # coarsest first
         x = x.permute(0, 2, 3, 1)
-        composes = _composes(x) and _is_linear(project)
+        composes = (
+            _composes(x) and _is_linear(project) and project.weight.dtype == fuse.weight.dtype
+        )
         if not composes:
             x = linear(x, project)
         width = project.out_features if composes else x.shape[-1]
-        block = fuse.weight.flatten(1)[:, used : used + width]  # F_i
+        weight, bias = fuse.weight.flatten(1)[:, used : used + width], None  # F_i
         used += width
-        weight, bias = (block @ project.weight, block @ project.bias) if composes else (block, None)
-        x = affine(x, weight, bias)
-        fused.append(x.permute(0, 3, 1, 2))
+        if composes:
+            with without_autocast(x):
+                weight, bias = weight @ project.weight, weight @ project.bias
+        fused.append(_projected(x, weight, bias))
     x = norm(upsample_sum(fused[::-1]))
     if is_plain(norm, *NORMS) and is_plain(dropout, *DROPOUTS):
         # Plain dropout commutes with ReLU, which may write over what dropout returned.
@@ -178,12 +167,9 @@ def _composed(
     Returns the y_i (B, h, w, C), the A_i (D, C), finest level first, and c (D,).
     """
     maps = [x.permute(0, 2, 3, 1) for x in features]
-    with without_autocast(maps[0]):
-        blocks, bias = normalized_blocks(projections, fuse, norm)
-        levels = list(zip(maps, blocks, projections, strict=True))
-        weights = [
-            block @ project.weight if _composes(x) else block for x, block, project in levels
-        ]
+    blocks, bias = normalized_blocks(projections, fuse, norm)
+    levels = list(zip(maps, blocks, projections, strict=True))
+    weights = [block @ project.weight if _composes(x) else block for x, block, project in levels]
     maps = [x if _composes(x) else affine(x, project.weight) for x, _, project in levels]
     return maps, weights, bias
 
