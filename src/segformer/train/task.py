@@ -125,7 +125,7 @@ class SegmentationTask(LightningModule):
                 loss = measured(self.network.decode_head(self.network.backbone(images)))
             loss = loss + self.auxiliary(maps, measured)
         self._unchecked.append((loss.detach(), self._place(batch_idx)))
-        if loss.device.type == "cpu" or len(self._unchecked) >= self.trainer.log_every_n_steps:
+        if is_on_cpu(loss) or len(self._unchecked) >= self.trainer.log_every_n_steps:
             self._check_losses()
         self.log("train/loss", loss, prog_bar=True)
         return loss
@@ -238,6 +238,11 @@ class SegmentationTask(LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+
+def is_on_cpu(x: Tensor) -> bool:
+    """Whether reading a value waits for no device."""
+    return x.device.type == "cpu"
 
 
 def optimizer_steps(trainer: Trainer) -> float:
