@@ -39,15 +39,16 @@ def mix_ffn(x: Tensor, fc1: Layer, dwconv: Layer, act: Layer, fc2: Layer) -> Ten
 
 def strips_win(x: Tensor, fc1: Any, dwconv: Any, act: Any, fc2: Any) -> bool:
     """on CPUs, for plain layers and hidden maps of more than 4 MiB"""
+    channels = getattr(dwconv, "out_channels", 0)
     return (
         x.device.type == "cpu"
         and not is_recorded(x)
+        and x.numel() > 0
+        and _rows(x, channels) < len(x) * x.shape[1]
         and is_plain(fc1, nn.Linear)
-        and is_plain_convolution(dwconv, 3, groups=getattr(dwconv, "out_channels", 0))
+        and is_plain_convolution(dwconv, 3, groups=channels)
         and is_plain(act, nn.GELU, nn.ReLU, nn.SiLU)
         and is_plain(fc2, nn.Linear)
-        and x.numel() > 0
-        and _rows(x, dwconv.out_channels) < len(x) * x.shape[1]
     )
 
 
@@ -55,7 +56,7 @@ def strips_win(x: Tensor, fc1: Any, dwconv: Any, act: Any, fc2: Any) -> bool:
 def in_strips(x: Tensor, fc1: Any, dwconv: Any, act: Any, fc2: Any) -> Tensor:
     """Some rows at a time: the hidden map, four times as wide as ``x``, is never all in memory.
 
-    The backward pass computes it again, strip by strip.
+    The backward pass computes it again, some images at a time.
     """
     weights = (fc1.weight, fc1.bias, dwconv.weight, dwconv.bias, fc2.weight, fc2.bias)
     y: Tensor = _InStrips.apply(x, act, *weights)
@@ -103,26 +104,34 @@ def _gradients(
     asked: Sequence[bool],
     precision: Callable[[], AbstractContextManager[Any]],
 ) -> list[Tensor]:
-    """The gradients of the inputs that are asked for, from strips that are computed again."""
+    """The gradients of the inputs that are asked for; some images are computed again at a time.
+
+    The strips of one image would share rows, whose gradients are added: that costs more than it
+    saves.
+    """
     x, *weights = inputs
-    wanted = list(compress(inputs, asked))
+    images = max(1, _rows(x, len(weights[0])) // x.shape[1])
+    d_maps = []
     totals = [
-        torch.zeros_like(t, dtype=torch.promote_types(t.dtype, torch.float32)) for t in wanted
+        torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+        for weight in compress(weights, asked[1:])
     ]
-    for strip in _strips(x, len(weights[0])):
-        # Detached, so that hooks of the parameters run once, and not for each strip.
+    for some, d_some in zip(x.split(images), d_out.split(images), strict=True):
+        # Detached, so that hooks of the parameters run once, and not for each part.
         part = [
-            of_strip if of_strip is None else of_strip.detach().requires_grad_(needed)
-            for of_strip, needed in zip((strip.of(x), *weights), asked, strict=True)
+            t if t is None else t.detach().requires_grad_(needed)
+            for t, needed in zip((some, *weights), asked, strict=True)
         ]
         with torch.enable_grad(), precision():
-            y = _ffn(part[0], act, part[1:], strip.inner)
-        d_y = d_out[strip.images, strip.rows].to(y.dtype)
-        found = torch.autograd.grad(y, list(compress(part, asked)), d_y)
-        into = [strip.of(totals[0]), *totals[1:]] if asked[0] else totals
-        for total, gradient in zip(into, found, strict=True):
+            y = _ffn(part[0], act, part[1:])
+        found = list(torch.autograd.grad(y, list(compress(part, asked)), d_some.to(y.dtype)))
+        if asked[0]:
+            d_maps.append(found.pop(0))
+        for total, gradient in zip(totals, found, strict=True):
             total += gradient
-    return [total.to(t.dtype) for total, t in zip(totals, wanted, strict=True)]
+    d_x = [torch.cat(d_maps)] if asked[0] else []
+    wanted = compress(weights, asked[1:])
+    return d_x + [total.to(weight.dtype) for total, weight in zip(totals, wanted, strict=True)]
 
 
 def _ffn(x: Tensor, act: Layer, weights: Sequence[Any], rows: slice = slice(None)) -> Tensor:
@@ -172,5 +181,5 @@ def _strips(x: Tensor, hidden_channels: int) -> Iterator[Strip]:
 
 def _rows(x: Tensor, hidden_channels: int) -> int:
     """Rows of hidden maps that fit into half a piece of memory."""
-    row = x.shape[2] * hidden_channels * x.element_size()
+    row = x.shape[2] * max(1, hidden_channels) * x.element_size()
     return max(1, memory.PIECE // 2 // row)
