@@ -55,6 +55,21 @@ def smp(variant: str, classes: int) -> nn.Module:
     ).eval()
 
 
+def segformer_pytorch(variant: str, classes: int) -> nn.Module:
+    import segformer_pytorch
+
+    v = VARIANTS[variant]
+    return segformer_pytorch.Segformer(
+        dims=v.dims,
+        heads=v.heads,
+        ff_expansion=(v.mlp_ratio,) * len(v.dims),
+        reduction_ratio=v.sr_ratios,
+        num_layers=v.depths,
+        decoder_dim=v.decoder_channels,
+        num_classes=classes,
+    ).eval()
+
+
 class Stride4(nn.Module):
     """A model's logits before interpolation, as a graph to export."""
 
@@ -108,25 +123,43 @@ def logits(variant: str, classes: int, size: tuple[int, int], peers: list[str]) 
 def small(variant: str, size: tuple[int, int], batch: int, what: str) -> dict[str, Work]:
     """Small images in batches, to 19 classes' logits, the pyramid, or ImageNet's classes."""
     images = torch.randn(batch, 3, *size)
-    if what == "classes":
-        from transformers import SegformerForImageClassification
+    networks = {"logits": _to_logits, "pyramid": _to_pyramid, "classes": _to_classes}
+    return {name: partial(network, images) for name, network in networks[what](variant).items()}
 
-        mine: nn.Module = timm.create_model(f"mit_{variant}").eval()
-        other = SegformerForImageClassification(transformers(variant, 1000).config).eval()
-        return {"segformer": lambda: mine(images), "transformers": lambda: other(images).logits}
-    model, theirs, third = ours(variant, 19), transformers(variant, 19), smp(variant, 19)
-    if what == "pyramid":
-        encoder = theirs.segformer
-        return {
-            "segformer": lambda: model.backbone(images),
-            "transformers": lambda: encoder(images, output_hidden_states=True).hidden_states,
-            "smp": lambda: third.encoder(images),
-        }
-    first, *others = (stride_4(network) for network in (model, theirs, third))
-    works: dict[str, Work] = {"segformer": lambda: first(images)}
-    return works | {
-        name: partial(other, images)
-        for name, other in zip(("transformers", "smp"), others, strict=True)
+
+Network = Callable[[Tensor], Any]
+
+
+def _to_logits(variant: str) -> dict[str, Network]:
+    return {
+        "segformer": stride_4(ours(variant, 19)),
+        "transformers": stride_4(transformers(variant, 19)),
+        "smp": stride_4(smp(variant, 19)),
+        "segformer-pytorch": segformer_pytorch(variant, 19),
+    }
+
+
+def _to_pyramid(variant: str) -> dict[str, Network]:
+    encoder = transformers(variant, 19).segformer
+    return {
+        "segformer": ours(variant, 19).backbone,
+        "transformers": lambda x: encoder(x, output_hidden_states=True).hidden_states,
+        "smp": smp(variant, 19).encoder,
+        "segformer-pytorch": partial(segformer_pytorch(variant, 19).mit, return_layer_outputs=True),
+        f"timm's pvt_v2_{variant}": timm.create_model(
+            f"pvt_v2_{variant}", features_only=True
+        ).eval(),
+    }
+
+
+def _to_classes(variant: str) -> dict[str, Network]:
+    from transformers import SegformerForImageClassification
+
+    other = SegformerForImageClassification(transformers(variant, 1000).config).eval()
+    return {
+        "segformer": timm.create_model(f"mit_{variant}").eval(),
+        "transformers": lambda x: other(x).logits,
+        f"timm's pvt_v2_{variant}": timm.create_model(f"pvt_v2_{variant}").eval(),
     }
 
 

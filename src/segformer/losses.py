@@ -105,17 +105,18 @@ class OHEM(nn.Module):
         logits, target = _at_full_size(logits, target, align_corners)
         ignored = _ignored(self.ignore_index, logits)
         valid = target != ignored
-        probability = logits.detach().softmax(1).gather(1, target.where(valid, 0)[:, None])[:, 0]
+        classes = target.where(valid, 0)
+        probability = logits.detach().softmax(1).gather(1, classes[:, None])[:, 0]
         probability = probability.where(valid, 2.0)  # above any threshold
-        kept = min(self.min_kept, int(valid.sum()))
-        threshold = probability.new_tensor(self.threshold)
-        if kept:
+        threshold = probability.new_full((), self.threshold)
+        if kept := min(self.min_kept, probability.numel()):
             threshold = probability.flatten().kthvalue(kept).values.clamp_min(self.threshold)
-        hard = probability <= threshold
-        if not hard.any():
-            return 0.0 * logits.sum()
+        hard = valid & ~(probability > threshold)  # NaN is hard, so that the loss is NaN
         weight = None if self.weight is None else self.weight.to(logits.dtype)
-        return F.cross_entropy(logits, target.where(hard, ignored), weight, ignore_index=ignored)
+        hard_target = target.where(hard, ignored)
+        loss = F.cross_entropy(logits, hard_target, weight, ignore_index=ignored, reduction="sum")
+        weights = hard if weight is None else weight[classes] * hard
+        return loss / weights.sum().clamp_min(1e-9)
 
 
 class Dice(nn.Module):

@@ -40,7 +40,7 @@ def of_linear() -> Iterator[Arguments]:
 
 
 def of_mix_ffn() -> Iterator[Arguments]:
-    for size in ((1, 9, 4, 4), (2, 33, 17, 4), (1, 1, 1, 4)):
+    for size in ((1, 9, 4, 4), (2, 33, 17, 4), (5, 1, 3, 4), (1, 1, 1, 4)):
         ffn = randomized(MixFFN(4, 16, nn.GELU())).double()
         yield (*maps(size), ffn.fc1, ffn.dwconv, ffn.act, ffn.fc2), {}
 

@@ -10,10 +10,9 @@ import pytest
 import torch
 from conftest import TINY
 from halves import halves, quiet_trainer
-from torch.optim.swa_utils import AveragedModel
 
 from segformer import SegFormer
-from segformer.train.averaging import EMA, update
+from segformer.train.averaging import EMA, Average
 from segformer.train.optim import Muon, OneCycle
 from segformer.train.task import SegmentationTask
 
@@ -21,7 +20,7 @@ from segformer.train.task import SegmentationTask
 def test_the_average_is_its_formula() -> None:
     """A copy first, then a = d a + (1 - d) w with d = min(decay, (1 + n) / (10 + n))."""
     net = torch.nn.Linear(3, 2).double()
-    average = AveragedModel(net, multi_avg_fn=partial(update, decay=0.7))
+    average = Average(net, 0.7)
     expected = torch.zeros(2, 3, dtype=torch.double)
     decays = []
     for n in range(40):

@@ -2,14 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
-from typing import Any
+from itertools import chain
 
 import torch
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
-from torch import Tensor
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+
+class Average(AveragedModel):
+    """A copy of a model whose weights are the exponential moving average of the model's.
+
+    Args:
+        model: The model.
+        decay: Share of the average that an update keeps, after the warm-up.
+        device: Device of the average, by default the model's.
+        use_buffers: Average buffers of floating type too; the others are copied.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        decay: float,
+        device: torch.device | str | int | None = None,
+        use_buffers: bool = True,
+    ) -> None:
+        super().__init__(model, device, use_buffers=use_buffers)
+        # On the CPU, reading it waits for no device.
+        self.n_averaged = torch.zeros((), dtype=torch.long, device="cpu")
+        self.decay = decay
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Moves the average towards the model's weights; the first update copies them."""
+        count = int(self.n_averaged)
+        decay = min(self.decay, (1 + count) / (10 + count)) if count else 0.0
+        averages, weights = [], []
+        pairs = zip(_tensors(self.module), _tensors(model), strict=True)
+        for average, weight in pairs:
+            is_averaged = self.use_buffers or isinstance(average, nn.Parameter)
+            if is_averaged and average.is_floating_point():
+                averages.append(average)
+                weights.append(weight.to(average.device))
+            else:
+                average.copy_(weight)
+        torch._foreach_lerp_(averages, weights, 1 - decay)
+        self.n_averaged += 1
+
+
+def _tensors(module: nn.Module) -> chain[torch.Tensor]:
+    return chain(module.parameters(), module.buffers())
 
 
 class EMA(WeightAveraging):
@@ -36,19 +79,12 @@ class EMA(WeightAveraging):
     ) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"decay={decay}; give a number from 0 to below 1, such as 0.999")
-        super().__init__(device, use_buffers, multi_avg_fn=partial(update, decay=decay))
+        super().__init__(device, use_buffers)
+        self.decay = decay
 
-
-def update(
-    averages: Sequence[Tensor], weights: Sequence[Tensor], updates: Any, decay: float
-) -> None:
-    """Moves averages towards weights.
-
-    Args:
-        averages: The averages, changed in place.
-        weights: The weights, in the same order.
-        updates: Number of earlier updates.
-        decay: Share of an average that is kept, after the warm-up.
-    """
-    count = int(updates)
-    get_ema_multi_avg_fn(min(decay, (1 + count) / (10 + count)))(averages, weights, updates)
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Makes the average when training begins."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            device = self._device or pl_module.device
+            self._average_model = Average(pl_module, self.decay, device, self._use_buffers)

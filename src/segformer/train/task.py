@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,6 +26,16 @@ from segformer.train.optim import OfficialAdamW, Poly, apply_lr_mult, param_grou
 from segformer.train.order import mixed, run_seed
 
 GRADIENTS_KEY = "accumulated_gradients"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a run a batch is: its optimizer step, its epoch, and its number in these."""
+
+    step: int
+    epoch: int
+    in_epoch: int
+    in_run: int
 
 
 class SegmentationTask(LightningModule):
@@ -76,6 +87,7 @@ class SegmentationTask(LightningModule):
         self.auxiliary = auxiliary and auxiliary(network)
         # Gradients of a run that is resumed between two batches of an optimizer step.
         self._accumulated: dict[str, Tensor] = {}
+        self._unchecked: list[tuple[Tensor, Place]] = []  # losses
         self.confusion = confusion_matrix(labels)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -112,22 +124,45 @@ class SegmentationTask(LightningModule):
             with self.auxiliary.watching(self.network) as maps:
                 loss = measured(self.network.decode_head(self.network.backbone(images)))
             loss = loss + self.auxiliary(maps, measured)
-        if not loss.isfinite():
-            raise FloatingPointError(self._diverged(loss, batch_idx))
+        self._unchecked.append((loss.detach(), self._place(batch_idx)))
+        if is_on_cpu(loss) or len(self._unchecked) >= self.trainer.log_every_n_steps:
+            self._check_losses()
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
-    def _diverged(self, loss: Tensor, batch_idx: int) -> str:
+    def _place(self, batch_idx: int) -> Place:
+        in_run = self._trainer.fit_loop.total_batch_idx if self._trainer else 0
+        return Place(self.global_step, self.current_epoch, batch_idx, in_run)
+
+    def _check_losses(self) -> None:
+        """Reads the losses since the last check, which waits until the device has computed them.
+
+        Raises:
+            FloatingPointError: If one is not finite.
+        """
+        unchecked, self._unchecked = self._unchecked, []
+        if not unchecked:
+            return
+        losses, places = zip(*unchecked, strict=True)
+        for loss, place in zip(torch.stack(losses).tolist(), places, strict=True):
+            if not math.isfinite(loss):
+                raise FloatingPointError(self._diverged(loss, place))
+
+    def _diverged(self, loss: float, place: Place) -> str:
         data: Any = getattr(self.trainer, "datamodule", None)
-        taken = self.trainer.fit_loop.total_batch_idx
         files = (
-            f"; its images: {', '.join(data.names_of(taken))}" if hasattr(data, "names_of") else ""
+            f"; its images: {', '.join(data.names_of(place.in_run))}"
+            if hasattr(data, "names_of")
+            else ""
         )
         return (
-            f"the loss is {loss.item()} at step {self.global_step}, batch {batch_idx} of epoch "
-            f"{self.current_epoch}{files}; check the images, lower the learning rate, set "
+            f"the loss is {loss} at step {place.step}, batch {place.in_epoch} of epoch "
+            f"{place.epoch}{files}; check the images, lower the learning rate, set "
             "trainer.gradient_clip_val, or set trainer.precision to bf16-mixed or 32"
         )
+
+    def on_train_epoch_end(self) -> None:
+        self._check_losses()
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self._measure(batch)
@@ -136,6 +171,7 @@ class SegmentationTask(LightningModule):
         self._measure(batch)
 
     def on_validation_epoch_start(self) -> None:
+        self._check_losses()
         self.confusion.reset()
 
     def on_test_epoch_start(self) -> None:
@@ -149,6 +185,7 @@ class SegmentationTask(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the network's description, for ``from_pretrained``, and accumulated gradients."""
+        self._check_losses()
         with suppress(ValueError):  # a network with parts of the user's has no description
             checkpoint[METADATA_KEY] = json.dumps(describe(self.network))
         if self.trainer.fit_loop._should_accumulate():
@@ -201,6 +238,11 @@ class SegmentationTask(LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+
+def is_on_cpu(x: Tensor) -> bool:
+    """Whether reading a value waits for no device."""
+    return x.device.type == "cpu"
 
 
 def optimizer_steps(trainer: Trainer) -> float:
