@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -82,13 +83,22 @@ def found(entropy: float, *features: float) -> Uncertainty:
     return Uncertainty(entropy, entropy, vector / vector.norm())
 
 
-def test_uncertain_images_are_chosen_unless_they_are_of_one_kind() -> None:
+def test_images_are_chosen_from_uncertain_kinds_without_labels() -> None:
     images = [found(0.9, 1, 0), found(0.8, 1, 0.01), found(0.5, 0, 1), found(0.1, 0, -1)]
     assert choose(images, 2) == [0, 2]
     assert sorted(choose(images, 9)) == [0, 1, 2, 3]
     assert choose(images, 1, known=[images[0].features]) == [2]
+    many = [found(0.1 * k % 1, math.cos(k), math.sin(k)) for k in range(40)]
+    chosen = choose(many, 25, known=[image.features for image in many[:5]])
+    assert len(set(chosen)) == 25
     without = [Uncertainty(e, e, None) for e in (0.2, 0.7, 0.5)]
     assert choose(without, 2) == [1, 2]
+
+
+def test_of_a_large_uncertain_kind_the_typical_image_is_chosen_and_not_the_odd_one() -> None:
+    ring = [found(0.6, math.cos(x), math.sin(x)) for x in (0.0, 0.1, 0.2, 0.3, 0.4)]
+    odd, sure = found(0.9, -1, 0.1), [found(0.1, 0, y) for y in (-1, -1.1, -0.9)]
+    assert choose([*ring, odd, *sure], 1, known=[sure[0].features]) == [2]
 
 
 @pytest.mark.extras

@@ -1,8 +1,8 @@
 """How sure a model is of an image, and which images of many to label next.
 
-Uncertain and different images teach most: uncertainty alone chooses many images of one kind
-(Sener and Savarese, "Active Learning for Convolutional Neural Networks: A Core-Set Approach",
-ICLR 2018).
+While few images are labelled, typical ones of each kind teach more than the least sure or the most
+unlike ones, which are often odd (Hacohen, Dekel and Weinshall, "Active Learning on a Budget:
+Opposite Strategies Suit High and Low Budgets", ICML 2022).
 """
 
 from __future__ import annotations
@@ -91,10 +91,10 @@ def ranks(values: Sequence[float]) -> Tensor:
 def choose(found: Sequence[Uncertainty], count: int, known: Sequence[Tensor] = ()) -> list[int]:
     """Returns the indices of the images to label next, the most useful first.
 
-    Each is the one with the greatest product of two numbers: its uncertainty, the mean rank of
-    entropy and disagreement; and the distance of its features from the nearest of those that are
-    chosen or labelled already, in units of their standard deviation. Without features it is the
-    uncertainty alone.
+    The images, and those that have labels, are divided into as many kinds as will have labels, by
+    k-means of their features. Of each kind without a label the most typical image is chosen, the
+    one nearest to the mean; first from the kinds with the greatest sum of uncertainties, which are
+    the mean ranks of entropy and disagreement. Without features the least sure are chosen.
 
     Args:
         found: What is known of each image.
@@ -107,22 +107,42 @@ def choose(found: Sequence[Uncertainty], count: int, known: Sequence[Tensor] = (
     uncertain = (entropy + disagreement) / 2
     if any(image.features is None for image in found):
         return uncertain.argsort(descending=True, stable=True)[:count].tolist()
+    images, count = len(found), min(count, len(found))
     of_found = [image.features for image in found if image.features is not None]
     features = _standardized(torch.stack([*of_found, *known]).double())
-    distances = torch.cdist(features, features) / features.shape[1] ** 0.5
-    images = len(found)
-    far = distances.new_full((images, 1), float(distances.max()))
-    nearest = torch.cat([distances[:images, images:], far], 1).amin(1)
-    remaining = torch.ones(images, dtype=torch.bool)
+    kinds, distances = _kinds(features, count + len(known))
+    own, kinds_known = kinds[:images], kinds[images:].unique()
+    sums = torch.zeros(count + len(known)).double().index_add_(0, own, uncertain)
+    sums[kinds_known] -= images  # the last, if there are not enough others
+    typical = distances[:images].argsort(stable=True)
     chosen: list[int] = []
-    for _ in range(min(count, images)):
-        # a small part of each factor is left, so that images of one kind still have an order
-        gain = (uncertain + 1e-3) * (nearest + 1e-3)
-        best = int(torch.where(remaining, gain, -1.0).argmax())
-        chosen.append(best)
-        remaining[best] = False
-        nearest = torch.minimum(nearest, distances[:images, best])
+    while len(chosen) < count:  # a second round if kinds have no image, or a label
+        left = typical[~torch.isin(typical, torch.tensor(chosen, dtype=torch.int64))]
+        first_of = {int(own[index]): int(index) for index in left.flip(0)}
+        order = sorted(first_of, key=lambda kind: -float(sums[kind]))
+        chosen += [first_of[kind] for kind in order][: count - len(chosen)]
     return chosen
+
+
+def _kinds(features: Tensor, count: int, rounds: int = 30) -> tuple[Tensor, Tensor]:
+    """Returns the cluster of each row of features (N, C), by k-means, and its distance to the mean.
+
+    The first means are rows, each drawn by its squared distance to the nearest one before
+    (k-means++), always the same ones.
+    """
+    generator = torch.Generator().manual_seed(0)
+    means = features.mean(0, keepdim=True)  # the first is the row nearest to the mean of all
+    means = features[torch.cdist(features, means).argmin(0)]
+    while len(means) < count:
+        nearest = torch.cdist(features, means).amin(1).square() + 1e-12
+        means = torch.cat([means, features[nearest.multinomial(1, generator=generator)]])
+    for _ in range(rounds):
+        kinds = torch.cdist(features, means).argmin(1)
+        sums = torch.zeros_like(means).index_add_(0, kinds, features)
+        sizes = kinds.bincount(minlength=count)[:, None]
+        means = torch.where(sizes > 0, sums / sizes.clamp(min=1), means)
+    distances, kinds = torch.cdist(features, means).min(1)
+    return kinds, distances
 
 
 def _standardized(features: Tensor) -> Tensor:
