@@ -30,6 +30,11 @@ ORIGIN = {
 }
 
 
+def described(path: Path) -> str:
+    with Image.open(path) as picture:
+        return str(picture.info["Description"])
+
+
 @torch.inference_mode()
 def test_contestants_make_the_same_things() -> None:
     for part, shape in ((contestants.logits, (1, 3, 16, 24)), (contestants.labels, (1, 64, 96))):
@@ -92,7 +97,7 @@ def test_the_report_shows_what_was_measured(tmp_path: Path) -> None:
     bars = report.bars(results)
     assert [bar.times for bar in bars] == [4]
     report.draw(bars, tmp_path / "speed.png")
-    assert Image.open(tmp_path / "speed.png").info["Description"] == report.described(bars)
+    assert described(tmp_path / "speed.png") == report.described(bars)
 
 
 @pytest.mark.slow
@@ -236,7 +241,7 @@ def test_the_picture_shows_the_results() -> None:
     """`python -m benchmarks.report` draws it again."""
     bars = report.bars(report.read("results.json"))
     assert len({bar.work for bar in bars}) == len(bars) <= 8
-    assert Image.open(report.PICTURE).info["Description"] == report.described(bars)
+    assert described(report.PICTURE) == report.described(bars)
 
 
 def test_a_partial_run_keeps_the_origin_of_the_rows_that_it_does_not_measure(

@@ -179,9 +179,8 @@ def test_mix_ffn_is_computed_in_strips_of_large_maps(
     row = 4 * 8 * 4  # bytes of a row of the hidden map
     monkeypatch.setattr(memory, "PIECE", 2 * 3 * row)
     assert runs("mix_ffn", x, *ffn()) == "in_strips"
-    assert runs("mix_ffn", x, *ffn(), recorded=True) == "in_strips"
+    assert runs("mix_ffn", x, *ffn(), recorded=True) == "plain"
     assert runs("mix_ffn", x[:, :3], *ffn()) == "plain"
-    assert runs("mix_ffn", torch.cat([x[:, :3]] * 2), *ffn()) == "in_strips"
     assert runs("mix_ffn", x[:0], *ffn()) == "plain"
     assert runs("mix_ffn", on_meta(x), *ffn()) == "plain"
     assert under_vmap(runs, "mix_ffn", x, *ffn()) == "plain"
