@@ -51,7 +51,9 @@ PACKAGES = (
     "nn|torch|torchvision|v2|timm|numpy|np|PIL|lightning|matplotlib|pathlib|os|collections|typing"
     "|contextlib|fractions|functools"
 )
-ALIASES = "Coding|Dataset|LRScheduler|Optimizer|P|Path|PerStage|Root|segformer.ops.registry.R"
+ALIASES = (
+    "Coding|Dataset|LRScheduler|Optimizer|P|Path|PerStage|Root|Treatment|segformer.ops.registry.R"
+)
 nitpick_ignore_regex = [("py:.*", rf"({PACKAGES})\b.*"), ("py:class", rf"~?({ALIASES})")]
 
 

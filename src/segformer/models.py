@@ -185,7 +185,7 @@ class SegmentationModel(nn.Module):
     def predict_file(self, path: str | os.PathLike[str]) -> Prediction:
         """Returns the labels of an image file, its class probabilities, and the image.
 
-        As :func:`segformer.inference.predict_file`, which has more options.
+        As :func:`segformer.inference.pipeline.predict_file`, which has more options.
 
         Raises:
             ValueError: If the file cannot be decoded. The message names it.

@@ -25,7 +25,7 @@ class Average(AveragedModel):
         self,
         model: nn.Module,
         decay: float,
-        device: torch.device | str | int | None = None,
+        device: torch.device | int | None = None,
         use_buffers: bool = True,
     ) -> None:
         super().__init__(model, device, use_buffers=use_buffers)

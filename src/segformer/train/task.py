@@ -125,7 +125,8 @@ class SegmentationTask(LightningModule):
                 loss = measured(self.network.decode_head(self.network.backbone(images)))
             loss = loss + self.auxiliary(maps, measured)
         self._unchecked.append((loss.detach(), self._place(batch_idx)))
-        if is_on_cpu(loss) or len(self._unchecked) >= self.trainer.log_every_n_steps:
+        trainer: Any = self.trainer  # Lightning does not declare log_every_n_steps
+        if is_on_cpu(loss) or len(self._unchecked) >= trainer.log_every_n_steps:
             self._check_losses()
         self.log("train/loss", loss, prog_bar=True)
         return loss
