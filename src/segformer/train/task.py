@@ -125,11 +125,14 @@ class SegmentationTask(LightningModule):
                 loss = measured(self.network.decode_head(self.network.backbone(images)))
             loss = loss + self.auxiliary(maps, measured)
         self._unchecked.append((loss.detach(), self._place(batch_idx)))
-        trainer: Any = self.trainer  # Lightning does not declare log_every_n_steps
-        if is_on_cpu(loss) or len(self._unchecked) >= trainer.log_every_n_steps:
+        if is_on_cpu(loss) or len(self._unchecked) >= self._log_interval():
             self._check_losses()
         self.log("train/loss", loss, prog_bar=True)
         return loss
+
+    def _log_interval(self) -> int:
+        trainer: Any = self.trainer  # Lightning does not declare the attribute
+        return int(trainer.log_every_n_steps)
 
     def _place(self, batch_idx: int) -> Place:
         in_run = self._trainer.fit_loop.total_batch_idx if self._trainer else 0
