@@ -82,8 +82,8 @@ class Bands:
             ValueError: If it cannot be read. The message names it.
         """
         try:
-            is_tiff = start_of(path).startswith(geotiff.TIFF_MAGIC)
-            return geotiff.count_pages(path) if is_tiff and geotiff.is_installed() else 1
+            is_raster = geotiff.is_tiff(path) and geotiff.is_installed()
+            return geotiff.count_pages(path) if is_raster else 1
         except Exception as error:  # rasterio's
             raise ValueError(f"cannot read image {str(path)!r}: {error}") from error
 

@@ -225,11 +225,8 @@ def label_raster(path: Path, page: int | None = None) -> Opened | None:
         path: Path of the file.
         page: Its page, for the page of an image; by default it has one.
     """
-    if not geotiff.is_installed():
+    if not (geotiff.is_installed() and geotiff.is_tiff(path)):
         return None
-    with path.open("rb") as file:
-        if not file.read(4).startswith(geotiff.TIFF_MAGIC):
-            return None
     raster = Bands(pages=None if page is None else "images").open(path, page)
     return raster if raster.shape[0] == 1 and raster.dtype[0] in "ui" else None
 

@@ -29,9 +29,8 @@ def is_scene(path: Path) -> bool:
 
     Without rasterio none is; a warning is logged if a file's place on the earth is lost by that.
     """
-    with path.open("rb") as file:
-        if not file.read(4).startswith(geotiff.TIFF_MAGIC):
-            return False
+    if not geotiff.is_tiff(path):
+        return False
     if not geotiff.is_installed():
         _warn_of_lost_place(path)
         return False

@@ -102,7 +102,7 @@ def _is_photograph(path: Path) -> bool:
     """Returns whether 8-bit RGB holds all of an image; also for one that nothing can read."""
     if path.suffix.lower() in SUFFIXES:
         return False
-    is_tiff = start_of(path).startswith(geotiff.TIFF_MAGIC)
+    is_tiff = geotiff.is_tiff(path)
     try:
         header = read_header(path)
     except (OSError, ValueError):

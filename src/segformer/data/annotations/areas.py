@@ -135,11 +135,16 @@ class Source(Protocol):
     def of(self, picture: Picture) -> Annotated: ...
 
 
+def said_sizes(*sizes: Size) -> list[str]:
+    """Returns sizes as messages have them, such as ``360×480`` (height × width)."""
+    return ["×".join(map(str, size)) for size in sizes]
+
+
 def check_size(annotated: Annotated, picture: Picture) -> None:
     """Raises ValueError if a file states another size than the image has."""
     if annotated.size not in (None, picture.size):
         assert annotated.size is not None
-        shown, own = ("×".join(map(str, size)) for size in (annotated.size, picture.size))
+        shown, own = said_sizes(annotated.size, picture.size)
         raise fault(
             annotated.path,
             annotated.where,

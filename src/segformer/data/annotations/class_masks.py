@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from segformer.data.annotations.areas import Annotated, Area, Mask, Picture, Size
+from segformer.data.annotations.areas import Annotated, Area, Mask, Picture, Size, said_sizes
 from segformer.data.images import decode
 from segformer.data.labels import to_indices
 
@@ -29,7 +29,7 @@ class MaskFile(Mask):
     def pixels(self, size: Size) -> tuple[int, int, np.ndarray]:
         file = decode(self.path)
         if file.header.shown_size != size:
-            stated, own = ("×".join(map(str, each)) for each in (file.header.shown_size, size))
+            stated, own = said_sizes(file.header.shown_size, size)
             raise ValueError(
                 f"it is {stated}, and its image {own} (height × width); save both in the same size"
             )

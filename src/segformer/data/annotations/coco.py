@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from segformer.data.annotations.areas import Annotated, Area, Mask, Outline, Size
+from segformer.data.annotations.areas import Annotated, Area, Mask, Outline, Size, said_sizes
 from segformer.data.annotations.fields import Record
 
 # Numbers of up to 35 bits, five in each character; those from P to o are not the last.
@@ -29,7 +29,7 @@ class CocoRuns(Mask):
 
     def pixels(self, size: Size) -> tuple[int, int, np.ndarray]:
         if self.size != size:
-            stated, own = ("×".join(map(str, each)) for each in (self.size, size))
+            stated, own = said_sizes(self.size, size)
             raise ValueError(
                 f"its run-lengths are for an image of {stated}, and the image is {own} (height × "
                 "width); put the image there that was annotated, or annotate this one"

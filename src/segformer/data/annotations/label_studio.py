@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 
-from segformer.data.annotations.areas import Annotated, Area, Mask, Outline, Size
+from segformer.data.annotations.areas import Annotated, Area, Mask, Outline, Size, said_sizes
 from segformer.data.annotations.fields import Record
 from segformer.data.images import IMAGE_SUFFIXES
 
@@ -32,7 +32,7 @@ class BrushRuns(Mask):
 
     def pixels(self, size: Size) -> tuple[int, int, np.ndarray]:
         if self.size != size:
-            stated, own = ("×".join(map(str, each)) for each in (self.size, size))
+            stated, own = said_sizes(self.size, size)
             raise ValueError(f"its mask is for an image of {stated}, and the image is {own}")
         channels = unpacked(self.data, 4 * size[0] * size[1])
         return 0, 0, channels.reshape(*size, 4)[..., 3] > 0

@@ -40,6 +40,12 @@ def opened(path: Path | str, mode: str = "r", **options: Any) -> Iterator[Any]:
             yield raster
 
 
+def is_tiff(path: Path) -> bool:
+    """Returns whether a file begins as TIFF files do."""
+    with path.open("rb") as file:
+        return file.read(4).startswith(TIFF_MAGIC)
+
+
 def count_pages(path: Path) -> int:
     """Returns the number of pages of a raster file."""
     with opened(path) as raster:
