@@ -304,16 +304,13 @@ def test_wrong_input_is_one_sentence_before_the_evaluation(
     assert not Path("report").exists()
 
 
+def words(weights: Path, config: Path, out: Path) -> list[str]:
+    return ["explain", str(weights), "--config", str(config), "--out", str(out)]
+
+
 def test_an_earlier_report_is_replaced_as_a_whole(weights: Path, tmp_path: Path) -> None:
     out = tmp_path / "report"
-    arguments = [
-        "explain",
-        str(weights),
-        "--config",
-        str(small_config(tmp_path)),
-        "--out",
-        str(out),
-    ]
+    arguments = words(weights, small_config(tmp_path), out)
     main(arguments)
     (out / "pictures" / "worst-099-image.jpg").write_bytes(b"old")
     main([*arguments, "--overwrite", "--worst", "1"])
@@ -324,14 +321,7 @@ def test_an_interrupted_run_keeps_the_earlier_report(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "report"
-    arguments = [
-        "explain",
-        str(weights),
-        "--config",
-        str(small_config(tmp_path)),
-        "--out",
-        str(out),
-    ]
+    arguments = words(weights, small_config(tmp_path), out)
     main(arguments)
     before = (out / "index.html").read_bytes()
 

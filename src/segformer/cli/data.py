@@ -17,18 +17,23 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="YAML file for segformer fit: its validation images are measured, its training images "
         "calibrate int8; needs the extra [train]",
     )
-    parser.add_argument(
-        "--data.root",
-        metavar="DIR",
-        dest="data_root",
-        help="folder of the images and label maps, in place of the config's",
-    )
+    add_root(parser)
     parser.add_argument(
         "--max-drop",
         type=float,
         default=0.5,
         metavar="POINTS",
         help="greatest loss of mIoU, in points, by default 0.5",
+    )
+
+
+def add_root(parser: ArgumentParser) -> None:
+    """Adds the folder of a config's data."""
+    parser.add_argument(
+        "--data.root",
+        metavar="DIR",
+        dest="data_root",
+        help="folder of the images and label maps, in place of the config's",
     )
 
 

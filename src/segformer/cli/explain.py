@@ -8,7 +8,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
-from segformer.cli.data import data_of_config
+from segformer.cli.data import add_root, data_of_config
 from segformer.deploy import load_model
 from segformer.evaluation import PROTOCOLS, find_protocol
 from segformer.inference.explanation import examine
@@ -24,12 +24,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--config", required=True, metavar="FILE", help="YAML file for segformer fit: its data"
     )
-    parser.add_argument(
-        "--data.root",
-        metavar="DIR",
-        dest="data_root",
-        help="folder of the images and label maps, in place of the config's",
-    )
+    add_root(parser)
     parser.add_argument(
         "--split",
         nargs="+",

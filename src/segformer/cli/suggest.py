@@ -8,7 +8,8 @@ from pathlib import Path
 from segformer.data.annotations.for_tools import TOOLS
 from segformer.data.images import find_images
 from segformer.deploy import load_model
-from segformer.inference.suggestions import suggest, unlabelled, write_suggestions
+from segformer.inference.pipeline import check_missing
+from segformer.inference.suggestions import TABLE, suggest, unlabelled, write_suggestions
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -46,11 +47,8 @@ def run(parser: ArgumentParser, arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     if options.count < 1:
         raise ValueError(f"--count {options.count}; give the number of images, at least 1")
-    table = options.out / "suggestions.csv"
-    if table.exists() and not options.overwrite:
-        raise FileExistsError(
-            f"{str(table)!r} exists already; choose another folder with --out, or add --overwrite"
-        )
+    if not options.overwrite:
+        check_missing(options.out / TABLE)
     labelled = find_images(options.labelled) if options.labelled else []
     paths = unlabelled(options.folder, labelled)
     model = load_model(options.weights, options.device)

@@ -133,9 +133,11 @@ def _kinds(features: Tensor, count: int, rounds: int = 30) -> tuple[Tensor, Tens
     generator = torch.Generator().manual_seed(0)
     means = features.mean(0, keepdim=True)  # the first is the row nearest to the mean of all
     means = features[torch.cdist(features, means).argmin(0)]
+    nearest = torch.cdist(features, means)[:, 0]
     while len(means) < count:
-        nearest = torch.cdist(features, means).amin(1).square() + 1e-12
-        means = torch.cat([means, features[nearest.multinomial(1, generator=generator)]])
+        drawn = (nearest.square() + 1e-12).multinomial(1, generator=generator)
+        means = torch.cat([means, features[drawn]])
+        nearest = torch.minimum(nearest, torch.cdist(features, means[-1:])[:, 0])
     for _ in range(rounds):
         kinds = torch.cdist(features, means).argmin(1)
         sums = torch.zeros_like(means).index_add_(0, kinds, features)

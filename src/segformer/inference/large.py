@@ -151,15 +151,14 @@ class Scene(LargeImage):
     def writing(
         self, path: Path, dtype: type[np.generic], nodata: int | None = None
     ) -> Iterator[WriteValues]:
-        profile = _profile(self.opened, dtype, nodata)
-        with complete(path) as partial, geotiff.opened(partial, "w", **profile) as raster:
+        with _new_raster(path, self.opened, dtype, nodata) as raster:
             yield _writer(raster)
 
     @contextmanager
     def writing_labels(self) -> Iterator[WriteValues]:
         """A function that writes the labels of a window; the file has the classes' colours."""
-        profile = _profile(self.opened, self.label_type, self.classes.ignore_index)
-        with complete(self.labels) as partial, geotiff.opened(partial, "w", **profile) as raster:
+        kind, nodata = self.label_type, self.classes.ignore_index
+        with _new_raster(self.labels, self.opened, kind, nodata) as raster:
             _describe(raster, self.classes)
             yield _writer(raster)
 
@@ -307,6 +306,16 @@ def _label(
             output(window, values, logits)
 
     average_windows(model, image.size, read, take, slide, device=device_of(model))
+
+
+@contextmanager
+def _new_raster(
+    path: Path, image: Opened, dtype: type[np.generic], nodata: int | None
+) -> Iterator[Any]:
+    """A raster of one band on the grid of an image; its file is created when it is complete."""
+    profile = _profile(image, dtype, nodata)
+    with complete(path) as partial, geotiff.opened(partial, "w", **profile) as raster:
+        yield raster
 
 
 def _profile(image: Opened, dtype: type[np.generic], nodata: int | None) -> dict[str, Any]:

@@ -84,6 +84,19 @@ def predict_file(
     return _predict(model, _read(model, path), labeller, name, probabilities)
 
 
+def labelled(
+    model: Any, image: Tensor, labeller: Labeller, probabilities: bool
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Returns the labels (H, W) of an image, and its probabilities if they are wanted.
+
+    These are float16 (K, H, W), and None for a model that gives labels only.
+    """
+    if not (probabilities and gives_logits(model)):
+        return labeller.labels(model, image), None
+    labels, values = labeller.with_probabilities(model, image)
+    return labels, halved(values, labels)
+
+
 class _Read(NamedTuple):
     """An image file that was read."""
 
@@ -104,12 +117,7 @@ def _predict(
 ) -> Prediction:
     """Returns the labels of an image that was read, and its probabilities if they are wanted."""
     begun = time.perf_counter()
-    values = None
-    if probabilities and gives_logits(model):
-        labels, values = labeller.with_probabilities(model, read.image)
-        values = halved(values, labels)
-    else:
-        labels = labeller.labels(model, read.image)
+    labels, values = labelled(model, read.image, labeller, probabilities)
     if read.valid is not None:
         labels[~read.valid] = model.classes.ignore_index
     seconds = read.seconds + time.perf_counter() - begun
@@ -201,7 +209,7 @@ def plan(
     journals = tuple(Journal(summary, out, part, skip_existing) for summary in summaries)
     if not (overwrite or skip_existing):
         for path in (path for journal in journals for path in (journal.path, journal.target)):
-            _check_missing(path)
+            check_missing(path)
     names = tuple(jobs[path].name for path in own)
     missing = _missing_entries(names, journals)
     left = [
@@ -282,12 +290,12 @@ def checked(
                 f"{str(target)!r} is one of the images to label; choose another folder with --out"
             )
         if not overwrite:
-            _check_missing(target)
+            check_missing(target)
     _check_writable(out)
     return own
 
 
-def _check_missing(path: Path) -> None:
+def check_missing(path: Path) -> None:
     """Raises FileExistsError if a file to write exists already."""
     if path.exists():
         raise FileExistsError(

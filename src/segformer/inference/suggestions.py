@@ -22,8 +22,10 @@ from segformer.evaluation import Protocol, Whole, check_logits
 from segformer.evaluation.uncertainty import Uncertainty, choose, uncertainty
 from segformer.inference.pictures import overlay, sheet
 from segformer.inference.pipeline import label_file
+from segformer.inference.results.pictures import save_png
 from segformer.inference.scenes import read_for
 
+TABLE = "suggestions.csv"
 SHOWN = 12  # images of the picture
 
 
@@ -105,11 +107,10 @@ def write_suggestions(
         )
         for place, suggestion in enumerate(suggestions)
     ]
-    table, picture = out / "suggestions.csv", out / "suggestions.png"
+    table, picture = out / TABLE, out / "suggestions.png"
     with complete(table) as partial:
         partial.write_text(_table(suggestions, root), encoding="utf-8")
-    with complete(picture) as partial:
-        _sheet(suggestions, model).save(partial, format="PNG")
+    save_png(_sheet(suggestions, model), picture)
     return [table, picture, *TOOLS[tool](out / tool, files, model.classes)]
 
 

@@ -16,16 +16,14 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
 
 from segformer.data.video import Clip, Timing, check_installed
-from segformer.evaluation.protocols import gives_logits
 from segformer.inference.labellers import Labeller
 from segformer.inference.pictures import above, indexed, legend_of, overlay, shown
-from segformer.inference.pipeline import WHOLE, checked, count, histogram
+from segformer.inference.pipeline import WHOLE, checked, count, histogram, labelled
 from segformer.inference.results import Prediction, Summary
-from segformer.inference.results.base import Entry, halved
+from segformer.inference.results.base import Entry
 
 # MPEG-4 holds times as multiples of one 65535th of a second, or of a longer unit.
 FINEST = 65535
@@ -186,10 +184,11 @@ def _label_frames(
         entries: An entry of each frame is added for each summary.
     """
     counts = np.zeros(max(2, len(model.classes)), dtype=np.int64)
+    wanted = any(summary.uses_probabilities for summary in entries)
     bar = tqdm(clip.frames(), f"label {clip.path.name}", timing.count, unit="frame")
     for index, frame in enumerate(bar):
         begun = time.perf_counter()
-        labels, probabilities = _labelled(model, frame.image, labeller, entries)
+        labels, probabilities = labelled(model, frame.image, labeller, wanted)
         seconds = time.perf_counter() - begun
         target = _label_map(folder, index)
         indexed(labels, model.classes).save(target)
@@ -206,16 +205,6 @@ def _label_frames(
             )
             of_frames[prediction.name] = summary.entry(prediction)
     return counts
-
-
-def _labelled(
-    model: Any, image: Tensor, labeller: Labeller, summaries: Iterable[Summary]
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Returns the labels of a frame, and its probabilities if a summary uses them."""
-    if not (gives_logits(model) and any(summary.uses_probabilities for summary in summaries)):
-        return labeller.labels(model, image), None
-    labels, probabilities = labeller.with_probabilities(model, image)
-    return labels, halved(probabilities, labels)
 
 
 def _draw_frames(
