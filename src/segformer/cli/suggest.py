@@ -8,7 +8,7 @@ from pathlib import Path
 from segformer.data.annotations.for_tools import TOOLS
 from segformer.data.images import find_images
 from segformer.deploy import load_model
-from segformer.inference.pipeline import check_missing
+from segformer.inference.jobs import check_missing
 from segformer.inference.suggestions import TABLE, suggest, unlabelled, write_suggestions
 
 

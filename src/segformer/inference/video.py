@@ -19,9 +19,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from segformer.data.video import Clip, Timing, check_installed
+from segformer.inference.jobs import checked
 from segformer.inference.labellers import Labeller
 from segformer.inference.pictures import above, indexed, legend_of, overlay, shown
-from segformer.inference.pipeline import WHOLE, checked, count, histogram, labelled
+from segformer.inference.pipeline import WHOLE, count, histogram, labelled
 from segformer.inference.results import Prediction, Summary
 from segformer.inference.results.base import Entry
 
