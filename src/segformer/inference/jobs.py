@@ -170,7 +170,7 @@ def checked(
 ) -> dict[Path, tuple[Path, ...]]:
     """Returns this process's share of the files to write, after it made their folder.
 
-    The arguments and errors are those of :func:`plan`.
+    The arguments and errors are those of :func:`segformer.inference.jobs.plan`.
     """
     _check_distinct(targets_of)
     images = {path.resolve() for path in targets_of}

@@ -121,7 +121,7 @@ def label_files(model: Any, work: Work, labeller: Labeller = WHOLE) -> None:
 
     Args:
         model: A :class:`~segformer.SegmentationModel`, or an exported file as a model.
-        work: The files to write, from :func:`plan`.
+        work: The files to write, from :func:`segformer.inference.jobs.plan`.
         labeller: How images are labelled, by default whole.
 
     Raises:
