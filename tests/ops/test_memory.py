@@ -30,7 +30,6 @@ def test_large_blocks_are_kept_where_it_is_asked_for(tmp_path: Path) -> None:
         int(processes.run(SCRIPT.format(keep=keep), output=tmp_path / str(keep)))
         for keep in (True, False)
     )
-    assert (
-        60 << 20 < kept < 300 << 20
-    )  # of ten blocks two or three, by the heap's alignment, used again and again
-    assert given_back < 10 << 20
+    # Of ten blocks two or three, by the heap's alignment, are used again and again.
+    assert 60 << 20 < kept < 300 << 20
+    assert given_back < kept / 3  # what else the process took since
