@@ -103,7 +103,7 @@ def test_a_loss_on_a_gpu_is_checked_later_and_named_as_on_a_cpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """At a logging step, a validation or the end of an epoch, and before a checkpoint."""
-    monkeypatch.setattr("segformer.train.task.is_on_cpu", lambda x: False)
+    monkeypatch.setattr("segformer.train.base.is_on_cpu", lambda x: False)
     task = SegmentationTask(SegFormer(TINY, num_classes=2), Diverging(4))
     trainer = quiet_trainer(tmp_path, log_every_n_steps=every, **stop)
     with pytest.raises(
@@ -118,7 +118,7 @@ def test_a_loss_on_a_gpu_is_checked_later_and_named_as_on_a_cpu(
 def test_no_checkpoint_is_written_after_a_loss_that_is_not_finite(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("segformer.train.task.is_on_cpu", lambda x: False)
+    monkeypatch.setattr("segformer.train.base.is_on_cpu", lambda x: False)
     task = SegmentationTask(SegFormer(TINY, num_classes=2), Diverging(4))
     saving = ModelCheckpoint(tmp_path / "saved", every_n_train_steps=3, save_top_k=-1)
     trainer = quiet_trainer(tmp_path, max_steps=9, log_every_n_steps=50)

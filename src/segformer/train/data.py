@@ -10,10 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch import Tensor
+from torch import Size, Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision import tv_tensors
 
@@ -28,7 +26,7 @@ from segformer.data.labels import Coding, check_labels, label_type
 from segformer.data.normalization import IMAGENET, Normalization
 from segformer.data.rasters import RasterDataset
 from segformer.data.transforms import Normalize, normalizers
-from segformer.train.order import Batches, ResumableLoader, Seeded, Share, run_seed
+from segformer.train.base import ResumableData
 
 logger = logging.getLogger(__name__)
 
@@ -77,13 +75,13 @@ class Pixels(Dataset):
 
 def by_size(samples: Sequence[tuple[Tensor, Tensor]]) -> list[Any]:
     """Returns batches of images (B, 3, H, W) and labels (B, H, W), one for each size."""
-    groups: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
+    groups: dict[Size, list[tuple[Tensor, Tensor]]] = {}
     for image, label in samples:
         groups.setdefault(image.shape, []).append((image, label))
     return [default_collate(group) for group in groups.values()]
 
 
-class SegmentationData(LightningDataModule):
+class SegmentationData(ResumableData):
     """Training, validation and test sets with the same classes.
 
     Args:
@@ -98,6 +96,8 @@ class SegmentationData(LightningDataModule):
             wait meanwhile.
     """
 
+    FROM_WEIGHTS = "--model.network segformer.Pretrained --model.network.source CHECKPOINT"
+
     def __init__(
         self,
         train: Dataset,
@@ -108,14 +108,12 @@ class SegmentationData(LightningDataModule):
         val_batch_size: int = 1,
         num_workers: int = 2,
     ) -> None:
-        super().__init__()
-        self.train: Any = train
+        super().__init__(train, batch_size, num_workers)
         self.val: Any = val
         self.test: Any = test
         self.train_transform = train_transform
         self.normalization = IMAGENET
-        self.batch_size, self.val_batch_size = batch_size, val_batch_size
-        self.num_workers = num_workers
+        self.val_batch_size = val_batch_size
 
     @property
     def classes(self) -> Classes:
@@ -178,78 +176,12 @@ class SegmentationData(LightningDataModule):
         if faults:
             raise DataError(faults, self)
 
-    def train_dataloader(self) -> DataLoader:
-        rank, world_size = self._place
-        if len(self.train) < self.batch_size * world_size:
-            raise ValueError(
-                f"{len(self.train)} training images make no batch of {self.batch_size}"
-                + (f" on each of {world_size} devices" if world_size > 1 else "")
-                + f"; set data.batch_size to {len(self.train) // world_size} or less"
-            )
-        self.batches = Batches(
-            len(self.train), self.batch_size, run_seed(), rank, world_size, self._start
-        )
-        return ResumableLoader(
-            Seeded(Transformed(self.train, self.train_transform)),
-            batch_sampler=self.batches,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+    def training_samples(self) -> Dataset:
+        return Transformed(self.train, self.train_transform)
 
-    @property
-    def _place(self) -> tuple[int, int]:
-        """The index of this process, and the number of processes."""
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-
-    def _start(self) -> tuple[int, int]:
-        """Returns the next epoch and batch."""
-        if not self.trainer:
-            return 0, 0
-        return self._epoch_and_batch(self.trainer.fit_loop.total_batch_idx + 1)
-
-    def _epoch_and_batch(self, taken: int) -> tuple[int, int]:
-        """Returns the epoch and the number of the batch that follows ``taken`` others."""
-        trainer: Any = self.trainer
-        epoch, number = divmod(taken, min(len(self.batches), trainer.num_training_batches))
-        return (0 if trainer.overfit_batches else epoch), number  # overfit_batches repeats its few
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the settings on which the order of the batches depends."""
-        trainer: Any = self.trainer
-        return {
-            "seed_everything": run_seed(),
-            "training images": len(self.train),
-            "images a step of all devices": self.batch_size * trainer.world_size,
-            "trainer.limit_train_batches": trainer.limit_train_batches,
-            "trainer.overfit_batches": trainer.overfit_batches,
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Checks that a resumed run gets the batches that it would have had.
-
-        Raises:
-            ValueError: If the run had another seed, batch size or number of images.
-        """
-        if self.trainer is None or self.trainer.state.fn != "fit":
-            return
-        changed = [
-            f"{name} was {state_dict[name]} and is {now}"
-            for name, now in self.state_dict().items()
-            if name in state_dict and state_dict[name] != now
-        ]
-        if changed:
-            raise ValueError(
-                f"the run cannot be resumed with other batches ({'; '.join(changed)}); restore "
-                "these settings, or start a new run from its weights with --model.network "
-                "segformer.Pretrained --model.network.source CHECKPOINT"
-            )
-
-    def names_of(self, taken: int) -> list[str]:
-        """Returns the files of the batch that follows ``taken`` others, or its samples' indices."""
+    def name_of(self, index: int) -> str:
         pairs = getattr(self.train, "pairs", None)
-        draws = self.batches.batch(*self._epoch_and_batch(taken))
-        return [str(pairs[draw.index][0]) if pairs else f"sample {draw.index}" for draw in draws]
+        return str(pairs[index][0]) if pairs else super().name_of(index)
 
     def val_dataloader(self) -> DataLoader:
         return self._whole_images(self.val)
@@ -263,16 +195,8 @@ class SegmentationData(LightningDataModule):
         return self._whole_images(self.test)
 
     def _whole_images(self, dataset: Dataset) -> DataLoader:
-        sampler = Share(len(dataset), *self._place)  # type: ignore[arg-type]
-        return DataLoader(
-            Transformed(dataset, Normalize(self.normalization)),
-            self.val_batch_size,
-            sampler=sampler,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            collate_fn=by_size,
-        )
+        samples = Transformed(dataset, Normalize(self.normalization))
+        return self._share_loader(samples, self.val_batch_size, by_size)
 
 
 class StandardData(SegmentationData):

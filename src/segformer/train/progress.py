@@ -9,7 +9,7 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
-from segformer.train.task import optimizer_steps
+from segformer.train.base import optimizer_steps
 
 
 class ProgressLines(ProgressBar):

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -22,23 +17,11 @@ from segformer.evaluation.metrics import Scores, confusion_matrix
 from segformer.losses import CrossEntropy
 from segformer.models import SegmentationModel
 from segformer.train.auxiliary import Auxiliary
-from segformer.train.optim import OfficialAdamW, Poly, apply_lr_mult, param_groups
-from segformer.train.order import mixed, run_seed
-
-GRADIENTS_KEY = "accumulated_gradients"
+from segformer.train.base import ResumableTask
+from segformer.train.optim import OfficialAdamW, Poly, param_groups
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where in a run a batch is: its optimizer step, its epoch, and its number in these."""
-
-    step: int
-    epoch: int
-    in_epoch: int
-    in_run: int
-
-
-class SegmentationTask(LightningModule):
+class SegmentationTask(ResumableTask):
     """Trains and measures a network.
 
     The defaults are the official recipe (arXiv 2105.15203, section 4.1): AdamW at 6e-5 with weight
@@ -69,7 +52,7 @@ class SegmentationTask(LightningModule):
         auxiliary: Callable[[SegmentationModel], Auxiliary] | None = None,
         protocol: Protocol | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, scheduler)
         self.network = network
         self.loss = loss or CrossEntropy()
         labels = max(2, network.num_classes)  # one logit separates two classes
@@ -80,14 +63,9 @@ class SegmentationTask(LightningModule):
                     f"the loss weighs {len(weight)} classes, the network has {labels}; "
                     "give one weight for each class"
                 )
-        self.make_optimizer = optimizer
-        self.make_scheduler = scheduler
         self.head_lr_mult = head_lr_mult
         self.protocol = protocol
         self.auxiliary = auxiliary and auxiliary(network)
-        # Gradients of a run that is resumed between two batches of an optimizer step.
-        self._accumulated: dict[str, Tensor] = {}
-        self._unchecked: list[tuple[Tensor, Place]] = []  # losses
         self.confusion = confusion_matrix(labels)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -105,12 +83,6 @@ class SegmentationTask(LightningModule):
         if hasattr(data, "normalize_as"):
             data.normalize_as(self.network.normalization)
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Seeds dropout by the run's seed, the batch's number in the run and the process."""
-        torch.manual_seed(
-            mixed(run_seed(), self.trainer.fit_loop.total_batch_idx, self.global_rank)
-        )
-
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, target = batch
         target = target.long()
@@ -124,49 +96,7 @@ class SegmentationTask(LightningModule):
             with self.auxiliary.watching(self.network) as maps:
                 loss = measured(self.network.decode_head(self.network.backbone(images)))
             loss = loss + self.auxiliary(maps, measured)
-        self._unchecked.append((loss.detach(), self._place(batch_idx)))
-        if is_on_cpu(loss) or len(self._unchecked) >= self._log_interval():
-            self._check_losses()
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
-
-    def _log_interval(self) -> int:
-        trainer: Any = self.trainer  # Lightning does not declare the attribute
-        return int(trainer.log_every_n_steps)
-
-    def _place(self, batch_idx: int) -> Place:
-        in_run = self._trainer.fit_loop.total_batch_idx if self._trainer else 0
-        return Place(self.global_step, self.current_epoch, batch_idx, in_run)
-
-    def _check_losses(self) -> None:
-        """Reads the losses since the last check, which waits until the device has computed them.
-
-        Raises:
-            FloatingPointError: If one is not finite.
-        """
-        unchecked, self._unchecked = self._unchecked, []
-        if not unchecked:
-            return
-        losses, places = zip(*unchecked, strict=True)
-        for loss, place in zip(torch.stack(losses).tolist(), places, strict=True):
-            if not math.isfinite(loss):
-                raise FloatingPointError(self._diverged(loss, place))
-
-    def _diverged(self, loss: float, place: Place) -> str:
-        data: Any = getattr(self.trainer, "datamodule", None)
-        files = (
-            f"; its images: {', '.join(data.names_of(place.in_run))}"
-            if hasattr(data, "names_of")
-            else ""
-        )
-        return (
-            f"the loss is {loss} at step {place.step}, batch {place.in_epoch} of epoch "
-            f"{place.epoch}{files}; check the images, lower the learning rate, set "
-            "trainer.gradient_clip_val, or set trainer.precision to bf16-mixed or 32"
-        )
-
-    def on_train_epoch_end(self) -> None:
-        self._check_losses()
+        return self.checked(loss, batch_idx)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self._measure(batch)
@@ -175,7 +105,7 @@ class SegmentationTask(LightningModule):
         self._measure(batch)
 
     def on_validation_epoch_start(self) -> None:
-        self._check_losses()
+        super().on_validation_epoch_start()
         self.confusion.reset()
 
     def on_test_epoch_start(self) -> None:
@@ -189,25 +119,9 @@ class SegmentationTask(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the network's description, for ``from_pretrained``, and accumulated gradients."""
-        self._check_losses()
+        super().on_save_checkpoint(checkpoint)
         with suppress(ValueError):  # a network with parts of the user's has no description
             checkpoint[METADATA_KEY] = json.dumps(describe(self.network))
-        if self.trainer.fit_loop._should_accumulate():
-            reduce = self.trainer.strategy.reduce
-            gradients = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
-            checkpoint[GRADIENTS_KEY] = {
-                name: reduce(grad, reduce_op="mean") for name, grad in gradients.items()
-            }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._accumulated = checkpoint.get(GRADIENTS_KEY, {})
-
-    def on_train_start(self) -> None:
-        """Restores accumulated gradients; Lightning sets all gradients to zero before this."""
-        parameters = dict(self.named_parameters())
-        for name, gradient in self._accumulated.items():
-            parameters[name].grad = gradient.to(parameters[name])
-        self._accumulated = {}
 
     def _measure(self, batch: Any) -> None:
         """Adds a batch to the confusion matrix.
@@ -228,39 +142,5 @@ class SegmentationTask(LightningModule):
         self.log(f"{split}/miou", self.scores.miou, prog_bar=True)
         self.log(f"{split}/pixel_accuracy", self.scores.pixel_accuracy)
 
-    def configure_optimizers(self) -> Any:
-        optimizer = apply_lr_mult(
-            self.make_optimizer(param_groups(self.network, self.head_lr_mult, self.auxiliary))
-        )
-        steps = optimizer_steps(self.trainer)
-        if steps == float("inf"):
-            raise ValueError(
-                "the schedule needs the run's length; set trainer.max_steps or trainer.max_epochs"
-            )
-        scheduler = self.make_scheduler(optimizer, int(steps))
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
-
-
-def is_on_cpu(x: Tensor) -> bool:
-    """Whether reading a value waits for no device."""
-    return x.device.type == "cpu"
-
-
-def optimizer_steps(trainer: Trainer) -> float:
-    """Returns the number of optimizer steps of the whole run, infinite if it has no end.
-
-    Lightning's estimate assumes one number of accumulated batches for all epochs.
-    """
-    estimate = trainer.estimated_stepping_batches
-    if trainer.max_epochs in (None, -1):
-        return estimate
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, GradientAccumulationScheduler):
-            epochs = range(trainer.max_epochs)
-            factors = [callback.get_accumulate_grad_batches(epoch) for epoch in epochs]
-            steps = sum(math.ceil(trainer.num_training_batches / factor) for factor in factors)
-            return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
-    return estimate
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return param_groups(self.network, self.head_lr_mult, self.auxiliary)

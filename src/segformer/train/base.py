@@ -1,0 +1,289 @@
+"""What all tasks and their data share: a run that is resumed ends as if it had not been stopped."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader, Dataset
+
+from segformer.train.optim import apply_lr_mult
+from segformer.train.order import Batches, ResumableLoader, Seeded, Share, mixed, run_seed
+
+GRADIENTS_KEY = "accumulated_gradients"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a run a batch is: its optimizer step, its epoch, and its number in these."""
+
+    step: int
+    epoch: int
+    in_epoch: int
+    in_run: int
+
+
+class ResumableTask(LightningModule):
+    """Base of the tasks: seeds, checks of the loss, accumulated gradients, optimizer and schedule.
+
+    A subclass returns :meth:`checked` of its loss from ``training_step``. Its random numbers come
+    from PyTorch's global generators.
+
+    Args:
+        optimizer: Makes the optimizer from parameter groups.
+        scheduler: Makes the schedule from the optimizer and the run's number of optimizer steps.
+    """
+
+    def __init__(
+        self,
+        optimizer: Callable[[Any], Optimizer],
+        scheduler: Callable[[Optimizer, int], LRScheduler],
+    ) -> None:
+        super().__init__()
+        self.make_optimizer = optimizer
+        self.make_scheduler = scheduler
+        # Gradients of a run that is resumed between two batches of an optimizer step.
+        self._accumulated: dict[str, Tensor] = {}
+        self._unchecked: list[tuple[Tensor, Place]] = []  # losses
+
+    @abstractmethod
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Returns the groups of trained parameters; ``lr_mult`` is a factor of the rate."""
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seeds dropout by the run's seed, the batch's number in the run and the process."""
+        torch.manual_seed(
+            mixed(run_seed(), self.trainer.fit_loop.total_batch_idx, self.global_rank)
+        )
+
+    def checked(self, loss: Tensor, batch_idx: int) -> Tensor:
+        """Returns the loss of a training step, logged; checks that it is finite.
+
+        On a CPU it is checked at once. On other devices, where reading it waits for the device, it
+        is checked at the next logging step, validation, checkpoint or end of an epoch.
+
+        Raises:
+            FloatingPointError: If it, or one before it, is not finite.
+        """
+        self._unchecked.append((loss.detach(), self._place(batch_idx)))
+        if is_on_cpu(loss) or len(self._unchecked) >= self._log_interval():
+            self._check_losses()
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def _log_interval(self) -> int:
+        trainer: Any = self.trainer  # Lightning does not declare the attribute
+        return int(trainer.log_every_n_steps)
+
+    def _place(self, batch_idx: int) -> Place:
+        in_run = self._trainer.fit_loop.total_batch_idx if self._trainer else 0
+        return Place(self.global_step, self.current_epoch, batch_idx, in_run)
+
+    def _check_losses(self) -> None:
+        """Reads the losses since the last check, which waits until the device has computed them.
+
+        Raises:
+            FloatingPointError: If one is not finite.
+        """
+        unchecked, self._unchecked = self._unchecked, []
+        if not unchecked:
+            return
+        losses, places = zip(*unchecked, strict=True)
+        for loss, place in zip(torch.stack(losses).tolist(), places, strict=True):
+            if not math.isfinite(loss):
+                raise FloatingPointError(self._diverged(loss, place))
+
+    def _diverged(self, loss: float, place: Place) -> str:
+        data: Any = getattr(self.trainer, "datamodule", None)
+        files = (
+            f"; its images: {', '.join(data.names_of(place.in_run))}"
+            if hasattr(data, "names_of")
+            else ""
+        )
+        return (
+            f"the loss is {loss} at step {place.step}, batch {place.in_epoch} of epoch "
+            f"{place.epoch}{files}; check the images, lower the learning rate, set "
+            "trainer.gradient_clip_val, or set trainer.precision to bf16-mixed or 32"
+        )
+
+    def on_train_epoch_end(self) -> None:
+        self._check_losses()
+
+    def on_validation_epoch_start(self) -> None:
+        self._check_losses()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds gradients that are accumulated, the mean of those of all processes."""
+        self._check_losses()
+        if self.trainer.fit_loop._should_accumulate():
+            reduce = self.trainer.strategy.reduce
+            gradients = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
+            checkpoint[GRADIENTS_KEY] = {
+                name: reduce(grad, reduce_op="mean") for name, grad in gradients.items()
+            }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._accumulated = checkpoint.get(GRADIENTS_KEY, {})
+
+    def on_train_start(self) -> None:
+        """Restores accumulated gradients; Lightning sets all gradients to zero before this."""
+        parameters = dict(self.named_parameters())
+        for name, gradient in self._accumulated.items():
+            parameters[name].grad = gradient.to(parameters[name])
+        self._accumulated = {}
+
+    def configure_optimizers(self) -> Any:
+        optimizer = apply_lr_mult(self.make_optimizer(self.parameter_groups()))
+        steps = optimizer_steps(self.trainer)
+        if steps == float("inf"):
+            raise ValueError(
+                "the schedule needs the run's length; set trainer.max_steps or trainer.max_epochs"
+            )
+        scheduler = self.make_scheduler(optimizer, int(steps))
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+
+class ResumableData(LightningDataModule):
+    """Base of the data: training batches in an order that depends on the run's seed alone.
+
+    A resumed run gets the same batches as an uninterrupted one, and several processes share each
+    batch, and each measurement, without a sample twice.
+
+    Args:
+        train: Training samples.
+        batch_size: Training samples per step and device.
+        num_workers: Number of loader processes for training, and of as many for validation, which
+            wait meanwhile.
+    """
+
+    FROM_WEIGHTS: ClassVar[str]  # options that start a new run from a checkpoint's weights
+
+    def __init__(self, train: Dataset, batch_size: int, num_workers: int) -> None:
+        super().__init__()
+        self.train: Any = train
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+
+    @abstractmethod
+    def training_samples(self) -> Dataset:
+        """Returns the training samples, augmented by random numbers of the global generators."""
+
+    def train_dataloader(self) -> DataLoader:
+        rank, world_size = self._place
+        if len(self.train) < self.batch_size * world_size:
+            raise ValueError(
+                f"{len(self.train)} training images make no batch of {self.batch_size}"
+                + (f" on each of {world_size} devices" if world_size > 1 else "")
+                + f"; set data.batch_size to {len(self.train) // world_size} or less"
+            )
+        self.batches = Batches(
+            len(self.train), self.batch_size, run_seed(), rank, world_size, self._start
+        )
+        return ResumableLoader(
+            Seeded(self.training_samples()), batch_sampler=self.batches, **self._options()
+        )
+
+    def _share_loader(
+        self, samples: Any, batch_size: int, collate_fn: Callable[[Any], Any] | None = None
+    ) -> DataLoader:
+        """Returns the batches of the samples that this process measures, in their order."""
+        sampler = Share(len(samples), *self._place)
+        options = {"sampler": sampler, "collate_fn": collate_fn, **self._options()}
+        return DataLoader(samples, batch_size, **options)
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+        }
+
+    @property
+    def _place(self) -> tuple[int, int]:
+        """The index of this process, and the number of processes."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _start(self) -> tuple[int, int]:
+        """Returns the next epoch and batch."""
+        if not self.trainer:
+            return 0, 0
+        return self._epoch_and_batch(self.trainer.fit_loop.total_batch_idx + 1)
+
+    def _epoch_and_batch(self, taken: int) -> tuple[int, int]:
+        """Returns the epoch and the number of the batch that follows ``taken`` others."""
+        trainer: Any = self.trainer
+        epoch, number = divmod(taken, min(len(self.batches), trainer.num_training_batches))
+        return (0 if trainer.overfit_batches else epoch), number  # overfit_batches repeats its few
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the settings on which the order of the batches depends."""
+        trainer: Any = self.trainer
+        return {
+            "seed_everything": run_seed(),
+            "training images": len(self.train),
+            "images a step of all devices": self.batch_size * trainer.world_size,
+            "trainer.limit_train_batches": trainer.limit_train_batches,
+            "trainer.overfit_batches": trainer.overfit_batches,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Checks that a resumed run gets the batches that it would have had.
+
+        Raises:
+            ValueError: If the run had another seed, batch size or number of images.
+        """
+        if self.trainer is None or self.trainer.state.fn != "fit":
+            return
+        changed = [
+            f"{name} was {state_dict[name]} and is {now}"
+            for name, now in self.state_dict().items()
+            if name in state_dict and state_dict[name] != now
+        ]
+        if changed:
+            raise ValueError(
+                f"the run cannot be resumed with other batches ({'; '.join(changed)}); restore "
+                f"these settings, or start a new run from its weights with {self.FROM_WEIGHTS}"
+            )
+
+    def names_of(self, taken: int) -> list[str]:
+        """Returns the files of the batch that follows ``taken`` others, or its samples' indices."""
+        draws = self.batches.batch(*self._epoch_and_batch(taken))
+        return [self.name_of(draw.index) for draw in draws]
+
+    def name_of(self, index: int) -> str:
+        """Returns the file of a training sample, or its index."""
+        return f"sample {index}"
+
+
+def is_on_cpu(x: Tensor) -> bool:
+    """Whether reading a value waits for no device."""
+    return x.device.type == "cpu"
+
+
+def optimizer_steps(trainer: Trainer) -> float:
+    """Returns the number of optimizer steps of the whole run, infinite if it has no end.
+
+    Lightning's estimate assumes one number of accumulated batches for all epochs.
+    """
+    estimate = trainer.estimated_stepping_batches
+    if trainer.max_epochs in (None, -1):
+        return estimate
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GradientAccumulationScheduler):
+            epochs = range(trainer.max_epochs)
+            factors = [callback.get_accumulate_grad_batches(epoch) for epoch in epochs]
+            steps = sum(math.ceil(trainer.num_training_batches / factor) for factor in factors)
+            return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
+    return estimate
