@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from segformer.evaluation.components import components
+from segformer.data.components import components
 from segformer.evaluation.doubts import (
     Region,
     confusion_of,

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segformer.evaluation.components import components
+from segformer.data.components import components
 
 WINDOW = 1 / 40  # side of the neighbourhood, as a share of the image's shorter side
 SURE = 3.0  # least log ratio of the two probabilities that counts: a ratio of 20

@@ -180,6 +180,10 @@ class ResumableData(LightningDataModule):
     def training_samples(self) -> Dataset:
         """Returns the training samples, augmented by random numbers of the global generators."""
 
+    def seeded_samples(self) -> Seeded:
+        """Returns the training samples by their draws; each draw has its own random numbers."""
+        return Seeded(self.training_samples())
+
     def train_dataloader(self) -> DataLoader:
         rank, world_size = self._place
         if len(self.train) < self.batch_size * world_size:
@@ -191,9 +195,7 @@ class ResumableData(LightningDataModule):
         self.batches = Batches(
             len(self.train), self.batch_size, run_seed(), rank, world_size, self._start
         )
-        return ResumableLoader(
-            Seeded(self.training_samples()), batch_sampler=self.batches, **self._options()
-        )
+        return ResumableLoader(self.seeded_samples(), batch_sampler=self.batches, **self._options())
 
     def _share_loader(
         self, samples: Any, batch_size: int, collate_fn: Callable[[Any], Any] | None = None

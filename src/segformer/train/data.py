@@ -23,10 +23,12 @@ from segformer.data.bands import NAME, SPLIT, Bands
 from segformer.data.classes import Classes
 from segformer.data.datasets import SAMPLED_PAIRS, DataError, FolderDataset
 from segformer.data.labels import Coding, check_labels, label_type
+from segformer.data.mixing import Mixing
 from segformer.data.normalization import IMAGENET, Normalization
 from segformer.data.rasters import RasterDataset
 from segformer.data.transforms import Normalize, normalizers
 from segformer.train.base import ResumableData
+from segformer.train.order import Mixed, Seeded
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +96,8 @@ class SegmentationData(ResumableData):
             size; those of a batch that have the same size are computed together.
         num_workers: Number of loader processes for training, and of as many for validation, which
             wait meanwhile.
+        mixing: How some training samples are mixed with another one, such as
+            :class:`~segformer.data.mixing.ClassMix`; by default none are.
     """
 
     FROM_WEIGHTS = "--model.network segformer.Pretrained --model.network.source CHECKPOINT"
@@ -107,6 +111,7 @@ class SegmentationData(ResumableData):
         batch_size: int = 8,
         val_batch_size: int = 1,
         num_workers: int = 2,
+        mixing: Mixing | None = None,
     ) -> None:
         super().__init__(train, batch_size, num_workers)
         self.val: Any = val
@@ -114,6 +119,9 @@ class SegmentationData(ResumableData):
         self.train_transform = train_transform
         self.normalization = IMAGENET
         self.val_batch_size = val_batch_size
+        self.mixing = mixing
+        if mixing is not None:
+            mixing.check(self.classes)
 
     @property
     def classes(self) -> Classes:
@@ -179,9 +187,19 @@ class SegmentationData(ResumableData):
     def training_samples(self) -> Dataset:
         return Transformed(self.train, self.train_transform)
 
+    def seeded_samples(self) -> Seeded:
+        samples = self.training_samples()
+        return Mixed(samples, self.mixing, self.classes) if self.mixing else Seeded(samples)
+
     def name_of(self, index: int) -> str:
         pairs = getattr(self.train, "pairs", None)
         return str(pairs[index][0]) if pairs else super().name_of(index)
+
+    def names_of(self, taken: int) -> list[str]:
+        """Adds the files that may be mixed with those of the batch."""
+        draws = self.batches.batch(*self._epoch_and_batch(taken))
+        mixed = [self.name_of(draw.other) for draw in draws if self.mixing]
+        return list(dict.fromkeys([*super().names_of(taken), *mixed]))
 
     def val_dataloader(self) -> DataLoader:
         return self._whole_images(self.val)
@@ -220,11 +238,14 @@ class StandardData(SegmentationData):
         batch_size: int = 8,
         val_batch_size: int = 1,
         num_workers: int = 2,
+        mixing: Mixing | None = None,
     ) -> None:
         make: Any = dataset
         faults: list[str] = []
         train, val = (_collecting(faults, make, root, name) for name in (train_split, val_split))
-        super().__init__(train, val, train_transform, None, batch_size, val_batch_size, num_workers)
+        super().__init__(
+            train, val, train_transform, None, batch_size, val_batch_size, num_workers, mixing
+        )
         if faults:
             raise DataError(faults, self)
 
@@ -298,6 +319,7 @@ class FolderData(SegmentationData):
         unlabelled: int | str | None = None,
         class_map: dict[str, str] | None = None,
         invalid_polygons: Treatment = "refuse",
+        mixing: Mixing | None = None,
     ) -> None:
         if isinstance(images, list):
             bands = replace(bands or Bands(), files=images)
@@ -327,7 +349,9 @@ class FolderData(SegmentationData):
         faults: list[str] = []
         train, val = (_collecting(faults, split, names[kind] or kind) for kind in ("train", "val"))
         test = _test_split(faults, split, names["test"]) if names["test"] else None
-        super().__init__(train, val, train_transform, test, batch_size, val_batch_size, num_workers)
+        super().__init__(
+            train, val, train_transform, test, batch_size, val_batch_size, num_workers, mixing
+        )
         if shared:
             faults += without_image(shared, _sources(train, val, test), "the folders of the splits")
         _say(train, val, test)
@@ -428,6 +452,7 @@ class ListedData(SegmentationData):
         unlabelled: int | str | None = None,
         class_map: dict[str, str] | None = None,
         invalid_polygons: Treatment = "refuse",
+        mixing: Mixing | None = None,
     ) -> None:
         faults: list[str] = []
         make = _reader(bands, normalization, tile)
@@ -450,7 +475,7 @@ class ListedData(SegmentationData):
         read_test = _collecting(faults, listed, test) if test is not None else None
         super().__init__(
             *(read_train, read_val, train_transform, read_test),
-            *(batch_size, val_batch_size, num_workers),
+            *(batch_size, val_batch_size, num_workers, mixing),
         )
         _say(read_train, read_val, read_test)
         if faults:

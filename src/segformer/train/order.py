@@ -15,7 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+from segformer.data.classes import Classes
+from segformer.data.mixing import Mixing
 
 
 def run_seed() -> int:
@@ -35,10 +39,12 @@ class Draw:
     Args:
         index: Index of the sample in its data set.
         seed: Seed of its augmentation.
+        other: Index of the sample that it may be mixed with.
     """
 
     index: int
     seed: int
+    other: int
 
 
 class Seeded(Dataset):
@@ -58,10 +64,34 @@ class Seeded(Dataset):
             random.seed(draw.seed)
             np.random.seed(draw.seed % 2**32)
             try:
-                return self.dataset[draw.index]
+                return self.sample(draw)
             finally:
                 random.setstate(python)
                 np.random.set_state(numpy)
+
+    def sample(self, draw: Draw) -> Any:
+        """Returns the sample of a draw; the generators have its seed."""
+        return self.dataset[draw.index]
+
+
+class Mixed(Seeded):
+    """Samples of which some are mixed with another one.
+
+    Args:
+        dataset: Augmented samples, image (C, H, W) and label map (H, W), of one size.
+        mixing: How they are mixed.
+        classes: The classes of the label maps.
+    """
+
+    def __init__(self, dataset: Any, mixing: Mixing, classes: Classes) -> None:
+        super().__init__(dataset)
+        self.mixing, self.classes = mixing, classes
+
+    def sample(self, draw: Draw) -> tuple[Tensor, Tensor]:
+        sample: tuple[Tensor, Tensor] = super().sample(draw)
+        if torch.rand(()) >= self.mixing.p:
+            return sample
+        return self.mixing(sample, self.dataset[draw.other], self.classes)
 
 
 class Batches(Sampler[list[Draw]]):
@@ -98,12 +128,14 @@ class Batches(Sampler[list[Draw]]):
     def batch(self, epoch: int, number: int) -> list[Draw]:
         """Returns a batch of an epoch by its number."""
         place = (number * self.world_size + self.rank) * self.batch_size
+        order = self._order(epoch)
         return [
-            Draw(index, mixed(self.seed, epoch, index))
-            for index in self._order(epoch)[place : place + self.batch_size].tolist()
+            # The next sample of all processes, so that their number has no effect on the pairs.
+            Draw(index, mixed(self.seed, epoch, index), int(order[(k + 1) % len(order)]))
+            for k, index in enumerate(order[place : place + self.batch_size].tolist(), place)
         ]
 
-    def _order(self, epoch: int) -> torch.Tensor:
+    def _order(self, epoch: int) -> Tensor:
         if epoch != self._latest[0]:
             generator = torch.Generator().manual_seed(mixed(self.seed, epoch))
             self._latest = epoch, torch.randperm(self.length, generator=generator)
