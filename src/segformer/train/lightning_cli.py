@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, WeightAveraging
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from segformer.checkpoint import describe
 from segformer.evaluation import check_logits, find_protocol
 from segformer.evaluation.metrics import Scores
 from segformer.train.data import SegmentationData
-from segformer.train.folders import RunFolder, Runs, follow, run_folder
-from segformer.train.parser import Parser, add_options
-from segformer.train.progress import ProgressLines
+from segformer.train.folders import RunFolder
+from segformer.train.parser import add_options
 from segformer.train.report import Report
-from segformer.train.resume import AtomicCheckpointIO, find_checkpoint, read_checkpoint
+from segformer.train.run_cli import RunCLI
 from segformer.train.task import SegmentationTask
 from segformer.train.weights import (
     drop_callbacks,
@@ -31,24 +26,15 @@ from segformer.train.weights import (
     load_network,
 )
 
-VERBS = ("fit", "validate", "test")
 OF_MEASUREMENT = ("weights", "protocol", "tta")  # options that training does not use
 
 
 def main(arguments: list[str]) -> None:
-    """Runs the verb that comes first in the arguments.
-
-    Raises:
-        argparse.ArgumentError: If an option is unknown or its value has the wrong type.
-        ValueError: If Lightning refuses the settings.
-    """
-    try:
-        SegmentationCLI(arguments)
-    except MisconfigurationException as error:
-        raise ValueError(str(error)) from error
+    """Runs the verb that comes first in the arguments; the errors are those of the class."""
+    SegmentationCLI(arguments)
 
 
-class SegmentationCLI(LightningCLI):
+class SegmentationCLI(RunCLI):
     """Builds the task, the data and the trainer from a YAML file, and runs a verb.
 
     The keys of the file are the arguments of these classes. The number of classes is that of the
@@ -59,42 +45,14 @@ class SegmentationCLI(LightningCLI):
         run: Whether to run the verb. If False, ``args`` has no verb, and only the parts are built.
     """
 
-    def __init__(self, args: list[str] | None = None, run: bool = True) -> None:
-        super().__init__(
-            SegmentationTask,
-            SegmentationData,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            # SegmentationData distributes its samples itself, none of them twice.
-            trainer_defaults={"use_distributed_sampler": False},
-            seed_everything_default=0,
-            load_from_checkpoint_support=False,
-            save_config_callback=RunFolder,
-            parser_class=Parser,
-            args=args,
-            run=run,
-        )
+    VERBS = ("fit", "validate", "test")
+    WEIGHTS = "--weights"
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        every = LightningCLI.subcommands()
-        return {verb: every[verb] for verb in VERBS}
+    def __init__(self, args: list[str] | None = None, run: bool = True) -> None:
+        super().__init__(SegmentationTask, SegmentationData, args, run, subclass_mode_data=True)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         add_options(parser, self._logits)
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parses the arguments; raises ValueError if ``--ckpt_path`` is no checkpoint of a run."""
-        self.config = parser.parse_args(args)  # type: ignore[arg-type]
-        path = self._settings.get("ckpt_path")
-        if path and Path(path).is_file() and "state_dict" not in read_checkpoint(Path(path)):
-            raise ValueError(
-                f"{path!r} is no checkpoint of a run; give weights of other layouts with --weights"
-            )
-
-    @property
-    def _settings(self) -> Any:
-        return self.config.get(self.config.get("subcommand"), self.config)
 
     def _logits(self, num_classes: int) -> int:
         if not self._settings.one_logit:
@@ -104,24 +62,10 @@ class SegmentationCLI(LightningCLI):
         return 1
 
     def before_instantiate_classes(self) -> None:
-        """Chooses the run's folder; a resumed run keeps its own."""
-        config = self._settings
-        self._take_bands(config)
-        given = config.clone()
-        given.pop("ckpt_path", None)
-        _refuse_unused(self.subcommand, config)
-        runs = Runs.of(config.trainer)
-        self._checkpoint = self._find_checkpoint(runs)
-        trains = self.subcommand in ("fit", None)
-        folder = run_folder(runs, self._checkpoint) if trains else runs.next()
-        follow(config.trainer, runs, folder)
-        if "ckpt_path" in config:  # a measurement loads the weights in _load_measured
-            resumes = self._checkpoint and self.subcommand == "fit"
-            config.ckpt_path = str(self._checkpoint) if resumes else None
-        validates = config.trainer.limit_val_batches != 0
-        if not validates and str(config.checkpoint.monitor).startswith("val/"):
-            config.checkpoint.monitor = None
-        self.save_config_kwargs = {"folder": folder, "given": given}
+        """Chooses the run's folder, and the network's number of bands."""
+        self._take_bands(self._settings)
+        _refuse_unused(self.subcommand, self._settings)
+        super().before_instantiate_classes()
 
     def _take_bands(self, config: Any) -> None:
         """Builds the network for the number of bands of the data.
@@ -143,36 +87,9 @@ class SegmentationCLI(LightningCLI):
         if network is not None and network.get("in_channels", 0) in (None, 3):
             network.in_channels = len(data.normalization.mean)
 
-    def _find_checkpoint(self, runs: Runs) -> Path | None:
-        named = self._settings.get("ckpt_path")
-        if not named:
-            return None
-        found = find_checkpoint(str(named), runs.folder, runs.folders())
-        if found is None and self.subcommand != "fit":
-            raise FileNotFoundError(
-                f"--ckpt_path {named}: no run in {str(runs.folder)!r} has a checkpoint yet"
-            )
-        if found is None:
-            folder = str(runs.folder)
-            rank_zero_info(f"no checkpoint in {folder!r} yet: the run starts from the beginning")
-        return found
-
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Without a terminal, lines are printed instead of the progress bar."""
-        settings = self._get(self.config_init, "trainer")
-        given = settings.callbacks if isinstance(settings.callbacks, list) else [settings.callbacks]
-        has_own = any(isinstance(callback, ProgressBar) for callback in given)
-        is_wanted = settings.enable_progress_bar is not False and not settings.barebones
-        if is_wanted and not has_own and not sys.stdout.isatty():
-            self.trainer_defaults = {**self.trainer_defaults, "callbacks": [ProgressLines()]}
-        return super().instantiate_trainer(**kwargs)
-
     def before_fit(self) -> None:
         """Checks before the run that the data can be read and the network can be saved."""
-        trainer: Any = self.trainer
-        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-        if trainer.fast_dev_run:  # Lightning would write the last checkpoint nevertheless
-            drop_callbacks(trainer, ModelCheckpoint)
+        super().before_fit()
         network = self.model.network
         network.classes = self.datamodule.classes
         describe(network)
@@ -199,11 +116,6 @@ class SegmentationCLI(LightningCLI):
                 measure(self.model, self.datamodule, verbose=False)
                 scores[split] = self.model.scores
                 self._report.write_scores(scores, self.datamodule.classes, self._folder)
-
-    @property
-    def _folder(self) -> Path:
-        callback: Any = find_callback(self.trainer, RunFolder)
-        return callback.folder
 
     @property
     def _report(self) -> Report:

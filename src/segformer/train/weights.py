@@ -10,8 +10,8 @@ from lightning import Callback
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 
 from segformer.deploy import load_model
+from segformer.train.base import ResumableTask
 from segformer.train.resume import Resumable
-from segformer.train.task import SegmentationTask
 
 C = TypeVar("C", bound=Callback)
 
@@ -26,7 +26,7 @@ def drop_callbacks(trainer: Any, kind: type[Callback]) -> None:
     trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, kind)]
 
 
-def load_best(task: SegmentationTask, trainer: Any) -> None:
+def load_best(task: ResumableTask, trainer: Any) -> None:
     """Loads the best checkpoint of a finished run; a run without validation keeps its last weights.
 
     If weights are averaged during the run, the checkpoints contain the averages. Lightning's
@@ -42,7 +42,7 @@ def load_best(task: SegmentationTask, trainer: Any) -> None:
         load_checkpoint(task, Path(checkpoint.best_model_path))
 
 
-def load_checkpoint(task: SegmentationTask, checkpoint: Path) -> None:
+def load_checkpoint(task: ResumableTask, checkpoint: Path) -> None:
     """Loads the weights of a run's checkpoint.
 
     Raises:

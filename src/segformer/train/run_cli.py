@@ -1,0 +1,140 @@
+"""What the commands of training share: one folder for each run, resuming, lines of progress."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, ClassVar
+
+from lightning import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from segformer.train.base import ResumableData, ResumableTask
+from segformer.train.folders import RunFolder, Runs, follow, run_folder
+from segformer.train.parser import Parser
+from segformer.train.progress import ProgressLines
+from segformer.train.resume import AtomicCheckpointIO, find_checkpoint, read_checkpoint
+from segformer.train.weights import drop_callbacks, find_callback
+
+
+class RunCLI(LightningCLI):
+    """Builds a task, its data and the trainer from a YAML file, and runs a verb.
+
+    The keys of the file are the arguments of these classes.
+
+    Args:
+        task: Class of the task.
+        data: Class of the data.
+        args: The arguments, a verb first; by default those of the process.
+        run: Whether to run the verb. If False, ``args`` has no verb, and only the parts are built.
+        subclass_mode_data: Whether the file names the class of the data, which is one of ``data``.
+
+    Raises:
+        argparse.ArgumentError: If an option is unknown or its value has the wrong type.
+        ValueError: If Lightning refuses the settings.
+    """
+
+    VERBS: ClassVar[tuple[str, ...]]  # of Lightning's
+    WEIGHTS: ClassVar[str]  # option that takes weights of any layout
+
+    def __init__(
+        self,
+        task: type[ResumableTask],
+        data: type[ResumableData],
+        args: list[str] | None,
+        run: bool,
+        subclass_mode_data: bool,
+    ) -> None:
+        try:
+            super().__init__(
+                task,
+                data,
+                subclass_mode_data=subclass_mode_data,
+                auto_configure_optimizers=False,
+                # ResumableData distributes its samples itself, none of them twice.
+                trainer_defaults={"use_distributed_sampler": False},
+                seed_everything_default=0,
+                load_from_checkpoint_support=False,
+                save_config_callback=RunFolder,
+                parser_class=Parser,
+                args=args,
+                run=run,
+            )
+        except MisconfigurationException as error:
+            raise ValueError(str(error)) from error
+
+    @classmethod
+    def subcommands(cls) -> dict[str, set[str]]:
+        every = LightningCLI.subcommands()
+        return {verb: every[verb] for verb in cls.VERBS}
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parses the arguments; raises ValueError if ``--ckpt_path`` is no checkpoint of a run."""
+        self.config = parser.parse_args(args)  # type: ignore[arg-type]
+        path = self._settings.get("ckpt_path")
+        if path and Path(path).is_file() and "state_dict" not in read_checkpoint(Path(path)):
+            raise ValueError(
+                f"{path!r} is no checkpoint of a run; give weights of other layouts with "
+                f"{self.WEIGHTS}"
+            )
+
+    @property
+    def _settings(self) -> Any:
+        return self.config.get(self.config.get("subcommand"), self.config)
+
+    def before_instantiate_classes(self) -> None:
+        """Chooses the run's folder; a resumed run keeps its own."""
+        config = self._settings
+        given = config.clone()
+        given.pop("ckpt_path", None)
+        runs = Runs.of(config.trainer)
+        self._checkpoint = self._find_checkpoint(runs)
+        trains = self.subcommand in ("fit", None)
+        folder = run_folder(runs, self._checkpoint) if trains else runs.next()
+        follow(config.trainer, runs, folder)
+        if "ckpt_path" in config:  # a measurement loads its weights itself
+            resumes = self._checkpoint and self.subcommand == "fit"
+            config.ckpt_path = str(self._checkpoint) if resumes else None
+        validates = config.trainer.limit_val_batches != 0
+        if not validates and str(config.checkpoint.monitor).startswith("val/"):
+            config.checkpoint.monitor = None
+        self.save_config_kwargs = {"folder": folder, "given": given}
+
+    def _find_checkpoint(self, runs: Runs) -> Path | None:
+        named = self._settings.get("ckpt_path")
+        if not named:
+            return None
+        found = find_checkpoint(str(named), runs.folder, runs.folders())
+        if found is None and self.subcommand != "fit":
+            raise FileNotFoundError(
+                f"--ckpt_path {named}: no run in {str(runs.folder)!r} has a checkpoint yet"
+            )
+        if found is None:
+            folder = str(runs.folder)
+            rank_zero_info(f"no checkpoint in {folder!r} yet: the run starts from the beginning")
+        return found
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Without a terminal, lines are printed instead of the progress bar."""
+        settings = self._get(self.config_init, "trainer")
+        given = settings.callbacks if isinstance(settings.callbacks, list) else [settings.callbacks]
+        has_own = any(isinstance(callback, ProgressBar) for callback in given)
+        is_wanted = settings.enable_progress_bar is not False and not settings.barebones
+        if is_wanted and not has_own and not sys.stdout.isatty():
+            self.trainer_defaults = {**self.trainer_defaults, "callbacks": [ProgressLines()]}
+        return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        """Writes no half of a checkpoint, and none in a run that only tries the settings."""
+        trainer: Any = self.trainer
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        if trainer.fast_dev_run:  # Lightning would write the last checkpoint nevertheless
+            drop_callbacks(trainer, ModelCheckpoint)
+
+    @property
+    def _folder(self) -> Path:
+        callback: Any = find_callback(self.trainer, RunFolder)
+        return callback.folder
