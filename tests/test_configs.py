@@ -72,6 +72,9 @@ def test_a_config_builds(config: Path, tmp_path: Path) -> None:
             tmp_path / "b0.safetensors"
         )  # in place of ImageNet weights: a file of another data set
         overrides.append(f"--model.network.source={tmp_path / 'b0.safetensors'}")
+    if "distillation" in settings["model"]:
+        SegFormer("b0", num_classes=11).save(tmp_path / "teacher.safetensors")
+        overrides.append(f"--model.distillation.teacher={tmp_path / 'teacher.safetensors'}")
     if settings["trainer"].get("precision"):
         overrides.append("--trainer.precision=32")
     cli = SegmentationCLI([f"--config={config}", *overrides], run=False)

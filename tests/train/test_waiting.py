@@ -21,7 +21,8 @@ from segformer.data.transforms import TrainTransform
 from segformer.losses import OHEM, CrossEntropy, Dice, Focal, Sum
 from segformer.train.averaging import Average
 from segformer.train.data import SegmentationData
-from segformer.train.optim import Muon, OfficialAdamW, param_groups
+from segformer.train.distillation import ChannelWise, Distillation, FeatureMaps
+from segformer.train.optim import Muon, OfficialAdamW
 from segformer.train.task import SegmentationTask
 
 LOSSES: dict[str, partial[nn.Module]] = {
@@ -49,12 +50,15 @@ def test_no_loss_waits(name: str) -> None:
 
 @pytest.mark.parametrize("optimizer", [OfficialAdamW, Muon])
 def test_no_step_waits(optimizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The task's own step, with the optimizer's and the average's."""
+    """The task's own step, with a teacher's, the optimizer's and the average's."""
     trainer = quiet_trainer(Path(), max_steps=9, log_every_n_steps=3)
     with torch.device("meta"):
-        task = SegmentationTask(SegFormer(TINY, num_classes=3)).train()
+        teacher = SegFormer(TINY, num_classes=3)
+        parts = {"logits": ChannelWise(), "features": FeatureMaps}
+        distillation = partial(Distillation, teacher=teacher, **parts)
+        task = SegmentationTask(SegFormer(TINY, num_classes=3), distillation=distillation).train()
         batch = torch.zeros(2, 3, 64, 96), torch.zeros(2, 64, 96, dtype=torch.uint8)
-        made = optimizer(param_groups(task.network))
+        made = optimizer(task.parameter_groups())
         average = Average(task, 0.9)
     task._trainer = trainer
     monkeypatch.setattr(task, "log", lambda *_, **__: None)

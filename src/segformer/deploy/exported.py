@@ -124,8 +124,8 @@ class Exported(nn.Module):
     def normalization(self) -> Normalization:
         return self.description.normalization
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Returns the logits (B, K, H, W) of images (B, C, H, W).
+    def forward(self, images: Tensor, size: Sequence[int] | None = None) -> Tensor:
+        """Returns the logits (B, K, *size*) of images (B, C, H, W).
 
         For a file that gives probabilities they are the logarithms of these, which have the same
         softmax and the same greatest class.
@@ -133,11 +133,16 @@ class Exported(nn.Module):
         Args:
             images: Images, normalised by ``normalization``. For a file that normalises them itself
                 the pixels are computed back, exactly; it also takes pixels, uint8.
+            size: Height and width of the logits; by default those of the images. A file with a
+                second input for it interpolates its stride-4 logits; otherwise the logits are
+                interpolated from the images' size.
 
         Raises:
             ValueError: If the images do not fit the file, or it gives labels only.
         """
-        return self._logits(images, None)
+        height, width = images.shape[-2:] if size is None else size
+        logits = self._logits(images, (int(height), int(width)))
+        return logits if logits.shape[-2:] == (height, width) else upsample(logits, (height, width))
 
     def _logits(self, images: Tensor, size: tuple[int, int] | None) -> Tensor:
         """Returns the logits of the images' size, or of *size* if the graph takes one."""

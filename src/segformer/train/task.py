@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from segformer.losses import CrossEntropy
 from segformer.models import SegmentationModel
 from segformer.train.auxiliary import Auxiliary
 from segformer.train.base import ResumableTask
+from segformer.train.distillation import Distillation
 from segformer.train.optim import OfficialAdamW, Poly, param_groups
 
 
@@ -37,6 +38,8 @@ class SegmentationTask(ResumableTask):
         head_lr_mult: Factor of the learning rate of the decode head and the auxiliary heads.
         auxiliary: Makes auxiliary heads from the network; by default there are none.
         protocol: How images are measured; by default whole and at their own size.
+        distillation: Makes, from the network, losses that compare it with a teacher; by default
+            there is no teacher.
 
     Raises:
         ValueError: If the loss has weights for another number of classes.
@@ -51,6 +54,7 @@ class SegmentationTask(ResumableTask):
         head_lr_mult: float = 10.0,
         auxiliary: Callable[[SegmentationModel], Auxiliary] | None = None,
         protocol: Protocol | None = None,
+        distillation: Callable[[SegmentationModel], Distillation] | None = None,
     ) -> None:
         super().__init__(optimizer, scheduler)
         self.network = network
@@ -66,6 +70,7 @@ class SegmentationTask(ResumableTask):
         self.head_lr_mult = head_lr_mult
         self.protocol = protocol
         self.auxiliary = auxiliary and auxiliary(network)
+        self.distillation = distillation and distillation(network)
         self.confusion = confusion_matrix(labels)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -82,6 +87,8 @@ class SegmentationTask(ResumableTask):
             self.network.normalization = statistics
         if hasattr(data, "normalize_as"):
             data.normalize_as(self.network.normalization)
+        if stage == "fit" and self.distillation is not None:
+            self.distillation.adapt_to(self.network)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, target = batch
@@ -90,12 +97,17 @@ class SegmentationTask(ResumableTask):
         def measured(logits: Tensor) -> Tensor:
             return self.loss(logits, target, self.network.align_corners)
 
-        if self.auxiliary is None:
-            loss = measured(self.network.decode_head(self.network.backbone(images)))
-        else:
-            with self.auxiliary.watching(self.network) as maps:
-                loss = measured(self.network.decode_head(self.network.backbone(images)))
+        watching: Any = self.auxiliary.watching(self.network) if self.auxiliary else nullcontext([])
+        with watching as maps:
+            features = self.network.backbone(images)
+            logits = self.network.decode_head(features)
+        loss = measured(logits)
+        if self.auxiliary is not None:
             loss = loss + self.auxiliary(maps, measured)
+        if self.distillation is not None:
+            distilled = self.distillation(images, features, logits, target)
+            self.log("train/distillation", distilled)
+            loss = loss + distilled
         return self.checked(loss, batch_idx)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
@@ -143,4 +155,5 @@ class SegmentationTask(ResumableTask):
         self.log(f"{split}/pixel_accuracy", self.scores.pixel_accuracy)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        return param_groups(self.network, self.head_lr_mult, self.auxiliary)
+        parts = nn.ModuleList(part for part in (self.auxiliary, self.distillation) if part)
+        return param_groups(self.network, self.head_lr_mult, parts)
