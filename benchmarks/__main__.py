@@ -15,15 +15,19 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks import measure
+from benchmarks import measure, recipes
 from benchmarks.jobs import PARTS, PEERS, Job, command, jobs, key, run
 from benchmarks.provenance import cpu, provenance, warn_if_busy, watched
 
+RECIPES = ["recipes"]
 RESULTS = Path(__file__).with_name("results.json")
 
 
 def main() -> None:
     options = parse()
+    if options.parts == RECIPES:
+        recipes.run(options)
+        return
     torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore")
     if options.one:
@@ -48,7 +52,9 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The command line's options."""
+    """The command line's options; the part ``recipes`` has its own."""
+    if sys.argv[1:2] == RECIPES:
+        return argparse.Namespace(parts=RECIPES, **vars(recipes.parse(sys.argv[2:])))
     parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
     parser.add_argument(
         "parts", nargs="*", help=f"some of {', '.join(PARTS)}; by default all but the last"

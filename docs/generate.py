@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import takewhile
 from pathlib import Path
 
-from benchmarks import cuda, report
+from benchmarks import cuda, recipes_report, report
 
 from segformer.checkpoint import LAYOUTS, WRITABLE, Numerics
 from segformer.ops.registry import OPERATORS, first_line
@@ -56,6 +56,8 @@ def write(folder: Path) -> None:
     results = report.read("results.json")
     report.write(results, folder)
     training = report.read("training.json")
+    recipes = report.read("recipes.json")
+    recipes_report.plot(recipes, folder)
     pages = {
         "layouts": layouts(),
         "operators": operators(results),
@@ -65,6 +67,7 @@ def write(folder: Path) -> None:
         "messages": messages(),
         "training": report.training(training),
         "highlights": "\n".join(report.figures(results, training)),
+        "recipes": recipes_report.tables(recipes),
         "cuda": cuda.table(report.read("cuda.json"))
         if (report.HERE / "cuda.json").is_file()
         else NO_CUDA,

@@ -129,3 +129,29 @@ def write_folder(root: Path, **counts: int) -> Path:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(array).save(path)
     return root
+
+
+def camvid_config(data_root: Path, folder: Path) -> Path:
+    """configs/camvid.yaml for a tiny network on these pictures, in a file of a folder.
+
+    Its runs lie in ``folder/runs/camvid``.
+    """
+    settings = yaml.safe_load((Path(__file__).parents[1] / "configs" / "camvid.yaml").read_text())
+    data = settings["data"]["init_args"]
+    data.update(
+        root=str(data_root), classes={"names": ["dark", "bright"]}, batch_size=2, num_workers=0
+    )
+    data["train_transform"]["init_args"]["crop_size"] = [32, 32]
+    settings["model"]["network"]["init_args"]["backbone"] = {
+        "class_path": "segformer.Variant",
+        "init_args": {**vars(TINY)},
+    }
+    settings["model"]["loss"] = None
+    settings["trainer"].update(max_steps=6, val_check_interval=3, accelerator="cpu")
+    settings["trainer"]["logger"]["init_args"]["save_dir"] = str(folder / "runs")
+    for name in ("dims", "depths", "heads", "sr_ratios"):
+        values = settings["model"]["network"]["init_args"]["backbone"]["init_args"]
+        values[name] = list(values[name])
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path

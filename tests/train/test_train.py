@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from conftest import TINY
-from halves import halves, quiet_trainer, write_folder
+from halves import camvid_config, halves, quiet_trainer, write_folder
 from PIL import Image
 from torchvision.transforms import v2
 
@@ -103,25 +103,7 @@ def camvid_like(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def config(camvid_like: Path, tmp_path: Path) -> Path:
-    settings = yaml.safe_load((Path(__file__).parents[2] / "configs" / "camvid.yaml").read_text())
-    data = settings["data"]["init_args"]
-    data.update(
-        root=str(camvid_like), classes={"names": ["dark", "bright"]}, batch_size=2, num_workers=0
-    )
-    data["train_transform"]["init_args"]["crop_size"] = [32, 32]
-    settings["model"]["network"]["init_args"]["backbone"] = {
-        "class_path": "segformer.Variant",
-        "init_args": {**vars(TINY)},
-    }
-    settings["model"]["loss"] = None
-    settings["trainer"].update(max_steps=6, val_check_interval=3, accelerator="cpu")
-    settings["trainer"]["logger"]["init_args"]["save_dir"] = str(tmp_path / "runs")
-    for name in ("dims", "depths", "heads", "sr_ratios"):
-        values = settings["model"]["network"]["init_args"]["backbone"]["init_args"]
-        values[name] = list(values[name])
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(settings))
-    return path
+    return camvid_config(camvid_like, tmp_path)
 
 
 def test_fit_leaves_checkpoints_weights_tables_and_pictures(

@@ -1,0 +1,310 @@
+"""``python -m benchmarks recipes --camvid FOLDER``: what helps where images are few.
+
+Each recipe of ``recipes.yaml`` is trained by ``segformer fit``, and measured by ``segformer
+validate`` or ``test``, on images as they are, and averaged with mirrored ones. Each training run is
+a row of ``recipes.json``, written when it ends: a command that was stopped goes on at its row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from PIL import Image
+
+from benchmarks.provenance import cpu, provenance, warn_if_busy, watched
+from benchmarks.report import Row, Rows
+
+HERE = Path(__file__).parent
+RECIPES = HERE / "recipes.yaml"
+RESULTS = HERE / "recipes.json"
+VALIDATIONS = 5  # of a training run
+MULTIPLE = 32  # of the sides of crops of images at another size
+VERBS = {"val": "validate", "test": "test"}
+MEASURES = {  # of the weights: names and options
+    "miou": [],
+    "flip": ["--model.protocol=segformer.evaluation.Protocol", "--model.protocol.flip=true"],
+}
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser("python -m benchmarks recipes", description=__doc__)
+    parser.add_argument(
+        "--camvid", required=True, help="folder with images/{train,val,test} and labels/{…}"
+    )
+    parser.add_argument("--recipes", type=Path, default=RECIPES, help="YAML file of recipes")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help="recipes, a+b for two together; by default all"
+    )
+    parser.add_argument("--steps", type=int, default=700, help="optimizer steps of a run")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--split", choices=VERBS, default="val", help="what is measured")
+    parser.add_argument(
+        "--size", type=float, default=1.0, help="factor of the images' and the crops' sides"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="start no row after this time"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/recipes"), help="folder of the runs and weights"
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS, help="JSON file of the rows")
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Trains and measures what the results lack, row by row.
+
+    A row that fails is said, and left out.
+
+    Raises:
+        SystemExit: If a recipe is unknown, two contradict each other, or rows have failed.
+    """
+    rows = [Training(name, seed, options) for seed in options.seeds for name in names_of(options)]
+    results: Rows = json.loads(options.out.read_text()) if options.out.is_file() else {}
+    wanted = [row for row in rows if not row.is_measured(results.get(row.key))]
+    print(f"{len(wanted)} of {len(rows)} rows are not measured yet", flush=True)
+    if not wanted:
+        return
+    warn_if_busy()
+    end = time.monotonic() + 60 * options.minutes
+    root, failed = data_of(options), 0
+    for row in wanted:
+        if time.monotonic() > end:
+            print("stopped after --minutes; the same command measures the rest", file=sys.stderr)
+            break
+        try:
+            if not row.is_trained(results.get(row.key)):
+                results[row.key] = row.train(root)
+                save(results, options.out)
+            results[row.key]["scores"][options.split] = row.measure(root)
+        except CommandError as error:
+            print(error, file=sys.stderr, flush=True)
+            failed += 1
+            continue
+        save(results, options.out)
+        print(said(results[row.key], options.split), flush=True)
+    if failed:
+        sys.exit(f"{failed} rows failed")
+
+
+def save(results: Rows, path: Path) -> None:
+    """Write the results; an earlier file is kept until the new one is whole."""
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_text(json.dumps(results, indent=1) + "\n")
+    partial.replace(path)
+
+
+def said(row: Row, split: str) -> str:
+    """A row in a line."""
+    scores = row["scores"][split]
+    return (
+        f"{row['recipe']}, seed {row['seed']}: {100 * scores['miou']:.1f} % mIoU on {split}, "
+        f"{100 * scores['flip']:.1f} % with mirrored images, {row['minutes']:.1f} minutes"
+    )
+
+
+def names_of(options: argparse.Namespace) -> list[str]:
+    """The recipes that are asked for.
+
+    Raises:
+        SystemExit: If one is unknown.
+    """
+    known = read(options.recipes)["recipes"]
+    wanted = options.only or list(known)
+    for name in wanted:
+        if unknown := set(name.split("+")) - set(known):
+            sys.exit(f"no recipe {', '.join(unknown)} in {options.recipes}; it has {list(known)}")
+    return wanted
+
+
+class CommandError(Exception):
+    """A command of a row that failed."""
+
+
+class Training:
+    """A training run by a recipe.
+
+    Args:
+        recipe: name of the recipe, or several joined by "+".
+        seed: seed of the run.
+        options: those of the command.
+    """
+
+    def __init__(self, recipe: str, seed: int, options: argparse.Namespace) -> None:
+        self.recipe, self.seed, self.options = recipe, seed, options
+        file = read(options.recipes)
+        changes = {name: file["recipes"][name] for name in recipe.split("+")}
+        check_contradictions(changes)
+        parts = [read(HERE.parent / file["base"]), *changes.values()]
+        self.configs = [sized(part, options.size) for part in parts]
+        self.digest = hashlib.sha256(json.dumps(self.configs).encode()).hexdigest()[:12]
+
+    @property
+    def key(self) -> str:
+        """The name of the row."""
+        return f"{self.recipe} seed {self.seed} steps {self.options.steps} {self.options.size:g}×"
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the run."""
+        return self.options.work / self.key.replace(" ", "-").replace("×", "x")
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / "run" / "fit" / "model.safetensors"
+
+    def is_measured(self, row: Row | None) -> bool:
+        """Whether a row has the scores of this split, by this recipe as it is now."""
+        return self._is_own(row) and self.options.split in row["scores"]
+
+    def is_trained(self, row: Row | None) -> bool:
+        """Whether a row is of this recipe as it is now, and its weights are still there."""
+        return self._is_own(row) and self.weights.is_file()
+
+    def _is_own(self, row: Row | None) -> bool:
+        return row is not None and row["config"] == self.digest
+
+    def train(self, root: str) -> Row:
+        """Trains from the beginning; returns the row, without scores."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        options = [
+            f"--seed_everything={self.seed}",
+            f"--trainer.max_steps={self.options.steps}",
+            f"--trainer.val_check_interval={max(1, self.options.steps // VALIDATIONS)}",
+            "--trainer.limit_test_batches=0",  # the test images are not looked at before the end
+            "--trainer.logger.version=fit",
+        ]
+        with watched() as load:
+            begun = time.monotonic()
+            self._segformer("fit", root, "run", *options)
+            minutes = (time.monotonic() - begun) / 60
+        return {
+            "recipe": self.recipe,
+            "seed": self.seed,
+            "steps": self.options.steps,
+            "size": self.options.size,
+            "config": self.digest,
+            "minutes": round(minutes, 2),
+            "scores": {},
+            **provenance(self._command(), machine(), load),
+        }
+
+    def measure(self, root: str) -> Row:
+        """The scores of the weights on the split."""
+        verb, scores = VERBS[self.options.split], {}
+        for name, of_measure in MEASURES.items():
+            runs = f"{verb}-{name}"
+            shutil.rmtree(self.folder / runs, ignore_errors=True)
+            self._segformer(verb, root, runs, f"--weights={self.weights}", *of_measure)
+            results = json.loads((self.folder / runs / "version_0" / "results.json").read_text())
+            scores[name] = results[self.options.split]["miou"]
+            if name == "miou":
+                scores["iou"] = results[self.options.split]["iou"]
+        return scores
+
+    def _segformer(self, verb: str, root: str, runs: str, *options: str) -> None:
+        """Runs a verb with the recipe's configs in a process of its own; its output is in a log.
+
+        Raises:
+            CommandError: If it fails.
+        """
+        words = [sys.executable, "-m", "segformer", verb]
+        for number, config in enumerate(self.configs):
+            path = self.folder / f"{number}.yaml"
+            path.write_text(yaml.safe_dump(config, sort_keys=False))
+            words.append(f"--config={path}")
+        words += [f"--data.root={root}", f"--trainer.logger.save_dir={self.folder}"]
+        words += [f"--trainer.logger.name={runs}", *options]
+        log = self.folder / f"{runs}.log"
+        if call(words, log):
+            last = (log.read_text().strip().splitlines() or ["no output"])[-1]
+            raise CommandError(f"{self.key}: segformer {verb} failed; see {log}: {last}")
+
+    def _command(self) -> str:
+        """The command that trains and measures this row again."""
+        return (
+            f"python -m benchmarks recipes --camvid path/to/camvid --only {self.recipe} "
+            f"--seeds {self.seed} --steps {self.options.steps} --size {self.options.size:g}"
+        )
+
+
+def call(words: list[str], log: Path) -> int:
+    """The exit code of a command, whose output is written to a file."""
+    with log.open("w") as output:
+        return subprocess.run(words, stdout=output, stderr=output, check=False).returncode
+
+
+def machine() -> str:
+    """The processor that trains."""
+    is_gpu = torch.cuda.is_available()
+    return torch.cuda.get_device_name() if is_gpu else cpu(torch.get_num_threads())
+
+
+def read(path: Path) -> Any:
+    """What a YAML file holds."""
+    return yaml.safe_load(path.read_text())
+
+
+def check_contradictions(changes: dict[str, Any]) -> None:
+    """Refuse recipes that set the same key, of which one would be without effect.
+
+    Raises:
+        SystemExit: If two do.
+    """
+    owner: dict[str, str] = {}
+    for recipe, of_recipe in changes.items():
+        for key in keys(of_recipe):
+            if key in owner and not key.endswith("+"):
+                sys.exit(f"{owner[key]}+{recipe}: both set {key}; write a recipe that has both")
+            owner[key] = recipe
+
+
+def keys(settings: Any, above: str = "") -> Iterator[str]:
+    """The keys of all values, such as ``model.network.init_args.drop_path``."""
+    if isinstance(settings, dict) and settings:
+        for key, value in settings.items():
+            yield from keys(value, f"{above}.{key}" if above else key)
+    elif above:
+        yield above
+
+
+def sized(settings: Any, size: float) -> Any:
+    """Settings whose crops fit images whose sides are multiplied by ``size``."""
+    if not isinstance(settings, dict):
+        return settings
+    return {
+        key: [max(1, round(size * side / MULTIPLE)) * MULTIPLE for side in value]
+        if key == "crop_size" and size != 1
+        else sized(value, size)
+        for key, value in settings.items()
+    }
+
+
+def data_of(options: argparse.Namespace) -> str:
+    """The folder of the data set; with ``--size``, that of a copy whose images have that size."""
+    root = Path(options.camvid)
+    if options.size == 1:
+        return str(root)
+    copy = options.work / f"images-{options.size:g}x"
+    shutil.rmtree(copy, ignore_errors=True)
+    for kind, filter_ in (("images", Image.Resampling.BOX), ("labels", Image.Resampling.NEAREST)):
+        for path in sorted((root / kind).rglob("*.png")):
+            target = copy / path.relative_to(root)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with Image.open(path) as image:
+                width, height = (max(1, round(options.size * side)) for side in image.size)
+                image.resize((width, height), filter_).save(target)
+    return str(copy)

@@ -1,0 +1,106 @@
+"""The rows of ``recipes.json`` as Markdown tables and plots."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+from benchmarks.report import Row, Rows, Runs
+
+PRESENT = "present"  # the recipe that the others are compared with
+SCORES = ("miou", "flip")
+
+
+def tables(rows: Rows) -> str:
+    """Markdown of the results: a table for each budget and split."""
+    runs, lines = Runs(), []
+    for (steps, size, split), of_budget in budgets(rows).items():
+        images = "" if size == 1 else f", sides of images and crops × {size:g}"
+        lines += [f"## {steps} steps, {split}{images}", ""]
+        lines += [*_table(of_budget, split, runs), ""]
+        lines += [f"![mIoU of each recipe](../generated/{picture(steps, size, split)})", ""]
+    if not lines:
+        return "Not measured yet."
+    return "\n".join([*lines, "## Machines, versions and dates", "", *runs.table(), ""])
+
+
+Budget = tuple[int, float, str]  # steps, size, and the split that is measured
+
+
+def budgets(rows: Rows) -> dict[Budget, dict[str, list[Row]]]:
+    """The rows of each budget, by recipe, the best recipe first."""
+    found: dict[Budget, dict[str, list[Row]]] = {}
+    for row in rows.values():
+        for split in row["scores"]:
+            of_budget = found.setdefault((row["steps"], row["size"], split), {})
+            of_budget.setdefault(row["recipe"], []).append(row)
+    return {
+        budget: dict(sorted(of_it.items(), key=lambda item: -mean_of(item[1], budget[2])))
+        for budget, of_it in sorted(found.items())
+    }
+
+
+def mean_of(rows: list[Row], split: str, measure: str = "miou") -> float:
+    """The mean of a score over the seeds."""
+    return statistics.fmean(row["scores"][split][measure] for row in rows)
+
+
+def _table(recipes: dict[str, list[Row]], split: str, runs: Runs) -> Iterator[str]:
+    yield (
+        "| recipe | mIoU % | against `present` | with mirrored images | minutes | seeds "
+        "| other work | run |"
+    )
+    yield "|---|---|---|---|---|---|---|---|"
+    present = {row["seed"]: row for row in recipes.get(PRESENT, [])}
+    for recipe, rows in recipes.items():
+        scores, flipped = (
+            spread([100 * row["scores"][split][measure] for row in rows]) for measure in SCORES
+        )
+        gains = [
+            100 * (row["scores"][split]["miou"] - present[row["seed"]]["scores"][split]["miou"])
+            for row in rows
+            if row["seed"] in present and recipe != PRESENT
+        ]
+        minutes = statistics.fmean(row["minutes"] for row in rows)
+        seeds = ", ".join(str(row["seed"]) for row in rows)
+        busy = max(row["load"]["others"] for row in rows)
+        numbers = ", ".join(dict.fromkeys(str(runs.number(row)) for row in rows))
+        yield (
+            f"| `{recipe}` | {scores} | {spread(gains, '+.1f')} | {flipped} | {minutes:.1f} "
+            f"| {seeds} | {100 * busy:.0f} % | {numbers} |"
+        )
+
+
+def spread(values: list[float], form: str = ".1f") -> str:
+    """The mean of values and, of several, their sample standard deviation."""
+    if not values:
+        return ""
+    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):{form}}{deviation}".replace("-", "−")
+
+
+def picture(steps: int, size: float, split: str) -> str:
+    """The name of the picture of a budget."""
+    return f"recipes-{steps}-{size:g}x-{split}.png"
+
+
+def plot(rows: Rows, folder: Path) -> None:
+    """Write a picture for each budget: a point for each seed, a line at each recipe's mean."""
+    for (steps, size, split), recipes in budgets(rows).items():
+        figure, axes = plt.subplots(figsize=(8, 0.35 * len(recipes) + 1.2), layout="constrained")
+        for place, (recipe, of_recipe) in enumerate(recipes.items()):
+            color = "#cc6677" if recipe == PRESENT else "#4477aa"
+            scores = [100 * row["scores"][split]["miou"] for row in of_recipe]
+            axes.plot(scores, [place] * len(scores), "o", color=color, markersize=5)
+            axes.plot(100 * mean_of(of_recipe, split), place, "|", color=color, markersize=16)
+            if recipe == PRESENT:
+                axes.axvline(100 * mean_of(of_recipe, split), color=color, linewidth=0.8)
+        axes.set_yticks(range(len(recipes)), recipes)
+        axes.invert_yaxis()
+        axes.set(xlabel=f"mIoU on {split}, %; a point for each seed")
+        axes.grid(axis="x", alpha=0.3)
+        figure.savefig(folder / picture(steps, size, split), dpi=110)
+        plt.close(figure)

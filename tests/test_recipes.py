@@ -1,0 +1,212 @@
+"""The table of recipes: what reaches a run, what is resumed, and what the tables show."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from benchmarks import recipes, recipes_report
+from halves import camvid_config, write_folder
+from PIL import Image
+from test_configs import stand_in_data
+
+from segformer import Classes, SegFormer
+from segformer.cli import main
+from segformer.data.datasets import FolderDataset
+from segformer.evaluation import Protocol, evaluate
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    """A command that trains a tiny network for two steps by two recipes."""
+    root = write_folder(tmp_path / "data", train=4, val=2, test=2)
+    file = {
+        "base": str(camvid_config(root, tmp_path)),
+        "recipes": {
+            "present": {},
+            "plain": {
+                "trainer": {"callbacks": []},
+                "model": {"network": {"init_args": {"drop_path": 0.3}}},
+            },
+        },
+    }
+    (tmp_path / "recipes.yaml").write_text(yaml.safe_dump(file, sort_keys=False))
+    options = {"camvid": root, "recipes": tmp_path / "recipes.yaml", "out": tmp_path / "rows.json"}
+    options |= {"work": tmp_path / "work", "steps": 2, "seeds": 3}
+    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
+
+
+class Commands:
+    """Runs commands in this process, which saves the imports, and notes them."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.verbs: list[str] = []
+        self.stop_at = stop_at
+
+    def __call__(self, words: list[str], log: Path) -> int:
+        if len(self.verbs) == self.stop_at:
+            raise KeyboardInterrupt
+        self.verbs.append(words[3])
+        main(words[3:])
+        return 0
+
+
+def commands_of(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None
+) -> list[str]:
+    """The verbs that the table runs."""
+    commands = Commands(stop_at)
+    with monkeypatch.context() as patch:
+        patch.setattr("benchmarks.recipes.call", commands)
+        patch.setattr("benchmarks.recipes.warn_if_busy", lambda: None)
+        try:
+            recipes.run(recipes.parse(words))
+        except KeyboardInterrupt:
+            assert stop_at is not None
+    return commands.verbs
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_a_stopped_table_goes_on_at_its_row(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_row = ["fit", "validate", "validate"]
+    assert commands_of(words, monkeypatch, stop_at=3) == a_row
+    assert list(json.loads((tmp_path / "rows.json").read_text())) == ["present seed 3 steps 2 1×"]
+    assert commands_of(words, monkeypatch, stop_at=1) == ["fit"]
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert list(rows) == ["present seed 3 steps 2 1×", "plain seed 3 steps 2 1×"]
+    first, second = copy.deepcopy(list(rows.values()))
+    assert (set(first["scores"]), second["scores"]) == ({"val"}, {})
+    assert set(first) > {"commit", "date", "machine", "versions", "load", "minutes"}
+    # Trained already: it is measured only, and the other split by the same weights.
+    assert commands_of(words, monkeypatch) == ["validate", "validate"]
+    assert commands_of(words, monkeypatch) == []
+    only = [*words, "--split", "test", "--only", "plain"]
+    assert commands_of(only, monkeypatch) == ["test", "test"]
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert rows["present seed 3 steps 2 1×"] == first
+    plain = rows["plain seed 3 steps 2 1×"]
+    assert set(plain["scores"]) == {"val", "test"}
+
+    # The overlay is in the config of the run, and the scores are those of its weights.
+    fit = tmp_path / "work" / "plain-seed-3-steps-2-1x" / "run" / "fit"
+    config = yaml.safe_load((fit / "config.yaml").read_text())
+    assert config["trainer"]["callbacks"] == []
+    assert config["model"]["network"]["init_args"]["drop_path"] == 0.3
+    assert (config["seed_everything"], config["trainer"]["max_steps"]) == (3, 2)
+    assert set(json.loads((fit / "results.json").read_text())) == {"val"}
+    folders = (tmp_path / "data" / kind / "test" for kind in ("images", "labels"))
+    dataset = FolderDataset(*folders, Classes(["dark", "bright"]), 11)
+    network = SegFormer.from_pretrained(fit)
+    for measure, protocol in (("miou", Protocol()), ("flip", Protocol(flip=True))):
+        expected = evaluate(network, dataset, protocol).miou
+        assert plain["scores"]["test"][measure] == pytest.approx(expected, abs=1e-6)
+
+    # A recipe that was changed is another one.
+    file = yaml.safe_load((tmp_path / "recipes.yaml").read_text())
+    file["recipes"]["plain"]["model"]["network"]["init_args"]["drop_path"] = 0.2
+    (tmp_path / "recipes.yaml").write_text(yaml.safe_dump(file, sort_keys=False))
+    assert commands_of(words, monkeypatch, stop_at=0) == []
+    training = recipes.Training("plain", 3, recipes.parse(words))
+    assert not training.is_measured(plain)
+
+
+def test_a_smaller_size_is_that_of_images_label_maps_and_crops(
+    words: list[str], tmp_path: Path
+) -> None:
+    options = recipes.parse([*words, "--size", "0.5"])
+    copied = Path(recipes.data_of(options))
+    for kind in ("images", "labels"):
+        for path in (tmp_path / "data" / kind).rglob("*.png"):
+            with (
+                Image.open(path) as image,
+                Image.open(copied / kind / path.parent.name / path.name) as small,
+            ):
+                assert small.size == (24, 20)
+                values = np.unique(image) if kind == "labels" else range(256)
+                assert set(np.unique(small)) <= set(values)
+    crop = {"train_transform": {"init_args": {"crop_size": [256, 192], "scale": [0.5, 2.0]}}}
+    half = {"train_transform": {"init_args": {"crop_size": [128, 96], "scale": [0.5, 2.0]}}}
+    assert recipes.sized(crop, 0.5) == half
+    assert recipes.sized(crop, 1) == crop
+
+
+@pytest.mark.parametrize(
+    ("only", "message"),
+    [
+        ("present+no_ema+b3", "no recipe b3"),
+        ("drop_path_0+drop_path_0.2", "both set model.network.init_args.drop_path"),
+    ],
+)
+def test_recipes_that_cannot_be_run_are_refused(only: str, message: str) -> None:
+    with pytest.raises(SystemExit, match=message):
+        recipes.run(recipes.parse(["--camvid", "camvid", "--only", only]))
+
+
+def test_every_recipe_changes_what_it_names(tmp_path: Path) -> None:
+    from segformer.train.lightning_cli import SegmentationCLI
+
+    file = recipes.read(recipes.RECIPES)
+    base = recipes.HERE.parent / file["base"]
+    data = stand_in_data(recipes.read(base), tmp_path)
+    for name, changes in file["recipes"].items():
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(changes))
+        configs = [f"--config={base}", f"--config={tmp_path / 'recipe.yaml'}"]
+        cli = SegmentationCLI([*configs, *data], run=False)
+        for key in recipes.keys(changes):
+            wanted: Any = changes
+            for word in key.split("."):
+                wanted = wanted[word]
+            assert cli.config.get(key.removesuffix("+")) == wanted or key.endswith("+"), (name, key)
+
+
+def row(recipe: str, seed: int, miou: float) -> dict[str, Any]:
+    return {
+        "recipe": recipe,
+        "seed": seed,
+        "steps": 700,
+        "size": 1.0,
+        "minutes": 5.0 + seed,
+        "scores": {"val": {"miou": miou, "flip": miou + 0.01, "iou": {}}},
+        "machine": "a processor",
+        "versions": {"torch": "9"},
+        "commit": "abc1234",
+        "date": "2026-01-02",
+        "load": {"average": 0.1, "others": 0.02},
+    }
+
+
+def test_the_tables_show_means_and_standard_deviations(tmp_path: Path) -> None:
+    mious = {"present": [0.60, 0.62, 0.61], "cutmix": [0.63, 0.64, 0.61], "b1": [0.55]}
+    rows = {
+        f"{recipe} {seed}": row(recipe, seed, miou)
+        for recipe, of_recipe in mious.items()
+        for seed, miou in enumerate(of_recipe)
+    }
+    table = recipes_report.tables(rows)
+    present, cutmix = (100 * np.array(mious[name]) for name in ("present", "cutmix"))
+    score, gain = (
+        f"{values.mean():{form}} ± {values.std(ddof=1):.1f}"
+        for values, form in ((cutmix, ".1f"), (cutmix - present, "+.1f"))
+    )
+    flip = f"{cutmix.mean() + 1:.1f} ± {cutmix.std(ddof=1):.1f}"
+    lines = table.splitlines()
+    assert f"| `cutmix` | {score} | {gain} | {flip} | 6.0 | 0, 1, 2 | 2 % | 1 |" in lines
+    assert "| `b1` | 55.0 | −5.0 | 56.0 | 5.0 | 0 | 2 % | 1 |" in lines
+    order = [line.split("`")[1] for line in lines if line.startswith("| `")]
+    assert order == ["cutmix", "present", "b1"]
+    recipes_report.plot(rows, tmp_path)
+    assert "(../generated/recipes-700-1x-val.png)" in table
+    assert (tmp_path / "recipes-700-1x-val.png").is_file()
+
+
+def test_nothing_measured_is_said() -> None:
+    assert recipes_report.tables({}) == "Not measured yet."
