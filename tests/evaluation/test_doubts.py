@@ -14,13 +14,13 @@ from torch import Tensor
 from segformer.data.components import components
 from segformer.evaluation.doubts import (
     Region,
-    confusion_of,
     doubt,
     inwardness,
     regions,
     surprise,
     window_of,
 )
+from segformer.evaluation.metrics import confusion_of
 
 IGNORED = 255
 

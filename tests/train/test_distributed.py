@@ -24,6 +24,7 @@ from segformer import SegFormer
 from segformer.data.transforms import TrainTransform
 from segformer.losses import CrossEntropy
 from segformer.train.data import SegmentationData
+from segformer.train.per_image import PerImage
 from segformer.train.task import SegmentationTask
 
 
@@ -61,16 +62,22 @@ trainer = Trainer(
     enable_progress_bar=False, use_distributed_sampler=False, num_sanity_val_steps=0,
     limit_val_batches=1.0,
 )
+trainer.callbacks.append(per_image := PerImage(data.val, 2))
+data.val_batch_size = 1
 trainer.validate(task, data, verbose=False)
 confusion = task.scores.confusion
+images = [(image.name, image.confusion, image.boundary) for image in per_image.images]
 if trainer.global_rank == 0:
-    torch.save(confusion, out + "_confusion.pt")
+    torch.save((confusion, images), out + "_confusion.pt")
 trainer.fit(task, data)
 """
 
 
-def run(folder: Path, count: int) -> tuple[torch.Tensor, dict[str, Any]]:
-    """The confusion and the gradients of ``count`` processes, which Lightning's variables join."""
+def run(folder: Path, count: int) -> tuple[Any, dict[str, Any]]:
+    """What ``count`` processes counted, in all images and in each, and their gradients.
+
+    Lightning's variables join the processes.
+    """
     out = folder / str(count)
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -86,7 +93,13 @@ def run(folder: Path, count: int) -> tuple[torch.Tensor, dict[str, Any]]:
 
 
 def test_two_processes_are_one(tmp_path: Path) -> None:
-    (confusion, gradients), (of_two, shared) = run(tmp_path, 1), run(tmp_path, 2)
+    ((confusion, images), gradients), ((of_two, images_of_two), shared) = (
+        run(tmp_path, count) for count in (1, 2)
+    )
+    assert sum(counted for _, counted, _ in images).equal(confusion)
+    for image, of_it in zip(images, images_of_two, strict=True):
+        assert image[0] == of_it[0]
+        assert all(map(torch.equal, image[1:], of_it[1:]))
     assert confusion.sum() == 7 * 38 * 48  # each of the seven images once, without the ignored rows
     assert torch.equal(confusion, of_two)
     assert gradients.keys() == shared.keys()

@@ -21,6 +21,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         ("--ckpt_path FILE", "checkpoint to measure; best or last: that of the newest run"),
         ("--protocol NAME", "measure as a paper does: ade20k, cityscapes, …"),
         ("--tta", "average over several sizes and mirrored images, as --protocol defines"),
+        ("--per-image", "write a table of IoU and boundary IoU of each image"),
+        (
+            "--compare FILE",
+            "other weights: their difference with intervals, and the images that got worse",
+        ),
         ("--trainer.accelerator NAME", "cpu, cuda or mps; the fastest there is by default"),
         training.DEVICES,
         training.PRECISION,

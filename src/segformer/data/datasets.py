@@ -336,6 +336,21 @@ def _check_options(
         )
 
 
+def files_of(dataset: Any, index: int) -> tuple[str, str] | None:
+    """Returns the image file and the label file of a sample, each with the place of its tile.
+
+    None if the data set has no files.
+    """
+    pairs = getattr(dataset, "pairs", None)
+    if pairs is None:
+        return None
+    image, label = pairs[index]
+    parts = getattr(dataset, "parts", None)
+    window = parts[index].window if parts else None
+    tile = "" if window is None else f" from row {window.top}, column {window.left}"
+    return f"{image}{tile}", f"{label}{tile}"
+
+
 def count_labels(label: Tensor, num_classes: int) -> np.ndarray:
     """Returns the number of pixels of each class, and of ignored pixels (K + 1,)."""
     counts = np.bincount(label.numpy().ravel(), minlength=num_classes + 1)

@@ -121,20 +121,6 @@ def _measured(
     ]
 
 
-def confusion_of(predicted: Tensor, label: Tensor, classes: int) -> Tensor:
-    """Returns the number of pixels (K, K): rows are labels, columns are predictions.
-
-    Args:
-        predicted: Predicted classes (H, W).
-        label: Class indices (H, W); values from K on are ignored.
-        classes: Number of classes K.
-    """
-    label = label.long().to(predicted.device)
-    is_labelled = label < classes
-    pairs = label[is_labelled] * classes + predicted[is_labelled]
-    return pairs.bincount(minlength=classes**2).view(classes, classes).cpu()
-
-
 def surprise(confusion: Tensor) -> Tensor:
     """Returns how rarely the model predicts a class for the pixels of another one, (K, K).
 

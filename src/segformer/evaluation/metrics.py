@@ -23,6 +23,20 @@ def confusion_matrix(num_labels: int) -> Any:
     return MulticlassConfusionMatrix(num_labels, ignore_index=ignored, validate_args=False)
 
 
+def confusion_of(predicted: Tensor, label: Tensor, classes: int) -> Tensor:
+    """Returns the number of pixels (K, K): rows are labels, columns are predictions.
+
+    Args:
+        predicted: Predicted classes (H, W).
+        label: Class indices (H, W); values from K on are ignored.
+        classes: Number of classes K.
+    """
+    label = label.long().to(predicted.device)
+    is_labelled = label < classes
+    pairs = label[is_labelled] * classes + predicted[is_labelled]
+    return pairs.bincount(minlength=classes**2).view(classes, classes).cpu()
+
+
 @dataclass(frozen=True)
 class Scores:
     """Scores from 0 to 1.

@@ -14,10 +14,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from segformer.data.classes import Classes
+from segformer.data.datasets import files_of
 from segformer.data.labels import check_labels, file_type
 from segformer.evaluation import Protocol, Scores, device_of
 from segformer.evaluation.batches import in_evaluation, normalized
-from segformer.evaluation.doubts import Region, confusion_of, doubt, regions, surprise
+from segformer.evaluation.doubts import Region, doubt, regions, surprise
+from segformer.evaluation.metrics import confusion_of
 from segformer.evaluation.protocols import gives_logits
 
 LEAST_SCORE = 0.01  # of a region, as a share of the score of the label map's first one
@@ -49,14 +51,7 @@ class Examined:
     @property
     def files(self) -> tuple[str, str]:
         """Image file and label file; for data without files, the index of the sample."""
-        pairs = getattr(self.dataset, "pairs", None)
-        if pairs is None:
-            return f"{self.split} sample {self.index}", f"{self.split} sample {self.index}"
-        image, label = pairs[self.index]
-        parts = getattr(self.dataset, "parts", None)
-        window = parts[self.index].window if parts else None
-        tile = "" if window is None else f" from row {window.top}, column {window.left}"
-        return f"{image}{tile}", f"{label}{tile}"
+        return files_of(self.dataset, self.index) or (f"{self.split} sample {self.index}",) * 2
 
     @property
     def predicted(self) -> np.ndarray:

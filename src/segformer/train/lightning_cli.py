@@ -15,6 +15,7 @@ from segformer.evaluation.metrics import Scores
 from segformer.train.data import SegmentationData
 from segformer.train.folders import RunFolder
 from segformer.train.parser import add_options
+from segformer.train.per_image import Compared, PerImage, write_images
 from segformer.train.report import Report
 from segformer.train.run_cli import RunCLI
 from segformer.train.task import SegmentationTask
@@ -26,7 +27,8 @@ from segformer.train.weights import (
     load_network,
 )
 
-OF_MEASUREMENT = ("weights", "protocol", "tta")  # options that training does not use
+# Options that training does not use.
+OF_MEASUREMENT = ("weights", "protocol", "tta", "per_image", "compare")
 
 
 def main(arguments: list[str]) -> None:
@@ -124,9 +126,11 @@ class SegmentationCLI(RunCLI):
 
     def before_validate(self) -> None:
         self._load_measured()
+        self._prepare_images(self.datamodule.val)
 
     def before_test(self) -> None:
         self._load_measured()
+        self._prepare_images(self.datamodule.test)
 
     def _load_measured(self) -> None:
         """Loads the weights to measure, and sets the protocol."""
@@ -143,16 +147,60 @@ class SegmentationCLI(RunCLI):
         if self.model.protocol is not None:
             check_logits(self.model.network, self.model.protocol)
 
+    def _prepare_images(self, dataset: Any) -> None:
+        """Has each image measured on its own, and loads the network to compare, if asked for.
+
+        Raises:
+            ValueError: If that network has other classes, or the protocol needs its logits, or
+                there is one image only.
+        """
+        config = self._settings
+        if not (config.per_image or config.compare):
+            return
+        self.datamodule.val_batch_size = 1  # changes no score
+        per_image = PerImage(dataset, max(2, self.datamodule.num_classes))
+        self.trainer.callbacks.append(per_image)  # type: ignore[attr-defined]
+        if config.compare:
+            if len(dataset) < 2:
+                raise ValueError(
+                    "--compare estimates chance from several images, and one image cannot be "
+                    "resampled; give more, or measure both weights without --compare"
+                )
+            self._other = load_network(config.compare, self.datamodule.num_classes)
+            if self.model.protocol is not None:
+                check_logits(self._other, self.model.protocol)
+
     def after_validate(self) -> None:
-        self._write_scores("val")
+        self._write_scores("val", self.trainer.validate)
 
     def after_test(self) -> None:
-        self._write_scores("test")
+        self._write_scores("test", self.trainer.test)
 
-    def _write_scores(self, split: str) -> None:
-        if find_callback(self.trainer, RunFolder):  # a fast_dev_run has none
-            scores = {split: self.model.scores}
-            self._report.write_scores(scores, self.datamodule.classes, self._folder)
+    def _write_scores(self, split: str, measure: Any) -> None:
+        if not find_callback(self.trainer, RunFolder):  # a fast_dev_run has none
+            return
+        scores = {split: self.model.scores}
+        self._report.write_scores(scores, self.datamodule.classes, self._folder)
+        per_image = find_callback(self.trainer, PerImage)
+        if per_image is not None:
+            write_images(per_image.images, self.datamodule.classes, self._folder / "per_image.csv")
+            if self._settings.compare:
+                self._compare(per_image, measure)
+
+    def _compare(self, per_image: PerImage, measure: Any) -> None:
+        """Measures the other network in the same way, and writes the differences."""
+        config, images = self._settings, per_image.images
+        networks = self.model.network, self._other
+        self.model.network = self._other
+        measure(self.model, self.datamodule, verbose=False)
+        own = config.weights or self._checkpoint or config.model.network.init_args.source
+        Compared(
+            task=self.model,
+            dataset=per_image.dataset,
+            networks=networks,
+            sources=(str(own), config.compare),
+            images=(images, per_image.images),
+        ).write(self._folder)
 
 
 def _refuse_unused(verb: str | None, config: Any) -> None:

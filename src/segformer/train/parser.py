@@ -18,7 +18,7 @@ from segformer.train.resume import Resumable
 
 OF_RUNS = (  # options that say nothing about the data
     *("model", "trainer", "seed_everything", "one_logit", "checkpoint", "resume", "report"),
-    *("ckpt_path", "weights", "weights_only", "protocol", "tta"),
+    *("ckpt_path", "weights", "weights_only", "protocol", "tta", "per_image", "compare"),
 )
 
 
@@ -96,6 +96,19 @@ def _add_measurement(parser: LightningArgumentParser) -> None:
         "--tta",
         action="store_true",
         help="average over several sizes and mirrored images, as in the papers' column ms",
+    )
+    parser.add_argument(
+        "--per-image",
+        "--per_image",
+        action="store_true",
+        help="write a table of IoU and boundary IoU of each image",
+    )
+    parser.add_argument(
+        "--compare",
+        type=str | None,
+        default=None,
+        help="other weights or an exported file: write the difference, with bootstrap intervals, "
+        "and the images that --weights labels worse",
     )
 
 

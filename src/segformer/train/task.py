@@ -110,11 +110,11 @@ class SegmentationTask(ResumableTask):
             loss = loss + distilled
         return self.checked(loss, batch_idx)
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self._measure(batch)
+    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, list[Tensor]]:
+        return self._measure(batch)
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        self._measure(batch)
+    def test_step(self, batch: Any, batch_idx: int) -> dict[str, list[Tensor]]:
+        return self._measure(batch)
 
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
@@ -135,16 +135,21 @@ class SegmentationTask(ResumableTask):
         with suppress(ValueError):  # a network with parts of the user's has no description
             checkpoint[METADATA_KEY] = json.dumps(describe(self.network))
 
-    def _measure(self, batch: Any) -> None:
-        """Adds a batch to the confusion matrix.
+    def _measure(self, batch: Any) -> dict[str, list[Tensor]]:
+        """Adds a batch to the confusion matrix; returns its targets and labels, for callbacks.
 
         Args:
             batch: Images (B, C, H, W) and target (B, H, W), or a list of such pairs.
         """
-        for images, target in [batch] if isinstance(batch[0], Tensor) else batch:
-            self.confusion.update(self._labels(images), target.long())
+        pairs = [batch] if isinstance(batch[0], Tensor) else batch
+        targets = [target.long() for _, target in pairs]
+        labels = [self.labels(images) for images, _ in pairs]
+        for predicted, target in zip(labels, targets, strict=True):
+            self.confusion.update(predicted, target)
+        return {"targets": targets, "labels": labels}
 
-    def _labels(self, images: Tensor) -> Tensor:
+    def labels(self, images: Tensor) -> Tensor:
+        """Returns the labels (B, H, W) of images (B, C, H, W), by the protocol."""
         if self.protocol is not None:
             return self.protocol.predict(self.network, images)
         return own_size_labels(self.network, images)
