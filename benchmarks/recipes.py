@@ -24,6 +24,7 @@ from PIL import Image
 
 from benchmarks.provenance import cpu, provenance, warn_if_busy, watched
 from benchmarks.report import Row, Rows
+from segformer.data.images import find_images
 
 HERE = Path(__file__).parent
 RECIPES = HERE / "recipes.yaml"
@@ -301,8 +302,8 @@ def data_of(options: argparse.Namespace) -> str:
     copy = options.work / f"images-{options.size:g}x"
     shutil.rmtree(copy, ignore_errors=True)
     for kind, filter_ in (("images", Image.Resampling.BOX), ("labels", Image.Resampling.NEAREST)):
-        for path in sorted((root / kind).rglob("*.png")):
-            target = copy / path.relative_to(root)
+        for path in find_images(root / kind):
+            target = (copy / path.relative_to(root)).with_suffix(".png")
             target.parent.mkdir(parents=True, exist_ok=True)
             with Image.open(path) as image:
                 width, height = (max(1, round(options.size * side)) for side in image.size)
