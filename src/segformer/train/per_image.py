@@ -182,6 +182,6 @@ def text(comparison: Comparison, names: Sequence[str]) -> str:
 
 
 def _write_csv(rows: Iterable[list[str]], path: Path) -> None:
-    with complete(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+    with complete(path) as partial, partial.open(mode="w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows(rows)
     print(f"wrote {path}")
