@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from segformer import SegFormer
-from segformer.losses import OHEM, CrossEntropy, Dice, Focal, Sum
+from segformer.losses import OHEM, CrossEntropy, Dice, Focal, Lovasz, Sum
 
 LOSSES: dict[str, Callable[[], nn.Module]] = {
     "cross-entropy": CrossEntropy,
     "OHEM": lambda: OHEM(min_kept=50),
     "Dice": Dice,
     "focal": Focal,
+    "Lovász": Lovasz,
     "cross-entropy and Dice": lambda: Sum([CrossEntropy(), Dice()], [1.0, 0.5]),
 }
 
@@ -205,3 +206,85 @@ def test_with_300_classes_255_is_a_class_and_65535_is_ignored(
     assert loss()(logits, target.to(torch.int32)) == loss()(logits, target)
     assert loss()(logits, target).isfinite()
     assert loss()(logits, target) != loss()(logits, target.where(target != 255, 65535))
+
+
+def lovasz_by_definition(probability: Tensor, target: Tensor) -> Tensor:
+    """The Lovász extension of the Jaccard loss of sets of wrong pixels (equations 5, 8 and 9).
+
+    Of probabilities (K, N) and labels (N,).
+    """
+    losses = []
+    for k, p in enumerate(probability):
+        truth = target == k
+        error = torch.where(truth, 1 - p, p)
+        jaccard = [torch.zeros(())]
+        wrong = torch.zeros_like(truth)
+        for pixel in error.argsort(descending=True).tolist():
+            wrong[pixel] = True
+            jaccard.append(wrong.sum() / (truth | wrong).sum())
+        if truth.any():
+            steps = torch.stack(jaccard).double().diff()
+            losses.append((error.sort(descending=True).values * steps).sum())
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("per_image", [False, True], ids=["batch", "per image"])
+def test_lovasz_is_its_definition(per_image: bool) -> None:
+    """Of labels with ignored pixels, and without one of the classes."""
+    logits = torch.randn(2, 4, 9, 7).double()
+    target = torch.randint(0, 3, (2, 9, 7))
+    target[:, :4] = 255
+    target[1, 4:] = 0
+    images = [
+        lovasz_by_definition(x[:, y != 255].softmax(0), y[y != 255])
+        for x, y in zip(logits, target, strict=True)
+    ]
+    pixels = logits.transpose(0, 1)[:, target != 255].softmax(0), target[target != 255]
+    expected = torch.stack(images).mean() if per_image else lovasz_by_definition(*pixels)
+    torch.testing.assert_close(Lovasz(per_image)(logits, target), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("per_image", [False, True], ids=["batch", "per image"])
+@pytest.mark.parametrize("classes", [3, 7])
+def test_lovasz_and_its_gradient_are_smps(classes: int, per_image: bool) -> None:
+    """In single precision, the only one that it computes in."""
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    _, target, _ = sample(classes)
+    target[target == classes - 1] = 0  # a class that does not occur
+    logits = torch.randn(2, classes, 32, 32, requires_grad=True)
+    judge = smp.losses.LovaszLoss("multiclass", per_image=per_image, ignore_index=255)
+    losses = Lovasz(per_image)(logits, target), judge(logits, target)
+    torch.testing.assert_close(*losses)
+    gradients = [torch.autograd.grad(loss, logits)[0] for loss in losses]
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-7)
+
+
+def test_lovasz_of_certain_predictions_is_one_minus_the_mean_iou() -> None:
+    """The Lovász extension equals the set function at the corners (arXiv 1705.08790, section 2)."""
+    labels, target = torch.randint(0, 4, (2, 2, 16, 16))
+    target[:, 0] = 255
+    certain = 1e4 * F.one_hot(labels, 4).permute(0, 3, 1, 2).double()
+    valid = target != 255
+    ious = []
+    for k in range(4):
+        truth, found = target[valid] == k, labels[valid] == k
+        ious.append((truth & found).sum() / (truth | found).sum())
+    expected = 1 - torch.stack(ious).double().mean()
+    torch.testing.assert_close(Lovasz()(certain, target), expected, rtol=0, atol=1e-7)
+
+
+def test_lovasz_with_a_stride_is_that_of_fewer_pixels() -> None:
+    logits, target = torch.randn(1, 3, 32, 32).double(), torch.randint(0, 3, (1, 32, 32))
+    fewer = logits[..., 1::2, 1::2], target[..., 1::2, 1::2]
+    torch.testing.assert_close(Lovasz(stride=2)(logits, target), Lovasz()(*fewer))
+    with pytest.raises(ValueError, match="stride=0"):
+        Lovasz(stride=0)
+
+
+def test_lovasz_is_exact_in_single_precision() -> None:
+    logits, target = torch.randn(1, 3, 400, 500).double(), torch.randint(0, 3, (1, 400, 500))
+    double, single = (
+        torch.autograd.grad(Lovasz()(x, target), x)[0]
+        for x in (logits.requires_grad_(), logits.detach().float().requires_grad_())
+    )
+    assert (single - double).norm() < 1e-4 * double.norm()

@@ -183,6 +183,69 @@ class Focal(nn.Module):
         return (losses * weights).sum() / weights.sum().clamp_min(1e-12)
 
 
+class Lovasz(nn.Module):
+    """Lovász-softmax, a convex surrogate of one minus the mean IoU (arXiv 1705.08790, section 3).
+
+    The mean is over the classes that occur in the labels. The loss sorts the pixels of each class,
+    which takes longer than the other losses; ``stride`` shortens it. It is most used in a
+    :class:`Sum` with cross-entropy.
+
+    Args:
+        per_image: Whether the loss is the mean of the images' losses; by default the IoU is that of
+            the whole batch.
+        stride: Only each ``stride``-th pixel in both directions counts.
+        ignore_index: Ignored value of the target; by default 255, or 65535 for more than 255
+            classes.
+
+    Raises:
+        ValueError: If ``stride`` is below 1.
+    """
+
+    def __init__(
+        self, per_image: bool = False, stride: int = 1, ignore_index: int | None = None
+    ) -> None:
+        super().__init__()
+        if stride < 1:
+            raise ValueError(f"stride={stride}; give 1 for all pixels, or more")
+        self.per_image, self.stride, self.ignore_index = per_image, stride, ignore_index
+
+    def forward(self, logits: Tensor, target: Tensor, align_corners: bool = False) -> Tensor:
+        logits, target = _at_full_size(logits, target, align_corners)
+        chosen = slice(self.stride // 2, None, self.stride)
+        probability, target = logits.softmax(1)[..., chosen, chosen], target[..., chosen, chosen]
+        valid = target != _ignored(self.ignore_index, logits)
+        classes = torch.arange(logits.shape[1], device=target.device)
+        truth = (target[:, None] == classes[:, None, None]) & valid[:, None]  # (B, K, H, W)
+        error = (truth.to(probability) - probability).abs()  # equation 8
+        error = error.where(valid[:, None], -1)  # sorted after all others
+        error, truth = (
+            x.flatten(2) if self.per_image else x.transpose(0, 1).flatten(1)[None]
+            for x in (error, truth)
+        )  # (B or 1, K, pixels)
+        error, order = error.sort(descending=True)
+        truth = truth.gather(-1, order)
+        losses = (error.clamp_min(0) * _lovasz_gradient(truth, error.dtype)).sum(-1)
+        present = truth.any(-1)
+        return ((losses * present).sum(-1) / present.sum(-1).clamp_min(1)).mean()
+
+
+def _lovasz_gradient(truth: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns by how much each pixel, if wrong, raises a class's Jaccard loss (algorithm 1).
+
+    The pixels before it are wrong, too. The differences are computed in closed form: between losses
+    of many pixels they would be lost in rounding.
+
+    Args:
+        truth: Whether each pixel (..., N) belongs to the class, the greatest error first.
+        dtype: Type of the result.
+    """
+    found = truth.cumsum(-1)
+    total = found[..., -1:]
+    left = (total - found).to(dtype)  # the intersection
+    union = (total + (~truth).cumsum(-1)).to(dtype)
+    return torch.where(truth, 1 / union, left / union / (union - 1).clamp_min(1))
+
+
 class Sum(nn.Module):
     """A weighted sum of losses, such as cross-entropy and Dice.
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from segformer import SegFormer
 from segformer.data.transforms import TrainTransform
-from segformer.losses import OHEM, CrossEntropy, Dice, Focal, Sum
+from segformer.losses import OHEM, CrossEntropy, Dice, Focal, Lovasz, Sum
 from segformer.train.averaging import Average
 from segformer.train.data import SegmentationData
 from segformer.train.distillation import ChannelWise, Distillation, FeatureMaps
@@ -30,6 +30,7 @@ LOSSES: dict[str, partial[nn.Module]] = {
     "official": partial(CrossEntropy, over_all_pixels=True),
     "OHEM": partial(OHEM, weight=[1.0, 2.0, 3.0]),
     "Dice": Dice,
+    "Lovász": partial(Lovasz, per_image=True),
     "Focal": partial(Focal, weight=[1.0, 2.0, 3.0]),
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import pairwise
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import Format, resample_abs_pos_embed
 from timm.models import build_model_with_cfg
+from timm.models._manipulate import group_with_matcher
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -189,6 +190,35 @@ class TimmBackbone(nn.Module):
         has_method = hasattr(self.model, "set_grad_checkpointing")
         model: Any = self.model if has_method else self.model.model
         model.set_grad_checkpointing(enable)
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
+        """The layers of the parameters, for layer-wise learning rates.
+
+        A module that is added to one of timm's, such as an adapter, belongs to that one's layer.
+
+        Args:
+            coarse: as timm's method of this name has it, such as stages instead of blocks.
+
+        Returns:
+            A function from a parameter's name to its layer in timm's whole model, counted from the
+            images. Other names are in the layer of the classifier.
+        """
+        with without_values():
+            model: Any = _create(self.config.name, **self.config.options)
+        named = ((name, None) for name in [*model.state_dict(), ""])
+        layer_of = group_with_matcher(named, model.group_matcher(coarse), reverse=True)
+        # A pyramid joins the names of nested modules with underscores.
+        layers = {name.replace(".", "_"): layer for name, layer in layer_of.items()}
+        for name, number in layer_of.items():
+            layers.setdefault(name.rpartition(".")[0].replace(".", "_"), number)
+
+        def layer(name: str) -> int:
+            path = name.removeprefix("model.").removeprefix("model.")
+            while path.replace(".", "_") not in layers:
+                path = path.rpartition(".")[0]
+            return int(layers[path.replace(".", "_")])
+
+        return layer
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Images (B, C, H, W) to maps (B, C_i, ⌈H/s_i⌉, ⌈W/s_i⌉).

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from timm.models._manipulate import group_with_matcher
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -17,32 +18,73 @@ from segformer.models import SegmentationModel
 
 
 def param_groups(
-    network: SegmentationModel, head_lr_mult: float = 10.0, auxiliary: nn.Module | None = None
+    network: SegmentationModel,
+    head_lr_mult: float = 10.0,
+    auxiliary: nn.Module | None = None,
+    layer_decay: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """Returns the published parameter groups.
+    """Returns the published parameter groups, without parameters that need no gradient.
 
     The backbone's norms have no weight decay. All other parameters have, biases included, as in
     the published runs.
 
     Args:
         network: The network that is trained.
-        head_lr_mult: Learning rate of the heads over that of the backbone, for
+        head_lr_mult: Learning rate of the heads over that of the backbone's last layer, for
             :func:`apply_lr_mult`.
         auxiliary: Further heads of the training task.
+        layer_decay: See :func:`layer_factors`.
     """
+    backbone = network.backbone
     norms = {
         id(parameter)
-        for module in network.backbone.modules()
+        for module in backbone.modules()
         if "norm" in type(module).__name__.lower()  # of PyTorch, timm and this package
         for parameter in module.parameters(recurse=False)
     }
-    backbone = list(network.backbone.parameters())
+    factors = layer_factors(backbone, layer_decay)
+    groups: dict[tuple[float, bool], list[Tensor]] = defaultdict(list)
+    for name, parameter in backbone.named_parameters():
+        if parameter.requires_grad:
+            groups[factors[name], id(parameter) in norms].append(parameter)
     heads = [*network.decode_head.parameters(), *(auxiliary.parameters() if auxiliary else ())]
+    heads = [parameter for parameter in heads if parameter.requires_grad]
     return [
-        {"params": [p for p in backbone if id(p) not in norms], "lr_mult": 1.0},
-        {"params": [p for p in backbone if id(p) in norms], "lr_mult": 1.0, "weight_decay": 0.0},
-        {"params": heads, "lr_mult": head_lr_mult},
-    ]
+        {"params": parameters, "lr_mult": factor, **({"weight_decay": 0.0} if is_norm else {})}
+        for (factor, is_norm), parameters in sorted(groups.items(), key=lambda item: item[0])
+    ] + ([{"params": heads, "lr_mult": head_lr_mult}] if heads else [])
+
+
+def layer_factors(backbone: nn.Module, decay: float) -> dict[str, float]:
+    """Returns the factor of the learning rate of each parameter of a backbone, by name.
+
+    Layer-wise learning-rate decay, as in BEiT (arXiv 2106.08254, section 3.2): the factor of a
+    layer is ``decay`` to the power of the number of layers from it to the head. The last layer's
+    factor is ``decay``.
+
+    Args:
+        backbone: Has timm's method ``group_matcher``, which says what its layers are.
+        decay: From 0 to 1; 1 is the same rate for all layers.
+
+    Raises:
+        ValueError: If ``decay`` is out of this range, or the backbone has no such method.
+    """
+    names = [name for name, _ in backbone.named_parameters()]
+    if decay == 1:
+        return dict.fromkeys(names, 1.0)
+    if not 0 < decay < 1:
+        raise ValueError(f"layer_decay={decay}; give a factor above 0, up to 1, such as 0.9")
+    matcher: Any = getattr(backbone, "group_matcher", None)
+    if matcher is None:
+        raise ValueError(
+            f"layer_decay={decay}, but the backbone {type(backbone).__name__} has no method "
+            "group_matcher, which says what its layers are (timm's models have it); add it, or "
+            "leave layer_decay out"
+        )
+    head = ""  # the name of no parameter: timm puts it into the layer after all others
+    named = ((name, None) for name in [*names, head])
+    layers = group_with_matcher(named, matcher(), reverse=True)
+    return {name: decay ** (layers[head] - layers[name]) for name in names}
 
 
 def apply_lr_mult(optimizer: Optimizer) -> Optimizer:

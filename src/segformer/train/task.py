@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -19,6 +19,7 @@ from segformer.models import SegmentationModel
 from segformer.train.auxiliary import Auxiliary
 from segformer.train.base import ResumableTask
 from segformer.train.distillation import Distillation
+from segformer.train.freezing import freeze
 from segformer.train.optim import OfficialAdamW, Poly, param_groups
 
 
@@ -40,9 +41,15 @@ class SegmentationTask(ResumableTask):
         protocol: How images are measured; by default whole and at their own size.
         distillation: Makes, from the network, losses that compare it with a teacher; by default
             there is no teacher.
+        layer_decay: Factor of the learning rate from each layer of the backbone to the one before;
+            see :func:`~segformer.train.optim.layer_factors`.
+        frozen: Modules or parameters of the network that stay as they are, by name or pattern, such
+            as ``backbone.stages.0`` or ``backbone.*.norm*``; see
+            :func:`~segformer.train.freezing.freeze`.
 
     Raises:
-        ValueError: If the loss has weights for another number of classes.
+        ValueError: If the loss has weights for another number of classes, or ``frozen`` names
+            nothing in the network, or all of it.
     """
 
     def __init__(
@@ -55,6 +62,8 @@ class SegmentationTask(ResumableTask):
         auxiliary: Callable[[SegmentationModel], Auxiliary] | None = None,
         protocol: Protocol | None = None,
         distillation: Callable[[SegmentationModel], Distillation] | None = None,
+        layer_decay: float = 1.0,
+        frozen: Sequence[str] = (),
     ) -> None:
         super().__init__(optimizer, scheduler)
         self.network = network
@@ -68,6 +77,8 @@ class SegmentationTask(ResumableTask):
                     "give one weight for each class"
                 )
         self.head_lr_mult = head_lr_mult
+        self.layer_decay = layer_decay
+        self.frozen = freeze(network, frozen)
         self.protocol = protocol
         self.auxiliary = auxiliary and auxiliary(network)
         self.distillation = distillation and distillation(network)
@@ -75,6 +86,13 @@ class SegmentationTask(ResumableTask):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode of all modules but those that are frozen, which stay in evaluation mode."""
+        super().train(mode)
+        for module in self.frozen:
+            module.eval()
+        return self
 
     def setup(self, stage: str) -> None:
         """Sets the normalization of the data to that of the network's weights.
@@ -161,4 +179,4 @@ class SegmentationTask(ResumableTask):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         parts = nn.ModuleList(part for part in (self.auxiliary, self.distillation) if part)
-        return param_groups(self.network, self.head_lr_mult, parts)
+        return param_groups(self.network, self.head_lr_mult, parts, self.layer_decay)
