@@ -198,6 +198,13 @@ class FolderDataset(Dataset):
         _check_pair(header, label.header)
         return image, self._classes_of(label)
 
+    def label(self, index: int) -> tv_tensors.Mask:
+        """Returns the label map (H, W) of a sample, without reading the image's pixels."""
+        image_path, label_path = self.pairs[index]
+        if self.drawn:
+            return self.drawn.label(_picture(read_header(image_path), self.drawn))
+        return self._classes_of(decode(label_path))
+
     def _classes_of(self, file: Decoded) -> tv_tensors.Mask:
         """Returns the class indices of a decoded label map."""
         return self._classes_of_values(

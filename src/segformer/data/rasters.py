@@ -85,13 +85,22 @@ class RasterDataset(FolderDataset):
             return [Part(path)]
 
     def __getitem__(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-        (path, page, window), label_path = self.parts[index], self.pairs[index][1]
+        path, page, window = self.parts[index]
         image = self.bands.open(path, page)
+        return self._pixels(image, window), self._valid_label(image, index)
+
+    def label(self, index: int) -> tv_tensors.Mask:
+        path, page, _ = self.parts[index]
+        return self._valid_label(self.bands.open(path, page), index)
+
+    def _valid_label(self, image: Opened, index: int) -> tv_tensors.Mask:
+        """Returns the class indices of a sample; invalid pixels of the image are ignored."""
+        (_, page, window), label_path = self.parts[index], self.pairs[index][1]
         label = self._label_of(image, label_path, page, window)
         valid = valid_pixels(image, window)
         if valid is not None:
             label[~torch.from_numpy(valid)] = self.classes.ignore_index
-        return self._pixels(image, window), label
+        return label
 
     def _label_of(
         self, image: Opened, path: Path, page: int | None, window: Window | None

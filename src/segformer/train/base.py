@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 
 from segformer.train.optim import apply_lr_mult
-from segformer.train.order import Batches, ResumableLoader, Seeded, Share, mixed, run_seed
+from segformer.train.order import Batches, Order, ResumableLoader, Seeded, Share, mixed, run_seed
 
 GRADIENTS_KEY = "accumulated_gradients"
 
@@ -184,6 +184,10 @@ class ResumableData(LightningDataModule):
         """Returns the training samples by their draws; each draw has its own random numbers."""
         return Seeded(self.training_samples())
 
+    def order(self) -> Order | None:
+        """Returns the order of an epoch's samples; None for each sample once, at random."""
+        return None
+
     def train_dataloader(self) -> DataLoader:
         rank, world_size = self._place
         if len(self.train) < self.batch_size * world_size:
@@ -193,7 +197,8 @@ class ResumableData(LightningDataModule):
                 + f"; set data.batch_size to {len(self.train) // world_size} or less"
             )
         self.batches = Batches(
-            len(self.train), self.batch_size, run_seed(), rank, world_size, self._start
+            *(len(self.train), self.batch_size, run_seed(), rank, world_size, self._start),
+            order=self.order(),
         )
         return ResumableLoader(self.seeded_samples(), batch_sampler=self.batches, **self._options())
 

@@ -28,7 +28,8 @@ from segformer.data.normalization import IMAGENET, Normalization
 from segformer.data.rasters import RasterDataset
 from segformer.data.transforms import Normalize, normalizers
 from segformer.train.base import ResumableData
-from segformer.train.order import Mixed, Seeded
+from segformer.train.order import Mixed, Order, Seeded
+from segformer.train.sampling import Sampling
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +99,8 @@ class SegmentationData(ResumableData):
             wait meanwhile.
         mixing: How some training samples are mixed with another one, such as
             :class:`~segformer.data.mixing.ClassMix`; by default none are.
+        sampling: How often training samples are drawn, such as
+            :class:`~segformer.train.sampling.RareClasses`; by default each once in an epoch.
     """
 
     FROM_WEIGHTS = "--model.network segformer.Pretrained --model.network.source CHECKPOINT"
@@ -112,6 +115,7 @@ class SegmentationData(ResumableData):
         val_batch_size: int = 1,
         num_workers: int = 2,
         mixing: Mixing | None = None,
+        sampling: Sampling | None = None,
     ) -> None:
         super().__init__(train, batch_size, num_workers)
         self.val: Any = val
@@ -119,7 +123,7 @@ class SegmentationData(ResumableData):
         self.train_transform = train_transform
         self.normalization = IMAGENET
         self.val_batch_size = val_batch_size
-        self.mixing = mixing
+        self.mixing, self.sampling = mixing, sampling
         if mixing is not None:
             mixing.check(self.classes)
 
@@ -191,6 +195,12 @@ class SegmentationData(ResumableData):
         samples = self.training_samples()
         return Mixed(samples, self.mixing, self.classes) if self.mixing else Seeded(samples)
 
+    def order(self) -> Order | None:
+        return None if self.sampling is None else self.sampling.order(self.train)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "data.sampling": repr(self.sampling)}
+
     def name_of(self, index: int) -> str:
         pairs = getattr(self.train, "pairs", None)
         return str(pairs[index][0]) if pairs else super().name_of(index)
@@ -239,12 +249,16 @@ class StandardData(SegmentationData):
         val_batch_size: int = 1,
         num_workers: int = 2,
         mixing: Mixing | None = None,
+        sampling: Sampling | None = None,
     ) -> None:
         make: Any = dataset
         faults: list[str] = []
         train, val = (_collecting(faults, make, root, name) for name in (train_split, val_split))
         super().__init__(
-            train, val, train_transform, None, batch_size, val_batch_size, num_workers, mixing
+            *(train, val, train_transform, None),
+            *(batch_size, val_batch_size, num_workers),
+            mixing=mixing,
+            sampling=sampling,
         )
         if faults:
             raise DataError(faults, self)
@@ -320,6 +334,7 @@ class FolderData(SegmentationData):
         class_map: dict[str, str] | None = None,
         invalid_polygons: Treatment = "refuse",
         mixing: Mixing | None = None,
+        sampling: Sampling | None = None,
     ) -> None:
         if isinstance(images, list):
             bands = replace(bands or Bands(), files=images)
@@ -350,7 +365,10 @@ class FolderData(SegmentationData):
         train, val = (_collecting(faults, split, names[kind] or kind) for kind in ("train", "val"))
         test = _test_split(faults, split, names["test"]) if names["test"] else None
         super().__init__(
-            train, val, train_transform, test, batch_size, val_batch_size, num_workers, mixing
+            *(train, val, train_transform, test),
+            *(batch_size, val_batch_size, num_workers),
+            mixing=mixing,
+            sampling=sampling,
         )
         if shared:
             faults += without_image(shared, _sources(train, val, test), "the folders of the splits")
@@ -453,6 +471,7 @@ class ListedData(SegmentationData):
         class_map: dict[str, str] | None = None,
         invalid_polygons: Treatment = "refuse",
         mixing: Mixing | None = None,
+        sampling: Sampling | None = None,
     ) -> None:
         faults: list[str] = []
         make = _reader(bands, normalization, tile)
@@ -475,7 +494,9 @@ class ListedData(SegmentationData):
         read_test = _collecting(faults, listed, test) if test is not None else None
         super().__init__(
             *(read_train, read_val, train_transform, read_test),
-            *(batch_size, val_batch_size, num_workers, mixing),
+            *(batch_size, val_batch_size, num_workers),
+            mixing=mixing,
+            sampling=sampling,
         )
         _say(read_train, read_val, read_test)
         if faults:

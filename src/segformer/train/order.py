@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from segformer.data.classes import Classes
 from segformer.data.mixing import Mixing
+
+Order = Callable[..., Tensor]  # the indices of an epoch's samples, from generator=torch.Generator
 
 
 def run_seed() -> int:
@@ -97,8 +101,7 @@ class Mixed(Seeded):
 class Batches(Sampler[list[Draw]]):
     """The batches of an epoch for one of several processes, in random order.
 
-    Each sample occurs at most once in an epoch. Samples that do not fill a batch for each process
-    are left out, different ones in each epoch.
+    Samples that do not fill a batch for each process are left out, different ones in each epoch.
 
     Args:
         length: Number of samples.
@@ -107,6 +110,8 @@ class Batches(Sampler[list[Draw]]):
         rank: Index of this process.
         world_size: Number of processes.
         start: Returns the epoch and the batch to start from; called for each iteration.
+        order: Returns the indices (``length``,) of an epoch's samples; by default each sample's
+            once.
     """
 
     def __init__(
@@ -117,29 +122,42 @@ class Batches(Sampler[list[Draw]]):
         rank: int = 0,
         world_size: int = 1,
         start: Callable[[], tuple[int, int]] = lambda: (0, 0),
+        order: Order | None = None,
     ) -> None:
         self.length, self.batch_size, self.seed = length, batch_size, seed
         self.rank, self.world_size, self.start = rank, world_size, start
-        self._latest = -1, torch.empty(0)  # an epoch and its order
+        self.order = order or partial(torch.randperm, length)
+        self._latest: tuple[int, list[int], list[int]] = -1, [], []  # an epoch and its order
 
     def __len__(self) -> int:
         return self.length // (self.batch_size * self.world_size)
 
     def batch(self, epoch: int, number: int) -> list[Draw]:
         """Returns a batch of an epoch by its number."""
-        place = (number * self.world_size + self.rank) * self.batch_size
-        order = self._order(epoch)
+        first = (number * self.world_size + self.rank) * self.batch_size
+        order, times = self._order(epoch)
         return [
             # The next sample of all processes, so that their number has no effect on the pairs.
-            Draw(index, mixed(self.seed, epoch, index), int(order[(k + 1) % len(order)]))
-            for k, index in enumerate(order[place : place + self.batch_size].tolist(), place)
+            Draw(
+                order[place],
+                mixed(self.seed, epoch, order[place], times[place]),
+                order[(place + 1) % len(order)],
+            )
+            for place in range(first, first + self.batch_size)
         ]
 
-    def _order(self, epoch: int) -> Tensor:
+    def _order(self, epoch: int) -> tuple[list[int], list[int]]:
+        """Returns the indices of an epoch's samples, and how often each occurred before."""
         if epoch != self._latest[0]:
             generator = torch.Generator().manual_seed(mixed(self.seed, epoch))
-            self._latest = epoch, torch.randperm(self.length, generator=generator)
-        return self._latest[1]
+            order = self.order(generator=generator).tolist()
+            before: Counter[int] = Counter()
+            times = []
+            for index in order:
+                times.append(before[index])
+                before[index] += 1
+            self._latest = epoch, order, times
+        return self._latest[1:]
 
     def __iter__(self) -> Iterator[list[Draw]]:
         epoch, first = self.start()
