@@ -148,6 +148,31 @@ class MiTClassifier(MiT):
     def no_weight_decay(self) -> set[str]:
         return set()
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Returns the groups of parameters for timm's layer-wise learning rates."""
+        return mit_layers(coarse)
+
+
+def mit_layers(coarse: bool = False) -> dict[str, Any]:
+    """Returns the layers of MiT's parameters, as timm's ``group_matcher`` of its models does.
+
+    They order the parameters from the images to the features.
+
+    Args:
+        coarse: Whether a layer is a stage instead of a block.
+    """
+    stem = r"^stages\.0\.embed"
+    return {
+        "stem": stem,
+        "blocks": r"^stages\.(\d+)"
+        if coarse
+        else [
+            (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+            (r"^stages\.(\d+)\.norm", (99999,)),  # after the blocks
+            (r"^stages\.(\d+)\.embed", (-1,)),
+        ],
+    }
+
 
 def _translate(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Returns the tensors of an encoder in any layout for a model, and sets its numerics."""

@@ -275,26 +275,6 @@ class Pyramid(nn.Module):
         for stage in self.stages:
             stage.grad_checkpointing = enable  # type: ignore[assignment]
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """The layers of the parameters, as the same method of timm's models returns them.
-
-        They order the parameters from the images to the features, for layer-wise learning rates.
-
-        Args:
-            coarse: whether a layer is a stage instead of a block.
-        """
-        stem = r"^stages\.0\.embed"
-        return {
-            "stem": stem,
-            "blocks": r"^stages\.(\d+)"
-            if coarse
-            else [
-                (r"^stages\.(\d+)\.blocks\.(\d+)", None),
-                (r"^stages\.(\d+)\.norm", (99999,)),  # after the blocks
-                (r"^stages\.(\d+)\.embed", (-1,)),
-            ],
-        }
-
     def forward(self, images: Tensor) -> list[Tensor]:
         """Images (B, C, H, W) to maps (B, C_i, ⌈H/s_i⌉, ⌈W/s_i⌉), s_i = 4, 8, 16, 32.
 
