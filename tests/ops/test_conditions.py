@@ -32,7 +32,7 @@ from segformer.ops.conditions import (
 )
 from segformer.ops.registry import Implementation
 
-LINEAR, ATTENTION = (import_module(f"segformer.ops.{name}") for name in ("linear", "attention"))
+LINEAR = import_module("segformer.ops.linear")
 
 
 @pytest.fixture
@@ -59,7 +59,8 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
 
 @pytest.fixture
 def fast_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on an AMD processor with AVX-512 and two threads."""
+    """As on an AMD processor with AVX-512 and two threads; small maps too."""
+    monkeypatch.setattr(LINEAR, "LEAST", 16 * 8 * 8)
     monkeypatch.setattr(LINEAR, "convolution_is_faster", lambda: True)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
 
@@ -106,7 +107,7 @@ def global_hook() -> Iterator[None]:
         handle.remove()
 
 
-# --- linear and attention
+# --- linear
 
 
 @pytest.mark.usefixtures("fast_convolutions")
@@ -118,6 +119,7 @@ def test_linear_is_a_convolution_for_float32_maps_and_plain_layers(
         assert runs("linear", x, layer, recorded=recorded) == "as_convolution"
     assert under_vmap(runs, "linear", x, layer) == "as_convolution"
     assert runs("linear", x.flatten(1, 2), layer) == "plain"
+    assert runs("linear", x[:, 1:], layer) == "plain"  # 12 cells
     for dtype in (torch.float64, torch.bfloat16, torch.float16):
         assert runs("linear", x.to(dtype), layer) == "plain"
     with torch.autocast("cpu", torch.bfloat16):
@@ -138,30 +140,6 @@ def test_linear_is_no_convolution_on_other_processors(
     assert runs("linear", torch.randn(1, 4, 4, 8), nn.Linear(8, 8)) == "plain"
 
 
-@pytest.mark.usefixtures("fast_convolutions")
-def test_attention_is_tiled_where_maps_fill_a_tile(
-    runs: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ATTENTION, "TILE", 32 * 64)  # 64 queries of 32 channels
-    q, kv = torch.randn(1, 8, 8, 64), torch.randn(1, 4, 4, 128)
-    assert runs("attention", q, kv, 2) == "in_tiles"
-    assert runs("attention", q, kv, 2, recorded=True) == "plain"
-    with torch.autocast("cpu", torch.bfloat16):
-        assert runs("attention", q, kv, 2) == "in_tiles"
-    assert runs("attention", q.bfloat16(), kv.bfloat16(), 2) == "in_tiles"
-    assert runs("attention", q.double(), kv.double(), 2) == "plain"
-    assert under_vmap(runs, "attention", q, kv, 2) == "plain"
-    assert while_traced(runs, "attention", q, kv, 2) == "plain"
-    assert runs("attention", on_meta(q), on_meta(kv), 2) == "plain"
-    assert runs("attention", q[:, 1:], kv, 2) == "plain"  # 56 queries
-    monkeypatch.setattr(memory, "PIECE", 4 * 16 * 63)  # scores of 63 queries
-    assert runs("attention", q, kv, 2) == "plain"
-    monkeypatch.setattr(memory, "PIECE", 4 * 16 * 64)
-    assert runs("attention", q, kv, 2) == "in_tiles"
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    assert runs("attention", q, kv, 2) == "plain"
-
-
 # --- mix_ffn
 
 
@@ -177,7 +155,7 @@ def test_mix_ffn_is_computed_in_strips_of_large_maps(
 ) -> None:
     x = torch.randn(1, 4, 4, 4)
     row = 4 * 8 * 4  # bytes of a row of the hidden map
-    monkeypatch.setattr(memory, "PIECE", 2 * 3 * row)
+    monkeypatch.setattr(memory, "PIECE", row - 1)  # four of them are less than four rows
     assert runs("mix_ffn", x, *ffn()) == "in_strips"
     assert runs("mix_ffn", x, *ffn(), recorded=True) == "plain"
     assert runs("mix_ffn", x[:, :3], *ffn()) == "plain"
@@ -199,9 +177,8 @@ def test_mix_ffn_is_computed_in_strips_of_large_maps(
         nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=8)),
     ):
         assert runs("mix_ffn", x, *ffn(dwconv=dwconv)) == "plain"
-    monkeypatch.setattr(memory, "PIECE", 1)  # a strip has at least one row
-    assert runs("mix_ffn", x, *ffn()) == "in_strips"
-    assert runs("mix_ffn", x[:, :1], *ffn()) == "plain"
+    monkeypatch.setattr(memory, "PIECE", row)
+    assert runs("mix_ffn", x, *ffn()) == "plain"
 
 
 # --- heads
@@ -220,8 +197,14 @@ def projections(first: nn.Module) -> nn.Module:
     return nn.ModuleList([first, nn.Linear(8, 16)])
 
 
-def test_all_mlp_is_computed_in_groups_in_evaluation_on_cpus(runs: Callable[..., str]) -> None:
+def test_all_mlp_is_computed_in_groups_in_evaluation_on_cpus(
+    runs: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     fast, other = "in_groups_of_channels", "fused_at_each_level"
+    fused_map = 4 * 4 * 16 * 4  # bytes
+    monkeypatch.setattr(memory, "PIECE", fused_map)
+    assert runs("all_mlp", FEATURES, *all_mlp()) == other
+    monkeypatch.setattr(memory, "PIECE", fused_map - 1)
     assert runs("all_mlp", FEATURES, *all_mlp()) == fast
     assert runs("all_mlp", FEATURES, *all_mlp(), recorded=True) == other
     with torch.autocast("cpu", torch.bfloat16):
@@ -260,8 +243,12 @@ def test_all_mlp_is_computed_in_groups_in_evaluation_on_cpus(runs: Callable[...,
 )
 @pytest.mark.parametrize("recorded", [False, True], ids=["no_grad", "grad"])
 def test_all_mlp_calls_parts_that_it_cannot_compose(
-    parts: dict[str, nn.Module], recorded: bool, runs: Callable[..., str]
+    parts: dict[str, nn.Module],
+    recorded: bool,
+    runs: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(memory, "PIECE", 1)
     layers = all_mlp(**parts)
     assert runs("all_mlp", FEATURES, *layers, recorded=recorded) == "fused_at_each_level"
 
@@ -269,8 +256,9 @@ def test_all_mlp_calls_parts_that_it_cannot_compose(
 @pytest.mark.parametrize("place", [2, 3], ids=["norm", "dropout"])
 @pytest.mark.parametrize("recorded", [False, True], ids=["no_grad", "grad"])
 def test_all_mlp_is_fused_at_each_level_in_training(
-    place: int, recorded: bool, runs: Callable[..., str]
+    place: int, recorded: bool, runs: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(memory, "PIECE", 1)
     layers = all_mlp()
     layers[place].train()
     assert runs("all_mlp", FEATURES, *layers, recorded=recorded) == "fused_at_each_level"
@@ -288,8 +276,13 @@ FUSIONS = [
 @pytest.mark.parametrize(("fuse", "is_split"), FUSIONS, ids=str)
 @pytest.mark.parametrize("recorded", [False, True], ids=["no_grad", "grad"])
 def test_only_a_plain_fusion_is_split_into_levels(
-    fuse: nn.Module, is_split: bool, recorded: bool, runs: Callable[..., str]
+    fuse: nn.Module,
+    is_split: bool,
+    recorded: bool,
+    runs: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(memory, "PIECE", 1)
     layers = all_mlp(fuse=fuse)
     ran = runs("all_mlp", FEATURES, *layers, recorded=recorded)
     assert (ran != "plain") == is_split

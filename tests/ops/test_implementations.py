@@ -24,16 +24,6 @@ def maps(*shapes: tuple[int, ...]) -> list[Tensor]:
     return [torch.randn(shape, dtype=torch.double, requires_grad=True) for shape in shapes]
 
 
-def of_attention() -> Iterator[Arguments]:
-    for batch, heads, depth, size, coarse in (
-        (1, 1, 4, (3, 5), (3, 5)),
-        (2, 3, 8, (7, 6), (2, 3)),
-        (2, 2, 2, (40, 33), (5, 4)),
-    ):
-        q, kv = maps((batch, *size, heads * depth), (batch, *coarse, 2 * heads * depth))
-        yield (q, kv, heads), {}
-
-
 def of_linear() -> Iterator[Arguments]:
     for bias in (True, False):
         yield (*maps((2, 5, 7, 12)), nn.Linear(12, 20, bias=bias).double()), {}
@@ -92,7 +82,6 @@ def of_upsample_cross_entropy() -> Iterator[Arguments]:
 
 
 EXAMPLES: dict[str, Callable[[], Iterator[Arguments]]] = {
-    "attention": of_attention,
     "linear": of_linear,
     "mix_ffn": of_mix_ffn,
     "all_mlp": of_all_mlp,
@@ -104,7 +93,6 @@ EXAMPLES: dict[str, Callable[[], Iterator[Arguments]]] = {
 }
 # These record no gradient: their conditions ask for that.
 WITHOUT_GRADIENT = (
-    "in_tiles",
     "in_strips",
     "in_groups_of_channels",
     "sum_by_triton",

@@ -14,13 +14,13 @@ from torch.overrides import TorchFunctionMode
 from segformer import SegFormer
 from segformer.ops.linear import convolution_is_faster, linear
 
-MODULES = [import_module(f"segformer.ops.{name}") for name in ("linear", "attention")]
+LINEAR = import_module("segformer.ops.linear")  # of the same name as its operator
 
 
 @pytest.fixture
 def by_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in MODULES:
-        monkeypatch.setattr(module, "products_by_convolution", lambda x: x.ndim == 4)
+    """On every processor, in every precision and of every size."""
+    monkeypatch.setattr(LINEAR, "affine_by_convolution", lambda x, weight: x.ndim == 4)
 
 
 @pytest.mark.usefixtures("by_convolution")
@@ -81,5 +81,5 @@ def test_the_rule(
     capability: str, vendor: str, faster: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
-    monkeypatch.setattr(MODULES[0], "_processor", lambda: vendor)
+    monkeypatch.setattr(LINEAR, "_processor", lambda: vendor)
     assert convolution_is_faster.__wrapped__() == faster

@@ -13,7 +13,7 @@ from types import ModuleType
 
 import pytest
 
-from segformer.ops import OPERATORS, attention, linear, operator, plain, registry, table
+from segformer.ops import OPERATORS, linear, mix_ffn, operator, plain, registry, table
 from segformer.ops.registry import Operator
 
 
@@ -186,7 +186,7 @@ def test_every_implementation_says_what_it_does() -> None:
 
 
 def test_an_operator_keeps_its_definitions_name_docstring_and_signature() -> None:
-    assert attention.__name__ == "attention"
-    assert "equation 1" in (attention.__doc__ or "")
-    assert list(inspect.signature(attention).parameters) == ["q", "kv", "heads"]
+    assert mix_ffn.__name__ == "mix_ffn"
+    assert "equation 3" in (mix_ffn.__doc__ or "")
+    assert list(inspect.signature(mix_ffn).parameters) == ["x", "fc1", "dwconv", "act", "fc2"]
     assert linear.__wrapped__ is linear.plain  # type: ignore[attr-defined]

@@ -5,9 +5,8 @@ Where the released weights differ from the paper's text, the comments say so.
 Inside a stage a map is (B, H, W, C), where the paper has sequences (B, N, C). Permuted to
 (B, C, H, W) it has the channels-last memory format, so that convolutions need no copy.
 
-``linear(x, layer)`` is ``layer(x)``; ``attention`` and ``mix_ffn`` return what the comments beside
-them say. Their plain definitions are in :mod:`segformer.ops`, together with faster implementations
-for some devices.
+``linear(x, layer)`` is ``layer(x)``, and ``mix_ffn`` returns what the comment beside it says. Their
+plain definitions are in :mod:`segformer.ops`, with faster implementations for some devices.
 """
 
 from __future__ import annotations
@@ -18,6 +17,8 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -25,9 +26,11 @@ from torch.utils.checkpoint import checkpoint
 from segformer.networks.config import Config, check_at_least_1, check_heads
 from segformer.networks.images import check_images, refuse_scripting, smallest_side
 from segformer.networks.initialization import init_weights
-from segformer.ops import attention, linear, mix_ffn
+from segformer.ops import linear, mix_ffn
 
-torch.fx.wrap("check_images")  # it reads shapes, which torch.fx does not have while it traces
+# They read shapes, which torch.fx does not have while it traces.
+torch.fx.wrap("check_images")
+torch.fx.wrap("rearrange")
 
 Norm = Callable[[int], nn.Module]  # makes a norm for a number of channels
 
@@ -166,9 +169,13 @@ class EfficientSelfAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        height = x.shape[1]
         q = linear(x, self.q)  # (B, H, W, C)
         kv = linear(self.reduce(x), self.kv)  # (B, ⌊H/R⌋, ⌊W/R⌋, 2C): all keys, then all values
-        x = attention(q, kv, self.heads)  # (B, H, W, C): equation 1, heads concatenated
+        q = rearrange(q, "b h w (n d) -> b n (h w) d", n=self.heads)
+        k, v = rearrange(kv, "b h w (two n d) -> two b n (h w) d", two=2, n=self.heads).unbind()
+        x = F.scaled_dot_product_attention(q, k, v)  # equation 1
+        x = rearrange(x, "b n (h w) d -> b h w (n d)", h=height)  # heads concatenated
         return linear(x, self.proj)
 
 

@@ -5,7 +5,6 @@
 
 from segformer.ops.all_mlp import all_mlp, linear_head, upsample_and_fuse
 from segformer.ops.argmax import upsample_argmax, with_background
-from segformer.ops.attention import attention
 from segformer.ops.bilinear import upsample, upsample_sum
 from segformer.ops.cross_entropy import upsample_cross_entropy
 from segformer.ops.linear import linear
@@ -15,7 +14,6 @@ from segformer.ops.registry import OPERATORS, operator, plain, table
 __all__ = [
     "OPERATORS",
     "all_mlp",
-    "attention",
     "linear",
     "linear_head",
     "mix_ffn",

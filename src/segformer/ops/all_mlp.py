@@ -72,7 +72,7 @@ def takes_groups(
     dropout: Any,
     classifier: Any,
 ) -> bool:
-    """in evaluation on CPUs, without gradients or autocast, for plain layers in full precision"""
+    """in evaluation on CPUs, without gradients or autocast, plain layers, fused map over 8 MiB"""
     return (
         in_pieces(features[0])
         and not torch.is_autocast_enabled("cpu")
@@ -85,6 +85,7 @@ def takes_groups(
         and norm.affine
         and is_plain(dropout, *DROPOUTS)
         and is_plain_convolution(classifier, 1, bias=True)
+        and _channel(features[0], fuse) * fuse.out_channels > memory.PIECE
     )
 
 
@@ -103,10 +104,8 @@ def in_groups_of_channels(
     """
     (finest, *coarser), weights, bias = _composed(features, projections, fuse, norm)
     batch, height, width, _ = finest.shape
-    pixels = batch * height * width
-    size = 2 * memory.PIECE // (pixels * bias.element_size()) // 32 * 32
-    size = max(32, min(128, size))
-    fine = bias.new_empty(pixels * size)
+    size = max(32, 2 * memory.PIECE // _channel(features[0], fuse) // 32 * 32)
+    fine = bias.new_empty(batch * height * width * min(size, len(bias)))
     logits: Tensor = classifier.bias.expand(batch, height, width, -1).contiguous()
     for start in range(0, len(bias), size):
         group = slice(start, start + size)
@@ -117,6 +116,11 @@ def in_groups_of_channels(
             x += up
         logits += affine(x.relu_(), classifier.weight[:, group].flatten(1))
     return logits.permute(0, 3, 1, 2)
+
+
+def _channel(finest: Tensor, fuse: nn.Conv2d) -> int:
+    """Bytes of a channel of the fused map."""
+    return finest[:, 0].numel() * fuse.weight.element_size()
 
 
 def fusion_is_plain(

@@ -17,6 +17,8 @@ from segformer.ops.registry import operator
 
 Layer = Callable[[Tensor], Tensor]
 
+LEAST = 2**23  # multiply-adds; for fewer, preparing a convolution costs more than it gains
+
 
 @operator
 def linear(x: Tensor, layer: Layer) -> Tensor:
@@ -30,8 +32,8 @@ def linear(x: Tensor, layer: Layer) -> Tensor:
 
 
 def convolution_wins(x: Tensor, layer: Any) -> bool:
-    """on AMD processors with AVX-512 and several threads, for float32 maps and a plain layer"""
-    return affine_by_convolution(x) and is_plain(layer, nn.Linear)
+    """on AMD processors with AVX-512 and several threads, for large float32 maps, plain layers"""
+    return is_plain(layer, nn.Linear) and affine_by_convolution(x, layer.weight)
 
 
 @linear.implementation(when=convolution_wins)
@@ -42,25 +44,20 @@ def as_convolution(x: Tensor, layer: Any) -> Tensor:
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """:func:`torch.nn.functional.linear`, by convolution where that is faster."""
-    return (_convolution if affine_by_convolution(x) else F.linear)(x, weight, bias)
+    return (_convolution if affine_by_convolution(x, weight) else F.linear)(x, weight, bias)
 
 
 def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1)
 
 
-def affine_by_convolution(x: Tensor) -> bool:
-    """Whether a linear layer over ``x`` is faster as a convolution; in half precision it is not."""
-    wins = products_by_convolution(x)
-    return wins and x.dtype.itemsize > 2 and not torch.is_autocast_enabled("cpu")
-
-
-def products_by_convolution(x: Tensor) -> bool:
-    """Whether float32 matrix products over a map (B, H, W, C) are faster as 1×1 convolutions."""
+def affine_by_convolution(x: Tensor, weight: Tensor) -> bool:
+    """Whether a linear layer of a weight (D, C) over ``x`` is faster as a convolution."""
     if is_traced(x) or torch.get_num_threads() == 1:
         return False  # compilers choose; with one thread PyTorch has a slow convolution of its own
-    on_cpu = x.device.type == "cpu" and x.dtype != torch.float64 and x.ndim == 4
-    return on_cpu and convolution_is_faster()
+    is_float32 = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    is_large = x.ndim == 4 and x[..., 0].numel() * weight.numel() >= LEAST
+    return x.device.type == "cpu" and is_float32 and is_large and convolution_is_faster()
 
 
 @functools.cache

@@ -33,21 +33,22 @@ def mix_ffn(x: Tensor, fc1: Layer, dwconv: Layer, act: Layer, fc2: Layer) -> Ten
 
 
 def strips_win(x: Tensor, fc1: Any, dwconv: Any, act: Any, fc2: Any) -> bool:
-    """on CPUs, without gradients, for plain layers and a hidden map of more than 4 MiB an image"""
+    """on CPUs, without gradients, for plain layers and a hidden map of more than 32 MiB an image"""
     return (
         in_pieces(x)
         and is_plain(fc1, nn.Linear)
         and is_plain_convolution(dwconv, 3, groups=getattr(dwconv, "out_channels", 0))
         and is_plain(act, nn.GELU, nn.ReLU, nn.SiLU)
         and is_plain(fc2, nn.Linear)
-        and _rows(x, dwconv.out_channels) < x.shape[1]
+        and _row(x, dwconv) * x.shape[1] > 4 * memory.PIECE
     )
 
 
 @mix_ffn.implementation(when=strips_win)
 def in_strips(x: Tensor, fc1: Any, dwconv: Any, act: Any, fc2: Any) -> Tensor:
     """Some rows at a time: the hidden map, four times as wide as ``x``, is never all in memory."""
-    height, out, rows = x.shape[1], torch.empty_like(x), _rows(x, dwconv.out_channels)
+    height, out = x.shape[1], torch.empty_like(x)
+    rows = max(1, 2 * memory.PIECE // _row(x, dwconv))  # in fewer rows the two neighbours cost more
     for image, result in zip(x.split(1), out.split(1), strict=True):
         for start in range(0, height, rows):
             stop = min(start + rows, height)
@@ -58,7 +59,6 @@ def in_strips(x: Tensor, fc1: Any, dwconv: Any, act: Any, fc2: Any) -> Tensor:
     return out
 
 
-def _rows(x: Tensor, hidden_channels: int) -> int:
-    """Rows of the hidden map of one image that fit into half a piece of memory."""
-    row = x.shape[2] * hidden_channels * x.element_size()
-    return max(1, memory.PIECE // 2 // row)
+def _row(x: Tensor, dwconv: Any) -> int:
+    """Bytes of a row of the hidden map of one image."""
+    return x.shape[2] * int(dwconv.out_channels) * x.element_size()
