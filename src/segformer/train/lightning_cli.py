@@ -14,6 +14,7 @@ from segformer.evaluation import check_logits, find_protocol
 from segformer.evaluation.metrics import Scores
 from segformer.train.data import SegmentationData
 from segformer.train.folders import RunFolder
+from segformer.train.lora import without_adapters
 from segformer.train.parser import add_options
 from segformer.train.per_image import Compared, PerImage, write_images
 from segformer.train.report import Report
@@ -94,7 +95,7 @@ class SegmentationCLI(RunCLI):
         super().before_fit()
         network = self.model.network
         network.classes = self.datamodule.classes
-        describe(network)
+        describe(without_adapters(network))
         self.datamodule.check_files()
 
     def after_fit(self) -> None:
@@ -103,6 +104,7 @@ class SegmentationCLI(RunCLI):
             rank_zero_info("fast_dev_run: the run works; nothing is written")
             return
         load_best(self.model, self.trainer)
+        self.model.network = without_adapters(self.model.network)
         self.model.network.save(self._folder / "model.safetensors")
         self._measure_splits()
         self._report.draw(self.model, self.datamodule, self._folder)

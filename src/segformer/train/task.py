@@ -20,6 +20,7 @@ from segformer.train.auxiliary import Auxiliary
 from segformer.train.base import ResumableTask
 from segformer.train.distillation import Distillation
 from segformer.train.freezing import freeze
+from segformer.train.lora import LoRA
 from segformer.train.optim import OfficialAdamW, Poly, param_groups
 
 
@@ -46,6 +47,8 @@ class SegmentationTask(ResumableTask):
         frozen: Modules or parameters of the network that stay as they are, by name or pattern, such
             as ``backbone.stages.0`` or ``backbone.*.norm*``; see
             :func:`~segformer.train.freezing.freeze`.
+        lora: Trains adapters of low rank in place of the backbone's weights; see
+            :class:`~segformer.train.lora.LoRA`.
 
     Raises:
         ValueError: If the loss has weights for another number of classes, or ``frozen`` names
@@ -64,6 +67,7 @@ class SegmentationTask(ResumableTask):
         distillation: Callable[[SegmentationModel], Distillation] | None = None,
         layer_decay: float = 1.0,
         frozen: Sequence[str] = (),
+        lora: LoRA | None = None,
     ) -> None:
         super().__init__(optimizer, scheduler)
         self.network = network
@@ -78,6 +82,8 @@ class SegmentationTask(ResumableTask):
                 )
         self.head_lr_mult = head_lr_mult
         self.layer_decay = layer_decay
+        if lora is not None:
+            lora.adapt(network)
         self.frozen = freeze(network, frozen)
         self.protocol = protocol
         self.auxiliary = auxiliary and auxiliary(network)
