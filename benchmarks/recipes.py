@@ -192,6 +192,7 @@ class Training:
             begun = time.monotonic()
             self._segformer("fit", root, "run", *options)
             minutes = (time.monotonic() - begun) / 60
+        shutil.rmtree(self.weights.parent / "checkpoints")  # ten times as large as the weights
         return {
             "recipe": self.recipe,
             "seed": self.seed,

@@ -1,9 +1,9 @@
 """Boundary IoU (Cheng et al., arXiv 2103.16562) of label maps.
 
-The IoU of a large area hardly depends on its boundary. Boundary IoU counts only the pixels of the
-two areas that lie within a distance of their own contours: of label and prediction G and P,
-|(G_d ∩ G) ∩ (P_d ∩ P)| / |(G_d ∩ G) ∪ (P_d ∩ P)|. The distance d is the paper's: 2 % of the image's
-diagonal, in a square neighbourhood.
+The IoU of a large area hardly depends on its boundary. Boundary IoU counts only pixels near it: of
+G_d and P_d, the pixels of label and prediction within a distance d of their own contours, it is
+``|G_d ∩ P_d| / |G_d ∪ P_d|``. The distance is the paper's, 2 % of the image's diagonal, in a square
+neighbourhood.
 """
 
 from __future__ import annotations
