@@ -20,6 +20,7 @@ SHELLS = ("bash", "zsh", "tcsh")
 VERBS = {
     "check": "Read every image and label map of a config or a folder, before training.",
     "fit": "Train a network, by a config or on a folder of images and label maps.",
+    "pretrain": "Train a classifier on folders of images, as a backbone to start from.",
     "validate": "Measure a network on the validation split.",
     "test": "Measure a network on the test split.",
     "explain": "Show where a network is wrong, and labels it doubts, on a page.",
@@ -34,6 +35,7 @@ VERBS = {
 EXAMPLES = {
     "check": "segformer check --config configs/camvid.yaml --data.root camvid",
     "fit": "segformer fit --config configs/scenes.yaml",
+    "pretrain": "segformer pretrain --config configs/imagenet.yaml --data.root imagenet",
     "validate": "segformer validate --config configs/scenes.yaml --ckpt_path best",
     "test": "segformer test --config configs/camvid.yaml --weights model.safetensors",
     "explain": "segformer explain model.safetensors --config configs/camvid.yaml --out report",

@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import timm
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from segformer import checkpoint
 from segformer.networks.initialization import init_weights
 from segformer.networks.mit import VARIANTS, MiT, Variant
+from segformer.networks.timm_backbone import check_name
 
 
 class MiTClassifier(MiT):
@@ -172,6 +174,52 @@ def mit_layers(coarse: bool = False) -> dict[str, Any]:
             (r"^stages\.(\d+)\.embed", (-1,)),
         ],
     }
+
+
+class TimmClassifier(nn.Module):
+    """A classifier of timm by its name, such as ``mit_b0`` or ``pvt_v2_b1``, to be trained.
+
+    Args:
+        name: timm's name.
+        num_classes: Number of classes.
+        drop_path_rate: Stochastic depth rate.
+        checkpoint_path: Weights file of a classifier of this name and number of classes, as timm
+            writes it; by default the weights are random.
+        **options: Further arguments of the timm model, such as ``drop_rate``.
+
+    Attributes:
+        model: timm's model.
+
+    Raises:
+        ValueError: If timm has no model of this name, or the model has no such argument.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        num_classes: int = 1000,
+        drop_path_rate: float = 0.1,
+        checkpoint_path: str = "",
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        check_name(name)
+        try:
+            self.model: Any = timm.create_model(
+                name,
+                num_classes=num_classes,
+                drop_path_rate=drop_path_rate,
+                checkpoint_path=checkpoint_path,
+                **options,
+            )
+        except TypeError as error:
+            raise ValueError(f"{name!r} does not take these arguments: {error}") from error
+        self.num_classes = num_classes
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns the logits (B, ``num_classes``) of images (B, C, H, W)."""
+        logits: Tensor = self.model(images)
+        return logits
 
 
 def _translate(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

@@ -18,8 +18,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         ("--trainer.max_steps N", "number of optimizer steps of the run"),
         training.DEVICES,
         training.PRECISION,
-        ("--seed_everything N", "seed of all random numbers"),
-        ("--ckpt_path FILE", "resume a run from this checkpoint; last: from its newest one"),
+        training.SEED,
+        training.RESUME,
     )
     training.add_folder(
         parser,

@@ -17,6 +17,8 @@ CONFIG = ("--config FILE", "YAML file of settings; the options on the command li
 ROOT = ("--data.root DIR", "folder of the images and label maps")
 DEVICES = ("--trainer.devices N", "number of devices")
 PRECISION = ("--trainer.precision P", "32, bf16-mixed or 16-mixed; 32 by default")
+SEED = ("--seed_everything N", "seed of all random numbers")
+RESUME = ("--ckpt_path FILE", "resume a run from this checkpoint; last: from its newest one")
 MORE = """\
 Each setting of the YAML is an option: a key below another one follows it after a dot.
 --data.help CLASS lists the options of a class of data; likewise --model.network.help."""

@@ -301,10 +301,7 @@ def _create(name: str, **options: Any) -> nn.Module:
 
 def _strides(name: str, options: Mapping[str, Any]) -> list[int]:
     """The stride of each of the model's feature maps."""
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), 5, 0.5)
-        cure = f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"
-        raise ValueError(f"unknown timm model {name!r}; {cure}")
+    check_name(name)
     with without_values():
         infos = getattr(_create(name, **options), "feature_info", None)
     if not infos:
@@ -313,6 +310,14 @@ def _strides(name: str, options: Mapping[str, Any]) -> list[int]:
             "features_only"
         )
     return [info["reduction"] for info in infos]
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError with the closest names if timm has no model of this name."""
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), 5, 0.5)
+        cure = f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"
+        raise ValueError(f"unknown timm model {name!r}; {cure}")
 
 
 def _chosen(name: str, indices: Sequence[int] | None, strides: list[int]) -> tuple[int, ...]:

@@ -26,6 +26,7 @@ from segformer.train.weights import (
     load_best,
     load_checkpoint,
     load_network,
+    match_classes,
 )
 
 # Options that training does not use.
@@ -52,7 +53,7 @@ class SegmentationCLI(RunCLI):
     WEIGHTS = "--weights"
 
     def __init__(self, args: list[str] | None = None, run: bool = True) -> None:
-        super().__init__(SegmentationTask, SegmentationData, args, run, subclass_mode_data=True)
+        super().__init__(SegmentationTask, SegmentationData, args, run)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         add_options(parser, self._logits)
@@ -94,6 +95,7 @@ class SegmentationCLI(RunCLI):
         """Checks before the run that the data can be read and the network can be saved."""
         super().before_fit()
         network = self.model.network
+        match_classes(network, self.datamodule.classes)
         network.classes = self.datamodule.classes
         describe(without_adapters(network))
         self.datamodule.check_files()

@@ -166,6 +166,39 @@ class OneCycle(LambdaLR):
         super().__init__(optimizer, factor)
 
 
+class WarmupCosine(LambdaLR):
+    """Linear warm-up, then cosine decay of the learning rate, step by step.
+
+    At the start of each epoch the rate is that of timm's ``CosineLRScheduler`` with the settings of
+    DeiT (arXiv 2012.12877) and PVT v2 (arXiv 2106.13797).
+
+    Args:
+        optimizer: Optimizer with the highest learning rates.
+        total_steps: Number of optimizer steps of the whole run.
+        warmup: Share of the run that is warm-up: by default 5 of 300 epochs.
+        warmup_lr: Learning rate of each group at the first step.
+        min_lr: Learning rate of each group at the end of the run.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_steps: int,
+        warmup: float = 5 / 300,
+        warmup_lr: float = 1e-6,
+        min_lr: float = 1e-5,
+    ) -> None:
+        warmup_steps = round(warmup * total_steps)
+
+        def factor(step: int, lr: float) -> float:
+            if step < warmup_steps:
+                return (warmup_lr + (lr - warmup_lr) * step / warmup_steps) / lr
+            return _cosine(1.0, min_lr / lr, min(1.0, step / total_steps))
+
+        groups = optimizer.param_groups
+        super().__init__(optimizer, [partial(factor, lr=group["lr"]) for group in groups])
+
+
 def _cosine(first: float, last: float, done: float) -> float:
     """Returns a value on half a cosine wave from ``first`` to ``last``; ``done`` is in [0, 1]."""
     return last + (first - last) * (1 + math.cos(math.pi * done)) / 2

@@ -51,7 +51,8 @@ def add_options(parser: LightningArgumentParser, logits: Callable[[int], int]) -
         logits: Number of logits for a number of classes.
     """
     _add_classes(parser, logits)
-    _add_callbacks(parser)
+    add_callbacks(parser, "val/miou")
+    parser.add_lightning_class_args(Report, "report")
     _add_measurement(parser)
 
 
@@ -70,13 +71,13 @@ def _add_classes(parser: LightningArgumentParser, logits: Callable[[int], int]) 
     )
 
 
-def _add_callbacks(parser: LightningArgumentParser) -> None:
+def add_callbacks(parser: LightningArgumentParser, monitor: str) -> None:
+    """Adds the checkpoints of the best score, whose name is ``monitor``, and those to resume."""
     parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
     parser.set_defaults(
-        {"checkpoint.monitor": "val/miou", "checkpoint.mode": "max", "checkpoint.save_last": True}
+        {"checkpoint.monitor": monitor, "checkpoint.mode": "max", "checkpoint.save_last": True}
     )
     parser.add_lightning_class_args(Resumable, "resume")
-    parser.add_lightning_class_args(Report, "report")
 
 
 def _add_measurement(parser: LightningArgumentParser) -> None:

@@ -11,9 +11,11 @@ from lightning.pytorch.callbacks import ProgressBar
 
 from segformer.train.base import optimizer_steps
 
+SCORES = {"val/miou": "mIoU", "val/top1": "top-1"}  # by their names in the logs
+
 
 class ProgressLines(ProgressBar):
-    """Prints step, loss, mIoU and remaining time, after each validation and every few minutes.
+    """Prints step, loss, score and remaining time, after each validation and every few minutes.
 
     Args:
         minutes: Minutes between two lines.
@@ -78,8 +80,11 @@ class ProgressLines(ProgressBar):
             f"step {trainer.global_step} of {steps}",
             f"loss {float(self._loss) * trainer.accumulate_grad_batches:.4f}",
         ]
-        if (miou := trainer.callback_metrics.get("val/miou")) is not None:
-            words.append(f"mIoU {100 * float(miou):.2f} %")
+        words += [
+            f"{name} {100 * float(trainer.callback_metrics[key]):.2f} %"
+            for key, name in SCORES.items()
+            if key in trainer.callback_metrics
+        ]
         if done := trainer.global_step - self._first_step:
             seconds = (time.monotonic() - self._begun) / done * (steps - trainer.global_step)
             words.append(f"{_duration(seconds)} left")

@@ -27,10 +27,9 @@ class RunCLI(LightningCLI):
 
     Args:
         task: Class of the task.
-        data: Class of the data.
+        data: Class of the data, or a base of those that a file may name.
         args: The arguments, a verb first; by default those of the process.
         run: Whether to run the verb. If False, ``args`` has no verb, and only the parts are built.
-        subclass_mode_data: Whether the file names the class of the data, which is one of ``data``.
 
     Raises:
         argparse.ArgumentError: If an option is unknown or its value has the wrong type.
@@ -46,13 +45,12 @@ class RunCLI(LightningCLI):
         data: type[ResumableData],
         args: list[str] | None,
         run: bool,
-        subclass_mode_data: bool,
     ) -> None:
         try:
             super().__init__(
                 task,
                 data,
-                subclass_mode_data=subclass_mode_data,
+                subclass_mode_data=True,
                 auto_configure_optimizers=False,
                 # ResumableData distributes its samples itself, none of them twice.
                 trainer_defaults={"use_distributed_sampler": False},

@@ -8,8 +8,13 @@ from typing import Any, TypeVar
 import torch
 from lightning import Callback
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import nn
 
+from segformer.data.classes import Classes
 from segformer.deploy import load_model
+from segformer.models import SegmentationModel
+from segformer.networks.initialization import init_weights
 from segformer.train.base import ResumableTask
 from segformer.train.resume import Resumable
 
@@ -71,3 +76,29 @@ def load_network(source: str, num_classes: int) -> Any:
             "these classes"
         )
     return network
+
+
+@torch.no_grad()
+def match_classes(network: SegmentationModel, classes: Classes) -> None:
+    """Brings the rows of a classifier that starts from weights into the order of the classes.
+
+    Weights may have as many classes as the data, in another order. Rows then follow the names, and
+    those of other names are new and random. If no name has another index, nothing changes: the
+    names may only be written in another way.
+    """
+    known, names = list(network.classes.names), list(classes.names)
+    layer = getattr(network.decode_head, "classifier", None)
+    moved = [k for k, name in enumerate(names) if name in known and known.index(name) != k]
+    if not moved or not isinstance(layer, nn.Conv2d) or layer.out_channels != len(names):
+        return
+    old = {key: tensor.clone() for key, tensor in layer.state_dict().items()}
+    init_weights(layer)
+    for key, tensor in layer.state_dict().items():
+        for k, name in enumerate(names):
+            if name in known:
+                tensor[k] = old[key][known.index(name)]
+    new = [name for name in names if name not in known]
+    rank_zero_info(
+        "the weights have the classes in another order: the classifier's rows follow the names"
+        + (f"; new and random: {', '.join(new)}" if new else "")
+    )
