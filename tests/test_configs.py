@@ -52,11 +52,27 @@ def stand_in_data(settings: dict[str, Any], folder: Path) -> list[str]:
             word in name for word in ("labels", "annotations", "gtFine", "SegmentationClass")
         )
         Image.new("L", (32, 32), 0 if is_label else shade).save(folder / name)
+    if "unlabelled_images" in data:
+        return [f"--data.root={folder}", *stand_in_lists(folder)]
     for split in ("trainaug", "val"):  # VOC's lists; the others have none
         names = folder / f"ImageSets/Segmentation/{split}.txt"
         names.parent.mkdir(parents=True, exist_ok=True)
         names.write_text(f"{split}\n")
     return [f"--data.root={folder}"]
+
+
+def stand_in_lists(folder: Path) -> list[str]:
+    """Writes lists of one pair; returns the arguments that name them."""
+    for split in ("train", "val"):
+        (folder / f"{split}.csv").write_text(
+            f"image,label\nimages/{split}/1.png,labels/{split}/1.png"
+        )
+    return [
+        f"--data.train={folder / 'train.csv'}",
+        f"--data.val={folder / 'val.csv'}",
+        "--data.test=null",
+        f"--data.unlabelled_images.images=[{folder / 'train.csv'}]",
+    ]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)

@@ -8,6 +8,7 @@ from typing import Any
 
 import processes
 import torch
+from halves import write_folder
 
 SCRIPT = """
 import os
@@ -16,16 +17,27 @@ import warnings
 
 warnings.filterwarnings("ignore")
 import torch
-from conftest import TINY
+from functools import partial
+
+from conftest import TINY, randomized
 from halves import Halves
 from lightning import Trainer, seed_everything
 
 from segformer import SegFormer
 from segformer.data.transforms import TrainTransform
+from segformer.data.unlabelled import UnlabelledImages, Views, WeakAndStrong
 from segformer.losses import CrossEntropy
+from segformer.train.consistency import Consistency
 from segformer.train.data import SegmentationData
 from segformer.train.per_image import PerImage
+from segformer.train.distillation import Distillation, FeatureMaps
 from segformer.train.task import SegmentationTask
+
+
+class Labelled(Halves):  # a loss is a mean over the valid pixels of each process
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return image, label.clamp_max(1)
 
 
 class Task(SegmentationTask):
@@ -44,15 +56,24 @@ if count > 1:
 torch.set_num_threads(1)
 seed_everything(0)
 network = SegFormer(TINY, num_classes=2, dropout=0.0, drop_path=0.0)
-task = Task(network, CrossEntropy(over_all_pixels=True)).double()
+teacher = randomized(SegFormer(TINY, num_classes=2))
+task = Task(
+    network, CrossEntropy(over_all_pixels=True),
+    distillation=partial(Distillation, teacher=teacher, features=FeatureMaps),
+    consistency=partial(Consistency, threshold=0.5),
+).double()
+views = WeakAndStrong((32, 32), (0.9, 1.1))
 data = SegmentationData(
-    Halves(9), Halves(7, seed=1), TrainTransform((32, 32)),
+    Labelled(9), Halves(7, seed=1), TrainTransform((32, 32), (0.9, 1.1)),
     batch_size=4 // count, num_workers=0,
+    unlabelled_images=UnlabelledImages(["images"], views, batch_size=4 // count),
+    root=os.path.dirname(out),
 )
-def doubled(batch, _):  # a pair in training, in validation a list of pairs, one for each size
-    if isinstance(batch[0], torch.Tensor):
-        return batch[0].double(), batch[1]
-    return [doubled(pair, _) for pair in batch]
+def doubled(batch, _):  # in validation a list of pairs, one for each size
+    if isinstance(batch, torch.Tensor):
+        return batch.double() if batch.is_floating_point() else batch
+    parts = [doubled(part, _) for part in batch]
+    return Views(*parts) if isinstance(batch, Views) else parts
 
 
 data.on_after_batch_transfer = doubled
@@ -93,6 +114,8 @@ def run(folder: Path, count: int) -> tuple[Any, dict[str, Any]]:
 
 
 def test_two_processes_are_one(tmp_path: Path) -> None:
+    """With a teacher's losses and that of images without labels."""
+    write_folder(tmp_path, unlabelled=5)
     ((confusion, images), gradients), ((of_two, images_of_two), shared) = (
         run(tmp_path, count) for count in (1, 2)
     )

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from segformer import SegFormer
 from segformer.data.transforms import TrainTransform
+from segformer.data.unlabelled import Views
 from segformer.losses import OHEM, CrossEntropy, Dice, Focal, Lovasz, Sum
 from segformer.train.averaging import Average
+from segformer.train.consistency import Consistency
 from segformer.train.data import SegmentationData
 from segformer.train.distillation import ChannelWise, Distillation, FeatureMaps
 from segformer.train.optim import Muon, OfficialAdamW
@@ -51,25 +53,29 @@ def test_no_loss_waits(name: str) -> None:
 
 @pytest.mark.parametrize("optimizer", [OfficialAdamW, Muon])
 def test_no_step_waits(optimizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The task's own step, with a teacher's, the optimizer's and the average's."""
+    """The task's own step, with the teachers', the optimizer's and the average's."""
     trainer = quiet_trainer(Path(), max_steps=9, log_every_n_steps=3)
     with torch.device("meta"):
         teacher = SegFormer(TINY, num_classes=3)
         parts = {"logits": ChannelWise(), "features": FeatureMaps}
         distillation = partial(Distillation, teacher=teacher, **parts)
-        task = SegmentationTask(SegFormer(TINY, num_classes=3), distillation=distillation).train()
+        network = SegFormer(TINY, num_classes=3)
+        task = SegmentationTask(network, distillation=distillation, consistency=Consistency).train()
         batch = torch.zeros(2, 3, 64, 96), torch.zeros(2, 64, 96, dtype=torch.uint8)
+        inside = torch.ones(2, 64, 96, dtype=torch.bool)
+        views = Views(torch.zeros(2, 3, 64, 96), torch.zeros(2, 3, 64, 96), inside, inside)
         made = optimizer(task.parameter_groups())
         average = Average(task, 0.9)
     task._trainer = trainer
     monkeypatch.setattr(task, "log", lambda *_, **__: None)
+    monkeypatch.setattr(task, "log_dict", lambda *_, **__: None)
     for index in range(2):
         made.zero_grad()
-        task.training_step(batch, index).backward()
+        task.training_step((batch, views), index).backward()
         made.step()
         average.update_parameters(task)
     with pytest.raises(RuntimeError, match="meta"):
-        task.training_step(batch, 2)  # a logging step reads the losses of all three
+        task.training_step((batch, views), 2)  # a logging step reads the losses of all three
 
 
 def ten_batches() -> SegmentationData:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import chain
+from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
@@ -32,6 +33,13 @@ class Average(AveragedModel):
         # On the CPU, reading it waits for no device.
         self.n_averaged = torch.zeros((), dtype=torch.long, device="cpu")
         self.decay = decay
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Moves the weights to a device or type, and leaves the count on the CPU."""
+        count = self.n_averaged
+        super()._apply(fn, recurse)
+        self.n_averaged = count
+        return self
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:

@@ -189,18 +189,23 @@ class ResumableData(LightningDataModule):
         return None
 
     def train_dataloader(self) -> DataLoader:
-        rank, world_size = self._place
-        if len(self.train) < self.batch_size * world_size:
-            raise ValueError(
-                f"{len(self.train)} training images make no batch of {self.batch_size}"
-                + (f" on each of {world_size} devices" if world_size > 1 else "")
-                + f"; set data.batch_size to {len(self.train) // world_size} or less"
-            )
-        self.batches = Batches(
-            *(len(self.train), self.batch_size, run_seed(), rank, world_size, self._start),
-            order=self.order(),
+        self.batches = self._batches(
+            *(len(self.train), self.batch_size, run_seed()), "data.batch_size", self.order()
         )
         return ResumableLoader(self.seeded_samples(), batch_sampler=self.batches, **self._options())
+
+    def _batches(
+        self, length: int, batch_size: int, seed: int, setting: str, order: Order | None = None
+    ) -> Batches:
+        """Returns the batches of this process; raises ValueError if there are none."""
+        rank, world_size = self._place
+        if length < batch_size * world_size:
+            raise ValueError(
+                f"{length} training images make no batch of {batch_size}"
+                + (f" on each of {world_size} devices" if world_size > 1 else "")
+                + f"; set {setting} to {length // world_size} or less"
+            )
+        return Batches(length, batch_size, seed, rank, world_size, self._start, order)
 
     def _share_loader(
         self, samples: Any, batch_size: int, collate_fn: Callable[[Any], Any] | None = None

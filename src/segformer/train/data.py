@@ -21,14 +21,25 @@ from segformer.data.annotations.formats import Annotations, find_annotations
 from segformer.data.annotations.matching import without_image
 from segformer.data.bands import NAME, SPLIT, Bands
 from segformer.data.classes import Classes
-from segformer.data.datasets import SAMPLED_PAIRS, DataError, FolderDataset
+from segformer.data.datasets import SAMPLED_PAIRS, DataError, FolderDataset, faults_in
+from segformer.data.images import read_header
 from segformer.data.labels import Coding, check_labels, label_type
 from segformer.data.mixing import Mixing
 from segformer.data.normalization import IMAGENET, Normalization
 from segformer.data.rasters import RasterDataset
 from segformer.data.transforms import Normalize, normalizers
+from segformer.data.unlabelled import UnlabelledDataset, UnlabelledImages
 from segformer.train.base import ResumableData
-from segformer.train.order import Mixed, Order, Seeded
+from segformer.train.order import (
+    Both,
+    BothBatches,
+    Mixed,
+    Order,
+    ResumableLoader,
+    Seeded,
+    mixed,
+    run_seed,
+)
 from segformer.train.sampling import Sampling
 
 logger = logging.getLogger(__name__)
@@ -84,6 +95,11 @@ def by_size(samples: Sequence[tuple[Tensor, Tensor]]) -> list[Any]:
     return [default_collate(group) for group in groups.values()]
 
 
+def _both_collated(count: int, samples: list[Any]) -> tuple[Any, Any]:
+    """Returns the batch of the first ``count`` samples, and that of the others."""
+    return default_collate(samples[:count]), default_collate(samples[count:])
+
+
 class SegmentationData(ResumableData):
     """Training, validation and test sets with the same classes.
 
@@ -101,6 +117,13 @@ class SegmentationData(ResumableData):
             :class:`~segformer.data.mixing.ClassMix`; by default none are.
         sampling: How often training samples are drawn, such as
             :class:`~segformer.train.sampling.RareClasses`; by default each once in an epoch.
+        unlabelled_images: Images without labels for
+            :class:`~segformer.train.consistency.Consistency`; a batch of them is added to each
+            training batch. By default there are none.
+        root: Folder below which these are.
+
+    Raises:
+        ValueError: If there are such images, and the others are read with bands.
     """
 
     FROM_WEIGHTS = "--model.network segformer.Pretrained --model.network.source CHECKPOINT"
@@ -116,6 +139,8 @@ class SegmentationData(ResumableData):
         num_workers: int = 2,
         mixing: Mixing | None = None,
         sampling: Sampling | None = None,
+        unlabelled_images: UnlabelledImages | None = None,
+        root: str | os.PathLike[str] = "",
     ) -> None:
         super().__init__(train, batch_size, num_workers)
         self.val: Any = val
@@ -126,6 +151,19 @@ class SegmentationData(ResumableData):
         self.mixing, self.sampling = mixing, sampling
         if mixing is not None:
             mixing.check(self.classes)
+        self.unlabelled: UnlabelledDataset | None = None
+        self.unlabelled_batch_size = 0
+        if unlabelled_images is not None:
+            self._add_unlabelled(unlabelled_images, Path(root))
+
+    def _add_unlabelled(self, images: UnlabelledImages, root: Path) -> None:
+        if isinstance(self.train, RasterDataset):
+            raise ValueError(
+                "unlabelled_images are read as photographs, and the labelled ones with their "
+                "bands; leave one of unlabelled_images and bands out"
+            )
+        self.unlabelled = UnlabelledDataset(images.find(root), images.views)
+        self.unlabelled_batch_size = images.batch_size
 
     @property
     def classes(self) -> Classes:
@@ -158,7 +196,8 @@ class SegmentationData(ResumableData):
                 "segformer.data.transforms.Normalize; make it normalize in the same way",
                 normalization,
             )
-        for part in parts:
+        views = normalizers(self.unlabelled.views) if self.unlabelled else ()
+        for part in (*parts, *views):
             part.normalization = normalization
         self.normalization = normalization
 
@@ -185,8 +224,27 @@ class SegmentationData(ResumableData):
                 more = f" and {len(absent) - 10} more" if len(absent) > 10 else ""
                 looked = f"{min(SAMPLED_PAIRS, len(dataset))} of {len(dataset)} {split} label maps"
                 rank_zero_info(f"{looked} were read: none holds {', '.join(absent[:10])}{more}")
+        if self.unlabelled is not None:
+            faults += faults_in(*(partial(read_header, path) for path in self.unlabelled.paths))
         if faults:
             raise DataError(faults, self)
+
+    def train_dataloader(self) -> DataLoader:
+        loader = super().train_dataloader()
+        if self.unlabelled is None:
+            return loader
+        others = self._batches(
+            len(self.unlabelled),
+            self.unlabelled_batch_size,
+            mixed(run_seed(), 1),  # another order than that of the labelled images
+            "data.unlabelled_images.batch_size",
+        )
+        return ResumableLoader(
+            Both(loader.dataset, Seeded(self.unlabelled)),
+            batch_sampler=BothBatches(self.batches, others),
+            collate_fn=partial(_both_collated, self.batch_size),
+            **self._options(),
+        )
 
     def training_samples(self) -> Dataset:
         return Transformed(self.train, self.train_transform)
@@ -199,7 +257,15 @@ class SegmentationData(ResumableData):
         return None if self.sampling is None else self.sampling.order(self.train)
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "data.sampling": repr(self.sampling)}
+        trainer: Any = self.trainer
+        return {
+            **super().state_dict(),
+            "data.sampling": repr(self.sampling),
+            "unlabelled images": len(self.unlabelled or ()),
+            "unlabelled images a step of all devices": (
+                self.unlabelled_batch_size * trainer.world_size
+            ),
+        }
 
     def name_of(self, index: int) -> str:
         pairs = getattr(self.train, "pairs", None)
@@ -250,6 +316,7 @@ class StandardData(SegmentationData):
         num_workers: int = 2,
         mixing: Mixing | None = None,
         sampling: Sampling | None = None,
+        unlabelled_images: UnlabelledImages | None = None,
     ) -> None:
         make: Any = dataset
         faults: list[str] = []
@@ -259,6 +326,8 @@ class StandardData(SegmentationData):
             *(batch_size, val_batch_size, num_workers),
             mixing=mixing,
             sampling=sampling,
+            unlabelled_images=unlabelled_images,
+            root=root,
         )
         if faults:
             raise DataError(faults, self)
@@ -335,6 +404,7 @@ class FolderData(SegmentationData):
         invalid_polygons: Treatment = "refuse",
         mixing: Mixing | None = None,
         sampling: Sampling | None = None,
+        unlabelled_images: UnlabelledImages | None = None,
     ) -> None:
         if isinstance(images, list):
             bands = replace(bands or Bands(), files=images)
@@ -369,6 +439,8 @@ class FolderData(SegmentationData):
             *(batch_size, val_batch_size, num_workers),
             mixing=mixing,
             sampling=sampling,
+            unlabelled_images=unlabelled_images,
+            root=root,
         )
         if shared:
             faults += without_image(shared, _sources(train, val, test), "the folders of the splits")
@@ -472,6 +544,7 @@ class ListedData(SegmentationData):
         invalid_polygons: Treatment = "refuse",
         mixing: Mixing | None = None,
         sampling: Sampling | None = None,
+        unlabelled_images: UnlabelledImages | None = None,
     ) -> None:
         faults: list[str] = []
         make = _reader(bands, normalization, tile)
@@ -497,6 +570,8 @@ class ListedData(SegmentationData):
             *(batch_size, val_batch_size, num_workers),
             mixing=mixing,
             sampling=sampling,
+            unlabelled_images=unlabelled_images,
+            root=root,
         )
         _say(read_train, read_val, read_test)
         if faults:

@@ -164,6 +164,41 @@ class Batches(Sampler[list[Draw]]):
         return (self.batch(epoch, number) for number in range(first, len(self)))
 
 
+class Both(Dataset):
+    """Two data sets, whose index is 0 or 1 for one of them, and an index in it."""
+
+    def __init__(self, *datasets: Any) -> None:
+        self.datasets = datasets
+
+    def __len__(self) -> int:
+        return sum(map(len, self.datasets))
+
+    def __getitem__(self, place: tuple[int, Draw]) -> Any:
+        which, draw = place
+        return self.datasets[which][draw]
+
+
+class BothBatches(Sampler[list[tuple[int, Draw]]]):
+    """Batches of the first of two data sets, each followed by a batch of the second.
+
+    An epoch is one of the first data set. The second one's batches go on from epoch to epoch.
+    """
+
+    def __init__(self, first: Batches, second: Batches) -> None:
+        self.first, self.second = first, second
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def __iter__(self) -> Iterator[list[tuple[int, Draw]]]:
+        epoch, start = self.first.start()
+        for number in range(start, len(self)):
+            taken = epoch * len(self) + number
+            second = self.second.batch(*divmod(taken, len(self.second)))
+            both = self.first.batch(epoch, number), second
+            yield [(which, draw) for which, draws in enumerate(both) for draw in draws]
+
+
 class ResumableLoader(DataLoader):
     """A data loader that creates its iterator only when the first batch is requested.
 

@@ -18,10 +18,13 @@ from segformer.losses import CrossEntropy
 from segformer.models import SegmentationModel
 from segformer.train.auxiliary import Auxiliary
 from segformer.train.base import ResumableTask
+from segformer.train.consistency import Consistency
 from segformer.train.distillation import Distillation
 from segformer.train.freezing import freeze
 from segformer.train.lora import LoRA
 from segformer.train.optim import OfficialAdamW, Poly, param_groups
+
+TEACHER_KEY = "consistency_teacher"
 
 
 class SegmentationTask(ResumableTask):
@@ -49,6 +52,8 @@ class SegmentationTask(ResumableTask):
             :func:`~segformer.train.freezing.freeze`.
         lora: Trains adapters of low rank in place of the backbone's weights; see
             :class:`~segformer.train.lora.LoRA`.
+        consistency: Makes, from the network, the loss of images without labels, which the data
+            have as ``unlabelled_images``; by default there are none.
 
     Raises:
         ValueError: If the loss has weights for another number of classes, or ``frozen`` names
@@ -68,6 +73,7 @@ class SegmentationTask(ResumableTask):
         layer_decay: float = 1.0,
         frozen: Sequence[str] = (),
         lora: LoRA | None = None,
+        consistency: Callable[[SegmentationModel], Consistency] | None = None,
     ) -> None:
         super().__init__(optimizer, scheduler)
         self.network = network
@@ -88,6 +94,7 @@ class SegmentationTask(ResumableTask):
         self.protocol = protocol
         self.auxiliary = auxiliary and auxiliary(network)
         self.distillation = distillation and distillation(network)
+        self.consistency = consistency and consistency(network)
         self.confusion = confusion_matrix(labels)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -111,11 +118,34 @@ class SegmentationTask(ResumableTask):
             self.network.normalization = statistics
         if hasattr(data, "normalize_as"):
             data.normalize_as(self.network.normalization)
-        if stage == "fit" and self.distillation is not None:
-            self.distillation.adapt_to(self.network)
+        if stage == "fit":
+            self._check_unlabelled(data)
+            if self.distillation is not None:
+                self.distillation.adapt_to(self.network)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        images, target = batch
+    def _check_unlabelled(self, data: Any) -> None:
+        """Raises ValueError if there are images without labels and no loss for them, or reverse."""
+        is_given = getattr(data, "unlabelled", None) is not None
+        if is_given and self.consistency is None:
+            raise ValueError(
+                "data.unlabelled_images are given and nothing learns from them; set "
+                "model.consistency, or leave them out"
+            )
+        if self.consistency is not None and data is not None and not is_given:
+            raise ValueError(
+                "model.consistency needs images without labels; set data.unlabelled_images, or "
+                "leave it out"
+            )
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Returns the loss of a batch.
+
+        Args:
+            batch: Images (B, C, H, W) and target (B, H, W). With ``consistency`` it is this pair,
+                and the :class:`~segformer.data.unlabelled.Views` of images without labels.
+            batch_idx: Number of the batch in its epoch.
+        """
+        (images, target), views = (batch, None) if self.consistency is None else batch
         target = target.long()
 
         def measured(logits: Tensor) -> Tensor:
@@ -132,6 +162,10 @@ class SegmentationTask(ResumableTask):
             distilled = self.distillation(images, features, logits, target)
             self.log("train/distillation", distilled)
             loss = loss + distilled
+        if self.consistency is not None:
+            consistent, share = self.consistency(self.network, views, self.global_step)
+            self.log_dict({"train/consistency": consistent, "train/confident": share})
+            loss = loss + self.consistency.weight * consistent
         return self.checked(loss, batch_idx)
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, list[Tensor]]:
@@ -158,6 +192,13 @@ class SegmentationTask(ResumableTask):
         super().on_save_checkpoint(checkpoint)
         with suppress(ValueError):  # a network with parts of the user's has no description
             checkpoint[METADATA_KEY] = json.dumps(describe(self.network))
+        if self.consistency is not None:
+            checkpoint[TEACHER_KEY] = self.consistency.teacher.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        if self.consistency is not None and TEACHER_KEY in checkpoint:
+            self.consistency.teacher.load_state_dict(checkpoint[TEACHER_KEY])
 
     def _measure(self, batch: Any) -> dict[str, list[Tensor]]:
         """Adds a batch to the confusion matrix; returns its targets and labels, for callbacks.
