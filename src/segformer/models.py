@@ -46,6 +46,11 @@ class SegmentationModel(nn.Module):
             were trained so.
         normalization: how images are normalised for these weights; by default
             ``backbone.normalization``, or else ImageNet's mean and standard deviation.
+        licence: name of the licence of the weights that these come from; by default
+            ``backbone.licence``, if there is one.
+
+    Attributes:
+        licence: that name, which :meth:`save` writes into the file; None if it is not known.
 
     Raises:
         ValueError: if ``classes`` or ``normalization`` is for another number of classes or
@@ -60,8 +65,10 @@ class SegmentationModel(nn.Module):
         *,
         align_corners: bool = False,
         normalization: Normalization | None = None,
+        licence: str | None = None,
     ) -> None:
         super().__init__()
+        self.licence: str | None = licence or getattr(backbone, "licence", None)
         self.backbone: Any = backbone
         self.decode_head: Any = decode_head
         self.align_corners = align_corners
@@ -368,10 +375,15 @@ class SegmentationModel(nn.Module):
         *,
         align_corners: bool = False,
         normalization: Normalization | None = None,
+        licence: str | None = None,
     ) -> Self:
         """Returns a model of this class from its parts, without calling its constructor."""
         model = cls.__new__(cls)
-        options: Any = {"align_corners": align_corners, "normalization": normalization}
+        options: Any = {
+            "align_corners": align_corners,
+            "normalization": normalization,
+            "licence": licence,
+        }
         SegmentationModel.__init__(model, backbone, decode_head, classes, **options)
         return model
 

@@ -38,6 +38,8 @@ def describe(model: Any) -> dict[str, Any]:
         "align_corners": model.align_corners,
         "normalization": model.normalization.to_dict(),
     }
+    if getattr(model, "licence", None):
+        description["licence"] = model.licence
     _check_rebuilt(model, description)
     return description
 

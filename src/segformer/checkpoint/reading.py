@@ -42,6 +42,7 @@ class Reading:
     classes: Classes
     align_corners: bool
     normalization: Normalization
+    licence: str | None
     report: Report
 
     @property
@@ -53,6 +54,7 @@ class Reading:
             "classes": self.classes,
             "align_corners": self.align_corners,
             "normalization": self.normalization,
+            "licence": self.licence,
         }
 
 
@@ -97,6 +99,7 @@ def read(
         construct(Classes, description["classes"]),
         description["align_corners"],
         normalization,
+        description.get("licence"),
         report,
     )
 

@@ -62,6 +62,7 @@ class Description:
             num_classes=model.num_classes,
             min_size=model.min_size,
             network=_network(model),
+            licence=getattr(model, "licence", None) or LICENCE,
             **options,
         )
 

@@ -82,6 +82,7 @@ def _rows(model: SegmentationModel, size: tuple[int, int]) -> dict[str, str]:
         "multiply-adds": _multiply_adds(model, size),
         "numerics": _numerics(description),
         "normalization": str(model.normalization),
+        "licence": model.licence or "not stated",
     }
 
 

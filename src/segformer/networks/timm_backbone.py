@@ -111,6 +111,7 @@ class TimmBackbone(nn.Module):
         multiple: height and width of images are rounded up to a multiple of this number.
         normalization: how images are normalised: with ``pretrained`` as timm does for its weights,
             otherwise as for ImageNet.
+        licence: with ``pretrained``, the licence that timm states for its weights, and their name.
         config: the arguments that build this backbone again.
 
     Raises:
@@ -150,6 +151,7 @@ class TimmBackbone(nn.Module):
         if positions == "bilinear":
             _resample_bilinear(inner, name)
         self.fit = fit
+        self.licence = _licence(self.model, options) if pretrained else None
         normalization = _normalization(self.model) if pretrained else IMAGENET
         self.normalization = normalization.for_channels(in_channels)
         self.in_channels = in_channels
@@ -272,6 +274,16 @@ def _normalization(model: Any) -> Normalization:
     config = model.pretrained_cfg
     mean, std = (config.get(name) or getattr(IMAGENET, name) for name in ("mean", "std"))
     return Normalization(mean, std)
+
+
+def _licence(model: Any, options: Mapping[str, Any]) -> str | None:
+    """The licence of a model's pretrained weights, with the name of timm's; None if not stated."""
+    given = options.get("pretrained_cfg_overlay") or {}
+    if "file" in given:  # somebody's own weights
+        return given.get("license")
+    config = model.pretrained_cfg
+    name = f"{config.get('architecture')}.{config.get('tag')}"
+    return f"{config['license']} (timm's {name})" if config.get("license") else None
 
 
 def _pyramid(name: str, **options: Any) -> Any:
