@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -26,6 +27,8 @@ RESULTS = Path(__file__).with_name("results.json")
 def main() -> None:
     options = parse()
     if options.parts == RECIPES:
+        # As an exception, it ends the command of the row, too.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         recipes.run(options)
         return
     torch.set_num_threads(options.threads)
