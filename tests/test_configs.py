@@ -87,6 +87,9 @@ def test_a_config_builds(config: Path, tmp_path: Path) -> None:
     network = settings["model"]["network"]["init_args"]
     if network.get("pretrained"):  # nothing is downloaded, and nothing as large built
         overrides += ["--model.network.pretrained=false", "--model.network.backbone=tiny"]
+    backbone = network.get("backbone")
+    if isinstance(backbone, dict) and backbone["init_args"].get("pretrained"):
+        overrides.append("--model.network.backbone.pretrained=false")
     if "source" in network:
         SegFormer("b0", num_classes=5).save(
             tmp_path / "b0.safetensors"
@@ -129,3 +132,31 @@ def test_there_are_configs() -> None:
         "setr_ade20k",
         "segformer_ade20k",
     } <= {path.stem for path in CONFIGS}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_parts_that_small_names_in_comments_build(tmp_path: Path) -> None:
+    """All together, after their lines are uncommented."""
+    from segformer.train.lightning_cli import SegmentationCLI
+
+    pytest.importorskip("peft", reason="needs the package peft")
+    text = (CONFIGS[0].parent / "small.yaml").read_text()
+    parts = (
+        "mixing:",
+        "  class_path: segformer.data",
+        "sampling:",
+        "  class_path: segformer.train",
+    )
+    for part in (*parts, "frozen:", "lora:"):
+        assert text.count(f"# {part}") == 1
+        text = text.replace(f"# {part}", part)
+    (tmp_path / "all.yaml").write_text(text)
+    overrides = stand_in_data(yaml.safe_load(text), tmp_path)
+    overrides.append("--model.network.backbone.pretrained=false")
+    cli = SegmentationCLI([f"--config={tmp_path / 'all.yaml'}", *overrides], run=False)
+    assert type(cli.datamodule.mixing).__name__ == "ClassMix"
+    assert type(cli.datamodule.sampling).__name__ == "RareClasses"
+    parameters = dict(cli.model.network.named_parameters())
+    assert not any(p.requires_grad for name, p in parameters.items() if ".stages_0." in name)
+    assert any("lora_A" in name and p.requires_grad for name, p in parameters.items())
+    assert cli.model.layer_decay == 0.8
