@@ -696,6 +696,7 @@ def test_an_older_repository_with_only_a_pickle_is_read(
         SegFormer.from_pretrained(hub.folder, revision="v1")
 
 
+@pytest.mark.slow
 def test_reading_b5_takes_little_more_memory_than_its_file(tmp_path: Path) -> None:
     """Huggingface is the layout with the most tensors to concatenate.
 

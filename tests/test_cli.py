@@ -307,6 +307,7 @@ def test_a_wrong_option_of_an_argument_parser_names_the_closest(
     assert "did you mean '--overwrite'?" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_python_runs_the_package(tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-m", "segformer", "fti"], capture_output=True, text=True, check=False

@@ -28,7 +28,14 @@ def test_parameter_count_is_the_papers(variant: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "size", [(2, 3, 32, 32), (1, 3, 65, 97), (1, 3, 333, 500), (1, 3, 1024, 2048)], ids=str
+    "size",
+    [
+        (2, 3, 32, 32),
+        (1, 3, 65, 97),
+        (1, 3, 333, 500),
+        pytest.param((1, 3, 1024, 2048), marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_logits_have_the_images_size_and_predict_is_their_argmax(
     size: tuple[int, ...], device: torch.device

@@ -151,7 +151,7 @@ def test_narrow_areas_have_no_inside() -> None:
     assert inwardness(wrong, 9)[20, 10] == pytest.approx(2 * 5 / 9 - 1)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (3, 2), (360, 480), (1024, 2048)], ids=str)
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (90, 120)], ids=str)
 def test_the_neighbourhood_is_odd_and_grows_with_the_image(size: tuple[int, int]) -> None:
     window = window_of(size)
     assert window % 2 == 1

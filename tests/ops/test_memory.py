@@ -24,6 +24,7 @@ print(resident() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
 def test_large_blocks_are_kept_where_it_is_asked_for(tmp_path: Path) -> None:
     kept, given_back = (

@@ -82,7 +82,7 @@ def test_argmax_of_what_is_not_finite_is_the_plain_one(value: float) -> None:
 
 
 @pytest.mark.usefixtures("by_kernels")
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=4)
 @given(
     logits=maps(),
     size=sizes,

@@ -236,7 +236,10 @@ def fit(
 
 
 # These run with the slow tests only, as each takes ten seconds.
-LONG_STOPS = ("the end of an epoch", "part of an epoch", "before a validation", "overfit_batches")
+LONG_STOPS = (
+    *("the end of an epoch", "part of an epoch", "before a validation", "overfit_batches"),
+    *("Ctrl-C", "a changing accumulation"),
+)
 STOPS: dict[str, tuple[dict[str, Any], list[Callback]]] = {
     "max_epochs": ({"max_epochs": 3}, [Signal(6, signal.SIGTERM)]),
     "the end of an epoch": ({"max_epochs": 3}, [Signal(8, signal.SIGTERM)]),
