@@ -61,6 +61,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
 def fast_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on an AMD processor with AVX-512 and two threads; small maps too."""
     monkeypatch.setattr(LINEAR, "LEAST", 16 * 8 * 8)
+    monkeypatch.setattr(LINEAR, "LEAST_CELLS", 8)
     monkeypatch.setattr(LINEAR, "convolution_is_faster", lambda: True)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
 
@@ -119,7 +120,8 @@ def test_linear_is_a_convolution_for_float32_maps_and_plain_layers(
         assert runs("linear", x, layer, recorded=recorded) == "as_convolution"
     assert under_vmap(runs, "linear", x, layer) == "as_convolution"
     assert runs("linear", x.flatten(1, 2), layer) == "plain"
-    assert runs("linear", x[:, 1:], layer) == "plain"  # 12 cells
+    assert runs("linear", x[:, 1:], layer) == "plain"  # 12 cells, fewer multiply-adds
+    assert runs("linear", x[:, 3:], nn.Linear(8, 64)) == "plain"  # 4 cells
     for dtype in (torch.float64, torch.bfloat16, torch.float16):
         assert runs("linear", x.to(dtype), layer) == "plain"
     with torch.autocast("cpu", torch.bfloat16):

@@ -17,7 +17,8 @@ from segformer.ops.registry import operator
 
 Layer = Callable[[Tensor], Tensor]
 
-LEAST = 2**23  # multiply-adds; for fewer, preparing a convolution costs more than it gains
+# For fewer multiply-adds or cells, preparing a convolution costs more than it gains.
+LEAST, LEAST_CELLS = 2**23, 128
 
 
 @operator
@@ -55,9 +56,11 @@ def affine_by_convolution(x: Tensor, weight: Tensor) -> bool:
     """Whether a linear layer of a weight (D, C) over ``x`` is faster as a convolution."""
     if is_traced(x) or torch.get_num_threads() == 1:
         return False  # compilers choose; with one thread PyTorch has a slow convolution of its own
-    is_float32 = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    is_large = x.ndim == 4 and x[..., 0].numel() * weight.numel() >= LEAST
-    return x.device.type == "cpu" and is_float32 and is_large and convolution_is_faster()
+    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        return False
+    cells = x[..., 0].numel()
+    is_large = x.ndim == 4 and cells >= LEAST_CELLS and cells * weight.numel() >= LEAST
+    return is_large and convolution_is_faster()
 
 
 @functools.cache
