@@ -10,8 +10,14 @@ import pytest
 import timm
 import torch
 from safetensors import safe_open
+from transformers import (
+    SegformerConfig,
+    SegformerForImageClassification,
+    SegformerForSemanticSegmentation,
+)
 
 from segformer import Pretrained, SegFormer, TimmBackbone
+from segformer.checkpoint import NVIDIA_LICENCE
 from segformer.deploy.description import LICENCE, Description
 from segformer.evaluation.summary import summarize
 
@@ -57,3 +63,50 @@ def test_it_is_not_invented(tmp_path: Path) -> None:
     overlay["license"] = "cc0-1.0"
     own = TimmBackbone(NAME, pretrained=True, pretrained_cfg_overlay=overlay)
     assert own.licence == "cc0-1.0"
+
+
+@pytest.mark.parametrize(
+    ("options", "licence"),
+    [
+        ({"pretrained_cfg_overlay": {"hf_hub_id": "somebody/weights"}}, None),
+        ({"pretrained_cfg_overlay": {"url": "https://example.org/weights.pth"}}, None),
+        ({"pretrained_cfg_overlay": {"hf_hub_id": "a/b", "license": "mit"}}, "mit"),
+        ({"pretrained_cfg": {"url": "https://example.org/weights.pth"}}, None),
+        ({"pretrained_cfg": {"url": "https://example.org/a.pth", "license": "mit"}}, "mit"),
+        ({"checkpoint_path": "own.pth"}, None),
+        ({"pretrained_cfg": "lamb_in1k"}, f"apache-2.0 (timm's {NAME}.lamb_in1k)"),
+    ],
+)
+def test_weights_of_others_do_not_get_timms(
+    options: dict[str, Any], licence: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("timm.models._builder.load_pretrained", lambda *args, **options: None)
+    monkeypatch.setattr("timm.models._factory.load_checkpoint", lambda *args: None)
+    assert TimmBackbone(NAME, pretrained=True, **options).licence == licence
+
+
+@pytest.mark.parametrize("has_head", [True, False])
+def test_nvidias_is_stated_for_weights_from_its_repositories(
+    has_head: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy of the same files on the disk states nothing."""
+    config = SegformerConfig(num_labels=3)
+    kind = SegformerForSemanticSegmentation if has_head else SegformerForImageClassification
+    kind(config).save_pretrained(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **options: tmp_path)
+    tuned = Pretrained("nvidia/mit-b0", num_classes=2)
+    assert tuned.licence == NVIDIA_LICENCE
+    tuned.save(tmp_path / "tuned.safetensors")
+    again = SegFormer.from_pretrained(tmp_path / "tuned.safetensors")
+    assert again.licence == NVIDIA_LICENCE
+    assert f"licence        {NVIDIA_LICENCE}" in summarize("nvidia/mit-b0")
+    assert Pretrained("somebody/mit-b0", num_classes=2).licence is None
+    assert Pretrained(str(tmp_path / "model.safetensors"), num_classes=2).licence is None
+    assert "licence        not stated" in summarize(tmp_path / "model.safetensors")
+
+
+def test_weights_that_a_model_loads_bring_theirs(downloaded: SegFormer, tmp_path: Path) -> None:
+    downloaded.save(tmp_path / "model.safetensors")
+    model = SegFormer(TimmBackbone(NAME), num_classes=2, decoder_channels=8)
+    model.load_weights(tmp_path / "model.safetensors")
+    assert model.licence == downloaded.licence is not None

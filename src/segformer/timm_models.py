@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from segformer import checkpoint
 from segformer.networks.initialization import init_weights
 from segformer.networks.mit import VARIANTS, MiT, Variant
-from segformer.networks.timm_backbone import check_name
+from segformer.networks.timm_backbone import check_name, timms_normalization
 
 
 class MiTClassifier(MiT):
@@ -182,13 +182,15 @@ class TimmClassifier(nn.Module):
     Args:
         name: timm's name.
         num_classes: Number of classes.
-        drop_path_rate: Stochastic depth rate.
+        drop_path_rate: Stochastic depth rate; by default that of timm, 0 for most models. Models
+            without stochastic depth, such as VGG and DenseNet, do not take it.
         checkpoint_path: Weights file of a classifier of this name and number of classes, as timm
             writes it; by default the weights are random.
         **options: Further arguments of the timm model, such as ``drop_rate``.
 
     Attributes:
         model: timm's model.
+        normalization: How images are normalized: as timm states for this name.
 
     Raises:
         ValueError: If timm has no model of this name, or the model has no such argument.
@@ -198,7 +200,7 @@ class TimmClassifier(nn.Module):
         self,
         name: str,
         num_classes: int = 1000,
-        drop_path_rate: float = 0.1,
+        drop_path_rate: float | None = None,
         checkpoint_path: str = "",
         **options: Any,
     ) -> None:
@@ -213,8 +215,12 @@ class TimmClassifier(nn.Module):
                 **options,
             )
         except TypeError as error:
-            raise ValueError(f"{name!r} does not take these arguments: {error}") from error
+            raise ValueError(
+                f"{name!r} does not take these arguments: {error}; leave them out, or set them to "
+                "null"
+            ) from error
         self.num_classes = num_classes
+        self.normalization = timms_normalization(self.model)
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns the logits (B, ``num_classes``) of images (B, C, H, W)."""
@@ -276,7 +282,7 @@ default_cfgs = generate_default_cfgs(
             "std": IMAGENET_DEFAULT_STD,
             "first_conv": "stages.0.embed.proj",
             "classifier": "head",
-            "license": "other",  # NVIDIA's: research and evaluation only
+            "license": checkpoint.NVIDIA_LICENCE,
         }
         for name in VARIANTS
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import signal
 import socket
 from contextlib import nullcontext
@@ -16,20 +17,23 @@ import processes
 import pytest
 import timm
 import torch
+import yaml
 from lightning import Callback, Trainer, seed_everything
 from PIL import Image
-from timm.data import Mixup, create_transform
+from timm.data import Mixup, create_transform, resolve_data_config
 from timm.loss import SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 from torchvision import transforms
 
+from _segformer_verbs import EXAMPLES
 from segformer import Classes, SegFormer, TimmBackbone
 from segformer.checkpoint import METADATA_KEY, describe
 from segformer.cli import main
 from segformer.data.classification import CenterCrop, ClassFolders, RandAugmentation
 from segformer.data.scenes import Scenes
+from segformer.networks.timm_backbone import timms_normalization
 from segformer.timm_models import TimmClassifier
 from segformer.train.averaging import EMA
 from segformer.train.classification import ClassificationTask, ImageFolderData, MixupCutMix
@@ -139,6 +143,46 @@ def test_augmentation_is_timms() -> None:
         results.append(ours(image))
         assert torch.equal(results[-1], expected)
     assert not torch.equal(results[0], results[1])
+
+
+@pytest.mark.parametrize("policy", ["", "3a"])  # beside which timm jitters colours by default
+def test_there_is_no_color_jitter(policy: str) -> None:
+    parts = RandAugmentation(auto_augment=policy).transform.transforms
+    assert not any(isinstance(part, transforms.ColorJitter) for part in parts)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "pvt_v2_b0"])
+def test_images_are_normalized_as_timm_does_for_the_network(name: str, tmp_path: Path) -> None:
+    """So are those of its backbone, which starts from the weights of the run."""
+    images = data(write_folders(tmp_path, train=2, val=1))
+    with torch.device("meta"):
+        task = ClassificationTask(TimmClassifier(name, 3), adamw)
+        backbone = TimmBackbone(name)
+    task._trainer = quiet_trainer(max_steps=1)
+    task._trainer.datamodule = images  # type: ignore[attr-defined]
+    task.setup("fit")
+    stated = resolve_data_config(model=task.network.model)
+    settings = {"mean": stated["mean"], "std": stated["std"], "interpolation": "bicubic"}
+    random_crop: Any = create_transform(
+        SIDE, is_training=True, auto_augment="rand-m9-mstd0.5-inc1", re_prob=0.25, re_mode="pixel",
+        **settings,
+    )  # fmt: skip
+    middle: Any = create_transform(SIDE, crop_pct=0.875, **settings)
+    image = stripes(1, np.random.default_rng(0))
+    for samples, expected in ((images.train, random_crop), (images.val, middle)):
+        seed(0)
+        wanted = expected(image)
+        seed(0)
+        assert torch.equal(samples.transform(image), wanted)
+    assert timms_normalization(backbone.model).mean == stated["mean"]
+
+
+@pytest.mark.parametrize("name", ["vgg11", "densenet121"])
+def test_networks_without_stochastic_depth_are_built(name: str) -> None:
+    with torch.device("meta"):
+        assert TimmClassifier(name, 3)(torch.zeros(2, 3, 64, 64)).shape == (2, 3)
+        with pytest.raises(ValueError, match="leave them out, or set them to null"):
+            TimmClassifier(name, 3, drop_path_rate=0.1)
 
 
 def test_validation_resizes_to_256_and_crops_224() -> None:
@@ -389,7 +433,8 @@ def test_the_config_is_the_published_recipe(tmp_path: Path) -> None:
     optimizer = task.make_optimizer(task.parameter_groups())
     assert {group["lr"] for group in optimizer.param_groups} == {1e-3}
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0, 0.05}
-    assert 8 * module.batch_size == 1024
+    trainer = cli.trainer
+    assert module.batch_size * trainer.num_devices * trainer.accumulate_grad_batches == 1024
     assert cli.trainer.max_epochs == 300
     mixup = task.mixing.mixup
     assert (mixup.mixup_alpha, mixup.cutmix_alpha, mixup.mix_prob) == (0.8, 1.0, 1.0)
@@ -398,6 +443,23 @@ def test_the_config_is_the_published_recipe(tmp_path: Path) -> None:
     assert module.train[0][0].shape == module.val[0][0].shape == (3, 224, 224)
     rates = [m.drop_prob for m in task.modules() if type(m).__name__ == "DropPath"]
     assert max(rates) == 0.1
+
+
+def test_every_documented_command_has_batches_of_1024_images() -> None:
+    """The learning rate belongs to them."""
+    config = (CONFIGS / "imagenet.yaml").read_text()
+    page = (CONFIGS.parent / "docs" / "guides" / "pretraining.md").read_text()
+    settings = yaml.safe_load(config)
+    commands = re.findall(r"^segformer pretrain .*", page, re.MULTILINE)
+    (hint,) = re.findall(r"^#   (--trainer.devices .*)", config, re.MULTILINE)
+    commands += [hint, EXAMPLES["pretrain"]]
+    assert len(commands) > 5
+    for command in commands:
+        size = settings["data"]["init_args"]["batch_size"]
+        for factor in ("devices", "accumulate_grad_batches"):
+            given = re.search(rf"--trainer.{factor} (\d+)", command)
+            size *= int(given[1]) if given else settings["trainer"][factor]
+        assert size == 1024, command
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Weights on disk: reads every public layout, writes four, each with its own numerics."""
 
 from segformer.checkpoint.descriptions import describe
+from segformer.checkpoint.files import NVIDIA_LICENCE
 from segformer.checkpoint.formats import METADATA_KEY
 from segformer.checkpoint.layout import BackboneOnlyError, Layout
 from segformer.checkpoint.layouts import LAYOUTS
@@ -14,6 +15,7 @@ from segformer.checkpoint.writing import WRITABLE, save, state_dict_as
 __all__ = [
     "LAYOUTS",
     "METADATA_KEY",
+    "NVIDIA_LICENCE",
     "WRITABLE",
     "BackboneOnlyError",
     "Layout",

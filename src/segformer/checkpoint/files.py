@@ -19,6 +19,9 @@ from segformer.checkpoint.formats import (
 from segformer.checkpoint.report import some
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+# The licence of the repositories nvidia/mit-… and nvidia/segformer-…; their files do not state it.
+NVIDIA_LICENCE = "NVIDIA Source Code License for SegFormer: non-commercial, research and evaluation"
+NVIDIA_WEIGHTS = ("nvidia/mit-", "nvidia/segformer-")
 # What transformers and this package write, in transformers' own order of preference.
 STANDARD_NAMES = (
     "model.safetensors",
@@ -51,7 +54,8 @@ def open_weights(
             holds more than tensors.
     """
     path = Path(source).expanduser()
-    if path.exists():
+    is_local = path.exists()
+    if is_local:
         if revision is not None:
             raise ValueError(
                 f"revision={revision!r} given for {str(source)!r}, which is a local path; remove "
@@ -66,6 +70,8 @@ def open_weights(
     if path.is_dir():
         path = _weights_in(path)
     file = _read(path)
+    if not is_local and str(source).startswith(NVIDIA_WEIGHTS):
+        file.licence = NVIDIA_LICENCE
     if path.name in STANDARD_NAMES and (path.parent / "config.json").is_file():
         file.config = read_json(path.parent / "config.json")
         found = _find_preprocessor(path.parent)

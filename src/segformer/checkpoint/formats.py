@@ -54,6 +54,7 @@ class WeightFile:
         preprocessor: Content of its ``preprocessor_config.json``.
         unwrapped: Names of the containers around the tensors.
         others: Names of the values beside the tensors that are not tensors.
+        licence: Licence of the weights, if their source is known to have one.
     """
 
     path: Path
@@ -64,6 +65,7 @@ class WeightFile:
     preprocessor: dict[str, Any] | None = None
     unwrapped: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
+    licence: str | None = None
 
 
 def read_safetensors(path: Path) -> WeightFile:

@@ -99,7 +99,7 @@ def read(
         construct(Classes, description["classes"]),
         description["align_corners"],
         normalization,
-        description.get("licence"),
+        description.get("licence", file.licence),
         report,
     )
 
@@ -108,6 +108,8 @@ def load(
     model: nn.Module, source: str | os.PathLike[str], *, layout: str | None = None, **hub: Any
 ) -> Report:
     """Loads the weights of a file into a model; returns what happened to the file's keys.
+
+    If a licence of the weights is stated, it becomes the model's ``licence``.
 
     The arguments and errors are those of :meth:`segformer.SegmentationModel.load_weights`.
     """
@@ -118,6 +120,8 @@ def load(
     model.load_state_dict({key: tensors[unwrapped_name(key)] for key in model.state_dict()})
     if description is not None:
         warn_of_other_numerics(model, description, file)
+    if licence := (description or {}).get("licence", file.licence):
+        model.licence = licence
     return report
 
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import pil_loader
 
+from segformer.data.normalization import IMAGENET, Normalization
+
 
 class ClassFolders(ImageFolder):
     """Samples (image, class) of a folder with one folder of images for each class.
@@ -43,16 +45,41 @@ def read_rgb(path: str) -> Image.Image:
         raise ValueError(f"cannot read image {path!r}: {error}; copy it again") from error
 
 
-class RandAugmentation:
+class TimmTransform:
+    """A transform of timm, which normalizes images by ImageNet's statistics, or by given ones.
+
+    Args:
+        size: Height and width of the image that it returns, in pixels.
+        **settings: Further arguments of ``timm.data.create_transform``.
+    """
+
+    def __init__(self, size: int, **settings: Any) -> None:
+        self._settings = {"input_size": size, **settings}
+        self.normalize_as(IMAGENET)
+
+    def normalize_as(self, normalization: Normalization) -> None:
+        """Sets the mean and the standard deviation; the pixels' scale is timm's, 1/255."""
+        self.transform: Any = create_transform(
+            mean=tuple(normalization.mean), std=tuple(normalization.std), **self._settings
+        )
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Returns the normalized image (3, ``size``, ``size``)."""
+        transformed: Tensor = self.transform(image)
+        return transformed
+
+
+class RandAugmentation(TimmTransform):
     """timm's augmentation of the published recipes: a random crop, flip, RandAugment and erasing.
 
     Sources: RandAugment, arXiv 1909.13719; random erasing, arXiv 1708.04896. Their settings are
-    those of DeiT (arXiv 2012.12877, table 9) and PVT v2 (arXiv 2106.13797). Colour jitter is left
-    out: timm ignores it beside RandAugment.
+    those of DeiT (arXiv 2012.12877, table 9) and PVT v2 (arXiv 2106.13797). There is no colour
+    jitter, with any policy: timm leaves it out beside RandAugment.
 
     Args:
         size: Height and width of the crop, in pixels.
-        auto_augment: timm's description of the policy, such as ``rand-m9-mstd0.5-inc1``.
+        auto_augment: timm's description of the policy, such as ``rand-m9-mstd0.5-inc1``; an empty
+            one for none.
         erasing: Probability that a rectangle of the image is replaced by noise.
         interpolation: Interpolation of the crop: ``bicubic``, ``bilinear`` or ``random``.
     """
@@ -64,22 +91,18 @@ class RandAugmentation:
         erasing: float = 0.25,
         interpolation: str = "bicubic",
     ) -> None:
-        self.transform: Any = create_transform(
+        super().__init__(
             size,
             is_training=True,
+            color_jitter=None,
             auto_augment=auto_augment,
             interpolation=interpolation,
             re_prob=erasing,
             re_mode="pixel",
         )
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        """Returns the normalized image (3, ``size``, ``size``)."""
-        augmented: Tensor = self.transform(image)
-        return augmented
 
-
-class CenterCrop:
+class CenterCrop(TimmTransform):
     """The middle of an image, as classifiers are measured on ImageNet.
 
     Args:
@@ -92,9 +115,4 @@ class CenterCrop:
     def __init__(
         self, size: int = 224, crop_pct: float = 0.875, interpolation: str = "bicubic"
     ) -> None:
-        self.transform: Any = create_transform(size, crop_pct=crop_pct, interpolation=interpolation)
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        """Returns the normalized image (3, ``size``, ``size``)."""
-        cropped: Tensor = self.transform(image)
-        return cropped
+        super().__init__(size, crop_pct=crop_pct, interpolation=interpolation)

@@ -67,6 +67,7 @@ def _rows_of_backbone(reading: Reading) -> dict[str, str]:
         "variant": reading.backbone.config["variant"],
         "decode head": "none",
         "parameters": f"{_parameters(reading.backbone):,}",
+        "licence": reading.licence or "not stated",
     }
 
 

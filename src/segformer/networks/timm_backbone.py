@@ -14,7 +14,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import Format, resample_abs_pos_embed
-from timm.models import build_model_with_cfg
+from timm.models import PretrainedCfg, build_model_with_cfg
 from timm.models._manipulate import group_with_matcher
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -111,7 +111,8 @@ class TimmBackbone(nn.Module):
         multiple: height and width of images are rounded up to a multiple of this number.
         normalization: how images are normalised: with ``pretrained`` as timm does for its weights,
             otherwise as for ImageNet.
-        licence: with ``pretrained``, the licence that timm states for its weights, and their name.
+        licence: with ``pretrained``, the licence that timm states for its weights, and their name;
+            of weights from elsewhere, the ``license`` of the options that say from where.
         config: the arguments that build this backbone again.
 
     Raises:
@@ -152,7 +153,7 @@ class TimmBackbone(nn.Module):
             _resample_bilinear(inner, name)
         self.fit = fit
         self.licence = _licence(self.model, options) if pretrained else None
-        normalization = _normalization(self.model) if pretrained else IMAGENET
+        normalization = timms_normalization(self.model) if pretrained else IMAGENET
         self.normalization = normalization.for_channels(in_channels)
         self.in_channels = in_channels
         self.channels = tuple(self.model.feature_info.channels())
@@ -269,8 +270,8 @@ def _arguments(name: str) -> set[str]:
     return {"**" if p.kind is p.VAR_KEYWORD else p.name for p in parameters}
 
 
-def _normalization(model: Any) -> Normalization:
-    """How timm normalises images for a model's pretrained weights."""
+def timms_normalization(model: Any) -> Normalization:
+    """How timm normalises images for a model and its pretrained weights."""
     config = model.pretrained_cfg
     mean, std = (config.get(name) or getattr(IMAGENET, name) for name in ("mean", "std"))
     return Normalization(mean, std)
@@ -278,9 +279,14 @@ def _normalization(model: Any) -> Normalization:
 
 def _licence(model: Any, options: Mapping[str, Any]) -> str | None:
     """The licence of a model's pretrained weights, with the name of timm's; None if not stated."""
-    given = options.get("pretrained_cfg_overlay") or {}
-    if "file" in given:  # somebody's own weights
-        return given.get("license")
+    given = [options.get(name) or {} for name in ("pretrained_cfg_overlay", "pretrained_cfg")]
+    others = [
+        vars(config) if isinstance(config, PretrainedCfg) else config
+        for config in given
+        if not isinstance(config, str)  # the name of weights of timm's own
+    ]
+    if options.get("checkpoint_path") or any(others):  # somebody's own weights
+        return next((config["license"] for config in others if config.get("license")), None)
     config = model.pretrained_cfg
     name = f"{config.get('architecture')}.{config.get('tag')}"
     return f"{config['license']} (timm's {name})" if config.get("license") else None

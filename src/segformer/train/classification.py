@@ -20,6 +20,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from segformer.data.classification import CenterCrop, ClassFolders
+from segformer.data.normalization import Normalization
 from segformer.timm_models import TimmClassifier
 from segformer.train.base import ResumableData, ResumableTask
 from segformer.train.optim import WarmupCosine
@@ -111,12 +112,15 @@ class ClassificationTask(ResumableTask):
         return logits
 
     def setup(self, stage: str) -> None:
-        """Checks the batch size.
+        """Checks the batch size, and sets the normalization of the data to that of the network.
 
         Raises:
             ValueError: If a batch of an odd number of images is to be mixed.
         """
-        size = getattr(getattr(self.trainer, "datamodule", None), "batch_size", 0)
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if hasattr(data, "normalize_as"):
+            data.normalize_as(self.network.normalization)
+        size = getattr(data, "batch_size", 0)
         if self.mixing is not None and size % 2:
             raise ValueError(
                 f"mixing pairs the images of a batch, and data.batch_size={size} is odd; set an "
@@ -160,6 +164,8 @@ class ImageFolderData(ResumableData):
     Args:
         root: The folder.
         train_transform: Makes a training sample (3, H, W) of a fixed size from Pillow's RGB image.
+            A transform without a method ``normalize_as``, such as one of torchvision, must
+            normalize it as the network needs.
         val_transform: Makes a validation sample likewise.
         batch_size: Training images per step and device.
         val_batch_size: Images per batch in validation.
@@ -205,6 +211,12 @@ class ImageFolderData(ResumableData):
     def training_samples(self) -> Dataset:
         samples: Dataset = self.train
         return samples
+
+    def normalize_as(self, normalization: Normalization) -> None:
+        """Normalizes samples by a network's statistics, where the transforms can."""
+        for samples in (self.train, self.val):
+            if hasattr(samples.transform, "normalize_as"):
+                samples.transform.normalize_as(normalization)
 
     def name_of(self, index: int) -> str:
         return str(self.train.samples[index][0])
