@@ -281,6 +281,20 @@ def test_lovasz_with_a_stride_is_that_of_fewer_pixels() -> None:
         Lovasz(stride=0)
 
 
+def test_lovasz_keeps_probabilities_of_the_chosen_pixels_only() -> None:
+    """All other pixels would cost their softmax, and its memory until the backward pass."""
+    logits, target = torch.randn(1, 3, 8, 8, requires_grad=True), torch.randint(0, 3, (1, 32, 32))
+    kept: list[int] = []
+
+    def note(x: Tensor) -> Tensor:
+        kept.append(x.numel())
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        Lovasz(stride=4)(logits, target).backward()
+    assert max(kept) == 3 * 8 * 8
+
+
 def test_lovasz_is_exact_in_single_precision() -> None:
     logits, target = torch.randn(1, 3, 400, 500).double(), torch.randint(0, 3, (1, 400, 500))
     double, single = (

@@ -212,7 +212,7 @@ class Lovasz(nn.Module):
     def forward(self, logits: Tensor, target: Tensor, align_corners: bool = False) -> Tensor:
         logits, target = _at_full_size(logits, target, align_corners)
         chosen = slice(self.stride // 2, None, self.stride)
-        probability, target = logits.softmax(1)[..., chosen, chosen], target[..., chosen, chosen]
+        probability, target = logits[..., chosen, chosen].softmax(1), target[..., chosen, chosen]
         valid = target != _ignored(self.ignore_index, logits)
         classes = torch.arange(logits.shape[1], device=target.device)
         truth = (target[:, None] == classes[:, None, None]) & valid[:, None]  # (B, K, H, W)
