@@ -32,10 +32,11 @@ def param_groups(
 
     Args:
         network: The network that is trained.
-        head_lr_mult: Learning rate of the heads over that of the backbone's last layer, for
+        head_lr_mult: Learning rate of the heads over that of the optimizer, for
             :func:`apply_lr_mult`.
         auxiliary: Further heads of the training task.
-        layer_decay: See :func:`layer_factors`.
+        layer_decay: See :func:`layer_factors`, whose factors are over the optimizer's rate, too:
+            that of the head is ``head_lr_mult / layer_decay`` times that of the last layer.
     """
     backbone = network.backbone
     norms = {

@@ -40,13 +40,15 @@ class SegmentationTask(ResumableTask):
             network's ``align_corners``; by default cross-entropy.
         optimizer: Makes the optimizer from parameter groups.
         scheduler: Makes the schedule from the optimizer and the run's number of optimizer steps.
-        head_lr_mult: Factor of the learning rate of the decode head and the auxiliary heads.
+        head_lr_mult: Learning rate of the decode head and the auxiliary heads over that of the
+            optimizer.
         auxiliary: Makes auxiliary heads from the network; by default there are none.
         protocol: How images are measured; by default whole and at their own size.
         distillation: Makes, from the network, losses that compare it with a teacher; by default
             there is no teacher.
         layer_decay: Factor of the learning rate from each layer of the backbone to the one before;
-            see :func:`~segformer.train.optim.layer_factors`.
+            that of the last layer is ``layer_decay`` times the optimizer's. See
+            :func:`~segformer.train.optim.layer_factors`.
         frozen: Modules or parameters of the network that stay as they are, by name or pattern, such
             as ``backbone.stages.0`` or ``backbone.*.norm*``; see
             :func:`~segformer.train.freezing.freeze`.
