@@ -2,7 +2,7 @@
 
 Two mIoUs of one data set differ by chance, too: with other images they would be others. The paired
 bootstrap (Efron, 1979) draws images with replacement, the same ones for both models, and takes the
-mIoU of the summed confusion matrices of each draw. Of all differences, the interval holds the
+mIoU of the summed pixel counts of each draw. Of all differences, the interval holds the
 middle 95 %.
 """
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from segformer.data.classes import Classes
-from segformer.evaluation.metrics import Scores
+from segformer.evaluation.metrics import label_names
 
 FIRST_COLUMNS = ("image", "labelled pixels", "mIoU", "boundary mIoU", "pixel accuracy")
 SAMPLES_AT_ONCE = 500  # of a bootstrap, to bound its memory
@@ -28,19 +28,37 @@ class ImageScores:
 
     Args:
         name: Name of the image.
-        confusion: Number of pixels (K, K): rows are labels, columns are predictions.
+        counts: Correct, labelled and predicted pixels of each class (3, K), from
+            :func:`~segformer.evaluation.metrics.counts_of`.
         boundary: Pixels in the intersections and the unions of boundaries (2, K), from
             :func:`~segformer.evaluation.boundaries.boundary_pixels`.
     """
 
     name: str
-    confusion: Tensor
+    counts: Tensor
     boundary: Tensor
 
     @property
-    def scores(self) -> Scores:
-        """The scores of this image alone."""
-        return Scores.of(self.confusion)
+    def iou(self) -> Tensor:
+        """IoU of each class (K,); NaN for classes that are in neither map."""
+        intersection, union = intersections_and_unions(self.counts)
+        return intersection / union
+
+    @property
+    def miou(self) -> float:
+        """Mean of the IoU of the classes that are in one of the maps."""
+        return float(self.iou.nanmean())
+
+    @property
+    def labelled(self) -> int:
+        """Number of labelled pixels."""
+        return int(self.counts[1].sum())
+
+    @property
+    def pixel_accuracy(self) -> float:
+        """Share of correct pixels in the labelled ones; NaN if there are none."""
+        correct, labelled, _ = self.counts.double().sum(1)
+        return float(correct / labelled)
 
     @property
     def boundary_iou(self) -> Tensor:
@@ -55,16 +73,15 @@ def table(images: Iterable[ImageScores], classes: Classes) -> Iterator[list[str]
     The scores are from 0 to 1. The cell of a class that is in neither map of an image is empty.
     """
     for number, image in enumerate(images):
-        scores = image.scores
         if number == 0:
-            names = scores.names(classes)
+            names = label_names(classes, len(image.iou))
             of_classes = [f"{what} {name}" for what in ("IoU", "boundary IoU") for name in names]
             yield [*FIRST_COLUMNS, *of_classes]
         boundary = image.boundary_iou
-        means = (scores.miou, float(boundary.nanmean()), scores.pixel_accuracy)
-        values = [*means, *scores.iou, *boundary.tolist()]
+        means = (image.miou, float(boundary.nanmean()), image.pixel_accuracy)
+        values = [*means, *image.iou.tolist(), *boundary.tolist()]
         cells = ["" if math.isnan(value) else f"{value:.6f}" for value in values]
-        yield [image.name, str(int(image.confusion.sum())), *cells]
+        yield [image.name, str(image.labelled), *cells]
 
 
 @dataclass(frozen=True)
@@ -115,8 +132,8 @@ def paired_bootstrap(
     A class that is in no map of a draw is left out of that draw's mean.
 
     Args:
-        first: Confusion matrices of the first model (N, K, K): rows are labels, columns are
-            predictions.
+        first: Pixels that the first model counts in each image (N, 3, K): correct, labelled and
+            predicted ones of each class.
         second: Those of the second model, for the same images.
         samples: Number of draws.
         seed: Random seed of the draws.
@@ -127,10 +144,10 @@ def paired_bootstrap(
     """
     if first.shape != second.shape or len(first) < 2:
         raise ValueError(
-            f"confusion matrices of {tuple(first.shape)} and {tuple(second.shape)}; both models "
+            f"pixel counts of {tuple(first.shape)} and {tuple(second.shape)}; both models "
             "must have labelled the same images, at least two"
         )
-    counts = [intersections_and_unions(confusions) for confusions in (first, second)]
+    counts = [intersections_and_unions(counted) for counted in (first, second)]
     drawn = torch.cat([_ious(of_draws, counts) for of_draws in _draws(len(first), samples, seed)])
     measured = _ious(torch.ones(1, len(first), dtype=torch.float64), counts)[0]
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
@@ -139,11 +156,14 @@ def paired_bootstrap(
     return Comparison(miou, tuple(iou))
 
 
-def intersections_and_unions(confusions: Tensor) -> Tensor:
-    """Returns the pixels in the intersections and the unions of each class (N, 2, K)."""
-    confusions = confusions.double()
-    correct = confusions.diagonal(dim1=1, dim2=2)
-    return torch.stack([correct, confusions.sum(1) + confusions.sum(2) - correct], dim=1)
+def intersections_and_unions(counts: Tensor) -> Tensor:
+    """Returns the pixels in the intersection and the union of each class (…, 2, K), float64.
+
+    Args:
+        counts: Correct, labelled and predicted pixels of each class (…, 3, K).
+    """
+    correct, labelled, predicted = counts.double().unbind(-2)
+    return torch.stack([correct, labelled + predicted - correct], dim=-2)
 
 
 def _draws(images: int, samples: int, seed: int) -> Iterator[Tensor]:
@@ -175,6 +195,6 @@ def lost_most(first: Sequence[ImageScores], second: Sequence[ImageScores]) -> li
         first: Scores of the first model.
         second: Scores of the second model, for the same images.
     """
-    losses = [b.scores.miou - a.scores.miou for a, b in zip(first, second, strict=True)]
+    losses = [b.miou - a.miou for a, b in zip(first, second, strict=True)]
     worse = [index for index, loss in enumerate(losses) if loss > 0]
     return sorted(worse, key=lambda index: -losses[index])

@@ -22,7 +22,7 @@ from segformer.data.datasets import files_of
 from segformer.evaluation import device_of
 from segformer.evaluation.batches import normalized
 from segformer.evaluation.boundaries import boundary_pixels
-from segformer.evaluation.metrics import confusion_of
+from segformer.evaluation.metrics import confusion_of, counts_of, label_names
 from segformer.evaluation.per_image import (
     Comparison,
     ImageScores,
@@ -70,7 +70,7 @@ class PerImage(Callback):
         ((target,),), ((predicted,),) = outputs["targets"], outputs["labels"]
         self._own[index] = ImageScores(
             _name(self.dataset, index),
-            confusion_of(predicted, target, self.classes),
+            counts_of(confusion_of(predicted, target, self.classes)),
             boundary_pixels(predicted, target, self.classes),
         )
 
@@ -126,9 +126,9 @@ class Compared:
         """
         classes, (first, second) = self.dataset.classes, self.images
         write_images(second, classes, folder / "per_image_compared.csv")
-        of_first, of_second = (torch.stack([i.confusion for i in own]) for own in self.images)
+        of_first, of_second = (torch.stack([i.counts for i in own]) for own in self.images)
         comparison = paired_bootstrap(of_first, of_second)
-        names = first[0].scores.names(classes)
+        names = label_names(classes, len(comparison.iou))
         _write_csv(_cells(comparison, names), folder / "comparison.csv")
         lost, gained = lost_most(first, second), lost_most(second, first)
         if lost:
@@ -145,7 +145,7 @@ class Compared:
             image, label = self.dataset[index]
             maps = {"label": label.as_subclass(Tensor)}
             for letter, network, images in zip("AB", self.networks, self.images, strict=True):
-                title = f"{letter}: {100 * images[index].scores.miou:.1f} % mIoU"
+                title = f"{letter}: {100 * images[index].miou:.1f} % mIoU"
                 maps[title] = self._labels(network, image)
             pictures.append((self.images[0][index].name, shown(image)))
             for title, labels in maps.items():
