@@ -2,7 +2,8 @@
 
 Each recipe of ``recipes.yaml`` is trained by ``segformer fit``, and measured by ``segformer
 validate`` or ``test``, on images as they are, and averaged with mirrored ones. Each training run is
-a row of ``recipes.json``, written when it ends: a command that was stopped goes on at its row.
+a row of ``recipes.json``, written when it ends: a command that was stopped goes on at its row. A
+row whose weights are gone is trained again, and all splits that it has are measured again.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--steps", type=int, default=700, help="optimizer steps of a run")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--split", choices=VERBS, default="val", help="what is measured")
+    parser.add_argument(
+        "--split", nargs="+", choices=VERBS, default=["val"], help="what is measured"
+    )
     parser.add_argument(
         "--size", type=float, default=1.0, help="factor of the images' and the crops' sides"
     )
@@ -58,7 +62,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--minutes", type=float, default=float("inf"), help="start no row after this time"
     )
     parser.add_argument(
-        "--work", type=Path, default=Path("runs/recipes"), help="folder of the runs and weights"
+        "--work",
+        type=Path,
+        default=Path("runs/recipes"),
+        help="folder of the runs and weights; those of another --out are in a folder in it",
     )
     parser.add_argument("--out", type=Path, default=RESULTS, help="JSON file of the rows")
     return parser.parse_args(arguments)
@@ -87,17 +94,25 @@ def run(options: argparse.Namespace) -> None:
             break
         try:
             if not row.is_trained(results.get(row.key)):
-                results[row.key] = row.train(root)
+                results[row.key] = row.train(root, results.get(row.key))
                 save(results, options.out)
-            results[row.key]["scores"][options.split] = row.measure(root)
+            for split in row.missing(results[row.key]):
+                row.measure(split, root, results[row.key])
+                save(results, options.out)
+                print(said(results[row.key], split), flush=True)
         except CommandError as error:
             print(error, file=sys.stderr, flush=True)
             failed += 1
-            continue
-        save(results, options.out)
-        print(said(results[row.key], options.split), flush=True)
     if failed:
         sys.exit(f"{failed} rows failed")
+
+
+def runs_of(options: argparse.Namespace) -> Path:
+    """The folder of the runs: each file of rows has its own, as the names of the runs are equal."""
+    if options.out.resolve() == RESULTS.resolve():
+        return Path(options.work)
+    digest = hashlib.sha256(str(options.out.resolve()).encode()).hexdigest()[:8]
+    return Path(options.work, f"{options.out.stem}-{digest}")
 
 
 def save(results: Rows, path: Path) -> None:
@@ -160,15 +175,24 @@ class Training:
     @property
     def folder(self) -> Path:
         """The folder of the run."""
-        return self.options.work / self.key.replace(" ", "-").replace("×", "x")
+        return runs_of(self.options) / self.key.replace(" ", "-").replace("×", "x")
 
     @property
     def weights(self) -> Path:
         return self.folder / "run" / "fit" / "model.safetensors"
 
     def is_measured(self, row: Row | None) -> bool:
-        """Whether a row has the scores of this split, by this recipe as it is now."""
-        return self._is_own(row) and self.options.split in row["scores"]
+        """Whether a row has all of its scores, by this recipe as it is now."""
+        return row is not None and self._is_own(row) and not self.missing(row)
+
+    def missing(self, row: Row) -> list[str]:
+        """The splits that are asked for, or that the row had before, and that are not measured."""
+        scores = row["scores"]
+        return [
+            split
+            for split in {**scores, **dict.fromkeys(self.options.split)}
+            if not scores.get(split)
+        ]
 
     def is_trained(self, row: Row | None) -> bool:
         """Whether a row is of this recipe as it is now, and its weights are still there."""
@@ -177,8 +201,17 @@ class Training:
     def _is_own(self, row: Row | None) -> bool:
         return row is not None and row["config"] == self.digest
 
-    def train(self, root: str) -> Row:
-        """Trains from the beginning; returns the row, without scores."""
+    def train(self, root: str, earlier: Row | None) -> Row:
+        """Trains from the beginning.
+
+        Args:
+            root: folder of the data.
+            earlier: the row that this one replaces, if there is one.
+
+        Returns:
+            The row, whose scores are None: of the splits that are asked for, and of those that
+            the earlier row had.
+        """
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         options = [
@@ -193,6 +226,7 @@ class Training:
             self._segformer("fit", root, "run", *options)
             minutes = (time.monotonic() - begun) / 60
         shutil.rmtree(self.weights.parent / "checkpoints")  # ten times as large as the weights
+        scores = dict.fromkeys([*(earlier["scores"] if earlier else ()), *self.options.split])
         return {
             "recipe": self.recipe,
             "seed": self.seed,
@@ -200,22 +234,23 @@ class Training:
             "size": self.options.size,
             "config": self.digest,
             "minutes": round(minutes, 2),
-            "scores": {},
-            **provenance(self._command(), machine(), load),
+            "scores": scores,
+            **provenance(self._command(scores), machine(), load),
         }
 
-    def measure(self, root: str) -> Row:
-        """The scores of the weights on the split."""
-        verb, scores = VERBS[self.options.split], {}
+    def measure(self, split: str, root: str, row: Row) -> None:
+        """Adds the scores of the weights on a split to the row."""
+        verb, scores = VERBS[split], {}
         for name, of_measure in MEASURES.items():
             runs = f"{verb}-{name}"
             shutil.rmtree(self.folder / runs, ignore_errors=True)
             self._segformer(verb, root, runs, f"--weights={self.weights}", *of_measure)
             results = json.loads((self.folder / runs / "version_0" / "results.json").read_text())
-            scores[name] = results[self.options.split]["miou"]
+            scores[name] = results[split]["miou"]
             if name == "miou":
-                scores["iou"] = results[self.options.split]["iou"]
-        return scores
+                scores["iou"] = results[split]["iou"]
+        row["scores"][split] = scores
+        row["command"] = self._command(row["scores"])
 
     def _segformer(self, verb: str, root: str, runs: str, *options: str) -> None:
         """Runs a verb with the recipe's configs in a process of its own; its output is in a log.
@@ -235,11 +270,14 @@ class Training:
             last = (log.read_text().strip().splitlines() or ["no output"])[-1]
             raise CommandError(f"{self.key}: segformer {verb} failed; see {log}: {last}")
 
-    def _command(self) -> str:
-        """The command that trains and measures this row again."""
+    def _command(self, scores: Iterable[str]) -> str:
+        """The command that trains this row again, and measures these splits."""
+        recipes = self.options.recipes
+        of_file = "" if recipes == RECIPES else f" --recipes path/to/{recipes.name}"
         return (
-            f"python -m benchmarks recipes --camvid path/to/camvid --only {self.recipe} "
-            f"--seeds {self.seed} --steps {self.options.steps} --size {self.options.size:g}"
+            f"python -m benchmarks recipes --camvid path/to/camvid{of_file} --only {self.recipe} "
+            f"--seeds {self.seed} --steps {self.options.steps} --size {self.options.size:g} "
+            f"--split {' '.join(scores)}"
         )
 
 
@@ -263,15 +301,20 @@ def read(path: Path) -> Any:
 def check_contradictions(changes: dict[str, Any]) -> None:
     """Refuse recipes that set the same key, of which one would be without effect.
 
+    A recipe that sets a class or a value sets all that is below it in the base config, too.
+
     Raises:
         SystemExit: If two do.
     """
-    owner: dict[str, str] = {}
-    for recipe, of_recipe in changes.items():
-        for key in keys(of_recipe):
-            if key in owner and not key.endswith("+"):
-                sys.exit(f"{owner[key]}+{recipe}: both set {key}; write a recipe that has both")
-            owner[key] = recipe
+    for (first, of_first), (second, of_second) in combinations(changes.items(), 2):
+        for key, other in product(keys(of_first), keys(of_second)):
+            owned = (name.removesuffix(".class_path") for name in (key, other))
+            above, below = sorted(owned, key=len)
+            if f"{below}.".startswith(f"{above}.") and not above.endswith("+"):
+                what = f"both set {below}"
+                if above != below:
+                    what = f"one sets all of {above}, the other {below}"
+                sys.exit(f"{first}+{second}: {what}; write a recipe that has both")
 
 
 def keys(settings: Any, above: str = "") -> Iterator[str]:
@@ -300,7 +343,7 @@ def data_of(options: argparse.Namespace) -> str:
     root = Path(options.camvid)
     if options.size == 1:
         return str(root)
-    copy = options.work / f"images-{options.size:g}x"
+    copy = runs_of(options) / f"images-{options.size:g}x"
     shutil.rmtree(copy, ignore_errors=True)
     for kind, filter_ in (("images", Image.Resampling.BOX), ("labels", Image.Resampling.NEAREST)):
         for path in find_images(root / kind):

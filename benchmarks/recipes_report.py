@@ -34,7 +34,7 @@ def budgets(rows: Rows) -> dict[Budget, dict[str, list[Row]]]:
     """The rows of each budget, by recipe, the best recipe first."""
     found: dict[Budget, dict[str, list[Row]]] = {}
     for row in rows.values():
-        for split in row["scores"]:
+        for split in (split for split, scores in row["scores"].items() if scores):
             of_budget = found.setdefault((row["steps"], row["size"], split), {})
             of_budget.setdefault(row["recipe"], []).append(row)
     return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,8 @@ def test_a_stopped_table_goes_on_at_its_row(
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert list(rows) == ["present seed 3 steps 2 1×", "plain seed 3 steps 2 1×"]
     first, second = copy.deepcopy(list(rows.values()))
-    assert (set(first["scores"]), second["scores"]) == ({"val"}, {})
+    assert (set(first["scores"]), second["scores"]) == ({"val"}, {"val": None})
+    recipes_report.tables({"first": first, "second": second})  # without scores, it is in no table
     assert set(first) > {"commit", "date", "machine", "versions", "load", "minutes"}
     # Trained already: it is measured only, and the other split by the same weights.
     assert commands_of(words, monkeypatch) == ["validate", "validate"]
@@ -97,7 +99,7 @@ def test_a_stopped_table_goes_on_at_its_row(
     assert set(plain["scores"]) == {"val", "test"}
 
     # The overlay is in the config of the run, and the scores are those of its weights.
-    fit = tmp_path / "work" / "plain-seed-3-steps-2-1x" / "run" / "fit"
+    (fit,) = (tmp_path / "work").glob("rows-*/plain-seed-3-steps-2-1x/run/fit")
     config = yaml.safe_load((fit / "config.yaml").read_text())
     assert config["trainer"]["callbacks"] == []
     assert config["model"]["network"]["init_args"]["drop_path"] == 0.3
@@ -117,6 +119,58 @@ def test_a_stopped_table_goes_on_at_its_row(
     assert commands_of(words, monkeypatch, stop_at=0) == []
     training = recipes.Training("plain", 3, recipes.parse(words))
     assert not training.is_measured(plain)
+
+
+def measured(words: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Any], list[str]]:
+    """The row after a command, and its verbs, which a stand-in runs: all scores are a third."""
+    verbs = []
+
+    def stand_in(words: list[str], log: Path) -> int:
+        folder, runs = (
+            next(word.split("=")[1] for word in words if word.startswith(f"--trainer.logger.{key}"))
+            for key in ("save_dir", "name")
+        )
+        verbs.append(words[3])
+        version = Path(folder, runs, "fit" if words[3] == "fit" else "version_0")
+        (version / "checkpoints").mkdir(parents=True)
+        (version / "model.safetensors").touch()
+        scores = {split: {"miou": 1 / 3, "iou": {}} for split in ("val", "test")}
+        (version / "results.json").write_text(json.dumps(scores))
+        return 0
+
+    monkeypatch.setattr("benchmarks.recipes.call", stand_in)
+    monkeypatch.setattr("benchmarks.recipes.warn_if_busy", lambda: None)
+    options = recipes.parse([*words, "--only", "plain"])
+    recipes.run(options)
+    return json.loads(options.out.read_text())["plain seed 3 steps 2 1×"], verbs
+
+
+def test_a_row_whose_weights_are_gone_keeps_all_of_its_splits(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row, _ = measured(words, monkeypatch)
+    assert set(row["scores"]) == {"val"}
+    shutil.rmtree(tmp_path / "work")
+    row, verbs = measured([*words, "--split", "test"], monkeypatch)
+    assert verbs == ["fit", "validate", "validate", "test", "test"]
+    assert row["scores"].keys() == {"val", "test"}
+    assert None not in row["scores"].values()
+    assert " --recipes path/to/recipes.yaml " in row["command"]
+    again = recipes.parse(row["command"].split()[4:])
+    assert (again.only, again.seeds, again.split) == (["plain"], [3], ["val", "test"])
+
+
+def test_another_file_of_rows_leaves_the_weights_of_the_first(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, other = (recipes.parse([*words, f"--out={tmp_path / n}.json"]) for n in ("a", "b"))
+    table = recipes.parse(["--camvid", "camvid"])
+    assert len({recipes.runs_of(options) for options in (first, other, table)}) == 3
+    assert recipes.runs_of(table) == table.work  # that of the table itself
+    measured(words, monkeypatch)
+    measured([*words, f"--out={tmp_path / 'other.json'}"], monkeypatch)
+    _, verbs = measured([*words, "--split", "test"], monkeypatch)
+    assert verbs == ["test", "test"]
 
 
 def test_a_smaller_size_is_that_of_images_label_maps_and_crops(
@@ -148,6 +202,8 @@ def test_a_smaller_size_is_that_of_images_label_maps_and_crops(
     [
         ("present+no_ema+b3", "no recipe b3"),
         ("drop_path_0+drop_path_0.2", "both set model.network.init_args.drop_path"),
+        ("unweighted+lovasz", "one sets all of model.loss, the other model.loss.init_args.weight"),
+        ("colors_stronger+no_ema+colors_unchanged", "one sets all of .*distortion, the other "),
     ],
 )
 def test_recipes_that_cannot_be_run_are_refused(only: str, message: str) -> None:
