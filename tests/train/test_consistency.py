@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,8 @@ def test_the_loss_is_unimatchs(classes: int) -> None:
     student = SegFormer(TINY, num_classes=classes).double().eval()
     consistency = Consistency(student, threshold=0.6).double()
     given = views()
-    loss, share = consistency(student, given, 0)
+    consistency.update(student, 0)
+    loss, share = consistency(student, given)
 
     def logits_of(images: Tensor) -> Tensor:
         logits = student(images)
@@ -98,7 +100,7 @@ def test_the_loss_is_unimatchs(classes: int) -> None:
 def test_only_the_student_has_a_gradient() -> None:
     student = SegFormer(TINY, num_classes=2).double()
     consistency = Consistency(student, threshold=0.0).double()
-    consistency(student, views(), 0)[0].backward()
+    consistency(student, views())[0].backward()
     assert all(p.grad is not None for p in student.decode_head.parameters())
     assert all(p.grad is None for p in consistency.teacher.parameters())
     assert not list(consistency.parameters())
@@ -113,11 +115,25 @@ def test_the_teacher_is_the_average_of_the_steps_not_of_the_batches() -> None:
             student.decode_head.classifier.weight.normal_()
         expected = copy.deepcopy(student)
         for _ in range(2):  # the second batch of a step changes the student's statistics only
-            consistency(student, views(), step)
+            consistency.update(student, step)
+            consistency(student, views())
         average.update_parameters(expected)
     for own, theirs in zip(consistency.teacher.parameters(), average.parameters(), strict=True):
         torch.testing.assert_close(own, theirs, rtol=0, atol=0)
     assert consistency.to("meta").teacher.n_averaged.device.type == "cpu"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_teacher_has_the_statistics_before_the_step(folder: Path, tmp_path: Path) -> None:
+    """Those that all processes share, which DDP broadcasts when its forward pass begins."""
+    module = task()
+    before = copy.deepcopy(module.network.state_dict())
+    quiet_trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(module, data(folder))
+    assert module.consistency is not None
+    teacher = module.consistency.teacher.module.state_dict()
+    torch.testing.assert_close(teacher, before, rtol=0, atol=0)
+    norm = "decode_head.norm.running_mean"
+    assert not torch.equal(module.network.state_dict()[norm], before[norm])
 
 
 def test_the_views_of_an_image_are_at_the_same_place() -> None:
@@ -131,6 +147,8 @@ def test_the_views_of_an_image_are_at_the_same_place() -> None:
     assert not valid[:, 48:].any()
     assert (weak[:, ~valid] == 0).all()
     assert box.any()
+    fitted = WeakAndStrong((32, 80), (1.0, 1.0), base=(24, 20))(image)  # 40×48 becomes 20×24
+    assert fitted.valid.sum() == fitted.valid[:20, :24].sum() == 20 * 24
     changed = WeakAndStrong((32, 80), (1.0, 1.0))
     pairs = [changed(image) for _ in range(8)]
     assert sum(not torch.equal(pair.weak, pair.strong) for pair in pairs) >= 4
@@ -204,6 +222,9 @@ def test_folders_patterns_and_lists_are_found(folder: Path, tmp_path: Path) -> N
     assert names("images/*/1.png") == ["more/1.png", "train/1.png"]
     assert names(str(table), "images/more") == ["more/0.png", "train/3.png", "more/1.png"]
     assert len(names("images/*")) == 7
+    assert len(names("**/*.png")) == 14  # images and labels
+    shutil.copytree(folder, tmp_path / "run[1]")
+    assert len(UnlabelledImages(["images/*"], make).find(tmp_path / "run[1]")) == 7
     with pytest.raises(FileNotFoundError, match="nothing matches '.*/nowhere'"):
         names("nowhere")
     table.write_text("image\nimages/9.png\n")

@@ -97,7 +97,8 @@ class ClassMix(Mixing):
     """All pixels of half of the classes of another sample (arXiv 2007.07936, section 3.1).
 
     The classes are drawn at random; of an odd number, one more than half are taken. Ignored pixels
-    are no class.
+    are no class. The paper mixes images without labels, by the masks that a network predicts; here
+    labelled samples are mixed by their labels.
     """
 
     def mask(self, target: Tensor, classes: Classes) -> Tensor:

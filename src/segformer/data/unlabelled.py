@@ -68,6 +68,8 @@ class WeakAndStrong:
             :class:`StrongColors`.
         mixing: Draws the box in which an image is covered with another one; by default
             ``CutMix(0.5)``. With ``p=0`` none is.
+        base: (long side, short side) in pixels that an image is first fitted into, that of the
+            labelled samples; see :class:`~segformer.data.transforms.RandomScaledCrop`.
     """
 
     def __init__(
@@ -76,10 +78,10 @@ class WeakAndStrong:
         scale: Sequence[float] = (0.5, 2.0),
         strong: v2.Transform | None = None,
         mixing: CutMix | None = None,
+        base: Sequence[int] | None = None,
     ) -> None:
-        self.weak = v2.Compose(
-            [RandomScaledCrop(crop_size, scale, cat_max_ratio=1.0), v2.RandomHorizontalFlip()]
-        )
+        crop = RandomScaledCrop(crop_size, scale, base, cat_max_ratio=1.0)
+        self.weak = v2.Compose([crop, v2.RandomHorizontalFlip()])
         self.strong = strong or StrongColors()
         self.last = v2.Compose([Normalize(), PadTo(crop_size)])
         self.mixing = mixing or CutMix(0.5)
@@ -107,8 +109,9 @@ class UnlabelledImages:
 
     Args:
         images: Folders, which are searched for images, or patterns of images or folders, such as
-            ``videos/*/frames``, below the folder of the data set; or CSV files, whose column
-            ``image`` has the paths of images below that folder.
+            ``videos/*/frames`` or ``**/*.jpg``, relative to the folder of the data set; or CSV
+            files, relative to the working directory, whose column ``image`` has the paths of images
+            relative to that folder.
         views: Makes the views of an image.
         batch_size: Number of these images per step and device, beside the labelled ones.
 
@@ -141,7 +144,8 @@ class UnlabelledImages:
 def _images_of(entry: str, root: Path) -> list[Path]:
     if entry.lower().endswith(".csv"):
         return _listed_images(Path(entry), root)
-    paths = [Path(path) for path in sorted(glob.glob(str(root / entry)))]
+    found = sorted(glob.glob(entry, root_dir=root, recursive=True))
+    paths = [root / name for name in found]
     if not paths:
         raise FileNotFoundError(
             f"unlabelled_images: nothing matches {str(root / entry)!r}; correct the pattern"

@@ -20,8 +20,11 @@ class Consistency(WithTeacher):
     view, where it is confident, are the targets of the strong view. In boxes, an image and its
     labels are covered with another image and its labels (CutMix; French et al., arXiv 1906.01916).
     The loss is the cross-entropy of the confident pixels, divided by the number of all valid ones.
-    The teacher is the exponential moving average of the student (arXiv 1703.01780), in evaluation
-    mode.
+
+    Three things differ from UniMatch. The teacher is the exponential moving average of the
+    student (arXiv 1703.01780), in evaluation mode; there it is the student itself. The share of a
+    box comes from Beta(1, 1), as in CutMix; there it comes from a range of areas and aspect ratios.
+    Labelled images and strong views are two batches, each with its own statistics in BatchNorm.
 
     It is part of the training task. Checkpoints of the run contain the teacher, for resuming.
 
@@ -49,16 +52,26 @@ class Consistency(WithTeacher):
         super().__init__(Average(network, decay))
         self.threshold, self.weight = threshold, weight
 
-    def forward(self, network: SegmentationModel, views: Views, step: int) -> tuple[Tensor, Tensor]:
+    def update(self, network: SegmentationModel, step: int) -> None:
+        """Moves the teacher towards the student, once a step, if this has several batches.
+
+        It belongs before the first forward pass of a step: there BatchNorm's statistics are the
+        same in all processes, and those of a checkpoint.
+
+        Args:
+            network: The student.
+            step: Number of the run's optimizer steps so far.
+        """
+        if self.teacher.n_averaged <= step:
+            self.teacher.update_parameters(network)
+
+    def forward(self, network: SegmentationModel, views: Views) -> tuple[Tensor, Tensor]:
         """Returns the loss of the strong views, and the share of their pixels with a target.
 
         Args:
             network: The student.
             views: Views of a batch; pairs of neighbours are mixed.
-            step: Number of the run's optimizer steps so far.
         """
-        if self.teacher.n_averaged <= step:  # once a step, if it has several batches
-            self.teacher.update_parameters(network)
         labels, confidence = self._predict(views.weak)
         strong = _mixed(views.strong, views.box[:, None])
         logits = with_background(network.decode_head(network.backbone(strong)))

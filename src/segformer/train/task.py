@@ -148,6 +148,8 @@ class SegmentationTask(ResumableTask):
             batch_idx: Number of the batch in its epoch.
         """
         (images, target), views = (batch, None) if self.consistency is None else batch
+        if self.consistency is not None:
+            self.consistency.update(self.network, self.global_step)
         target = target.long()
 
         def measured(logits: Tensor) -> Tensor:
@@ -165,7 +167,7 @@ class SegmentationTask(ResumableTask):
             self.log("train/distillation", distilled)
             loss = loss + distilled
         if self.consistency is not None:
-            consistent, share = self.consistency(self.network, views, self.global_step)
+            consistent, share = self.consistency(self.network, views)
             self.log_dict({"train/consistency": consistent, "train/confident": share})
             loss = loss + self.consistency.weight * consistent
         return self.checked(loss, batch_idx)
