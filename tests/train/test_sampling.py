@@ -14,6 +14,7 @@ import torch
 from conftest import TINY
 from halves import Halves, quiet_trainer, write_folder
 from lightning import Callback, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
@@ -22,9 +23,9 @@ from segformer.data.datasets import FolderDataset
 from segformer.data.rasters import RasterDataset
 from segformer.data.transforms import TrainTransform
 from segformer.train.data import SegmentationData
-from segformer.train.order import Batches
+from segformer.train.order import Batches, Order
 from segformer.train.resume import Resumable, newest_checkpoint
-from segformer.train.sampling import RareClasses, class_pixels
+from segformer.train.sampling import RareClasses, Sampling, class_pixels
 from segformer.train.task import SegmentationTask
 
 
@@ -107,6 +108,29 @@ def test_a_repeated_sample_gets_other_random_numbers() -> None:
     assert draws[0].seed == next(
         draw.seed for n in range(5) for draw in Batches(5, 1, 0).batch(0, n) if draw.index == 4
     )
+
+
+class Reversed(Sampling):
+    """A user's own."""
+
+    def __init__(self, start: int = 0) -> None:
+        self.start = start
+
+    def order(self, dataset: Any) -> Order:
+        return lambda generator: torch.arange(len(dataset)).flip(0).roll(self.start)
+
+
+def test_a_users_own_sampling_is_the_same_in_a_resumed_run() -> None:
+    module, resumed, other = (
+        SegmentationData(Planted(), Planted(), TrainTransform((8, 8)), sampling=sampling)
+        for sampling in (Reversed(), Reversed(), Reversed(2))
+    )
+    for each in (module, resumed, other):
+        each.trainer = quiet_trainer(Path(), max_steps=1)  # type: ignore[assignment]
+        each.trainer.state.fn = TrainerFn.FITTING
+    resumed.load_state_dict(module.state_dict())
+    with pytest.raises(ValueError, match=r"was Reversed\(start=0\) and is Reversed\(start=2\)"):
+        other.load_state_dict(module.state_dict())
 
 
 class Signal(Callback):

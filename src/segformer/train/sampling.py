@@ -21,7 +21,14 @@ READERS = 8  # threads
 
 
 class Sampling(ABC):
-    """A policy that draws training samples."""
+    """A policy that draws training samples.
+
+    Its attributes are its settings: a run is resumed only with the same ones.
+    """
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({settings})"
 
     @abstractmethod
     def order(self, dataset: Any) -> Order:
@@ -55,9 +62,6 @@ class RareClasses(Sampling):
         if min_pixels < 1:
             raise ValueError(f"min_pixels={min_pixels}; give 1 or more")
         self.temperature, self.min_pixels = temperature, min_pixels
-
-    def __repr__(self) -> str:
-        return f"RareClasses(temperature={self.temperature}, min_pixels={self.min_pixels})"
 
     def order(self, dataset: Any) -> Order:
         """Returns what draws the samples of an epoch; reads all label maps, with a progress bar.
