@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from segformer.data.transforms import TrainTransform
 from segformer.evaluation import TTA_RATIOS
 from segformer.losses import CrossEntropy
 from segformer.train.data import FolderData, SegmentationData
+from segformer.train.distillation import Distillation, FeatureMaps
+from segformer.train.parser import data_of
 from segformer.train.task import SegmentationTask
 
 pytestmark = pytest.mark.filterwarnings(
@@ -323,10 +326,15 @@ def test_validate_measures_given_weights_by_a_protocol(
     [
         (["validate"], "random weights; give the weights to measure with --weights or --ckpt_path"),
         (["validate", "--weights", "a", "--ckpt_path", "b"], "both name what to measure"),
-        (["validate", "--weights", "{three}"], "has 3 classes, the data have 2"),
+        (["validate", "--weights", "{three}"], r"has 3 classes \(.*\), the data have 2"),
+        (["validate", "--weights", "{swapped}"], "class 0 is 'dark' in the data and 'bright' in"),
+        (
+            ["validate", "--weights", "{two}", "--compare", "{swapped}"],
+            "class 0 is 'dark' in the data and 'bright' in .*swapped",
+        ),
         (
             ["validate", "--weights", "{three}", "--tta"],
-            "has 3 classes|--tta needs a --protocol",
+            "the data have 2|--tta needs a --protocol",
         ),
         (["fit", "--weights", "a"], "--weights is for measuring; to start from weights"),
         (["fit", "--ckpt_path", "gone.ckpt"], "no checkpoint 'gone.ckpt'"),
@@ -339,8 +347,12 @@ def test_arguments_that_would_be_ignored_are_refused(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    SegFormer(TINY, num_classes=3).save(tmp_path / "three.safetensors")
-    verb, *more = (word.format(three=tmp_path / "three.safetensors") for word in arguments)
+    swapped = Classes(["bright", "dark"])
+    for name, classes in (("three", Classes.unnamed(3)), ("swapped", swapped), ("two", None)):
+        network = SegFormer(TINY, num_classes=len(classes or swapped), classes=classes)
+        network.save(tmp_path / f"{name}.safetensors")
+    files = {path.stem: str(path) for path in tmp_path.glob("*.safetensors")}
+    verb, *more = (word.format_map(files) for word in arguments)
     with pytest.raises(SystemExit, match=message):
         run(monkeypatch, verb, "--config", str(config), *more)
 
@@ -397,3 +409,46 @@ def test_masks_of_0_and_255_stop_the_fit_before_it_begins(
     with pytest.raises(SystemExit, match=r"hold only 0 and 255.*set `label_map: \{0: 0, 255: 1\}`"):
         run(monkeypatch, "fit", "--config", str(config), "--data.ignore_index=255")
     assert not list((tmp_path / "runs").rglob("*.ckpt"))
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_a_measurement_needs_nothing_that_only_training_uses(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the teacher's file, nor images without labels, nor peft."""
+    network = SegFormer(TINY, num_classes=2)
+    make = partial(Distillation, teacher=network, features=FeatureMaps)
+    checkpoint, weights = tmp_path / "run.ckpt", tmp_path / "weights.safetensors"
+    torch.save(
+        {"state_dict": SegmentationTask(network, distillation=make).state_dict()}, checkpoint
+    )
+    network.save(weights)
+
+    settings = yaml.safe_load(config.read_text())
+    views = {
+        "class_path": "segformer.data.unlabelled.WeakAndStrong",
+        "init_args": {"crop_size": [32, 32]},
+    }
+    settings["data"]["init_args"]["unlabelled_images"] = {"images": ["gone"], "views": views}
+    settings["model"].update(
+        distillation={
+            "class_path": "segformer.train.distillation.Distillation",
+            "init_args": {
+                "teacher": str(tmp_path / "gone.safetensors"),
+                "features": "segformer.train.distillation.FeatureMaps",
+            },
+        },
+        consistency={"class_path": "segformer.train.consistency.Consistency"},
+    )
+    config.write_text(yaml.safe_dump(settings))
+    run(monkeypatch, "validate", "--config", str(config), "--ckpt_path", str(checkpoint))
+    monkeypatch.setitem(sys.modules, "peft", None)
+    settings["model"]["lora"] = {"rank": 2}
+    config.write_text(yaml.safe_dump(settings))
+    run(monkeypatch, "test", "--config", str(config), "--weights", str(weights))
+    runs = tmp_path / "runs" / "camvid"
+    of_both = [json.loads((path / "results.json").read_text()) for path in sorted(runs.iterdir())]
+    assert [set(scores) for scores in of_both] == [{"val"}, {"test"}]
+    assert len(data_of(str(config)).val) == 3
+    with pytest.raises(SystemExit, match="gone"):
+        run(monkeypatch, "fit", "--config", str(config))

@@ -18,6 +18,7 @@ from segformer.deploy.exported import Exported
 from segformer.models import SegmentationModel
 from segformer.ops import upsample, with_background
 from segformer.train.teacher import WithTeacher
+from segformer.train.weights import check_classes
 
 
 class KL(nn.Module):
@@ -150,7 +151,7 @@ class Distillation(WithTeacher):
     ) -> None:
         model: Any = teacher if isinstance(teacher, nn.Module) else load_model(teacher, "cpu")
         super().__init__(model)
-        _check_number_of_classes(network, model)
+        check_classes(Classes.of_logits(network.num_classes), model.classes, "the teacher")
         _check_output(model, features is not None)
         self.logits = logits or KL()
         self.features = features and features(network.backbone.channels, model.backbone.channels)
@@ -165,10 +166,10 @@ class Distillation(WithTeacher):
         """Takes the names of the student's classes and its normalization, once these are set.
 
         Raises:
-            ValueError: If the names of student's and teacher's classes differ, or their images
-                differ in more than mean and deviation.
+            ValueError: If the teacher has the classes in another order, or the images of student
+                and teacher differ in more than mean and deviation.
         """
-        _check_names(network.classes, self.teacher.classes)
+        check_classes(network.classes, self.teacher.classes, "the teacher")
         self._renormalize(network.normalization)
 
     def _renormalize(self, student: Normalization) -> None:
@@ -250,15 +251,6 @@ def _normalized(maps: Tensor, valid: Tensor) -> Tensor:
     return centred * (variance + 1e-5).rsqrt()
 
 
-def _check_number_of_classes(student: Any, teacher: Any) -> None:
-    own, others = (max(2, model.num_classes) for model in (student, teacher))
-    if own != others:
-        raise ValueError(
-            f"the student has {own} classes and the teacher {others} "
-            f"({', '.join(teacher.classes.names[:3])}, …); give a teacher of the same classes"
-        )
-
-
 def _check_output(teacher: Any, with_features: bool) -> None:
     if not isinstance(teacher, Exported):
         return
@@ -272,19 +264,3 @@ def _check_output(teacher: Any, with_features: bool) -> None:
             f"the teacher {str(teacher.path)!r} is an exported file, which gives no feature maps; "
             "give its weights, or leave features out"
         )
-
-
-def _check_names(student: Classes, teacher: Classes) -> None:
-    """Checks that classes have the same names; those without names of their own may be any."""
-    unnamed = Classes.unnamed(len(student)).names
-    if unnamed in (student.names, teacher.names) or student.names == teacher.names:
-        return
-    number, own, others = next(
-        (k, own, others)
-        for k, (own, others) in enumerate(zip(student.names, teacher.names, strict=True))
-        if own != others
-    )
-    raise ValueError(
-        f"class {number} is {own!r} for the student and {others!r} for the teacher; give a teacher "
-        "of the same classes in the same order"
-    )

@@ -15,7 +15,7 @@ from segformer.evaluation.metrics import Scores
 from segformer.train.data import SegmentationData
 from segformer.train.folders import RunFolder
 from segformer.train.lora import without_adapters
-from segformer.train.parser import add_options
+from segformer.train.parser import add_options, drop_unlabelled
 from segformer.train.per_image import Compared, PerImage, write_images
 from segformer.train.report import Report
 from segformer.train.run_cli import RunCLI
@@ -70,6 +70,8 @@ class SegmentationCLI(RunCLI):
         self._take_bands(self._settings)
         _refuse_unused(self.subcommand, self._settings)
         super().before_instantiate_classes()
+        if self.subcommand in ("validate", "test"):
+            _drop_training_parts(self._settings, keeps_adapters=self._checkpoint is not None)
 
     def _take_bands(self, config: Any) -> None:
         """Builds the network for the number of bands of the data.
@@ -143,7 +145,7 @@ class SegmentationCLI(RunCLI):
         if self._checkpoint is not None:
             load_checkpoint(self.model, self._checkpoint)
         if config.weights is not None:
-            self.model.network = load_network(config.weights, self.datamodule.num_classes)
+            self.model.network = load_network(config.weights, self.datamodule.classes)
         if config.tta and config.protocol is None:
             raise ValueError("--tta needs a --protocol, which has its ratios")
         if config.protocol is not None:
@@ -170,7 +172,7 @@ class SegmentationCLI(RunCLI):
                     "--compare estimates chance from several images, and one image cannot be "
                     "resampled; give more, or measure both weights without --compare"
                 )
-            self._other = load_network(config.compare, self.datamodule.num_classes)
+            self._other = load_network(config.compare, self.datamodule.classes)
             if self.model.protocol is not None:
                 check_logits(self._other, self.model.protocol)
 
@@ -205,6 +207,18 @@ class SegmentationCLI(RunCLI):
             sources=(str(own), config.compare),
             images=(images, per_image.images),
         ).write(self._folder)
+
+
+def _drop_training_parts(config: Any, keeps_adapters: bool) -> None:
+    """Leaves out what only training uses: teachers, images without labels and adapters.
+
+    A measurement needs none of their files and packages. A checkpoint contains the adapters that
+    it was trained with.
+    """
+    config.model.distillation = config.model.consistency = None
+    if not keeps_adapters:
+        config.model.lora = None
+    drop_unlabelled(config.data)
 
 
 def _refuse_unused(verb: str | None, config: Any) -> None:

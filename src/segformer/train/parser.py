@@ -155,4 +155,12 @@ def data_of(config: str, root: str | None = None) -> SegmentationData:
         ValueError: If the settings are wrong.
     """
     arguments = [f"--config={config}"] + ([f"--data.root={root}"] if root else [])
-    return build_data(data_parser("data").parse_args(arguments).data)
+    settings = data_parser("data").parse_args(arguments).data
+    drop_unlabelled(settings)
+    return build_data(settings)
+
+
+def drop_unlabelled(data: Namespace) -> None:
+    """Leaves images without labels out of the settings of data: only training uses them."""
+    if data.get("init_args", Namespace()).get("unlabelled_images"):
+        data.init_args.unlabelled_images = None

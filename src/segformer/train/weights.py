@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from lightning import Callback
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from segformer.data.classes import Classes
@@ -48,34 +48,69 @@ def load_best(task: ResumableTask, trainer: Any) -> None:
 
 
 def load_checkpoint(task: ResumableTask, checkpoint: Path) -> None:
-    """Loads the weights of a run's checkpoint.
+    """Loads the network's weights from a run's checkpoint, and nothing that only training needs.
 
     Raises:
         ValueError: If the checkpoint is of another network.
     """
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    prefix = "network."
+    network = {key[len(prefix) :]: x for key, x in state.items() if key.startswith(prefix)}
     try:
-        task.load_state_dict(state)
+        task.network.load_state_dict(network)
     except RuntimeError as error:
         raise ValueError(
             f"the checkpoint {str(checkpoint)!r} is of another network than the config's: {error}"
         ) from error
 
 
-def load_network(source: str, num_classes: int) -> Any:
-    """Returns weights of any layout or an exported file, to measure it on data of ``num_classes``.
+def load_network(source: str, classes: Classes) -> Any:
+    """Returns weights of any layout or an exported file, to measure it on data of these classes.
 
     Raises:
-        ValueError: If the network has another number of classes.
+        ValueError: If the network has other classes.
     """
     network = load_model(source, "cpu")  # the trainer moves weights to its device
-    classes = max(2, network.num_classes)  # one logit separates two classes
-    if classes != num_classes:
-        raise ValueError(
-            f"{source!r} has {classes} classes, the data have {num_classes}; give weights for "
-            "these classes"
-        )
+    check_classes(classes, network.classes, repr(source))
     return network
+
+
+def check_classes(ours: Classes, theirs: Classes, source: str) -> None:
+    """Checks that a network's classes are those of the data, in the same order.
+
+    Classes without names of their own may be any. Where a name has no other place in the other
+    classes, there is only a warning: the same class may be written in two ways.
+
+    Args:
+        ours: The classes of the data.
+        theirs: The classes of the network.
+        source: What the network is, for messages.
+
+    Raises:
+        ValueError: If the numbers differ, or a name has another index.
+    """
+    if len(ours) != len(theirs):
+        first = ", ".join(theirs.names[:3])
+        raise ValueError(
+            f"{source} has {len(theirs)} classes ({first}{', …' if len(theirs) > 3 else ''}), the "
+            f"data have {len(ours)}; give a network for these classes"
+        )
+    if Classes.unnamed(len(ours)).names in (ours.names, theirs.names):
+        return
+    pairs = enumerate(zip(ours.names, theirs.names, strict=True))
+    differing = [(k, own, other) for k, (own, other) in pairs if own != other]
+    for k, own, other in differing:
+        if own in theirs.names or other in ours.names:
+            raise ValueError(
+                f"class {k} is {own!r} in the data and {other!r} in {source}; give a network with "
+                "these classes in the same order"
+            )
+    if differing:
+        said = ", ".join(f"{own!r} and {other!r}" for _, own, other in differing[:5])
+        rank_zero_warn(
+            f"{len(differing)} classes have other names in the data than in {source} ({said}); "
+            "each such pair is taken for one class"
+        )
 
 
 @torch.no_grad()
