@@ -34,11 +34,29 @@ FILES: dict[str | None, list[str]] = {
         for kind in ("images", "annotations")
     ],
 }
+FOLDER = Path(__file__).parents[1] / "configs"
 CONFIGS = [
     path
-    for path in sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+    for path in sorted(FOLDER.glob("*.yaml"))
     if path.stem != "imagenet"  # of classification: see train/test_classification.py
 ]
+CHANGES = {"distill_camvid": "camvid", "unlabelled_camvid": "camvid"}  # of another config
+
+
+def settings_of(config: Path) -> tuple[dict[str, Any], list[str]]:
+    """Returns what a config says, together with the one that it changes, and their arguments."""
+    base = CHANGES.get(config.stem, config.stem)
+    files = list(dict.fromkeys((FOLDER / f"{base}.yaml", config)))
+    settings: dict[str, Any] = {}
+    for file in files:
+        settings = merge(settings, yaml.safe_load(file.read_text()))
+    return settings, [f"--config={file}" for file in files]
+
+
+def merge(old: Any, new: Any) -> Any:
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return new
+    return {key: merge(old.get(key), new.get(key, old.get(key))) for key in {**old, **new}}
 
 
 def stand_in_data(settings: dict[str, Any], folder: Path) -> list[str]:
@@ -82,7 +100,7 @@ def test_a_config_builds(config: Path, tmp_path: Path) -> None:
 
     from segformer.train.lightning_cli import SegmentationCLI
 
-    settings = yaml.safe_load(config.read_text())
+    settings, files = settings_of(config)
     overrides = stand_in_data(settings, tmp_path)
     network = settings["model"]["network"]["init_args"]
     if network.get("pretrained"):  # nothing is downloaded, and nothing as large built
@@ -100,8 +118,10 @@ def test_a_config_builds(config: Path, tmp_path: Path) -> None:
         overrides.append(f"--model.distillation.teacher={tmp_path / 'teacher.safetensors'}")
     if settings["trainer"].get("precision"):
         overrides.append("--trainer.precision=32")
-    cli = SegmentationCLI([f"--config={config}", *overrides], run=False)
+    cli = SegmentationCLI([*files, *overrides], run=False)
     assert isinstance(cli.trainer, Trainer)
+    assert (cli.model.distillation is None) == ("distillation" not in settings["model"])
+    assert (cli.model.consistency is None) == ("consistency" not in settings["model"])
     assert cli.datamodule.num_classes > 1
     assert cli.model.network.num_classes == (
         1 if settings.get("one_logit") else cli.datamodule.num_classes
@@ -117,8 +137,9 @@ def test_check_reads_what_a_config_says_of_its_data(
 ) -> None:
     from segformer.train.check import main
 
-    arguments = stand_in_data(yaml.safe_load(config.read_text()), tmp_path)
-    main([f"--config={config}", *arguments, f"--out={tmp_path / 'check.png'}", "--num_workers=0"])
+    settings, files = settings_of(config)
+    arguments = stand_in_data(settings, tmp_path)
+    main([*files, *arguments, f"--out={tmp_path / 'check.png'}", "--num_workers=0"])
     assert "no problems" in capsys.readouterr().out
 
 
