@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -30,9 +31,11 @@ from segformer.data.rasters import RasterDataset
 from segformer.data.transforms import Normalize, normalizers
 from segformer.data.unlabelled import UnlabelledDataset, UnlabelledImages
 from segformer.train.base import ResumableData
+from segformer.train.last_steps import LastSteps
 from segformer.train.order import (
     Both,
     BothBatches,
+    InTwoPhases,
     Mixed,
     Order,
     ResumableLoader,
@@ -95,9 +98,21 @@ def by_size(samples: Sequence[tuple[Tensor, Tensor]]) -> list[Any]:
     return [default_collate(group) for group in groups.values()]
 
 
+def _collated(samples: list[Any]) -> Any:
+    """Returns the batch of training samples; raises ValueError if their sizes differ."""
+    sizes = dict.fromkeys(tuple(image.shape[-2:]) for image, _ in samples)
+    if len(sizes) > 1:
+        said = ", ".join(f"{height}×{width}" for height, width in sizes)
+        raise ValueError(
+            f"training samples of {said} pixels make no batch; let data.train_transform, and that "
+            "of data.last_steps, end in one size, such as segformer.data.transforms.TrainTransform"
+        )
+    return default_collate(samples)
+
+
 def _both_collated(count: int, samples: list[Any]) -> tuple[Any, Any]:
     """Returns the batch of the first ``count`` samples, and that of the others."""
-    return default_collate(samples[:count]), default_collate(samples[count:])
+    return _collated(samples[:count]), default_collate(samples[count:])
 
 
 class SegmentationData(ResumableData):
@@ -121,9 +136,11 @@ class SegmentationData(ResumableData):
             :class:`~segformer.train.consistency.Consistency`; a batch of them is added to each
             training batch. By default there are none.
         root: Folder below which these are.
+        last_steps: Another ``train_transform`` for the last steps of a run; see
+            :class:`~segformer.train.last_steps.LastSteps`. By default there is none.
 
     Raises:
-        ValueError: If there are such images, and the others are read with bands.
+        ValueError: If there are images without labels, and the others are read with bands.
     """
 
     FROM_WEIGHTS = "--model.network segformer.Pretrained --model.network.source CHECKPOINT"
@@ -141,6 +158,7 @@ class SegmentationData(ResumableData):
         sampling: Sampling | None = None,
         unlabelled_images: UnlabelledImages | None = None,
         root: str | os.PathLike[str] = "",
+        last_steps: LastSteps | None = None,
     ) -> None:
         super().__init__(train, batch_size, num_workers)
         self.val: Any = val
@@ -148,7 +166,7 @@ class SegmentationData(ResumableData):
         self.train_transform = train_transform
         self.normalization = IMAGENET
         self.val_batch_size = val_batch_size
-        self.mixing, self.sampling = mixing, sampling
+        self.mixing, self.sampling, self.last_steps = mixing, sampling, last_steps
         if mixing is not None:
             mixing.check(self.classes)
         self.unlabelled: UnlabelledDataset | None = None
@@ -189,7 +207,8 @@ class SegmentationData(ResumableData):
         :class:`~segformer.data.transforms.Normalize` in the training transform. If there is none,
         the transform stays unchanged and a warning is logged.
         """
-        parts = list(normalizers(self.train_transform))
+        last = normalizers(self.last_steps.transform) if self.last_steps else ()
+        parts = [*normalizers(self.train_transform), *last]
         if not parts and normalization != IMAGENET:
             logger.warning(
                 "the network takes images normalized by %s, but the training transform has no "
@@ -230,28 +249,44 @@ class SegmentationData(ResumableData):
             raise DataError(faults, self)
 
     def train_dataloader(self) -> DataLoader:
-        loader = super().train_dataloader()
-        if self.unlabelled is None:
-            return loader
-        others = self._batches(
-            len(self.unlabelled),
-            self.unlabelled_batch_size,
-            mixed(run_seed(), 1),  # another order than that of the labelled images
-            "data.unlabelled_images.batch_size",
-        )
+        samples: Any = super().train_dataloader().dataset
+        batches: Any = self.batches
+        collate: Callable[..., Any] = _collated
+        if self.last_steps is not None:
+            samples = Both(samples, self._seeded(self.last_steps.transform))
+            batches = InTwoPhases(batches, self._batches_to_the_last)
+        if self.unlabelled is not None:
+            others = self._batches(
+                len(self.unlabelled),
+                self.unlabelled_batch_size,
+                mixed(run_seed(), 1),  # another order than that of the labelled images
+                "data.unlabelled_images.batch_size",
+            )
+            samples = Both(samples, Seeded(self.unlabelled))
+            batches = BothBatches(batches, others)
+            collate = partial(_both_collated, self.batch_size)
         return ResumableLoader(
-            Both(loader.dataset, Seeded(self.unlabelled)),
-            batch_sampler=BothBatches(self.batches, others),
-            collate_fn=partial(_both_collated, self.batch_size),
-            **self._options(),
+            samples, batch_sampler=batches, collate_fn=collate, **self._options()
         )
 
     def training_samples(self) -> Dataset:
         return Transformed(self.train, self.train_transform)
 
     def seeded_samples(self) -> Seeded:
-        samples = self.training_samples()
+        return self._seeded(self.train_transform)
+
+    def _seeded(self, transform: Callable[..., Any]) -> Seeded:
+        samples = Transformed(self.train, transform)
         return Mixed(samples, self.mixing, self.classes) if self.mixing else Seeded(samples)
+
+    def _batches_to_the_last(self) -> float:
+        """Returns the number of batches from the next one to the last steps of the run."""
+        trainer: Any = self.trainer
+        if trainer is None or self.last_steps is None:
+            return math.inf
+        batches = min(len(self.batches), trainer.num_training_batches)
+        taken = trainer.fit_loop.total_batch_idx + 1
+        return self.last_steps.first_batch(trainer, batches) - taken
 
     def order(self) -> Order | None:
         return None if self.sampling is None else self.sampling.order(self.train)
@@ -317,6 +352,7 @@ class StandardData(SegmentationData):
         mixing: Mixing | None = None,
         sampling: Sampling | None = None,
         unlabelled_images: UnlabelledImages | None = None,
+        last_steps: LastSteps | None = None,
     ) -> None:
         make: Any = dataset
         faults: list[str] = []
@@ -328,6 +364,7 @@ class StandardData(SegmentationData):
             sampling=sampling,
             unlabelled_images=unlabelled_images,
             root=root,
+            last_steps=last_steps,
         )
         if faults:
             raise DataError(faults, self)
@@ -405,6 +442,7 @@ class FolderData(SegmentationData):
         mixing: Mixing | None = None,
         sampling: Sampling | None = None,
         unlabelled_images: UnlabelledImages | None = None,
+        last_steps: LastSteps | None = None,
     ) -> None:
         if isinstance(images, list):
             bands = replace(bands or Bands(), files=images)
@@ -441,6 +479,7 @@ class FolderData(SegmentationData):
             sampling=sampling,
             unlabelled_images=unlabelled_images,
             root=root,
+            last_steps=last_steps,
         )
         if shared:
             faults += without_image(shared, _sources(train, val, test), "the folders of the splits")
@@ -545,6 +584,7 @@ class ListedData(SegmentationData):
         mixing: Mixing | None = None,
         sampling: Sampling | None = None,
         unlabelled_images: UnlabelledImages | None = None,
+        last_steps: LastSteps | None = None,
     ) -> None:
         faults: list[str] = []
         make = _reader(bands, normalization, tile)
@@ -572,6 +612,7 @@ class ListedData(SegmentationData):
             sampling=sampling,
             unlabelled_images=unlabelled_images,
             root=root,
+            last_steps=last_steps,
         )
         _say(read_train, read_val, read_test)
         if faults:

@@ -165,7 +165,7 @@ class Batches(Sampler[list[Draw]]):
 
 
 class Both(Dataset):
-    """Two data sets, whose index is 0 or 1 for one of them, and an index in it."""
+    """Two data sets, whose index is 0 or 1 for one of them, and its index there."""
 
     def __init__(self, *datasets: Any) -> None:
         self.datasets = datasets
@@ -173,29 +173,54 @@ class Both(Dataset):
     def __len__(self) -> int:
         return sum(map(len, self.datasets))
 
-    def __getitem__(self, place: tuple[int, Draw]) -> Any:
-        which, draw = place
-        return self.datasets[which][draw]
+    def __getitem__(self, place: tuple[int, Any]) -> Any:
+        which, index = place
+        return self.datasets[which][index]
 
 
-class BothBatches(Sampler[list[tuple[int, Draw]]]):
+class InTwoPhases(Sampler[list[tuple[int, Draw]]]):
+    """The batches of an epoch, each draw with 0, or with 1 in the last steps of the run.
+
+    Args:
+        batches: The batches.
+        remaining: Returns the number of batches from the next one to the last steps; called for
+            each iteration.
+    """
+
+    def __init__(self, batches: Batches, remaining: Callable[[], float]) -> None:
+        self.batches, self.remaining = batches, remaining
+        self.start = batches.start
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[tuple[int, Draw]]]:
+        remaining = self.remaining()
+        for taken, draws in enumerate(self.batches):
+            phase = int(taken >= remaining)
+            yield [(phase, draw) for draw in draws]
+
+
+class BothBatches(Sampler[list[tuple[int, Any]]]):
     """Batches of the first of two data sets, each followed by a batch of the second.
 
     An epoch is one of the first data set. The second one's batches go on from epoch to epoch.
+
+    Args:
+        first: The first one's batches, with a method ``start`` as :class:`Batches` has it.
+        second: The second one's batches.
     """
 
-    def __init__(self, first: Batches, second: Batches) -> None:
+    def __init__(self, first: Any, second: Batches) -> None:
         self.first, self.second = first, second
 
     def __len__(self) -> int:
         return len(self.first)
 
-    def __iter__(self) -> Iterator[list[tuple[int, Draw]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, Any]]]:
         epoch, start = self.first.start()
-        for number in range(start, len(self)):
-            taken = epoch * len(self) + number
-            second = self.second.batch(*divmod(taken, len(self.second)))
-            both = self.first.batch(epoch, number), second
+        for taken, batch in enumerate(self.first, epoch * len(self) + start):
+            both = batch, self.second.batch(*divmod(taken, len(self.second)))
             yield [(which, draw) for which, draws in enumerate(both) for draw in draws]
 
 
