@@ -399,7 +399,8 @@ class SegFormer(SegmentationModel):
             with a module.
         decoder_channels: width of the decoder; by default the variant's, or 256 for a module.
         drop_path: stochastic-depth rate, by default 0.1. It cannot be given together with a module.
-        dropout: probability that a whole channel is dropped before the classifier.
+        dropout: probability that a whole channel is dropped before the classifier; or a
+            ``torch.nn.Dropout``, which drops single values.
         classes: names and colours of the classes.
         normalization: how images are normalised; by default see :class:`SegmentationModel`.
 
@@ -421,7 +422,7 @@ class SegFormer(SegmentationModel):
         in_channels: int | None = None,
         decoder_channels: int | None = None,
         drop_path: float | None = None,
-        dropout: float = 0.1,
+        dropout: float | nn.Module = 0.1,
         classes: Classes | None = None,
         normalization: Normalization | None = None,
     ) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import randomized
+from conftest import TINY, randomized
 from torch import Tensor, nn
 
-from segformer import AllMLPHead
+from segformer import AllMLPHead, SegFormer
 from segformer.networks.mit import VARIANTS
 
 
@@ -180,6 +182,27 @@ def test_parts_of_another_make_are_called(recorded: bool) -> None:
             part.register_forward_hook(lambda module, *_: calls.append(module))
         heads[0](features)
     assert calls == [heads[0].fuse, heads[0].norm, heads[0].dropout, heads[0].classifier]
+
+
+def test_dropout_of_values_is_read_back(tmp_path: Path) -> None:
+    layer = nn.Dropout(0.25)
+    model = SegFormer(TINY, num_classes=2, dropout=layer)
+    model.save(tmp_path / "model.safetensors")
+    again = SegFormer.from_pretrained(tmp_path / "model.safetensors").decode_head.dropout
+    assert type(again) is nn.Dropout
+    model.decode_head.dropout.train()
+    for dropout in (again.train(), model.decode_head.dropout):
+        x = torch.ones(1, 8, 16, 16)
+        torch.manual_seed(0)
+        dropped = dropout(x)
+        torch.manual_seed(0)
+        assert torch.equal(dropped, F.dropout(x, 0.25))
+        torch.manual_seed(0)
+        assert not torch.equal(dropped, F.dropout2d(x, 0.25))
+    of_channels = AllMLPHead((4,), 2, dropout=nn.Dropout2d(0.3))
+    assert of_channels.config == AllMLPHead((4,), 2, dropout=0.3).config
+    with pytest.raises(ValueError, match=r"dropout is a AlphaDropout; give a rate, or torch.nn.Dr"):
+        AllMLPHead((4,), 2, dropout=nn.AlphaDropout())
 
 
 def test_dropout_drops_where_it_alone_trains() -> None:

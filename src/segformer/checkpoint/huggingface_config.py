@@ -125,13 +125,18 @@ def config_of(description: dict[str, Any], dtype: str) -> dict[str, Any]:
         ),
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
-        "classifier_dropout_prob": head["dropout"],
+        "classifier_dropout_prob": _rate(head["dropout"]),
         "drop_path_rate": backbone["drop_path"],
         "semantic_loss_ignore_index": ignore_index(len(names)),
         "id2label": {str(k): name for k, name in enumerate(names)},
         "label2id": {name: k for k, name in enumerate(names)},
         "dtype": dtype,
     }
+
+
+def _rate(dropout: Any) -> float:
+    """Returns the rate of a head's dropout, of which files may have the layer's class too."""
+    return float(dropout[1] if isinstance(dropout, list | tuple) else dropout)
 
 
 def preprocessor_of(normalization: Normalization) -> dict[str, Any]:

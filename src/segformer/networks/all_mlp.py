@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +17,10 @@ from torch import Tensor, nn
 from segformer.networks.config import Config, check_at_least_1, check_features
 from segformer.networks.initialization import init_weights
 from segformer.ops import all_mlp, upsample_and_fuse
+
+DROPOUTS: dict[str, type[nn.Dropout | nn.Dropout2d]] = {  # of values, of whole channels
+    kind.__name__: kind for kind in (nn.Dropout, nn.Dropout2d)
+}
 
 
 @dataclass(frozen=True)
@@ -29,13 +34,30 @@ class AllMLPConfig(Config):
     in_channels: tuple[int, ...]
     num_classes: int
     channels: int = 256
-    dropout: float = 0.1
+    dropout: float | tuple[str, float] = 0.1  # of channels; or a layer's class and its rate
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "in_channels", tuple(self.in_channels))
         check_features(self.in_channels)
         check_at_least_1(num_classes=self.num_classes, channels=self.channels)
+
+    def make_dropout(self) -> nn.Module:
+        """Returns the layer before the classifier."""
+        given = self.dropout
+        kind, rate = given if isinstance(given, tuple) else ("Dropout2d", given)
+        return DROPOUTS[kind](rate)
+
+
+def _described(dropout: Any) -> float | tuple[str, float]:
+    """Returns a rate, a layer, or the pair that a file holds, as :class:`AllMLPConfig` has it."""
+    if not isinstance(dropout, nn.Module):
+        return tuple(dropout) if isinstance(dropout, list | tuple) else dropout
+    kind = type(dropout).__name__
+    if DROPOUTS.get(kind) is not type(dropout):
+        raise ValueError(f"dropout is a {kind}; give a rate, or torch.nn.Dropout or Dropout2d")
+    rate = float(dropout.p)
+    return rate if kind == "Dropout2d" else (kind, rate)
 
 
 class AllMLPHead(nn.Module):
@@ -54,14 +76,16 @@ class AllMLPHead(nn.Module):
         in_channels: number of channels C_i of each feature map, finest first.
         num_classes: number of classes K.
         channels: width C of the decoder (256 in B0 and B1, 768 in B2 to B5).
-        dropout: probability that a whole channel is dropped before the classifier.
+        dropout: probability that a whole channel is dropped before the classifier; or a
+            ``torch.nn.Dropout``, which drops single values.
         norm_eps: BatchNorm epsilon.
 
     Attributes:
         config: the arguments, from which the head can be built again.
 
     Raises:
-        ValueError: if ``num_classes`` or ``channels`` is below 1, or there are no feature maps.
+        ValueError: if ``num_classes`` or ``channels`` is below 1, there are no feature maps, or
+            ``dropout`` is another layer.
     """
 
     def __init__(
@@ -70,11 +94,13 @@ class AllMLPHead(nn.Module):
         num_classes: int,
         channels: int = 256,
         *,
-        dropout: float = 0.1,
+        dropout: float | nn.Module = 0.1,
         norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
-        self.config = AllMLPConfig(tuple(in_channels), num_classes, channels, dropout, norm_eps)
+        self.config = AllMLPConfig(
+            tuple(in_channels), num_classes, channels, _described(dropout), norm_eps
+        )
         self.num_classes = num_classes
         self.projections = nn.ModuleList(
             self.projection(c, channels, norm_eps) for c in in_channels
@@ -82,7 +108,7 @@ class AllMLPHead(nn.Module):
         # No bias: BatchNorm has one.
         self.fuse = nn.Conv2d(len(in_channels) * channels, channels, 1, bias=False)
         self.norm = nn.BatchNorm2d(channels, eps=norm_eps)
-        self.dropout = nn.Dropout2d(dropout)
+        self.dropout = self.config.make_dropout()
         self.classifier = nn.Conv2d(channels, num_classes, 1)
         self.apply(init_weights)
 
