@@ -47,7 +47,7 @@ def load_best(task: ResumableTask, trainer: Any) -> None:
         load_checkpoint(task, Path(checkpoint.best_model_path))
 
 
-def load_checkpoint(task: ResumableTask, checkpoint: Path) -> None:
+def load_checkpoint(task: Any, checkpoint: Path) -> None:
     """Loads the network's weights from a run's checkpoint, and nothing that only training needs.
 
     Raises:
