@@ -204,6 +204,8 @@ OF_A_MEASUREMENT = {
     "weights": "some.safetensors",
     "protocol": "ade20k",
     "tta": True,
+    "per-image": True,
+    "compare": "other.safetensors",
     "trainer.accelerator": "cuda",
 }
 
@@ -232,7 +234,7 @@ def test_the_full_parser_has_all_options_of_the_short_help(
         main([verb, "--data=segformer.train.data.FolderData", *options, "--print_config"])
     assert not stop.value.code
     config = yaml.safe_load(capsys.readouterr().out)
-    assert {key: setting(config, key) for key in given} == given
+    assert {key: setting(config, key.replace("-", "_")) for key in given} == given
 
 
 def test_the_full_help_has_every_setting_of_the_trainer(

@@ -406,7 +406,7 @@ def test_validate_and_test_measure_what_they_measure_of_the_weights(
         (["--protocol=whole", "--tta"], "gives labels only; export it with --output logits"),
         (
             ["--data.val=halves.Halves", "--data.train=halves.Halves"],
-            "has 5 classes, the data",
+            "has 5 classes (road, sky, tree, …), the data have 2",
         ),
     ],
 )
