@@ -57,13 +57,12 @@ ALIASES = (
 nitpick_ignore_regex = [("py:.*", rf"({PACKAGES})\b.*"), ("py:class", rf"~?({ALIASES})")]
 
 
-def setup(app: Any) -> dict[str, bool]:
+def setup(app: Any) -> None:
     """Write the generated pages, and render formulas as MathML, which needs no JavaScript."""
     app.add_html_math_renderer("mathml", (_inline_math, None), (_displayed_math, None))
     app.connect("missing-reference", _find_bare_name)
     app.connect("autodoc-process-docstring", _keep_colons, priority=400)
     generate.write(DOCS / "generated")
-    return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
 html_math_renderer_name = "mathml"
