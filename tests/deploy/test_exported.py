@@ -63,7 +63,16 @@ def picture(path: Path, height: int, width: int) -> Path:
 # In Python
 
 
-@pytest.mark.parametrize("name", [*WITH_LOGITS, *WITH_LABELS])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("pixels.onnx", "probabilities.xml", "logits.pt2", "labels.onnx"),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("logits.onnx", "labels.xml", "sized.onnx")
+        ),
+    ],
+)
 def test_labels_are_those_of_the_model_at_changing_sizes(
     name: str, exported: File, model: SegFormer
 ) -> None:
