@@ -150,31 +150,6 @@ class MiTClassifier(MiT):
     def no_weight_decay(self) -> set[str]:
         return set()
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Returns the groups of parameters for timm's layer-wise learning rates."""
-        return mit_layers(coarse)
-
-
-def mit_layers(coarse: bool = False) -> dict[str, Any]:
-    """Returns the layers of MiT's parameters, as timm's ``group_matcher`` of its models does.
-
-    They order the parameters from the images to the features.
-
-    Args:
-        coarse: Whether a layer is a stage instead of a block.
-    """
-    stem = r"^stages\.0\.embed"
-    return {
-        "stem": stem,
-        "blocks": r"^stages\.(\d+)"
-        if coarse
-        else [
-            (r"^stages\.(\d+)\.blocks\.(\d+)", None),
-            (r"^stages\.(\d+)\.norm", (99999,)),  # after the blocks
-            (r"^stages\.(\d+)\.embed", (-1,)),
-        ],
-    }
-
 
 class TimmClassifier(nn.Module):
     """A classifier of timm by its name, such as ``mit_b0`` or ``pvt_v2_b1``, to be trained.

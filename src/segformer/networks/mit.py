@@ -390,6 +390,26 @@ class MiT(Pyramid):
         super().__init__(stages, in_channels, size.dims, min_size)
         self.config = config
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Which layer each parameter is in, from the images to the features, as timm's models say.
+
+        Layer-wise learning rates follow it.
+
+        Args:
+            coarse: whether a layer is a stage instead of a block.
+        """
+        stem = r"^stages\.0\.embed"
+        return {
+            "stem": stem,
+            "blocks": r"^stages\.(\d+)"
+            if coarse
+            else [
+                (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+                (r"^stages\.(\d+)\.norm", (99999,)),  # after the blocks
+                (r"^stages\.(\d+)\.embed", (-1,)),
+            ],
+        }
+
 
 def kernel_and_stride(stage: int) -> tuple[int, int]:
     """Kernel size and stride of a stage's patch merging (section 3.1); stages count from 0."""

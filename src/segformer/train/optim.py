@@ -15,8 +15,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from segformer.models import SegmentationModel
-from segformer.networks.mit import MiT
-from segformer.timm_models import mit_layers
 
 
 def param_groups(
@@ -66,8 +64,7 @@ def layer_factors(backbone: nn.Module, decay: float) -> dict[str, float]:
     factor is ``decay``.
 
     Args:
-        backbone: MiT, or a module with timm's method ``group_matcher``, which says what its layers
-            are.
+        backbone: A module with timm's method ``group_matcher``, which says what its layers are.
         decay: From 0 to 1; 1 is the same rate for all layers.
 
     Raises:
@@ -78,8 +75,7 @@ def layer_factors(backbone: nn.Module, decay: float) -> dict[str, float]:
         return dict.fromkeys(names, 1.0)
     if not 0 < decay < 1:
         raise ValueError(f"layer_decay={decay}; give a factor above 0, up to 1, such as 0.9")
-    is_mit = isinstance(backbone, MiT)
-    matcher: Any = mit_layers if is_mit else getattr(backbone, "group_matcher", None)
+    matcher: Any = getattr(backbone, "group_matcher", None)
     if matcher is None:
         raise ValueError(
             f"layer_decay={decay}, but the backbone {type(backbone).__name__} has no method "
