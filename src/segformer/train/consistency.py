@@ -10,7 +10,7 @@ from segformer.data.unlabelled import Views
 from segformer.models import SegmentationModel
 from segformer.ops import upsample, upsample_cross_entropy, with_background
 from segformer.train.averaging import Average
-from segformer.train.teacher import WithTeacher
+from segformer.train.teacher import WithTeacher, maps_and_logits
 
 
 class Consistency(WithTeacher):
@@ -93,8 +93,7 @@ class Consistency(WithTeacher):
     def _predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the teacher's labels (B, H, W) and their probabilities (B, H, W)."""
         model = self.teacher.module
-        logits = with_background(model.decode_head(model.backbone(images)))
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        _, logits = maps_and_logits(model, images)
         probabilities = upsample(logits, images.shape[-2:], model.align_corners).softmax(1)
         confidence, labels = probabilities.max(1)
         return labels, confidence

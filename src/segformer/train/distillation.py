@@ -17,11 +17,19 @@ from segformer.deploy import load_model
 from segformer.deploy.exported import Exported
 from segformer.models import SegmentationModel
 from segformer.ops import upsample, with_background
-from segformer.train.teacher import WithTeacher
+from segformer.train.teacher import WithTeacher, at_least_float32, maps_and_logits
 from segformer.train.weights import check_classes
 
 
-class KL(nn.Module):
+class _AtTemperature(nn.Module):
+    def __init__(self, temperature: float = 4.0) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"temperature={temperature} must be greater than 0, such as 4")
+        self.temperature = temperature
+
+
+class KL(_AtTemperature):
     """KL divergence of the student's class probabilities from the teacher's, at each pixel.
 
     Both logits are divided by the temperature T, and the divergence is multiplied by T², so that
@@ -35,17 +43,13 @@ class KL(nn.Module):
         ValueError: If the temperature is not positive.
     """
 
-    def __init__(self, temperature: float = 4.0) -> None:
-        super().__init__()
-        self.temperature = _checked(temperature)
-
     def forward(self, student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
         """Returns a scalar of two logits (B, K, h, w), over the pixels ``valid`` (B, 1, h, w)."""
         divergences = _kl_div(student / self.temperature, teacher / self.temperature, 1)
         return self.temperature**2 * _mean(divergences, valid)
 
 
-class ChannelWise(nn.Module):
+class ChannelWise(_AtTemperature):
     """KL divergence of where each class is, after Shu et al. (CWD, arXiv 2011.13256, equation 4).
 
     Each class's logits become a distribution over the valid pixels of an image, by a softmax at the
@@ -57,10 +61,6 @@ class ChannelWise(nn.Module):
     Raises:
         ValueError: If the temperature is not positive.
     """
-
-    def __init__(self, temperature: float = 4.0) -> None:
-        super().__init__()
-        self.temperature = _checked(temperature)
 
     def forward(self, student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
         """Returns a scalar of two logits (B, K, h, w), over the pixels ``valid`` (B, 1, h, w)."""
@@ -108,7 +108,7 @@ class FeatureMaps(nn.Module):
             size = own.shape[-2:]
             inside = _resized(valid, size)
             mine, theirs = (
-                _normalized(_at_least_float32(maps), inside)
+                _normalized(at_least_float32(maps), inside)
                 for maps in (project(own), upsample(others, size))
             )
             losses.append(_mean((mine - theirs).square().mean(1), inside) / 2)
@@ -197,7 +197,7 @@ class Distillation(WithTeacher):
             logits: The student's logits (B, K, h, w).
             target: Class indices (B, H, W), of which only the ignored ones matter.
         """
-        logits = _at_least_float32(with_background(logits))
+        logits = at_least_float32(with_background(logits))
         size = logits.shape[-2:]
         valid = (target != ignore_index(logits.shape[1]))[:, None]
         maps, taught = self._predict(images, size)
@@ -212,19 +212,8 @@ class Distillation(WithTeacher):
         images = torch.addcmul(self.offset, images, self.factor)
         if isinstance(self.teacher, Exported):
             return [], with_background(self.teacher(images, size).to(self.factor))
-        maps = self.teacher.backbone(images)
-        logits = _at_least_float32(with_background(self.teacher.decode_head(maps)))
+        maps, logits = maps_and_logits(self.teacher, images)
         return maps, upsample(logits, size, self.teacher.align_corners)
-
-
-def _checked(temperature: float) -> float:
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature} must be greater than 0, such as 4")
-    return temperature
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _kl_div(student: Tensor, teacher: Tensor, dim: int) -> Tensor:

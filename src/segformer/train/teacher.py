@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from segformer.ops import with_background
 
 
 class WithTeacher(nn.Module):
@@ -43,3 +47,14 @@ class Held:
 
     def __deepcopy__(self, memo: Any) -> Held:
         return Held(None)
+
+
+def maps_and_logits(network: Any, images: Tensor) -> tuple[Sequence[Tensor], Tensor]:
+    """Returns a network's feature maps, and its logits (B, K, h, w) of at least float32."""
+    maps = network.backbone(images)
+    return maps, at_least_float32(with_background(network.decode_head(maps)))
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Returns a tensor that is float32 if its type is smaller."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
