@@ -162,7 +162,7 @@ class ResumableData(LightningDataModule):
     batch, and each measurement, without a sample twice.
 
     Args:
-        train: Training samples.
+        train: Training samples, augmented by random numbers of the global generators.
         batch_size: Training samples per step and device.
         num_workers: Number of loader processes for training, and of as many for validation, which
             wait meanwhile.
@@ -176,14 +176,6 @@ class ResumableData(LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
 
-    @abstractmethod
-    def training_samples(self) -> Dataset:
-        """Returns the training samples, augmented by random numbers of the global generators."""
-
-    def seeded_samples(self) -> Seeded:
-        """Returns the training samples by their draws; each draw has its own random numbers."""
-        return Seeded(self.training_samples())
-
     def order(self) -> Order | None:
         """Returns the order of an epoch's samples; None for each sample once, at random."""
         return None
@@ -192,7 +184,11 @@ class ResumableData(LightningDataModule):
         self.batches = self._batches(
             *(len(self.train), self.batch_size, run_seed()), "data.batch_size", self.order()
         )
-        return ResumableLoader(self.seeded_samples(), batch_sampler=self.batches, **self._options())
+        return self.training_loader(self.batches)
+
+    def training_loader(self, batches: Batches) -> ResumableLoader:
+        """Returns the loader of the training batches; each draw has its own random numbers."""
+        return ResumableLoader(Seeded(self.train), batch_sampler=batches, **self._options())
 
     def _batches(
         self, length: int, batch_size: int, seed: int, setting: str, order: Order | None = None

@@ -15,7 +15,7 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -207,10 +207,6 @@ class ImageFolderData(ResumableData):
     @property
     def num_classes(self) -> int:
         return len(self.train.classes)
-
-    def training_samples(self) -> Dataset:
-        samples: Dataset = self.train
-        return samples
 
     def normalize_as(self, normalization: Normalization) -> None:
         """Normalizes samples by a network's statistics, where the transforms can."""

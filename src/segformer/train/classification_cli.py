@@ -6,13 +6,12 @@ import json
 from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from safetensors.torch import save_file
 
 from segformer.train.classification import ClassificationTask, ImageFolderData
 from segformer.train.parser import add_callbacks
 from segformer.train.run_cli import RunCLI
-from segformer.train.weights import load_best
 
 
 def main(arguments: list[str]) -> None:
@@ -43,13 +42,9 @@ class ClassificationCLI(RunCLI):
             "data.num_classes", "model.network.init_args.num_classes", apply_on="instantiate"
         )
 
-    def after_fit(self) -> None:
-        """Writes the best weights as timm names them, and their accuracies on ``val``."""
+    def write_results(self) -> None:
+        """Writes the weights as timm names them, and their accuracies on ``val``."""
         trainer: Any = self.trainer
-        if trainer.fast_dev_run:
-            rank_zero_info("fast_dev_run: the run works; nothing is written")
-            return
-        load_best(self.model, trainer)
         self._write_weights()
         if trainer.limit_val_batches != 0:
             trainer.validate(self.model, self.datamodule, verbose=False)

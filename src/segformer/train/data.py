@@ -248,9 +248,8 @@ class SegmentationData(ResumableData):
         if faults:
             raise DataError(faults, self)
 
-    def train_dataloader(self) -> DataLoader:
-        samples: Any = super().train_dataloader().dataset
-        batches: Any = self.batches
+    def training_loader(self, batches: Any) -> ResumableLoader:
+        samples: Any = self._seeded(self.train_transform)
         collate: Callable[..., Any] = _collated
         if self.last_steps is not None:
             samples = Both(samples, self._seeded(self.last_steps.transform))
@@ -268,12 +267,6 @@ class SegmentationData(ResumableData):
         return ResumableLoader(
             samples, batch_sampler=batches, collate_fn=collate, **self._options()
         )
-
-    def training_samples(self) -> Dataset:
-        return Transformed(self.train, self.train_transform)
-
-    def seeded_samples(self) -> Seeded:
-        return self._seeded(self.train_transform)
 
     def _seeded(self, transform: Callable[..., Any]) -> Seeded:
         samples = Transformed(self.train, transform)

@@ -7,7 +7,6 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from segformer.checkpoint import describe
 from segformer.evaluation import check_logits, find_protocol
@@ -23,7 +22,6 @@ from segformer.train.task import SegmentationTask
 from segformer.train.weights import (
     drop_callbacks,
     find_callback,
-    load_best,
     load_checkpoint,
     load_network,
     match_classes,
@@ -102,12 +100,8 @@ class SegmentationCLI(RunCLI):
         describe(without_adapters(network))
         self.datamodule.check_files()
 
-    def after_fit(self) -> None:
-        """Writes the best weights, then their scores on each split, then the pictures."""
-        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            rank_zero_info("fast_dev_run: the run works; nothing is written")
-            return
-        load_best(self.model, self.trainer)
+    def write_results(self) -> None:
+        """Writes the weights, then their scores on each split, then the pictures."""
         self.model.network = without_adapters(self.model.network)
         self.model.network.save(self._folder / "model.safetensors")
         self._measure_splits()

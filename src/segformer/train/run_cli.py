@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ from segformer.train.folders import RunFolder, Runs, follow, run_folder
 from segformer.train.parser import Parser
 from segformer.train.progress import ProgressLines
 from segformer.train.resume import AtomicCheckpointIO, find_checkpoint, read_checkpoint
-from segformer.train.weights import drop_callbacks, find_callback
+from segformer.train.weights import drop_callbacks, find_callback, load_best
 
 
 class RunCLI(LightningCLI):
@@ -131,6 +132,19 @@ class RunCLI(LightningCLI):
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if trainer.fast_dev_run:  # Lightning would write the last checkpoint nevertheless
             drop_callbacks(trainer, ModelCheckpoint)
+
+    def after_fit(self) -> None:
+        """Loads the best weights and writes the results; a run that tries the settings has none."""
+        trainer: Any = self.trainer
+        if trainer.fast_dev_run:
+            rank_zero_info("fast_dev_run: the run works; nothing is written")
+            return
+        load_best(self.model, trainer)
+        self.write_results()
+
+    @abstractmethod
+    def write_results(self) -> None:
+        """Writes the weights of a finished run, and what they score."""
 
     @property
     def _folder(self) -> Path:
