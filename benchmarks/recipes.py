@@ -26,6 +26,7 @@ from PIL import Image
 
 from benchmarks.provenance import cpu, provenance, warn_if_busy, watched
 from benchmarks.report import Row, Rows
+from segformer.data.complete import complete
 from segformer.data.images import find_images
 
 HERE = Path(__file__).parent
@@ -117,9 +118,8 @@ def runs_of(options: argparse.Namespace) -> Path:
 
 def save(results: Rows, path: Path) -> None:
     """Write the results; an earlier file is kept until the new one is whole."""
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(json.dumps(results, indent=1) + "\n")
-    partial.replace(path)
+    with complete(path) as partial:
+        partial.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def said(row: Row, split: str) -> str:

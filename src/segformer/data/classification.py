@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import pil_loader
 
+from segformer.data.images import errors_with_path
 from segformer.data.normalization import IMAGENET, Normalization
 
 
@@ -37,12 +38,8 @@ def read_rgb(path: str) -> Image.Image:
     Raises:
         ValueError: If the file cannot be decoded.
     """
-    try:
+    with errors_with_path(path):
         return pil_loader(path)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # OSError, SyntaxError, struct.error, …
-        raise ValueError(f"cannot read image {path!r}: {error}; copy it again") from error
 
 
 class TimmTransform:

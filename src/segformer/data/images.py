@@ -119,7 +119,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     Raises:
         ValueError: If the file is no image that can be read, or holds several images.
     """
-    with _errors_with_path(path), _opened(path) as image:
+    with errors_with_path(path), _opened(path) as image:
         header = _header(Path(path), image)
     _check_readable(header)
     return header
@@ -131,7 +131,7 @@ def decode(path: str | os.PathLike[str]) -> Decoded:
     Raises:
         ValueError: If it cannot be decoded, or holds several images.
     """
-    with _errors_with_path(path), _opened(path) as image:
+    with errors_with_path(path), _opened(path) as image:
         header = _header(Path(path), image)
         if header.pages == 1 and not _is_misread(header):
             if image.format == "PNG":  # decoding does not compare the checksums of the pixels
@@ -158,7 +158,7 @@ def _opened(path: str | os.PathLike[str]) -> Any:
 
 
 @contextmanager
-def _errors_with_path(path: str | os.PathLike[str]) -> Iterator[None]:
+def errors_with_path(path: str | os.PathLike[str]) -> Iterator[None]:
     """Turns any error of a decoder into a ValueError that names the file."""
     try:
         yield

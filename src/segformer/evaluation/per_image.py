@@ -80,8 +80,12 @@ def table(images: Iterable[ImageScores], classes: Classes) -> Iterator[list[str]
         boundary = image.boundary_iou
         means = (image.miou, float(boundary.nanmean()), image.pixel_accuracy)
         values = [*means, *image.iou.tolist(), *boundary.tolist()]
-        cells = ["" if math.isnan(value) else f"{value:.6f}" for value in values]
-        yield [image.name, str(image.labelled), *cells]
+        yield [image.name, str(image.labelled), *map(cell, values)]
+
+
+def cell(score: float) -> str:
+    """Returns the cell of a score in a table, empty for NaN."""
+    return "" if math.isnan(score) else f"{score:.6f}"
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from segformer.evaluation.metrics import confusion_of, counts_of, label_names
 from segformer.evaluation.per_image import (
     Comparison,
     ImageScores,
+    cell,
     lost_most,
     paired_bootstrap,
     table,
@@ -165,7 +165,7 @@ def _cells(comparison: Comparison, names: Sequence[str]) -> Iterable[list[str]]:
     yield ["score", "A", "B", "A - B", "low", "high"]
     for name, d in comparison.rows(names):
         values = (d.first, d.second, d.difference, d.low, d.high)
-        yield [name, *("" if math.isnan(value) else f"{value:.6f}" for value in values)]
+        yield [name, *map(cell, values)]
 
 
 def text(comparison: Comparison, names: Sequence[str]) -> str:
