@@ -329,7 +329,8 @@ class StandardData(SegmentationData):
         root: Folder of the data set.
         train_split: Name of the training split in this data set.
         val_split: Name of the validation split in this data set.
-        train_transform: See :class:`SegmentationData`, also for the further arguments.
+        train_transform: See :class:`SegmentationData`.
+        **options: Further arguments of :class:`SegmentationData`.
     """
 
     def __init__(
@@ -339,26 +340,12 @@ class StandardData(SegmentationData):
         train_split: str,
         val_split: str,
         train_transform: Callable[..., Any],
-        batch_size: int = 8,
-        val_batch_size: int = 1,
-        num_workers: int = 2,
-        mixing: Mixing | None = None,
-        sampling: Sampling | None = None,
-        unlabelled_images: UnlabelledImages | None = None,
-        last_steps: LastSteps | None = None,
+        **options: Any,
     ) -> None:
         make: Any = dataset
         faults: list[str] = []
         train, val = (_collecting(faults, make, root, name) for name in (train_split, val_split))
-        super().__init__(
-            *(train, val, train_transform, None),
-            *(batch_size, val_batch_size, num_workers),
-            mixing=mixing,
-            sampling=sampling,
-            unlabelled_images=unlabelled_images,
-            root=root,
-            last_steps=last_steps,
-        )
+        super().__init__(train, val, train_transform, None, root=root, **options)
         if faults:
             raise DataError(faults, self)
 
@@ -403,7 +390,7 @@ class FolderData(SegmentationData):
         normalization: Statistics of the bands; ``segformer check --write-statistics`` makes them.
         tile: Height and width in pixels of the windows that large images are read in; see
             :class:`~segformer.data.rasters.RasterDataset`.
-        batch_size: See :class:`SegmentationData`, also for the further arguments.
+        **options: Further arguments of :class:`SegmentationData`.
 
     Raises:
         FileNotFoundError: If a folder is missing or empty.
@@ -420,9 +407,7 @@ class FolderData(SegmentationData):
         label_map: dict[int, int] | None = None,
         images: str | list[str] = "images/{split}",
         labels: str = "labels/{split}",
-        batch_size: int = 8,
-        val_batch_size: int = 1,
-        num_workers: int = 2,
+        *,
         image_suffix: str = "",
         label_suffix: str = "",
         palette: Coding | None = None,
@@ -432,10 +417,7 @@ class FolderData(SegmentationData):
         unlabelled: int | str | None = None,
         class_map: dict[str, str] | None = None,
         invalid_polygons: Treatment = "refuse",
-        mixing: Mixing | None = None,
-        sampling: Sampling | None = None,
-        unlabelled_images: UnlabelledImages | None = None,
-        last_steps: LastSteps | None = None,
+        **options: Any,
     ) -> None:
         if isinstance(images, list):
             bands = replace(bands or Bands(), files=images)
@@ -465,15 +447,7 @@ class FolderData(SegmentationData):
         faults: list[str] = []
         train, val = (_collecting(faults, split, names[kind] or kind) for kind in ("train", "val"))
         test = _test_split(faults, split, names["test"]) if names["test"] else None
-        super().__init__(
-            *(train, val, train_transform, test),
-            *(batch_size, val_batch_size, num_workers),
-            mixing=mixing,
-            sampling=sampling,
-            unlabelled_images=unlabelled_images,
-            root=root,
-            last_steps=last_steps,
-        )
+        super().__init__(train, val, train_transform, test, root=root, **options)
         if shared:
             faults += without_image(shared, _sources(train, val, test), "the folders of the splits")
         _say(train, val, test)
@@ -547,7 +521,7 @@ class ListedData(SegmentationData):
             files may be annotations, or masks of one class each, whose path has ``{class}`` for the
             class.
         bands: See :class:`FolderData`, also for ``normalization`` and ``tile``.
-        batch_size: See :class:`SegmentationData`, also for the further arguments.
+        **options: Further arguments of :class:`SegmentationData`.
 
     Raises:
         FileNotFoundError: If there is no such CSV file.
@@ -565,19 +539,14 @@ class ListedData(SegmentationData):
         ignore_index: int | None = None,
         label_map: dict[int, int] | None = None,
         palette: Coding | None = None,
-        batch_size: int = 8,
-        val_batch_size: int = 1,
-        num_workers: int = 2,
+        *,
         bands: Bands | None = None,
         normalization: Normalization | None = None,
         tile: list[int] | None = None,
         unlabelled: int | str | None = None,
         class_map: dict[str, str] | None = None,
         invalid_polygons: Treatment = "refuse",
-        mixing: Mixing | None = None,
-        sampling: Sampling | None = None,
-        unlabelled_images: UnlabelledImages | None = None,
-        last_steps: LastSteps | None = None,
+        **options: Any,
     ) -> None:
         faults: list[str] = []
         make = _reader(bands, normalization, tile)
@@ -598,15 +567,7 @@ class ListedData(SegmentationData):
 
         read_train, read_val = (_collecting(faults, listed, pairs) for pairs in (train, val))
         read_test = _collecting(faults, listed, test) if test is not None else None
-        super().__init__(
-            *(read_train, read_val, train_transform, read_test),
-            *(batch_size, val_batch_size, num_workers),
-            mixing=mixing,
-            sampling=sampling,
-            unlabelled_images=unlabelled_images,
-            root=root,
-            last_steps=last_steps,
-        )
+        super().__init__(read_train, read_val, train_transform, read_test, root=root, **options)
         _say(read_train, read_val, read_test)
         if faults:
             raise DataError(faults, self)
