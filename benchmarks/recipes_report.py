@@ -99,7 +99,7 @@ def plot(rows: Rows, folder: Path) -> None:
             if recipe == PRESENT:
                 axes.axvline(100 * mean_of(of_recipe, split), color=color, linewidth=0.8)
         axes.set_yticks(range(len(recipes)), recipes)
-        axes.invert_yaxis()
+        axes.set_ylim(len(recipes) - 0.5, -0.5)
         axes.set(xlabel=f"mIoU on {split}, %; a point for each seed")
         axes.grid(axis="x", alpha=0.3)
         figure.savefig(folder / picture(steps, size, split), dpi=110)
