@@ -3,7 +3,8 @@
 Each recipe of ``recipes.yaml`` is trained by ``segformer fit``, and measured by ``segformer
 validate`` or ``test``, on images as they are, and averaged with mirrored ones. Each training run is
 a row of ``recipes.json``, written when it ends: a command that was stopped goes on at its row. A
-row whose weights are gone is trained again, and all splits that it has are measured again.
+row whose weights are gone is trained again, and all splits that it has are measured again. Two
+commands with other seeds or recipes may run at the same time.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -34,7 +36,8 @@ RECIPES = HERE / "recipes.yaml"
 RESULTS = HERE / "recipes.json"
 VALIDATIONS = 5  # of a training run
 MULTIPLE = 32  # of the sides of crops of images at another size
-VERBS = {"val": "validate", "test": "test"}
+HELD_OUT = "held-out"  # the split of the training images that are held out
+VERBS = {"val": "validate", "test": "test", HELD_OUT: "test"}
 MEASURES = {  # of the weights: names and options
     "miou": [],
     "flip": ["--model.protocol=segformer.evaluation.Protocol", "--model.protocol.flip=true"],
@@ -54,7 +57,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=700, help="optimizer steps of a run")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument(
-        "--split", nargs="+", choices=VERBS, default=["val"], help="what is measured"
+        "--hold-out",
+        metavar="PREFIX",
+        help="train without the images whose names begin with this, and measure them, too",
+    )
+    parser.add_argument(
+        "--split", nargs="+", choices=("val", "test"), default=["val"], help="what is measured"
     )
     parser.add_argument(
         "--size", type=float, default=1.0, help="factor of the images' and the crops' sides"
@@ -69,7 +77,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help="folder of the runs and weights; those of another --out are in a folder in it",
     )
     parser.add_argument("--out", type=Path, default=RESULTS, help="JSON file of the rows")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.hold_out:
+        if "test" in options.split:
+            parser.error("--split test is for networks that are trained on all training images")
+        options.split = [*options.split, HELD_OUT]
+    return options
 
 
 def run(options: argparse.Namespace) -> None:
@@ -81,7 +94,7 @@ def run(options: argparse.Namespace) -> None:
         SystemExit: If a recipe is unknown, two contradict each other, or rows have failed.
     """
     rows = [Training(name, seed, options) for seed in options.seeds for name in names_of(options)]
-    results: Rows = json.loads(options.out.read_text()) if options.out.is_file() else {}
+    results = saved(options.out)
     wanted = [row for row in rows if not row.is_measured(results.get(row.key))]
     print(f"{len(wanted)} of {len(rows)} rows are not measured yet", flush=True)
     if not wanted:
@@ -94,13 +107,14 @@ def run(options: argparse.Namespace) -> None:
             print("stopped after --minutes; the same command measures the rest", file=sys.stderr)
             break
         try:
-            if not row.is_trained(results.get(row.key)):
-                results[row.key] = row.train(root, results.get(row.key))
-                save(results, options.out)
-            for split in row.missing(results[row.key]):
-                row.measure(split, root, results[row.key])
-                save(results, options.out)
-                print(said(results[row.key], split), flush=True)
+            result = results.get(row.key)
+            if result is None or not row.is_trained(result):
+                result = row.train(root, result)
+                save(row.key, result, options.out)
+            for split in row.missing(result):
+                row.measure(split, root, result)
+                save(row.key, result, options.out)
+                print(said(result, split), flush=True)
         except CommandError as error:
             print(error, file=sys.stderr, flush=True)
             failed += 1
@@ -116,10 +130,19 @@ def runs_of(options: argparse.Namespace) -> Path:
     return Path(options.work, f"{options.out.stem}-{digest}")
 
 
-def save(results: Rows, path: Path) -> None:
-    """Write the results; an earlier file is kept until the new one is whole."""
+def saved(path: Path) -> Rows:
+    """The rows of a file, if there is one."""
+    rows: Rows = json.loads(path.read_text()) if path.is_file() else {}
+    return rows
+
+
+def save(key: str, row: Row, path: Path) -> None:
+    """Write a row beside those that the file has now, of which another command may be the author.
+
+    An earlier file is kept until the new one is whole.
+    """
     with complete(path) as partial:
-        partial.write_text(json.dumps(results, indent=1) + "\n")
+        partial.write_text(json.dumps({**saved(path), key: row}, indent=1) + "\n")
 
 
 def said(row: Row, split: str) -> str:
@@ -163,14 +186,21 @@ class Training:
         file = read(options.recipes)
         changes = {name: file["recipes"][name] for name in recipe.split("+")}
         check_contradictions(changes)
-        parts = [read(HERE.parent / file["base"]), *changes.values()]
+        bases = [
+            read(HERE.parent / base) if isinstance(base, str) else base for base in file["base"]
+        ]
+        parts = [*bases, *changes.values()]
         self.configs = [sized(part, options.size) for part in parts]
         self.digest = hashlib.sha256(json.dumps(self.configs).encode()).hexdigest()[:12]
 
     @property
     def key(self) -> str:
         """The name of the row."""
-        return f"{self.recipe} seed {self.seed} steps {self.options.steps} {self.options.size:g}×"
+        without = f" without {self.options.hold_out}" if self.options.hold_out else ""
+        return (
+            f"{self.recipe} seed {self.seed} steps {self.options.steps} "
+            f"{self.options.size:g}×{without}"
+        )
 
     @property
     def folder(self) -> Path:
@@ -232,6 +262,7 @@ class Training:
             "seed": self.seed,
             "steps": self.options.steps,
             "size": self.options.size,
+            "held_out": self.options.hold_out,
             "config": self.digest,
             "minutes": round(minutes, 2),
             "scores": scores,
@@ -242,13 +273,14 @@ class Training:
         """Adds the scores of the weights on a split to the row."""
         verb, scores = VERBS[split], {}
         for name, of_measure in MEASURES.items():
-            runs = f"{verb}-{name}"
+            runs = f"{split}-{name}"
             shutil.rmtree(self.folder / runs, ignore_errors=True)
             self._segformer(verb, root, runs, f"--weights={self.weights}", *of_measure)
             results = json.loads((self.folder / runs / "version_0" / "results.json").read_text())
-            scores[name] = results[split]["miou"]
+            of_split = results["test" if split == HELD_OUT else split]
+            scores[name] = of_split["miou"]
             if name == "miou":
-                scores["iou"] = results[split]["iou"]
+                scores["iou"] = of_split["iou"]
         row["scores"][split] = scores
         row["command"] = self._command(row["scores"])
 
@@ -274,10 +306,11 @@ class Training:
         """The command that trains this row again, and measures these splits."""
         recipes = self.options.recipes
         of_file = "" if recipes == RECIPES else f" --recipes path/to/{recipes.name}"
+        hold_out = f" --hold-out {self.options.hold_out}" if self.options.hold_out else ""
         return (
             f"python -m benchmarks recipes --camvid path/to/camvid{of_file} --only {self.recipe} "
-            f"--seeds {self.seed} --steps {self.options.steps} --size {self.options.size:g} "
-            f"--split {' '.join(scores)}"
+            f"--seeds {self.seed} --steps {self.options.steps} --size {self.options.size:g}"
+            f"{hold_out} --split {' '.join(split for split in scores if split != HELD_OUT)}"
         )
 
 
@@ -339,17 +372,33 @@ def sized(settings: Any, size: float) -> Any:
 
 
 def data_of(options: argparse.Namespace) -> str:
-    """The folder of the data set; with ``--size``, that of a copy whose images have that size."""
-    root = Path(options.camvid)
-    if options.size == 1:
+    """The folder of the data set.
+
+    With ``--size`` and ``--hold-out`` it is a copy, whose images have that size, and whose test
+    images are those that are held out.
+    """
+    root, size, held_out = Path(options.camvid), options.size, options.hold_out
+    if size == 1 and not held_out:
         return str(root)
-    copy = runs_of(options) / f"images-{options.size:g}x"
-    shutil.rmtree(copy, ignore_errors=True)
+    copy = runs_of(options) / "-".join(["images", f"{size:g}x", *([held_out] if held_out else [])])
+    if copy.is_dir():
+        return str(copy)
+    partial = Path(f"{copy}.{os.getpid()}")
     for kind, filter_ in (("images", Image.Resampling.BOX), ("labels", Image.Resampling.NEAREST)):
         for path in find_images(root / kind):
-            target = (copy / path.relative_to(root)).with_suffix(".png")
+            split, *folders = path.relative_to(root / kind).parent.parts
+            if held_out and split == "test":
+                continue
+            if held_out and split == "train" and path.name.startswith(held_out):
+                split = "test"
+            target = Path(partial, kind, split, *folders, f"{path.stem}.png")
             target.parent.mkdir(parents=True, exist_ok=True)
             with Image.open(path) as image:
-                width, height = (max(1, round(options.size * side)) for side in image.size)
+                width, height = (max(1, round(size * side)) for side in image.size)
                 image.resize((width, height), filter_).save(target)
+    for split in ("train", "val", "test"):
+        if not (partial / "images" / split).is_dir():
+            shutil.rmtree(partial)
+            sys.exit(f"{root} has no image of {split}" + f" without {held_out}" * bool(held_out))
+    partial.rename(copy)
     return str(copy)

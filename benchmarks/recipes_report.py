@@ -17,17 +17,24 @@ SCORES = ("miou", "flip")
 def tables(rows: Rows) -> str:
     """Markdown of the results: a table for each budget and split."""
     runs, lines = Runs(), []
-    for (steps, size, split), of_budget in budgets(rows).items():
-        images = "" if size == 1 else f", sides of images and crops × {size:g}"
-        lines += [f"## {steps} steps, {split}{images}", ""]
-        lines += [*_table(of_budget, split, runs), ""]
-        lines += [f"![mIoU of each recipe](../generated/{picture(steps, size, split)})", ""]
+    for budget, of_budget in budgets(rows).items():
+        lines += [f"## {title(budget)}", "", *_table(of_budget, budget[-1], runs), ""]
+        lines += [f"![mIoU of each recipe](../generated/{picture(budget)})", ""]
     if not lines:
         return "Not measured yet."
     return "\n".join([*lines, "## Machines, versions and dates", "", *runs.table(), ""])
 
 
-Budget = tuple[int, float, str]  # steps, size, and the split that is measured
+# Steps, size, which training images are held out, and the split that is measured.
+Budget = tuple[int, float, str, str]
+
+
+def title(budget: Budget) -> str:
+    """What a budget's table shows."""
+    steps, size, held_out, split = budget
+    images = "" if size == 1 else f", sides of images and crops × {size:g}"
+    drive = f", trained without {held_out}" if held_out else ""
+    return f"{steps} steps, {split}{drive}{images}"
 
 
 def budgets(rows: Rows) -> dict[Budget, dict[str, list[Row]]]:
@@ -35,10 +42,11 @@ def budgets(rows: Rows) -> dict[Budget, dict[str, list[Row]]]:
     found: dict[Budget, dict[str, list[Row]]] = {}
     for row in rows.values():
         for split in (split for split, scores in row["scores"].items() if scores):
-            of_budget = found.setdefault((row["steps"], row["size"], split), {})
+            budget = (row["steps"], row["size"], row["held_out"] or "", split)
+            of_budget = found.setdefault(budget, {})
             of_budget.setdefault(row["recipe"], []).append(row)
     return {
-        budget: dict(sorted(of_it.items(), key=lambda item: -mean_of(item[1], budget[2])))
+        budget: dict(sorted(of_it.items(), key=lambda item: -mean_of(item[1], budget[-1])))
         for budget, of_it in sorted(found.items())
     }
 
@@ -82,14 +90,16 @@ def spread(values: list[float], form: str = ".1f") -> str:
     return f"{statistics.fmean(values):{form}}{deviation}".replace("-", "−")
 
 
-def picture(steps: int, size: float, split: str) -> str:
+def picture(budget: Budget) -> str:
     """The name of the picture of a budget."""
-    return f"recipes-{steps}-{size:g}x-{split}.png"
+    steps, size, held_out, split = budget
+    return "-".join(filter(None, ("recipes", str(steps), f"{size:g}x", held_out, f"{split}.png")))
 
 
 def plot(rows: Rows, folder: Path) -> None:
     """Write a picture for each budget: a point for each seed, a line at each recipe's mean."""
-    for (steps, size, split), recipes in budgets(rows).items():
+    for budget, recipes in budgets(rows).items():
+        split = budget[-1]
         figure, axes = plt.subplots(figsize=(8, 0.35 * len(recipes) + 1.2), layout="constrained")
         for place, (recipe, of_recipe) in enumerate(recipes.items()):
             color = "#cc6677" if recipe == PRESENT else "#4477aa"
@@ -102,5 +112,5 @@ def plot(rows: Rows, folder: Path) -> None:
         axes.set_ylim(len(recipes) - 0.5, -0.5)
         axes.set(xlabel=f"mIoU on {split}, %; a point for each seed")
         axes.grid(axis="x", alpha=0.3)
-        figure.savefig(folder / picture(steps, size, split), dpi=110)
+        figure.savefig(folder / picture(budget), dpi=110)
         plt.close(figure)

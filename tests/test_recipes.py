@@ -29,7 +29,7 @@ def words(tmp_path: Path) -> list[str]:
     """A command that trains a tiny network for two steps by two recipes."""
     root = write_folder(tmp_path / "data", train=4, val=2, test=2)
     file = {
-        "base": str(camvid_config(root, tmp_path)),
+        "base": [str(camvid_config(root, tmp_path))],
         "recipes": {
             "present": {},
             "plain": {
@@ -197,6 +197,34 @@ def test_a_smaller_size_is_that_of_images_label_maps_and_crops(
     assert recipes.sized(crop, 1) == crop
 
 
+def test_images_that_are_held_out_are_in_no_other_split(words: list[str], tmp_path: Path) -> None:
+    for kind in ("images", "labels"):
+        (held_out, *rest) = sorted((tmp_path / "data" / kind / "train").glob("*.png"))
+        held_out.rename(held_out.with_name("Drive_2.png"))
+    options = recipes.parse([*words, "--hold-out", "Drive"])
+    assert options.split == ["val", "held-out"]
+    copied = Path(recipes.data_of(options))
+    for kind in ("images", "labels"):
+        assert [path.name for path in (copied / kind / "test").iterdir()] == ["Drive_2.png"]
+        assert sorted(path.name for path in (copied / kind / "train").iterdir()) == [
+            path.name for path in rest
+        ]
+        assert len(list((copied / kind / "val").iterdir())) == 2
+    whole = recipes.Training("plain", 3, recipes.parse(words))
+    without = recipes.Training("plain", 3, options)
+    assert without.key == f"{whole.key} without Drive"
+    with pytest.raises(SystemExit):
+        recipes.parse([*words, "--hold-out", "Drive", "--split", "test"])
+    with pytest.raises(SystemExit, match="no image of test without Cart"):
+        recipes.data_of(recipes.parse([*words, "--hold-out", "Cart"]))
+
+
+def test_two_commands_keep_the_rows_of_each_other(tmp_path: Path) -> None:
+    recipes.save("first", {"recipe": "first"}, tmp_path / "rows.json")
+    recipes.save("second", {"recipe": "second"}, tmp_path / "rows.json")
+    assert set(recipes.saved(tmp_path / "rows.json")) == {"first", "second"}
+
+
 @pytest.mark.parametrize(
     ("only", "message"),
     [
@@ -215,7 +243,7 @@ def test_every_recipe_changes_what_it_names(tmp_path: Path) -> None:
     from segformer.train.lightning_cli import SegmentationCLI
 
     file = recipes.read(recipes.RECIPES)
-    base = recipes.HERE.parent / file["base"]
+    base = recipes.HERE.parent / file["base"][0]
     data = stand_in_data(recipes.read(base), tmp_path)
     for name, changes in file["recipes"].items():
         (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(changes))
@@ -239,6 +267,7 @@ def row(recipe: str, seed: int, miou: float) -> dict[str, Any]:
         "seed": seed,
         "steps": 700,
         "size": 1.0,
+        "held_out": None,
         "minutes": 5.0 + seed,
         "scores": {"val": {"miou": miou, "flip": miou + 0.01, "iou": {}}},
         "machine": "a processor",
