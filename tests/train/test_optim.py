@@ -115,6 +115,22 @@ def test_muon_moves_matrices_as_timms(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
 
 
+def test_muon_in_bfloat16_moves_matrices_as_pytorchs() -> None:
+    net = nn.Linear(40, 24, bias=False)
+    ours, theirs = copy.deepcopy(net), copy.deepcopy(net)
+    muon = Muon(ours.parameters(), lr=0.01, dtype="bfloat16")
+    pytorchs = torch.optim.Muon(
+        theirs.parameters(), lr=0.01, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"
+    )
+    for _ in range(3):
+        gradient = torch.randn(24, 40)
+        for network, optimizer in ((ours, muon), (theirs, pytorchs)):
+            network.weight.grad = gradient.clone()
+            optimizer.step()
+    moved = (theirs.weight - net.weight).abs().max().item()
+    torch.testing.assert_close(ours.weight, theirs.weight, rtol=0, atol=0.02 * moved)
+
+
 def test_muon_moves_vectors_as_adamw() -> None:
     net = nn.LayerNorm(6).double()
     ours = trained(lambda n: Muon(n.parameters(), lr=0.01, weight_decay=0.05), net)
@@ -137,10 +153,9 @@ def test_orthogonalising_is_the_published_iteration(shape: tuple[int, ...]) -> N
     """Five times X ← a X + b X Xᵀ X + c (X Xᵀ)² X, for singular values of eight decades, too."""
     a, b, c = Muon.QUINTIC
     u, values, v = torch.linalg.svd(torch.randn(shape, dtype=torch.float64), full_matrices=False)
-    for matrices in (
-        torch.randn(shape, dtype=torch.float64),
-        (u * torch.logspace(0, -8, values.shape[-1])) @ v,
-    ):
+    decades = {0: torch.randn(shape, dtype=torch.float64)}
+    decades |= {n: (u * torch.logspace(0, -n, values.shape[-1])) @ v for n in (2, 8)}
+    for number, matrices in decades.items():
         expected = []
         for x in matrices:
             x = x / x.norm()
@@ -156,6 +171,10 @@ def test_orthogonalising_is_the_published_iteration(shape: tuple[int, ...]) -> N
         )
         single = orthogonalize(matrices.float(), Muon.QUINTIC, Muon.STEPS)
         torch.testing.assert_close(single.double(), torch.stack(expected), rtol=0, atol=1e-3)
+        if number <= 2:  # bfloat16 has eight bits
+            half = orthogonalize(matrices.bfloat16(), Muon.QUINTIC, Muon.STEPS).double()
+            pair = (matrix.flatten() for matrix in (half, torch.stack(expected)))
+            assert nn.functional.cosine_similarity(*pair, 0) > 0.99
 
 
 def test_muon_moves_every_parameter_of_a_segformer() -> None:
