@@ -81,8 +81,10 @@ def stand_in_data(settings: dict[str, Any], folder: Path) -> list[str]:
 
 def stand_in_lists(folder: Path) -> list[str]:
     """Writes lists of one pair; returns the arguments that name them."""
-    for split in ("train", "val"):
-        (folder / f"{split}.csv").write_text(
+    folder.mkdir(exist_ok=True)
+    splits = {"train": "train", "val": "val", "test": "val", "unlabelled": "train"}
+    for name, split in splits.items():
+        (folder / f"{name}.csv").write_text(
             f"image,label\nimages/{split}/1.png,labels/{split}/1.png"
         )
     return [
