@@ -134,4 +134,5 @@ def cpu(threads: int) -> str:
         name = next(
             (line.split(":")[1].strip() for line in lines if line.startswith("model name")), name
         )
-    return f"{name}, {torch.backends.cpu.get_cpu_capability()}, {threads} threads"
+    counted = "1 thread" if threads == 1 else f"{threads} threads"
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}, {counted}"

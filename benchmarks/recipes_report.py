@@ -100,7 +100,9 @@ def plot(rows: Rows, folder: Path) -> None:
     """Write a picture for each budget: a point for each seed, a line at each recipe's mean."""
     for budget, recipes in budgets(rows).items():
         split = budget[-1]
-        figure, axes = plt.subplots(figsize=(8, 0.35 * len(recipes) + 1.2), layout="constrained")
+        names = [recipe.replace("+", " +\n") for recipe in recipes]
+        lines = sum(name.count("\n") + 1 for name in names)
+        figure, axes = plt.subplots(figsize=(8, 0.3 * lines + 1.2), layout="constrained")
         for place, (recipe, of_recipe) in enumerate(recipes.items()):
             color = "#cc6677" if recipe == PRESENT else "#4477aa"
             scores = [100 * row["scores"][split]["miou"] for row in of_recipe]
@@ -108,7 +110,7 @@ def plot(rows: Rows, folder: Path) -> None:
             axes.plot(100 * mean_of(of_recipe, split), place, "|", color=color, markersize=16)
             if recipe == PRESENT:
                 axes.axvline(100 * mean_of(of_recipe, split), color=color, linewidth=0.8)
-        axes.set_yticks(range(len(recipes)), recipes)
+        axes.set_yticks(range(len(recipes)), names)
         axes.set_ylim(len(recipes) - 0.5, -0.5)
         axes.set(xlabel=f"mIoU on {split}, %; a point for each seed")
         axes.grid(axis="x", alpha=0.3)
