@@ -1,10 +1,11 @@
 """``python -m benchmarks recipes --camvid FOLDER``: what helps where images are few.
 
 Each recipe of ``recipes.yaml`` is trained by ``segformer fit``, and measured by ``segformer
-validate`` or ``test``, on images as they are, and averaged with mirrored ones. Each training run is
-a row of ``recipes.json``, written when it ends: a command that was stopped goes on at its row. A
-row whose weights are gone is trained again, and all splits that it has are measured again. Two
-commands with other seeds or recipes may run at the same time.
+validate`` or ``test``, on images as they are, averaged with mirrored ones, and with sides rounded
+up to multiples of 32. Each training run is a row of ``recipes.json``, written when it ends: a
+command that was stopped goes on at its row. A row whose weights are gone is trained again, and all
+splits that it has are measured again. Two commands with other seeds or recipes may run at the same
+time.
 """
 
 from __future__ import annotations
@@ -38,9 +39,11 @@ VALIDATIONS = 5  # of a training run
 MULTIPLE = 32  # of the sides of crops of images at another size
 HELD_OUT = "held-out"  # the split of the training images that are held out
 VERBS = {"val": "validate", "test": "test", HELD_OUT: "test"}
+PROTOCOL = "--model.protocol=segformer.evaluation.Protocol"
 MEASURES = {  # of the weights: names and options
-    "miou": [],
-    "flip": ["--model.protocol=segformer.evaluation.Protocol", "--model.protocol.flip=true"],
+    "miou": [PROTOCOL],
+    "flip": [PROTOCOL, "--model.protocol.flip=true"],
+    "aligned": [PROTOCOL, "--model.protocol.multiple=32"],
 }
 
 
@@ -150,7 +153,8 @@ def said(row: Row, split: str) -> str:
     scores = row["scores"][split]
     return (
         f"{row['recipe']}, seed {row['seed']}: {100 * scores['miou']:.1f} % mIoU on {split}, "
-        f"{100 * scores['flip']:.1f} % with mirrored images, {row['minutes']:.1f} minutes"
+        f"{100 * scores['flip']:.1f} % with mirrored images, "
+        f"{100 * scores['aligned']:.1f} % aligned, {row['minutes']:.1f} minutes"
     )
 
 
@@ -216,12 +220,12 @@ class Training:
         return row is not None and self._is_own(row) and not self.missing(row)
 
     def missing(self, row: Row) -> list[str]:
-        """The splits that are asked for, or that the row had before, and that are not measured."""
+        """The splits that are asked for, or that the row had before, and that lack a measure."""
         scores = row["scores"]
         return [
             split
             for split in {**scores, **dict.fromkeys(self.options.split)}
-            if not scores.get(split)
+            if MEASURES.keys() - (scores.get(split) or {}).keys()
         ]
 
     def is_trained(self, row: Row | None) -> bool:
@@ -271,8 +275,10 @@ class Training:
 
     def measure(self, split: str, root: str, row: Row) -> None:
         """Adds the scores of the weights on a split to the row."""
-        verb, scores = VERBS[split], {}
+        verb, scores = VERBS[split], row["scores"].get(split) or {}
         for name, of_measure in MEASURES.items():
+            if name in scores:
+                continue
             runs = f"{split}-{name}"
             shutil.rmtree(self.folder / runs, ignore_errors=True)
             self._segformer(verb, root, runs, f"--weights={self.weights}", *of_measure)

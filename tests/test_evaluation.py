@@ -117,10 +117,11 @@ def test_protocols_have_the_papers_settings() -> None:
     assert find_protocol("cityscapes").sizes(1024, 2048) == [(1024, 2048)]
     assert find_protocol("cityscapes", tta=True).sizes(1024, 2048)[0] == (512, 1024)
     assert find_protocol("cityscapes", tta=True).ratios == (0.5, 0.75, 1, 1.25, 1.5, 1.75, 2)
+    assert find_protocol("aligned").sizes(360, 480) == [(384, 480)]
     assert find_protocol("ade20k", tta=True).ratios == (0.75, 0.875, 1, 1.125, 1.25)
     assert all(find_protocol(name, tta=True).flip for name in PROTOCOLS)
     assert TTA_RATIOS.keys() == PROTOCOLS.keys()
-    with pytest.raises(ValueError, match="unknown protocol 'crop'; choose one of whole, slide"):
+    with pytest.raises(ValueError, match="unknown protocol 'crop'; choose one of whole, aligned"):
         find_protocol("crop")
     with pytest.raises(ValueError, match="windows get no label"):
         Slide((8, 8), (9, 8))

@@ -78,8 +78,8 @@ def commands_of(
 def test_a_stopped_table_goes_on_at_its_row(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    a_row = ["fit", "validate", "validate"]
-    assert commands_of(words, monkeypatch, stop_at=3) == a_row
+    a_row = ["fit", "validate", "validate", "validate"]
+    assert commands_of(words, monkeypatch, stop_at=4) == a_row
     assert list(json.loads((tmp_path / "rows.json").read_text())) == ["present seed 3 steps 2 1×"]
     assert commands_of(words, monkeypatch, stop_at=1) == ["fit"]
     rows = json.loads((tmp_path / "rows.json").read_text())
@@ -89,10 +89,10 @@ def test_a_stopped_table_goes_on_at_its_row(
     recipes_report.tables({"first": first, "second": second})  # without scores, it is in no table
     assert set(first) > {"commit", "date", "machine", "versions", "load", "minutes"}
     # Trained already: it is measured only, and the other split by the same weights.
-    assert commands_of(words, monkeypatch) == ["validate", "validate"]
+    assert commands_of(words, monkeypatch) == ["validate"] * 3
     assert commands_of(words, monkeypatch) == []
     only = [*words, "--split", "test", "--only", "plain"]
-    assert commands_of(only, monkeypatch) == ["test", "test"]
+    assert commands_of(only, monkeypatch) == ["test"] * 3
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert rows["present seed 3 steps 2 1×"] == first
     plain = rows["plain seed 3 steps 2 1×"]
@@ -108,7 +108,11 @@ def test_a_stopped_table_goes_on_at_its_row(
     folders = (tmp_path / "data" / kind / "test" for kind in ("images", "labels"))
     dataset = FolderDataset(*folders, Classes(["dark", "bright"]), 11)
     network = SegFormer.from_pretrained(fit)
-    for measure, protocol in (("miou", Protocol()), ("flip", Protocol(flip=True))):
+    for measure, protocol in (
+        ("miou", Protocol()),
+        ("flip", Protocol(flip=True)),
+        ("aligned", Protocol(multiple=32)),
+    ):
         expected = evaluate(network, dataset, protocol).miou
         assert plain["scores"]["test"][measure] == pytest.approx(expected, abs=1e-6)
 
@@ -152,12 +156,22 @@ def test_a_row_whose_weights_are_gone_keeps_all_of_its_splits(
     assert set(row["scores"]) == {"val"}
     shutil.rmtree(tmp_path / "work")
     row, verbs = measured([*words, "--split", "test"], monkeypatch)
-    assert verbs == ["fit", "validate", "validate", "test", "test"]
+    assert verbs == ["fit", *["validate"] * 3, *["test"] * 3]
     assert row["scores"].keys() == {"val", "test"}
     assert None not in row["scores"].values()
     assert " --recipes path/to/recipes.yaml " in row["command"]
     again = recipes.parse(row["command"].split()[4:])
     assert (again.only, again.seeds, again.split) == (["plain"], [3], ["val", "test"])
+
+
+def test_a_measure_that_a_row_lacks_is_added(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row, _ = measured(words, monkeypatch)
+    lacking = copy.deepcopy(row)
+    del lacking["scores"]["val"]["aligned"]
+    recipes.save("plain seed 3 steps 2 1×", lacking, tmp_path / "rows.json")
+    assert measured(words, monkeypatch) == (row, ["validate"])
 
 
 def test_another_file_of_rows_leaves_the_weights_of_the_first(
@@ -170,7 +184,7 @@ def test_another_file_of_rows_leaves_the_weights_of_the_first(
     measured(words, monkeypatch)
     measured([*words, f"--out={tmp_path / 'other.json'}"], monkeypatch)
     _, verbs = measured([*words, "--split", "test"], monkeypatch)
-    assert verbs == ["test", "test"]
+    assert verbs == ["test"] * 3
 
 
 def test_a_smaller_size_is_that_of_images_label_maps_and_crops(
@@ -276,7 +290,7 @@ def row(recipe: str, seed: int, miou: float) -> dict[str, Any]:
         "size": 1.0,
         "held_out": None,
         "minutes": 5.0 + seed,
-        "scores": {"val": {"miou": miou, "flip": miou + 0.01, "iou": {}}},
+        "scores": {"val": {"miou": miou, "flip": miou + 0.01, "aligned": miou, "iou": {}}},
         "machine": "a processor",
         "versions": {"torch": "9"},
         "commit": "abc1234",
@@ -300,8 +314,8 @@ def test_the_tables_show_means_and_standard_deviations(tmp_path: Path) -> None:
     )
     flip = f"{cutmix.mean() + 1:.1f} ± {cutmix.std(ddof=1):.1f}"
     lines = table.splitlines()
-    assert f"| `cutmix` | {score} | {gain} | {flip} | 6.0 | 0, 1, 2 | 2 % | 1 |" in lines
-    assert "| `b1` | 55.0 | −5.0 | 56.0 | 5.0 | 0 | 2 % | 1 |" in lines
+    assert f"| `cutmix` | {score} | {gain} | {flip} | {score} | 6.0 | 0, 1, 2 | 2 % | 1 |" in lines
+    assert "| `b1` | 55.0 | −5.0 | 56.0 | 55.0 | 5.0 | 0 | 2 % | 1 |" in lines
     order = [line.split("`")[1] for line in lines if line.startswith("| `")]
     assert order == ["cutmix", "present", "b1"]
     recipes_report.plot(rows, tmp_path)

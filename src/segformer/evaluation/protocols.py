@@ -219,10 +219,12 @@ TTA_RATIOS = {
     "ade20k-640": (0.75, 0.875, 1.0, 1.125, 1.25),
     "cityscapes": (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0),
     "whole": (0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
+    "aligned": (0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
     "slide": (0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
 }
 PROTOCOLS = {
     "whole": Protocol(),
+    "aligned": Protocol(multiple=32),
     "slide": Protocol(WINDOWS),
     "ade20k": Protocol(scale=(2048, 512), multiple=32),
     "ade20k-640": Protocol(scale=(2048, 640), multiple=32),  # B5
