@@ -27,9 +27,9 @@ from segformer.ops.memory import keep_large_blocks
 from segformer.train.lightning_cli import SegmentationCLI
 from segformer.train.optim import apply_lr_mult, param_groups
 
-CONFIG = Path(__file__).parents[1] / "configs" / "camvid.yaml"
+CONFIG = Path(__file__).with_name("present.yaml")
 STEPS, EVERY = 600, 75  # optimizer steps of a run, and between two of its validations
-DECAY = 0.99  # of the validated, averaged weights; camvid.yaml's 0.998 is for longer runs
+DECAY = 0.99  # of the validated, averaged weights; present.yaml's 0.998 is for longer runs
 
 
 class Clock(Callback):

@@ -205,20 +205,19 @@ class Unread(FiveClasses):
 
 
 @pytest.mark.parametrize("name", WITH_LABELS)
-def test_a_file_of_labels_is_evaluated_whole_and_otherwise_refused(
+def test_a_file_of_labels_is_evaluated_in_one_pass_and_otherwise_refused(
     name: str, exported: File, model: SegFormer
 ) -> None:
     loaded = deploy.load(exported(name))
-    found = evaluate(loaded, FiveClasses(2)).confusion
-    expected = evaluate(model, FiveClasses(2)).confusion
-    assert (found - expected).abs().sum() / 2 <= 0.001 * expected.sum()
-    for protocol in (
-        Protocol(WINDOWS),
-        Protocol(flip=True),
-        Protocol(ratios=(0.5, 1.0)),
-        Protocol(scale=(64, 64)),
-        Protocol(multiple=32),
+    for protocol, moved in (
+        (Protocol(), 0.001),
+        (Protocol(multiple=32), 0.02),
+        (Protocol(scale=(64, 48)), 0.02),
     ):
+        found = evaluate(loaded, FiveClasses(2), protocol).confusion
+        expected = evaluate(model, FiveClasses(2), protocol).confusion
+        assert (found - expected).abs().sum() / 2 <= moved * expected.sum()
+    for protocol in (Protocol(WINDOWS), Protocol(flip=True), Protocol(ratios=(0.5, 1.0))):
         with pytest.raises(ValueError, match="gives labels only; export it with --output logits"):
             evaluate(loaded, Unread(), protocol)
     image, out = np.zeros((70, 90, 3), np.uint8), np.zeros((70, 90), np.uint8)

@@ -177,15 +177,17 @@ class Protocol:
     def predict(self, model: Any, images: Tensor, size: Sequence[int] | None = None) -> Tensor:
         """Returns the labels (B, *size*), int64; the arguments are those of :meth:`probabilities`.
 
-        A module is in evaluation mode meanwhile. A model that gives labels only labels the images
-        whole, at their own size.
+        A module is in evaluation mode meanwhile. A model that gives labels only does so in one pass.
 
         Raises:
             ValueError: If it gives labels only, and this protocol needs logits.
         """
         if not gives_logits(model):
             check_logits(model, self)
-            return _only_labels(model, images, size)
+            wanted = images.shape[-2:] if size is None else size
+            (resized,) = self.sizes(images.shape[-2], images.shape[-1])
+            same = resized == tuple(images.shape[-2:])
+            return _only_labels(model, images if same else upsample(images, resized), wanted)
         with in_evaluation(model):
             return self.probabilities(model, images, size).argmax(1)
 
@@ -197,15 +199,16 @@ def gives_logits(model: Any) -> bool:
 
 def check_logits(model: Any, protocol: Protocol) -> None:
     """Raises ValueError if a protocol needs logits, and the model gives labels only."""
-    if not gives_logits(model) and protocol != Protocol():
+    passes = len(protocol.ratios) * (1 + protocol.flip)
+    if not gives_logits(model) and (passes > 1 or protocol.mode != Whole()):
         raise ValueError(
             "windows, several sizes and mirrored images need logits, and this model gives labels "
-            "only; export it with --output logits, or label images whole at their own size"
+            "only; export it with --output logits, or label images whole, once"
         )
 
 
-def _only_labels(model: Any, images: Tensor, size: Sequence[int] | None) -> Tensor:
-    if size is None or tuple(size) == tuple(images.shape[-2:]):
+def _only_labels(model: Any, images: Tensor, size: Sequence[int]) -> Tensor:
+    if tuple(size) == tuple(images.shape[-2:]):
         return own_size_labels(model, images)
     return model.predict(images, size)
 
