@@ -159,7 +159,7 @@ def _losses(data: dict[str, Any]) -> list[float]:
 
 
 def _recipe(folder: Path, steps: int, options: dict[str, Any]) -> SegmentationCLI:
-    """The recipe of camvid.yaml for some steps, without validation."""
+    """The recipe of present.yaml for some steps, without validation."""
     stated = {
         "config": CONFIG,
         "trainer.max_steps": steps,

@@ -108,7 +108,7 @@ def training(rows: list[Row]) -> str:
     return "\n".join([*lines, "", "Runs:", "", *runs.table(), "", "Commands:", "", *numbered, ""])
 
 
-def figures(results: dict[str, Rows], trained: list[Row]) -> list[str]:
+def figures(results: dict[str, Rows], recipes: Rows) -> list[str]:
     """What the package is best at, as five lines for the README."""
 
     def times(part: str, name: str, contestant: str) -> str:
@@ -121,11 +121,11 @@ def figures(results: dict[str, Rows], trained: list[Row]) -> list[str]:
         for who in ("segformer", "transformers")
     )
     share = statistics.median(_shares(results["accuracy"])["default"])
-    # A remark says what a repetition would do differently.
     best = max(
-        (row for row in trained if row["test"] is not None and not row["remark"]),
-        key=lambda row: row["val"],
+        (row for row in recipes.values() if (row["scores"].get("test") or {}).get("aligned")),
+        key=lambda row: row["scores"]["val"]["aligned"],
     )
+    val, test = (100 * best["scores"][split]["aligned"] for split in ("val", "test"))
     b0 = "b0 150 512×512"
     return [
         f"- Inference: {times('logits', b0, 'transformers')}× (B0) and "
@@ -136,8 +136,8 @@ def figures(results: dict[str, Rows], trained: list[Row]) -> list[str]:
         f"- A training step: {times('step', b0, 'transformers')}× as fast (B0, batch of 2).",
         f"- Training on CamVid to the same mIoU: {100 * share:.0f} % of the time of transformers' "
         "network in a plain loop.",
-        f"- CamVid from random weights: {best['val']:.1f} % mIoU on val, {best['test']:.1f} % on "
-        f"test ({best['network']}, {best['minutes']:g} minutes).",
+        f"- CamVid from random weights: {val:.1f} % mIoU on val, {test:.1f} % on test (B0, "
+        f"{best['minutes']:.0f} minutes of {best['machine'].rpartition(', ')[-1]} in bfloat16).",
     ]
 
 
@@ -524,6 +524,6 @@ def readme_with(figures: list[str], text: str) -> str:
 
 if __name__ == "__main__":
     measured = read("results.json")
-    lines = figures(measured, read("training.json"))
+    lines = figures(measured, read("recipes.json"))
     README.write_text(readme_with(lines, README.read_text()))
     draw(bars(measured), PICTURE)

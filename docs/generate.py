@@ -66,7 +66,7 @@ def write(folder: Path) -> None:
         "configs": configs(),
         "messages": messages(),
         "training": report.training(training),
-        "highlights": "\n".join(report.figures(results, training)),
+        "highlights": "\n".join(report.figures(results, recipes)),
         "recipes": recipes_report.tables(recipes),
         "cuda": cuda.table(report.read("cuda.json"))
         if (report.HERE / "cuda.json").is_file()

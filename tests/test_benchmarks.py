@@ -297,7 +297,7 @@ def test_what_was_measured_on_a_busy_machine_is_measured_again(
 
 
 def test_the_readmes_figures_are_those_of_the_results() -> None:
-    figures = report.figures(report.read("results.json"), report.read("training.json"))
+    figures = report.figures(report.read("results.json"), report.read("recipes.json"))
     text = report.README.read_text()
     assert report.readme_with(figures, text) == text
 

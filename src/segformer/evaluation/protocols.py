@@ -177,7 +177,7 @@ class Protocol:
     def predict(self, model: Any, images: Tensor, size: Sequence[int] | None = None) -> Tensor:
         """Returns the labels (B, *size*), int64; the arguments are those of :meth:`probabilities`.
 
-        A module is in evaluation mode meanwhile. A model that gives labels only does so in one pass.
+        A module is in evaluation mode meanwhile. A model that gives labels only has one pass.
 
         Raises:
             ValueError: If it gives labels only, and this protocol needs logits.
