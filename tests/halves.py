@@ -146,7 +146,7 @@ def camvid_config(data_root: Path, folder: Path) -> Path:
         "class_path": "segformer.Variant",
         "init_args": {**vars(TINY)},
     }
-    settings["model"]["loss"] = None
+    settings["model"].update(loss=None, protocol=None)
     settings["trainer"].update(max_steps=6, val_check_interval=3, accelerator="cpu")
     settings["trainer"]["logger"]["init_args"]["save_dir"] = str(folder / "runs")
     for name in ("dims", "depths", "heads", "sr_ratios"):
