@@ -140,6 +140,11 @@ class Protocol:
     ratios: tuple[float, ...] = (1.0,)
     flip: bool = False
 
+    @property
+    def passes(self) -> int:
+        """The number of times that an image goes through the model; windows are not counted."""
+        return len(self.ratios) * (1 + self.flip)
+
     def sizes(self, height: int, width: int) -> list[Size]:
         """Returns the height and width of each pass."""
         fit = 1.0
@@ -166,12 +171,12 @@ class Protocol:
         wanted = tuple(images.shape[-2:] if size is None else size)
         total: Any = 0
         for resized in self.sizes(images.shape[-2], images.shape[-1]):
-            scaled = images if resized == tuple(images.shape[-2:]) else upsample(images, resized)
+            scaled = _at_size(images, resized)
             for mirrored in (False, True) if self.flip else (False,):
                 logits = self.mode.logits(model, scaled.flip(-1) if mirrored else scaled)
                 logits = logits.flip(-1) if mirrored else logits
                 total = total + with_background(upsample(logits, wanted)).softmax(1)
-        return total / (len(self.ratios) * (1 + self.flip))
+        return total / self.passes
 
     @torch.no_grad()
     def predict(self, model: Any, images: Tensor, size: Sequence[int] | None = None) -> Tensor:
@@ -184,10 +189,8 @@ class Protocol:
         """
         if not gives_logits(model):
             check_logits(model, self)
-            wanted = images.shape[-2:] if size is None else size
             (resized,) = self.sizes(images.shape[-2], images.shape[-1])
-            same = resized == tuple(images.shape[-2:])
-            return _only_labels(model, images if same else upsample(images, resized), wanted)
+            return _only_labels(model, _at_size(images, resized), size or images.shape[-2:])
         with in_evaluation(model):
             return self.probabilities(model, images, size).argmax(1)
 
@@ -199,12 +202,15 @@ def gives_logits(model: Any) -> bool:
 
 def check_logits(model: Any, protocol: Protocol) -> None:
     """Raises ValueError if a protocol needs logits, and the model gives labels only."""
-    passes = len(protocol.ratios) * (1 + protocol.flip)
-    if not gives_logits(model) and (passes > 1 or protocol.mode != Whole()):
+    if not gives_logits(model) and (protocol.passes > 1 or protocol.mode != Whole()):
         raise ValueError(
             "windows, several sizes and mirrored images need logits, and this model gives labels "
             "only; export it with --output logits, or label images whole, once"
         )
+
+
+def _at_size(images: Tensor, size: Size) -> Tensor:
+    return images if size == tuple(images.shape[-2:]) else upsample(images, size)
 
 
 def _only_labels(model: Any, images: Tensor, size: Sequence[int]) -> Tensor:
