@@ -129,8 +129,12 @@ def runs_of(options: argparse.Namespace) -> Path:
     """The folder of the runs: each file of rows has its own, as the names of the runs are equal."""
     if options.out.resolve() == RESULTS.resolve():
         return Path(options.work)
-    digest = hashlib.sha256(str(options.out.resolve()).encode()).hexdigest()[:8]
-    return Path(options.work, f"{options.out.stem}-{digest}")
+    return Path(options.work, f"{options.out.stem}-{digest_of(str(options.out.resolve()), 8)}")
+
+
+def digest_of(text: str, length: int) -> str:
+    """The beginning of a text's digest."""
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
 def saved(path: Path) -> Rows:
@@ -195,7 +199,7 @@ class Training:
         ]
         parts = [*bases, *changes.values()]
         self.configs = [sized(part, options.size) for part in parts]
-        self.digest = hashlib.sha256(json.dumps(self.configs).encode()).hexdigest()[:12]
+        self.digest = digest_of(json.dumps(self.configs), 12)
 
     @property
     def key(self) -> str:
@@ -386,7 +390,8 @@ def data_of(options: argparse.Namespace) -> str:
     root, size, held_out = Path(options.camvid), options.size, options.hold_out
     if size == 1 and not held_out:
         return str(root)
-    copy = runs_of(options) / "-".join(["images", f"{size:g}x", *([held_out] if held_out else [])])
+    source = digest_of(str(root.resolve()), 8)
+    copy = runs_of(options) / "-".join(filter(None, ("images", source, f"{size:g}x", held_out)))
     if copy.is_dir():
         return str(copy)
     partial = Path(f"{copy}.{os.getpid()}")
