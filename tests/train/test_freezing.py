@@ -68,6 +68,17 @@ def test_frozen_modules_stay_in_evaluation_mode() -> None:
         assert task.network.decode_head.norm.training == mode
 
 
+@pytest.mark.parametrize("names", [["decode_head.*norm*"], ["*.norm1", "decode_head"]])
+def test_frozen_norms_stay_frozen_when_they_are_synchronized(names: list[str]) -> None:
+    """``trainer.sync_batchnorm`` puts another module in the place of each BatchNorm."""
+    task = nn.SyncBatchNorm.convert_sync_batchnorm(SegmentationTask(network(), frozen=names))
+    task.train()
+    modules = task.network.decode_head.modules()
+    norms = [module for module in modules if isinstance(module, nn.SyncBatchNorm)]
+    assert norms
+    assert not any(norm.training for norm in norms)
+
+
 def test_a_parameter_is_frozen_alone() -> None:
     model = network()
     assert freeze(model, ["decode_head.classifier.bias"]) == ()

@@ -9,7 +9,7 @@ from fnmatch import filter as matching
 from torch import nn
 
 
-def freeze(network: nn.Module, names: Sequence[str]) -> tuple[nn.Module, ...]:
+def freeze(network: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
     """Makes parts of a network need no gradient, and puts the modules into evaluation mode.
 
     In evaluation mode BatchNorm keeps its statistics, and dropout does nothing. A module gets back
@@ -21,14 +21,15 @@ def freeze(network: nn.Module, names: Sequence[str]) -> tuple[nn.Module, ...]:
             ``named_parameters()``, or by patterns in which ``*`` stands for any letters.
 
     Returns:
-        The frozen modules.
+        The names of the frozen modules. Modules themselves may be replaced later, as
+        ``trainer.sync_batchnorm`` does with BatchNorm.
 
     Raises:
         ValueError: If a name stands for nothing in the network, or nothing is left to train.
     """
     modules = {name: module for name, module in network.named_modules() if name}
     parameters = dict(network.named_parameters())
-    frozen: list[nn.Module] = []
+    frozen: list[str] = []
     for name in names:
         found = matching(modules, name), matching(parameters, name)
         if not any(found):
@@ -38,7 +39,9 @@ def freeze(network: nn.Module, names: Sequence[str]) -> tuple[nn.Module, ...]:
                 f"frozen: the network has no module or parameter {name!r}; did you mean "
                 f"{', '.join(near)}?"
             )
-        frozen += [modules[path].requires_grad_(False).eval() for path in found[0]]
+        frozen += found[0]
+        for path in found[0]:
+            modules[path].requires_grad_(False).eval()
         for path in found[1]:
             parameters[path].requires_grad_(False)
     if names and not any(parameter.requires_grad for parameter in network.parameters()):
