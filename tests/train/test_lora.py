@@ -92,5 +92,10 @@ def test_a_run_writes_plain_weights(tmp_path: Path) -> None:
 
 
 def test_layers_that_the_backbone_does_not_have_are_refused() -> None:
-    with pytest.raises(ValueError, match="query"):
-        LoRA(modules=["query"]).adapt(network())
+    for modules in (["query"], ["q", "query"]):
+        with pytest.raises(ValueError, match=r"lora.modules: .* ends in 'query'; did you mean"):
+            LoRA(modules=modules).adapt(network())
+    without = SegFormer(TimmBackbone("resnet18"), num_classes=2, decoder_channels=8)
+    with pytest.raises(ValueError, match=r"all-linear, .* no linear layer; name its .* conv1"):
+        LoRA().adapt(without)
+    LoRA(modules=["layer4.1.conv2", "conv1"]).adapt(without)

@@ -52,7 +52,8 @@ FOLDERS = {  # by a file in the folder
 # Changed weights. Each of the expressions must match some key.
 CHANGED = (
     (
-        "a PEFT adapter, or a model with adapters; call merge_and_unload() and save the result",
+        "a PEFT adapter, or a model with adapters; call merge_and_unload() and save the result, "
+        "or use the model.safetensors that a run of `segformer fit` writes at its end",
         (r"\.lora_[AB]\.|\.lora_embedding_|\.base_layer\.(weight|bias)$|^base_model\.model\.",),
     ),
     (

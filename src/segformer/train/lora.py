@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from torch import nn
 
 from segformer.models import SegmentationModel
 
@@ -36,13 +39,14 @@ class LoRA:
         """Adds adapters to a network's backbone, whose own parameters then need no gradient.
 
         Raises:
-            ValueError: If peft is not installed, or the backbone has no such layers.
+            ValueError: If peft is not installed, or the backbone has no layers of one of the names.
         """
         try:
             from peft import LoraConfig, inject_adapter_in_model
         except ImportError as error:
             raise ValueError('LoRA needs peft; pip install "segformer[lora]"') from error
         modules = self.modules if isinstance(self.modules, str) else list(self.modules)
+        _check_modules(modules, network.backbone)
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
@@ -64,3 +68,25 @@ def without_adapters(network: Any) -> Any:
         layer.merge()
         network.set_submodule(name, layer.get_base_layer().requires_grad_())
     return network
+
+
+def _check_modules(modules: str | list[str], backbone: nn.Module) -> None:
+    """Raises ValueError if one of the modules is not in the backbone."""
+    layers = {
+        name: module
+        for name, module in backbone.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+    }
+    ends = list(dict.fromkeys(name.rpartition(".")[2] for name in layers))
+    if modules == "all-linear" and not any(isinstance(m, nn.Linear) for m in layers.values()):
+        raise ValueError(
+            f"lora.modules is all-linear, and the backbone {type(backbone).__name__} has no linear "
+            f"layer; name its convolutions, such as {', '.join(ends[:3])}"
+        )
+    for end in modules if isinstance(modules, list) else ():
+        if not any(f".{name}".endswith(f".{end}") for name, _ in backbone.named_modules()):
+            near = difflib.get_close_matches(end, ends, 3) or ends[:8]
+            raise ValueError(
+                f"lora.modules: no module of the backbone has a name that ends in {end!r}; did you "
+                f"mean {', '.join(near)}?"
+            )
