@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,15 @@ from conftest import TINY
 from torch import nn
 
 from segformer import SegFormer
-from segformer.train.optim import Muon, OneCycle, Poly, apply_lr_mult, orthogonalize, param_groups
+from segformer.train.optim import (
+    Muon,
+    OneCycle,
+    Poly,
+    WarmupCosine,
+    apply_lr_mult,
+    orthogonalize,
+    param_groups,
+)
 
 
 def optimizer(lr: float = 6e-5) -> torch.optim.Optimizer:
@@ -80,6 +89,13 @@ def test_one_cycle_equals_torchs() -> None:
     assert rates(ours, steps) == pytest.approx(rates(torchs, steps), rel=1e-9)
 
 
+@pytest.mark.parametrize("schedule", [OneCycle, WarmupCosine])
+@pytest.mark.parametrize("warmup", [-0.1, 1.0, 500])
+def test_a_warm_up_is_a_share_of_the_run(schedule: Any, warmup: float) -> None:
+    with pytest.raises(ValueError, match=rf"warmup={warmup} is a share of the run; give a number"):
+        schedule(optimizer(), 100, warmup=warmup)
+
+
 def trained(
     make: Callable[[nn.Module], torch.optim.Optimizer], net: nn.Module
 ) -> dict[str, torch.Tensor]:
@@ -131,8 +147,28 @@ def test_muon_in_bfloat16_moves_matrices_as_pytorchs() -> None:
     torch.testing.assert_close(ours.weight, theirs.weight, rtol=0, atol=0.02 * moved)
 
 
-def test_muon_moves_vectors_as_adamw() -> None:
-    net = nn.LayerNorm(6).double()
+class Positions(nn.Module):
+    """Embeddings of positions (1, N, C), as a Vision Transformer has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(torch.linspace(-1, 1, 42).view(1, 7, 6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.positions[0]
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        pytest.param(nn.LayerNorm(6), id="vectors"),
+        pytest.param(Positions(), id="positions"),
+        pytest.param(nn.Linear(6, 1), id="one output"),
+        pytest.param(nn.Sequential(nn.Unflatten(1, (6, 1)), nn.Conv1d(6, 6, 1, groups=6)), id="dw"),
+    ],
+)
+def test_muon_moves_all_but_matrices_as_adamw(net: nn.Module) -> None:
+    net = net.double()
     ours = trained(lambda n: Muon(n.parameters(), lr=0.01, weight_decay=0.05), net)
     adamw = trained(
         lambda n: torch.optim.AdamW(n.parameters(), lr=0.01, betas=(0.9, 0.95), weight_decay=0.05),

@@ -144,6 +144,9 @@ class OneCycle(LambdaLR):
         warmup: Share of the run that is warm-up.
         start: Factor of the learning rate at the first step.
         end: Factor of the learning rate at the last step.
+
+    Raises:
+        ValueError: If ``warmup`` is below 0, or the whole run.
     """
 
     def __init__(
@@ -154,6 +157,8 @@ class OneCycle(LambdaLR):
         start: float = 0.04,
         end: float = 1e-3,
     ) -> None:
+        _check_warmup(warmup)
+
         def factor(step: int) -> float:
             done = min(1.0, step / total_steps)
             if done < warmup:
@@ -175,6 +180,9 @@ class WarmupCosine(LambdaLR):
         warmup: Share of the run that is warm-up: by default 5 of 300 epochs.
         warmup_lr: Learning rate of each group at the first step.
         min_lr: Learning rate of each group at the end of the run.
+
+    Raises:
+        ValueError: If ``warmup`` is below 0, or the whole run.
     """
 
     def __init__(
@@ -185,6 +193,7 @@ class WarmupCosine(LambdaLR):
         warmup_lr: float = 1e-6,
         min_lr: float = 1e-5,
     ) -> None:
+        _check_warmup(warmup)
         warmup_steps = round(warmup * total_steps)
 
         def factor(step: int, lr: float) -> float:
@@ -194,6 +203,13 @@ class WarmupCosine(LambdaLR):
 
         groups = optimizer.param_groups
         super().__init__(optimizer, [partial(factor, lr=group["lr"]) for group in groups])
+
+
+def _check_warmup(warmup: float) -> None:
+    if not 0 <= warmup < 1:
+        raise ValueError(
+            f"warmup={warmup} is a share of the run; give a number from 0 to below 1, such as 0.1"
+        )
 
 
 def _cosine(first: float, last: float, done: float) -> float:
@@ -209,8 +225,9 @@ class Muon(Optimizer):
     this one asks. Source: Jordan et al. 2024; Liu et al., arXiv 2502.16982.
 
     Args:
-        params: Parameters or groups of them. Convolutions are matrices (out, in · kernel). Vectors
-            and depthwise convolutions get AdamW's update.
+        params: Parameters or groups of them. Convolutions are matrices (out, in · kernel). Vectors,
+            depthwise convolutions and all others whose first or second side is 1, such as position
+            embeddings (1, N, C), get AdamW's update.
         lr: Learning rate of both; an orthogonal update is scaled to the size of AdamW's.
         momentum: Nesterov momentum of the matrices' gradients.
         betas: AdamW's coefficients.
@@ -259,7 +276,7 @@ class Muon(Optimizer):
                 if p.grad is None:
                     continue
                 p.mul_(1 - group["lr"] * group["weight_decay"])
-                if p.ndim > 1 and p.shape[1] > 1:
+                if p.ndim > 1 and min(p.shape[:2]) > 1:
                     matrices[p.shape].append(p)
                 else:
                     self._adam(p, group)
