@@ -110,3 +110,8 @@ def test_weights_that_a_model_loads_bring_theirs(downloaded: SegFormer, tmp_path
     model = SegFormer(TimmBackbone(NAME), num_classes=2, decoder_channels=8)
     model.load_weights(tmp_path / "model.safetensors")
     assert model.licence == downloaded.licence is not None
+    SegFormer(TimmBackbone(NAME), num_classes=2, decoder_channels=8).save(
+        tmp_path / "own.safetensors"
+    )
+    downloaded.load_weights(tmp_path / "own.safetensors")
+    assert downloaded.licence is None

@@ -109,7 +109,7 @@ def load(
 ) -> Report:
     """Loads the weights of a file into a model; returns what happened to the file's keys.
 
-    If a licence of the weights is stated, it becomes the model's ``licence``.
+    The licence that is stated with the weights becomes the model's ``licence``; None if none is.
 
     The arguments and errors are those of :meth:`segformer.SegmentationModel.load_weights`.
     """
@@ -120,8 +120,8 @@ def load(
     model.load_state_dict({key: tensors[unwrapped_name(key)] for key in model.state_dict()})
     if description is not None:
         warn_of_other_numerics(model, description, file)
-    if licence := (description or {}).get("licence", file.licence):
-        model.licence = licence
+    licence: Any = (description or {}).get("licence", file.licence)
+    model.licence = licence
     return report
 
 
