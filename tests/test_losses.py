@@ -277,6 +277,10 @@ def test_lovasz_with_a_stride_is_that_of_fewer_pixels() -> None:
     logits, target = torch.randn(1, 3, 32, 32).double(), torch.randint(0, 3, (1, 32, 32))
     fewer = logits[..., 1::2, 1::2], target[..., 1::2, 1::2]
     torch.testing.assert_close(Lovasz(stride=2)(logits, target), Lovasz()(*fewer))
+    narrow = logits[..., :3], target[..., :3]
+    torch.testing.assert_close(
+        Lovasz(stride=8)(*narrow), Lovasz()(*(x[..., 4::8, 1:2] for x in narrow))
+    )
     with pytest.raises(ValueError, match="stride=0"):
         Lovasz(stride=0)
 

@@ -211,8 +211,10 @@ class Lovasz(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor, align_corners: bool = False) -> Tensor:
         logits, target = _at_full_size(logits, target, align_corners)
-        chosen = slice(self.stride // 2, None, self.stride)
-        probability, target = logits[..., chosen, chosen].softmax(1), target[..., chosen, chosen]
+        rows, columns = (
+            slice(min(self.stride, side) // 2, None, self.stride) for side in target.shape[-2:]
+        )
+        probability, target = logits[..., rows, columns].softmax(1), target[..., rows, columns]
         valid = target != _ignored(self.ignore_index, logits)
         classes = torch.arange(logits.shape[1], device=target.device)
         truth = (target[:, None] == classes[:, None, None]) & valid[:, None]  # (B, K, H, W)
