@@ -27,6 +27,7 @@ from segformer.data.normalization import IMAGENET, Normalization
 from segformer.data.transforms import Normalize, normalizers
 from segformer.evaluation import Slide, evaluate
 from segformer.inference import InWindows, WholeImages, label_file
+from segformer.train.last_steps import LastSteps
 
 OTHER = Normalization((0.5, 0.4, 0.6), (0.5, 0.25, 0.3), 1 / 127.5)
 PROCESSORS: dict[str, dict[str, Any]] = {
@@ -171,6 +172,11 @@ def test_a_training_transform_without_normalize_warns(
     data.train_transform = v2.Compose([v2.RandomApply([Normalize()])])
     data.normalize_as(OTHER)
     assert next(normalizers(data.train_transform)).normalization == OTHER
+    caplog.clear()
+    data.last_steps = LastSteps(v2.Identity())
+    data.normalize_as(OTHER)
+    assert "but data.last_steps.transform has no segf" in caplog.text
+    assert "data.train_transform" not in caplog.text
 
 
 def test_timms_pretrained_weights_have_timms_mean_and_std(tmp_path: Path) -> None:

@@ -19,14 +19,15 @@ import pytest
 import torch
 import yaml
 from conftest import TINY
-from halves import Halves, halves, quiet_trainer
+from halves import Halves, halves, quiet_trainer, write_folder
 from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 
 from segformer import SegFormer
+from segformer.data.mixing import ClassMix, CutMix
 from segformer.data.transforms import TrainTransform
 from segformer.train.averaging import EMA
-from segformer.train.data import SegmentationData
+from segformer.train.data import FolderData, SegmentationData
 from segformer.train.order import Batches, Seeded
 from segformer.train.resume import AtomicCheckpointIO, Resumable, find_checkpoint, newest_checkpoint
 from segformer.train.task import SegmentationTask
@@ -330,6 +331,35 @@ def test_a_run_is_not_resumed_with_other_batches(tmp_path: Path) -> None:
             quiet_trainer(tmp_path, max_epochs=2).fit(
                 SegmentationTask(SegFormer(TINY, num_classes=2)), data, ckpt_path=checkpoint
             )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_is_not_resumed_with_other_files_or_mixing(tmp_path: Path) -> None:
+    """The folder itself may have another name."""
+
+    def fit(root: Path, checkpoint: str | None = None, **options: Any) -> Trainer:
+        data = FolderData(
+            *(root, Halves.classes, TrainTransform((32, 32))),
+            **{"ignore_index": 11, "batch_size": 2, "num_workers": 0, **options},
+        )
+        trainer = quiet_trainer(tmp_path, max_steps=1 if checkpoint is None else 2)
+        trainer.fit(SegmentationTask(SegFormer(TINY, num_classes=2)), data, ckpt_path=checkpoint)
+        return trainer
+
+    root = write_folder(tmp_path / "data", train=4, val=1)
+    checkpoint = str(tmp_path / "last.ckpt")
+    fit(root, mixing=CutMix(0.2)).save_checkpoint(checkpoint)
+    for mixing, said in ((None, "None"), (ClassMix(0.2), "ClassMix"), (CutMix(0.3), "CutMix")):
+        message = rf"data.mixing was CutMix\(p=0.2, alpha=1.0\) and is {said}"
+        with pytest.raises(ValueError, match=message):
+            fit(root, checkpoint, mixing=mixing)
+    moved = root.rename(tmp_path / "moved")
+    fit(moved, checkpoint, mixing=CutMix(0.2))
+    for kind in ("images", "labels"):
+        first, *_ = sorted((moved / kind / "train").iterdir())
+        first.rename(first.with_stem("another"))
+    with pytest.raises(ValueError, match=r"the digest of their files' names was \w+ and is"):
+        fit(moved, checkpoint, mixing=CutMix(0.2))
 
 
 @pytest.mark.filterwarnings("ignore")

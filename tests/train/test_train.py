@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,21 @@ import pytest
 import torch
 import yaml
 from conftest import TINY
-from halves import camvid_config, halves, quiet_trainer, write_folder
+from halves import Halves, camvid_config, halves, quiet_trainer, write_folder
 from PIL import Image
+from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from segformer import Classes, SegFormer
 from segformer.cli import main
 from segformer.data.normalization import IMAGENET
 from segformer.data.transforms import TrainTransform
-from segformer.evaluation import TTA_RATIOS
-from segformer.losses import CrossEntropy
+from segformer.evaluation import TTA_RATIOS, Protocol
+from segformer.losses import CrossEntropy, Lovasz, Sum
 from segformer.train.data import FolderData, SegmentationData
 from segformer.train.distillation import Distillation, FeatureMaps
 from segformer.train.parser import data_of
+from segformer.train.report import Report
 from segformer.train.task import SegmentationTask
 
 pytestmark = pytest.mark.filterwarnings(
@@ -377,6 +380,24 @@ def test_part_of_an_epoch_is_an_epoch(tmp_path: Path) -> None:
         assert batch.sum().item() == pytest.approx(total, abs=1e-2)
 
 
+def test_the_picture_of_predictions_is_labelled_by_the_protocol() -> None:
+    """As the scores are."""
+
+    @dataclass(frozen=True)
+    class One(Protocol):
+        label: int = 0
+
+        def predict(self, model: Any, images: Tensor, size: Any = None) -> Tensor:
+            return images.new_full((len(images), *images.shape[-2:]), self.label).long()
+
+    def bright(label: int) -> int:
+        task = SegmentationTask(SegFormer(TINY, num_classes=2), protocol=One(label=label))
+        picture = np.asarray(Report(samples=2).predictions(task, halves()))
+        return int((picture == Halves.classes.colors[1]).all(-1).sum())
+
+    assert bright(1) - bright(0) == 2 * 40 * 48
+
+
 def test_fewer_images_than_a_batch_are_refused(
     config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -389,6 +410,15 @@ def test_fewer_images_than_a_batch_are_refused(
 def test_weights_of_the_loss_must_match_the_classes() -> None:
     with pytest.raises(ValueError, match="the loss weighs 3 classes, the network has 2"):
         SegmentationTask(SegFormer(TINY, num_classes=2), loss=CrossEntropy([1, 2, 3]))
+
+
+@pytest.mark.parametrize("loss", [CrossEntropy(ignore_index=11), Sum([Lovasz(ignore_index=11)])])
+def test_a_loss_that_ignores_what_files_ignore_is_refused(loss: nn.Module) -> None:
+    """Label maps reach it with 255 for no class, whatever their files have."""
+    with pytest.raises(ValueError, match=r"ignores 11, but .* with 255 .* data.ignore_index to 11"):
+        SegmentationTask(SegFormer(TINY, num_classes=2), loss)
+    SegmentationTask(SegFormer(TINY, num_classes=2), CrossEntropy(ignore_index=255))
+    SegmentationTask(SegFormer(TINY, num_classes=300), Lovasz(ignore_index=65535))
 
 
 def test_a_wrong_label_stops_the_fit_by_name(

@@ -20,7 +20,8 @@ class Mixing(ABC):
     """Covers a part of a sample with the same pixels of another sample, image and label map.
 
     Both samples are augmented before, so that the part comes at a random scale, too. Random numbers
-    come from PyTorch's global generator.
+    come from PyTorch's global generator. Attributes are settings: a run is resumed only with
+    the same ones.
 
     Args:
         p: Share of the samples that are mixed.
@@ -84,10 +85,11 @@ class CutMix(Mixing):
 
     def __init__(self, p: float = 0.5, alpha: float = 1.0) -> None:
         super().__init__(p)
-        self.box = v2.CutMix(alpha=alpha, num_classes=1)  # does not use the number of classes
+        self.alpha = alpha
 
     def mask(self, target: Tensor, classes: Classes) -> Tensor:
-        left, top, right, bottom = self.box.make_params([target[None]])["box"]
+        drawing = v2.CutMix(alpha=self.alpha, num_classes=len(classes))
+        left, top, right, bottom = drawing.make_params([target[None]])["box"]
         mask = torch.zeros_like(target, dtype=torch.bool)
         mask[top:bottom, left:right] = True
         return mask

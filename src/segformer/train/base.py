@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -182,7 +184,7 @@ class ResumableData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         self.batches = self._batches(
-            *(len(self.train), self.batch_size, run_seed()), "data.batch_size", self.order()
+            *(len(self.train), self.batch_size, run_seed()), order=self.order()
         )
         return self.training_loader(self.batches)
 
@@ -191,15 +193,28 @@ class ResumableData(LightningDataModule):
         return ResumableLoader(Seeded(self.train), batch_sampler=batches, **self._options())
 
     def _batches(
-        self, length: int, batch_size: int, seed: int, setting: str, order: Order | None = None
+        self,
+        length: int,
+        batch_size: int,
+        seed: int,
+        kind: str = "training",
+        setting: str = "data.batch_size",
+        multiple: int = 1,
+        order: Order | None = None,
     ) -> Batches:
-        """Returns the batches of this process; raises ValueError if there are none."""
+        """Returns the batches of this process.
+
+        Raises:
+            ValueError: If there are none. It advises a size that is a multiple of ``multiple``.
+        """
         rank, world_size = self._place
         if length < batch_size * world_size:
+            possible = length // world_size // multiple * multiple
             raise ValueError(
-                f"{length} training images make no batch of {batch_size}"
+                f"{length} {kind} images make no batch of {batch_size}"
                 + (f" on each of {world_size} devices" if world_size > 1 else "")
-                + f"; set {setting} to {length // world_size} or less"
+                + (f"; set {setting} to {possible} or less" if possible else "; add images")
+                + (" or use fewer devices" if not possible and world_size > 1 else "")
             )
         return Batches(length, batch_size, seed, rank, world_size, self._start, order)
 
@@ -235,12 +250,21 @@ class ResumableData(LightningDataModule):
         epoch, number = divmod(taken, min(len(self.batches), trainer.num_training_batches))
         return (0 if trainer.overfit_batches else epoch), number  # overfit_batches repeats its few
 
+    def files(self) -> list[str]:
+        """Returns the files of all training samples, below the data's folder if they have one."""
+        return []
+
+    @cached_property
+    def _digest_of_files(self) -> str:
+        return hashlib.blake2b("\n".join(self.files()).encode(), digest_size=8).hexdigest()
+
     def state_dict(self) -> dict[str, Any]:
-        """Returns the settings on which the order of the batches depends."""
+        """Returns the settings on which the batches depend."""
         trainer: Any = self.trainer
         return {
             "seed_everything": run_seed(),
             "training images": len(self.train),
+            "the digest of their files' names": self._digest_of_files,
             "images a step of all devices": self.batch_size * trainer.world_size,
             "trainer.limit_train_batches": trainer.limit_train_batches,
             "trainer.overfit_batches": trainer.overfit_batches,
@@ -250,7 +274,7 @@ class ResumableData(LightningDataModule):
         """Checks that a resumed run gets the batches that it would have had.
 
         Raises:
-            ValueError: If the run had another seed, batch size or number of images.
+            ValueError: If the run had another seed, batch size or other files.
         """
         if self.trainer is None or self.trainer.state.fn != "fit":
             return

@@ -190,6 +190,7 @@ class ImageFolderData(ResumableData):
     ) -> None:
         train = ClassFolders(Path(root, "train"), train_transform)
         super().__init__(train, batch_size, num_workers)
+        self._root = str(Path(root))
         self.val = ClassFolders(Path(root, "val"), val_transform or CenterCrop())
         self.val_batch_size = val_batch_size
         differing = sorted({*train.classes} ^ {*self.val.classes})
@@ -213,6 +214,9 @@ class ImageFolderData(ResumableData):
         for samples in (self.train, self.val):
             if hasattr(samples.transform, "normalize_as"):
                 samples.transform.normalize_as(normalization)
+
+    def files(self) -> list[str]:
+        return [str(path).removeprefix(self._root) for path, _ in self.train.samples]
 
     def name_of(self, index: int) -> str:
         return str(self.train.samples[index][0])

@@ -110,6 +110,14 @@ def _collated(samples: list[Any]) -> Any:
     return default_collate(samples)
 
 
+def _settings(part: Any) -> str:
+    """Returns the class and the attributes of a part; "None" if there is none."""
+    if part is None:
+        return "None"
+    settings = ", ".join(f"{name}={value!r}" for name, value in vars(part).items())
+    return f"{type(part).__name__}({settings})"
+
+
 def _both_collated(count: int, samples: list[Any]) -> tuple[Any, Any]:
     """Returns the batch of the first ``count`` samples, and that of the others."""
     return _collated(samples[:count]), default_collate(samples[count:])
@@ -166,6 +174,7 @@ class SegmentationData(ResumableData):
         self.train_transform = train_transform
         self.normalization = IMAGENET
         self.val_batch_size = val_batch_size
+        self._root = str(Path(root))
         self.mixing, self.sampling, self.last_steps = mixing, sampling, last_steps
         if mixing is not None:
             mixing.check(self.classes)
@@ -207,16 +216,21 @@ class SegmentationData(ResumableData):
         :class:`~segformer.data.transforms.Normalize` in the training transform. If there is none,
         the transform stays unchanged and a warning is logged.
         """
-        last = normalizers(self.last_steps.transform) if self.last_steps else ()
-        parts = [*normalizers(self.train_transform), *last]
-        if not parts and normalization != IMAGENET:
-            logger.warning(
-                "the network takes images normalized by %s, but the training transform has no "
-                "segformer.data.transforms.Normalize; make it normalize in the same way",
-                normalization,
-            )
-        views = normalizers(self.unlabelled.views) if self.unlabelled else ()
-        for part in (*parts, *views):
+        transforms = {"data.train_transform": self.train_transform}
+        if self.last_steps is not None:
+            transforms["data.last_steps.transform"] = self.last_steps.transform
+        for setting, transform in transforms.items():
+            parts = list(normalizers(transform))
+            if not parts and normalization != IMAGENET:
+                logger.warning(
+                    "the network takes images normalized by %s, but %s has no "
+                    "segformer.data.transforms.Normalize; make it normalize in the same way",
+                    normalization,
+                    setting,
+                )
+            for part in parts:
+                part.normalization = normalization
+        for part in normalizers(self.unlabelled.views) if self.unlabelled else ():
             part.normalization = normalization
         self.normalization = normalization
 
@@ -259,7 +273,9 @@ class SegmentationData(ResumableData):
                 len(self.unlabelled),
                 self.unlabelled_batch_size,
                 mixed(run_seed(), 1),  # another order than that of the labelled images
+                "unlabelled",
                 "data.unlabelled_images.batch_size",
+                multiple=2,
             )
             samples = Both(samples, Seeded(self.unlabelled))
             batches = BothBatches(batches, others)
@@ -288,12 +304,19 @@ class SegmentationData(ResumableData):
         trainer: Any = self.trainer
         return {
             **super().state_dict(),
-            "data.sampling": repr(self.sampling),
+            "data.sampling": _settings(self.sampling),
+            "data.mixing": _settings(self.mixing),
+            "data.last_steps.share": self.last_steps and self.last_steps.share,
             "unlabelled images": len(self.unlabelled or ()),
             "unlabelled images a step of all devices": (
                 self.unlabelled_batch_size * trainer.world_size
             ),
         }
+
+    def files(self) -> list[str]:
+        paths = [path for pair in getattr(self.train, "pairs", ()) for path in pair]
+        paths += self.unlabelled.paths if self.unlabelled else []
+        return [str(path).removeprefix(self._root) for path in paths]
 
     def name_of(self, index: int) -> str:
         pairs = getattr(self.train, "pairs", None)

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from segformer.data.classes import Classes
-from segformer.evaluation import normalize_for, own_size_labels
+from segformer.evaluation import normalize_for
 from segformer.evaluation.metrics import Scores
 from segformer.inference.pictures import colored, sheet, shown
 from segformer.train.data import SegmentationData
@@ -96,14 +96,17 @@ class Report(Callback):
         return figure
 
     def predictions(self, task: SegmentationTask, data: SegmentationData) -> Image.Image:
-        """Returns image, label and prediction of validation samples, side by side."""
+        """Returns image, label and prediction of validation samples, side by side.
+
+        They are labelled by the task's protocol, as for the scores.
+        """
         columns: dict[str, list[Image.Image]] = {"image": [], "label": [], "prediction": []}
         count = len(data.val)
         indices = np.linspace(0, count - 1, min(self.samples, count)).round().astype(int)
         for index in indices.tolist():
             image, label = data.val[index]
             images = normalize_for(task.network)(image)[None].to(next(task.network.parameters()))
-            prediction = own_size_labels(task.network, images)[0].cpu()
+            prediction = task.labels(images)[0].cpu()
             columns["image"].append(shown(image))
             for name, labels in (("label", label), ("prediction", prediction)):
                 columns[name].append(colored(labels.numpy(), data.classes))

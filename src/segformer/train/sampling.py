@@ -26,10 +26,6 @@ class Sampling(ABC):
     Its attributes are its settings: a run is resumed only with the same ones.
     """
 
-    def __repr__(self) -> str:
-        settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
-        return f"{type(self).__name__}({settings})"
-
     @abstractmethod
     def order(self, dataset: Any) -> Order:
         """Returns what draws the samples of an epoch.

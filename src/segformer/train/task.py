@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from segformer.checkpoint import METADATA_KEY, describe
+from segformer.data.classes import ignore_index
 from segformer.evaluation import Protocol, own_size_labels
 from segformer.evaluation.metrics import Scores, confusion_matrix
 from segformer.losses import CrossEntropy
@@ -58,8 +59,9 @@ class SegmentationTask(ResumableTask):
             have as ``unlabelled_images``; by default there are none.
 
     Raises:
-        ValueError: If the loss has weights for another number of classes, or ``frozen`` names
-            nothing in the network, or all of it.
+        ValueError: If the loss has weights for another number of classes, or ignores another value
+            than label maps have for no class; or ``frozen`` names nothing in the network, or all of
+            it.
     """
 
     def __init__(
@@ -81,13 +83,7 @@ class SegmentationTask(ResumableTask):
         self.network = network
         self.loss = loss or CrossEntropy()
         labels = max(2, network.num_classes)  # one logit separates two classes
-        for module in self.loss.modules():
-            weight = getattr(module, "weight", None)
-            if weight is not None and len(weight) != labels:
-                raise ValueError(
-                    f"the loss weighs {len(weight)} classes, the network has {labels}; "
-                    "give one weight for each class"
-                )
+        _check_loss(self.loss, labels)
         self.head_lr_mult = head_lr_mult
         self.layer_decay = layer_decay
         if lora is not None:
@@ -105,8 +101,8 @@ class SegmentationTask(ResumableTask):
     def train(self, mode: bool = True) -> Self:
         """Sets the mode of all modules but those that are frozen, which stay in evaluation mode."""
         super().train(mode)
-        for module in self.frozen:
-            module.eval()
+        for name in self.frozen:
+            self.network.get_submodule(name).eval()
         return self
 
     def setup(self, stage: str) -> None:
@@ -231,3 +227,21 @@ class SegmentationTask(ResumableTask):
     def parameter_groups(self) -> list[dict[str, Any]]:
         parts = nn.ModuleList(part for part in (self.auxiliary, self.distillation) if part)
         return param_groups(self.network, self.head_lr_mult, parts, self.layer_decay)
+
+
+def _check_loss(loss: nn.Module, labels: int) -> None:
+    """Raises ValueError if a loss is made for another number of classes, or other label maps."""
+    for module in loss.modules():
+        weight = getattr(module, "weight", None)
+        if weight is not None and len(weight) != labels:
+            raise ValueError(
+                f"the loss weighs {len(weight)} classes, the network has {labels}; "
+                "give one weight for each class"
+            )
+        ignored = getattr(module, "ignore_index", None)
+        if ignored not in (None, ignore_index(labels)):
+            raise ValueError(
+                f"the loss ignores {ignored}, but label maps reach it with {ignore_index(labels)} "
+                "for no class, whatever their files have; leave the loss's ignore_index out, and "
+                f"set data.ignore_index to {ignored} if the files have it"
+            )
