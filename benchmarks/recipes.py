@@ -4,8 +4,8 @@ Each recipe of ``recipes.yaml`` is trained by ``segformer fit``, and measured by
 validate`` or ``test``, on images as they are, averaged with mirrored ones, and with sides rounded
 up to multiples of 32. Each training run is a row of ``recipes.json``, written when it ends: a
 command that was stopped goes on at its row. A row whose weights are gone is trained again, and all
-splits that it has are measured again. Two commands with other seeds or recipes may run at the same
-time.
+splits that it has are measured again. A run that a recipe names as ``first``, whose weights it
+needs, is done once for all rows. Two commands with other seeds or recipes may run at the same time.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
@@ -180,8 +181,105 @@ class CommandError(Exception):
     """A command of a row that failed."""
 
 
+@dataclass
+class Run:
+    """A training run, and measurements of its weights.
+
+    Args:
+        folder: folder of the logs and results.
+        configs: settings, each of which changes those before it.
+    """
+
+    folder: Path
+    configs: list[Any]
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / "run" / "fit" / "model.safetensors"
+
+    def fit(self, *options: str) -> float:
+        """Trains from the beginning; returns the minutes that it took.
+
+        Raises:
+            CommandError: If it fails.
+        """
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        begun = time.monotonic()
+        self.command("fit", "run", "--trainer.logger.version=fit", *options)
+        minutes = (time.monotonic() - begun) / 60
+        shutil.rmtree(self.weights.parent / "checkpoints")  # ten times as large as the weights
+        return minutes
+
+    def results(self, verb: str, runs: str, *options: str) -> Any:
+        """Measures the weights; returns what the verb writes into ``results.json``.
+
+        Raises:
+            CommandError: If it fails.
+        """
+        shutil.rmtree(self.folder / runs, ignore_errors=True)
+        self.command(verb, runs, f"--weights={self.weights}", *options)
+        return json.loads((self.folder / runs / "version_0" / "results.json").read_text())
+
+    def command(self, verb: str, runs: str, *options: str) -> None:
+        """Runs a verb with the configs in a process of its own; its output is in a log.
+
+        Raises:
+            CommandError: If it fails.
+        """
+        words = [sys.executable, "-m", "segformer", verb]
+        for number, config in enumerate(self.configs):
+            path = self.folder / f"{number}.yaml"
+            path.write_text(yaml.safe_dump(config, sort_keys=False))
+            words.append(f"--config={path}")
+        words += [f"--trainer.logger.save_dir={self.folder}", f"--trainer.logger.name={runs}"]
+        log = self.folder / f"{runs}.log"
+        if call([*words, *options], log):
+            last = (log.read_text().strip().splitlines() or ["no output"])[-1]
+            raise CommandError(f"{self.folder}: segformer {verb} failed; see {log}: {last}")
+
+
+class First:
+    """A training run whose weights those of a recipe start or learn from, once for all rows.
+
+    Args:
+        settings: ``configs`` of the run, and ``into``: the setting of the recipe that gets the
+            path of the weights.
+        file: the file of recipes.
+        options: those of the command.
+    """
+
+    def __init__(self, settings: dict[str, Any], file: dict[str, Any], options: Any) -> None:
+        configs = configs_of(settings["configs"], file)
+        self.digested = [settings["into"], configs]
+        data = ""
+        self.has_root = "data.init_args.root" in keys(configs[0])
+        if self.has_root:  # its images are those of the rows
+            data = f"{options.size:g} {options.hold_out}"
+            configs = [sized(config, options.size) for config in configs]
+        folder = runs_of(options) / f"first-{digest_of(json.dumps([configs, data]), 8)}"
+        self.run = Run(folder, configs)
+        self.config: Any = str(self.run.weights)
+        for key in reversed(settings["into"].split(".")):
+            self.config = {key: self.config}
+
+    def train(self, root: str) -> float:
+        """Trains, unless there are weights; returns the minutes that it took.
+
+        Args:
+            root: folder of the data, for configs that have one.
+        """
+        taken = self.run.folder / "minutes.json"
+        if not taken.is_file():
+            own = replace(self.run, folder=Path(f"{self.run.folder}.{os.getpid()}"))
+            minutes = own.fit(*[f"--data.root={root}"] if self.has_root else [])
+            (own.folder / taken.name).write_text(json.dumps(round(minutes, 2)))
+            own.folder.rename(self.run.folder)
+        return float(json.loads(taken.read_text()))
+
+
 class Training:
-    """A training run by a recipe.
+    """A row: a training run by a recipe.
 
     Args:
         recipe: name of the recipe, or several joined by "+".
@@ -192,14 +290,17 @@ class Training:
     def __init__(self, recipe: str, seed: int, options: argparse.Namespace) -> None:
         self.recipe, self.seed, self.options = recipe, seed, options
         file = read(options.recipes)
-        changes = {name: file["recipes"][name] for name in recipe.split("+")}
+        changes = {name: dict(file["recipes"][name]) for name in recipe.split("+")}
         check_contradictions(changes)
-        bases = [
-            read(HERE.parent / base) if isinstance(base, str) else base for base in file["base"]
-        ]
-        parts = [*bases, *changes.values()]
-        self.configs = [sized(part, options.size) for part in parts]
-        self.digest = digest_of(json.dumps(self.configs), 12)
+        firsts = [change.pop("first") for change in changes.values() if "first" in change]
+        self.first = First(firsts[0], file, options) if firsts else None
+        parts = [*configs_of(file["base"], file), *changes.values()]
+        configs = [sized(part, options.size) for part in parts]
+        self.digest = digest_of(
+            json.dumps(configs + self.first.digested if self.first else configs), 12
+        )
+        folder = runs_of(options) / self.key.replace(" ", "-").replace("×", "x")
+        self.run = Run(folder, [*configs, self.first.config] if self.first else configs)
 
     @property
     def key(self) -> str:
@@ -209,15 +310,6 @@ class Training:
             f"{self.recipe} seed {self.seed} steps {self.options.steps} "
             f"{self.options.size:g}×{without}"
         )
-
-    @property
-    def folder(self) -> Path:
-        """The folder of the run."""
-        return runs_of(self.options) / self.key.replace(" ", "-").replace("×", "x")
-
-    @property
-    def weights(self) -> Path:
-        return self.folder / "run" / "fit" / "model.safetensors"
 
     def is_measured(self, row: Row | None) -> bool:
         """Whether a row has all of its scores, by this recipe as it is now."""
@@ -234,7 +326,7 @@ class Training:
 
     def is_trained(self, row: Row | None) -> bool:
         """Whether a row is of this recipe as it is now, and its weights are still there."""
-        return self._is_own(row) and self.weights.is_file()
+        return self._is_own(row) and self.run.weights.is_file()
 
     def _is_own(self, row: Row | None) -> bool:
         return row is not None and row["config"] == self.digest
@@ -250,20 +342,15 @@ class Training:
             The row, whose scores are None: of the splits that are asked for, and of those that
             the earlier row had.
         """
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
-        options = [
-            f"--seed_everything={self.seed}",
-            f"--trainer.max_steps={self.options.steps}",
-            f"--trainer.val_check_interval={max(1, self.options.steps // VALIDATIONS)}",
-            "--trainer.limit_test_batches=0",  # the test images are not looked at before the end
-            "--trainer.logger.version=fit",
-        ]
+        before = self.first.train(root) if self.first else 0.0
         with watched() as load:
-            begun = time.monotonic()
-            self._segformer("fit", root, "run", *options)
-            minutes = (time.monotonic() - begun) / 60
-        shutil.rmtree(self.weights.parent / "checkpoints")  # ten times as large as the weights
+            minutes = self.run.fit(
+                f"--data.root={root}",
+                f"--seed_everything={self.seed}",
+                f"--trainer.max_steps={self.options.steps}",
+                f"--trainer.val_check_interval={max(1, self.options.steps // VALIDATIONS)}",
+                "--trainer.limit_test_batches=0",  # the test images are looked at once, at the end
+            )
         scores = dict.fromkeys([*(earlier["scores"] if earlier else ()), *self.options.split])
         return {
             "recipe": self.recipe,
@@ -273,6 +360,7 @@ class Training:
             "held_out": self.options.hold_out,
             "config": self.digest,
             "minutes": round(minutes, 2),
+            "minutes_before": before,
             "scores": scores,
             **provenance(self._command(scores), machine(), load),
         }
@@ -283,34 +371,13 @@ class Training:
         for name, of_measure in MEASURES.items():
             if name in scores:
                 continue
-            runs = f"{split}-{name}"
-            shutil.rmtree(self.folder / runs, ignore_errors=True)
-            self._segformer(verb, root, runs, f"--weights={self.weights}", *of_measure)
-            results = json.loads((self.folder / runs / "version_0" / "results.json").read_text())
+            results = self.run.results(verb, f"{split}-{name}", f"--data.root={root}", *of_measure)
             of_split = results["test" if split == HELD_OUT else split]
             scores[name] = of_split["miou"]
             if name == "miou":
                 scores["iou"] = of_split["iou"]
         row["scores"][split] = scores
         row["command"] = self._command(row["scores"])
-
-    def _segformer(self, verb: str, root: str, runs: str, *options: str) -> None:
-        """Runs a verb with the recipe's configs in a process of its own; its output is in a log.
-
-        Raises:
-            CommandError: If it fails.
-        """
-        words = [sys.executable, "-m", "segformer", verb]
-        for number, config in enumerate(self.configs):
-            path = self.folder / f"{number}.yaml"
-            path.write_text(yaml.safe_dump(config, sort_keys=False))
-            words.append(f"--config={path}")
-        words += [f"--data.root={root}", f"--trainer.logger.save_dir={self.folder}"]
-        words += [f"--trainer.logger.name={runs}", *options]
-        log = self.folder / f"{runs}.log"
-        if call(words, log):
-            last = (log.read_text().strip().splitlines() or ["no output"])[-1]
-            raise CommandError(f"{self.key}: segformer {verb} failed; see {log}: {last}")
 
     def _command(self, scores: Iterable[str]) -> str:
         """The command that trains this row again, and measures these splits."""
@@ -339,6 +406,15 @@ def machine() -> str:
 def read(path: Path) -> Any:
     """What a YAML file holds."""
     return yaml.safe_load(path.read_text())
+
+
+def configs_of(parts: list[Any], file: dict[str, Any]) -> list[Any]:
+    """The settings of configs: their paths in the project, names of recipes, or themselves."""
+    recipes = file["recipes"]
+    return [
+        part if isinstance(part, dict) else recipes.get(part) or read(HERE.parent / part)
+        for part in parts
+    ]
 
 
 def check_contradictions(changes: dict[str, Any]) -> None:

@@ -72,13 +72,15 @@ def _table(recipes: dict[str, list[Row]], split: str, runs: Runs) -> Iterator[st
             for row in rows
             if row["seed"] in present and recipe != PRESENT
         ]
-        minutes = statistics.fmean(row["minutes"] for row in rows)
+        minutes = f"{statistics.fmean(row['minutes'] for row in rows):.1f}"
+        if before := rows[0].get("minutes_before"):
+            minutes = f"{before:.1f} + {minutes}"
         seeds = ", ".join(str(row["seed"]) for row in rows)
         busy = max(row["load"]["others"] for row in rows)
         numbers = ", ".join(dict.fromkeys(str(runs.number(row)) for row in rows))
         yield (
             f"| `{recipe}` | {scores} | {spread(gains, '+.1f')} | {flipped} | {aligned} "
-            f"| {minutes:.1f} | {seeds} | {100 * busy:.0f} % | {numbers} |"
+            f"| {minutes} | {seeds} | {100 * busy:.0f} % | {numbers} |"
         )
 
 

@@ -174,6 +174,39 @@ def test_a_measure_that_a_row_lacks_is_added(
     assert measured(words, monkeypatch) == (row, ["validate"])
 
 
+def test_a_run_that_comes_first_is_done_once(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights reach the recipe's run, and its minutes the row."""
+    file = yaml.safe_load((tmp_path / "recipes.yaml").read_text())
+    first = {"configs": [*file["base"], {"trainer": {"max_steps": 7}}, "plain"]}
+    first["into"] = "model.distillation.init_args.teacher"
+    of_class = {"class_path": "segformer.train.distillation.Distillation"}
+    file["recipes"]["taught"] = {"first": first, "model": {"distillation": of_class}}
+    (tmp_path / "recipes.yaml").write_text(yaml.safe_dump(file, sort_keys=False))
+    options = recipes.parse([*words, "--only", "taught", "--seeds", "3", "4"])
+    a_row = ["fit", "validate", "validate", "validate"]
+    assert commands_of([*words, "--only", "taught"], monkeypatch) == ["fit", *a_row]
+    assert commands_of([*words, "--only", "taught", "--seeds", "4"], monkeypatch) == a_row
+    rows = json.loads(options.out.read_text())
+    (folder,) = (tmp_path / "work").glob("rows-*/first-*")
+    taken = json.loads((folder / "minutes.json").read_text())
+    for seed in (3, 4):
+        row = recipes.Training("taught", seed, options)
+        assert rows[row.key]["minutes_before"] == taken > 0
+        config = yaml.safe_load((row.run.weights.parent / "config.yaml").read_text())
+        teacher = config["model"]["distillation"]["init_args"]["teacher"]
+        assert Path(teacher) == folder / "run" / "fit" / "model.safetensors"
+    config = yaml.safe_load((folder / "run" / "fit" / "config.yaml").read_text())
+    assert config["trainer"]["max_steps"] == 7
+    assert config["model"]["network"]["init_args"]["drop_path"] == 0.3
+    # Another first run is another recipe.
+    assert rows[row.key]["config"] == row.digest
+    first["configs"][1] = {"trainer": {"max_steps": 8}}
+    (tmp_path / "recipes.yaml").write_text(yaml.safe_dump(file, sort_keys=False))
+    assert recipes.Training("taught", 4, options).digest != row.digest
+
+
 def test_another_file_of_rows_leaves_the_weights_of_the_first(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,18 +292,28 @@ def test_every_recipe_changes_what_it_names(
     from segformer.train.lightning_cli import SegmentationCLI
 
     file = recipes.read(recipes.RECIPES)
-    base = recipes.HERE.parent / file["base"][0]
-    data = stand_in_data(recipes.read(base), tmp_path)
-    monkeypatch.chdir(tmp_path)  # with the files that some recipes need
+    data = stand_in_data(recipes.read(recipes.HERE.parent / file["base"][0]), tmp_path)
+    monkeypatch.chdir(tmp_path)
     stand_in_lists(tmp_path / "lists")
-    for name in ("runs/scenes/version_0/model.safetensors", "runs/teacher.safetensors"):
-        Path(name).parent.mkdir(parents=True, exist_ok=True)
-        SegFormer("b0", num_classes=11).save(name)
+
+    def check(run: recipes.Run, options: list[str], changes: list[Any]) -> None:
+        run.folder.mkdir(parents=True)
+        monkeypatch.setattr("benchmarks.recipes.call", lambda words, log: words_of.append(words))
+        words_of: list[list[str]] = []
+        run.command("fit", "run")
+        configs = [word for word in words_of[0] if word.startswith("--config")]
+        cli = SegmentationCLI([*configs, *options], run=False)
+        for change in changes:
+            assert holds(cli.config, change), run.folder
+
     for name, changes in file["recipes"].items():
-        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(changes))
-        configs = [f"--config={base}", f"--config={tmp_path / 'recipe.yaml'}"]
-        cli = SegmentationCLI([*configs, *data], run=False)
-        assert holds(cli.config, changes), name
+        row = recipes.Training(name, 0, recipes.parse(["--camvid", "camvid"]))
+        if row.first:
+            check(row.first.run, data if row.first.has_root else [], row.first.run.configs[1:])
+            row.first.run.weights.parent.mkdir(parents=True)
+            SegFormer("b0", num_classes=11).save(row.first.run.weights)
+        changes.pop("first", None)
+        check(row.run, data, [changes, row.first.config if row.first else {}])
 
 
 def holds(settings: Any, changes: Any) -> bool:
@@ -315,6 +358,8 @@ def test_the_tables_show_means_and_standard_deviations(tmp_path: Path) -> None:
     flip = f"{cutmix.mean() + 1:.1f} ± {cutmix.std(ddof=1):.1f}"
     lines = table.splitlines()
     assert f"| `cutmix` | {score} | {gain} | {flip} | {score} | 6.0 | 0, 1, 2 | 2 % | 1 |" in lines
+    rows["b1 0"]["minutes_before"] = 22.8
+    assert "| 22.8 + 5.0 | 0 | 2 %" in recipes_report.tables(rows)
     assert "| `b1` | 55.0 | −5.0 | 56.0 | 55.0 | 5.0 | 0 | 2 % | 1 |" in lines
     order = [line.split("`")[1] for line in lines if line.startswith("| `")]
     assert order == ["cutmix", "present", "b1"]
