@@ -200,13 +200,16 @@ class Run:
     def fit(self, *options: str) -> float:
         """Trains from the beginning; returns the minutes that it took.
 
+        The test images are not looked at.
+
         Raises:
             CommandError: If it fails.
         """
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         begun = time.monotonic()
-        self.command("fit", "run", "--trainer.logger.version=fit", *options)
+        always = ("--trainer.logger.version=fit", "--trainer.limit_test_batches=0")
+        self.command("fit", "run", *always, *options)
         minutes = (time.monotonic() - begun) / 60
         shutil.rmtree(self.weights.parent / "checkpoints")  # ten times as large as the weights
         return minutes
@@ -296,11 +299,10 @@ class Training:
         self.first = First(firsts[0], file, options) if firsts else None
         parts = [*configs_of(file["base"], file), *changes.values()]
         configs = [sized(part, options.size) for part in parts]
-        self.digest = digest_of(
-            json.dumps(configs + self.first.digested if self.first else configs), 12
-        )
+        of_first, last = (self.first.digested, [self.first.config]) if self.first else ([], [])
+        self.digest = digest_of(json.dumps(configs + of_first), 12)
         folder = runs_of(options) / self.key.replace(" ", "-").replace("×", "x")
-        self.run = Run(folder, [*configs, self.first.config] if self.first else configs)
+        self.run = Run(folder, configs + last)
 
     @property
     def key(self) -> str:
@@ -349,7 +351,6 @@ class Training:
                 f"--seed_everything={self.seed}",
                 f"--trainer.max_steps={self.options.steps}",
                 f"--trainer.val_check_interval={max(1, self.options.steps // VALIDATIONS)}",
-                "--trainer.limit_test_batches=0",  # the test images are looked at once, at the end
             )
         scores = dict.fromkeys([*(earlier["scores"] if earlier else ()), *self.options.split])
         return {
