@@ -128,6 +128,7 @@ def figures(results: dict[str, Rows], recipes: Rows) -> list[str]:
     val, test = (100 * best["scores"][split]["aligned"] for split in ("val", "test"))
     minutes = best["minutes"] + best.get("minutes_before", 0)
     threads = best["machine"].rpartition(", ")[-1]
+    first = ", generated streets first" if "from_scenes" in best["recipe"] else ""
     b0 = "b0 150 512×512"
     return [
         f"- Inference: {times('logits', b0, 'transformers')}× (B0) and "
@@ -138,7 +139,7 @@ def figures(results: dict[str, Rows], recipes: Rows) -> list[str]:
         f"- A training step: {times('step', b0, 'transformers')}× as fast (B0, batch of 2).",
         f"- Training on CamVid to the same mIoU: {100 * share:.0f} % of the time of transformers' "
         "network in a plain loop.",
-        f"- CamVid from random weights: {val:.1f} % mIoU on val, {test:.1f} % on test (B0, "
+        f"- CamVid from random weights{first}: {val:.1f} % mIoU on val, {test:.1f} % on test (B0, "
         f"{minutes:.0f} minutes of {threads} in bfloat16).",
     ]
 
