@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -168,12 +170,20 @@ class ResumableData(LightningDataModule):
         batch_size: Training samples per step and device.
         num_workers: Number of loader processes for training, and of as many for validation, which
             wait meanwhile.
+        root: Folder of the files, which may have another name when a run is resumed.
     """
 
     FROM_WEIGHTS: ClassVar[str]  # options that start a new run from a checkpoint's weights
 
-    def __init__(self, train: Dataset, batch_size: int, num_workers: int) -> None:
+    def __init__(
+        self,
+        train: Dataset,
+        batch_size: int,
+        num_workers: int,
+        root: str | os.PathLike[str] = "",
+    ) -> None:
         super().__init__()
+        self._root = str(Path(root))
         self.train: Any = train
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -250,13 +260,14 @@ class ResumableData(LightningDataModule):
         epoch, number = divmod(taken, min(len(self.batches), trainer.num_training_batches))
         return (0 if trainer.overfit_batches else epoch), number  # overfit_batches repeats its few
 
-    def files(self) -> list[str]:
-        """Returns the files of all training samples, below the data's folder if they have one."""
+    def files(self) -> Sequence[str | Path]:
+        """Returns the files of all training samples; none if these have no files."""
         return []
 
     @cached_property
     def _digest_of_files(self) -> str:
-        return hashlib.blake2b("\n".join(self.files()).encode(), digest_size=8).hexdigest()
+        names = "\n".join(str(path).removeprefix(self._root) for path in self.files())
+        return hashlib.blake2b(names.encode(), digest_size=8).hexdigest()
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the settings on which the batches depend."""

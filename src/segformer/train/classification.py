@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -189,8 +189,7 @@ class ImageFolderData(ResumableData):
         num_workers: int = 8,
     ) -> None:
         train = ClassFolders(Path(root, "train"), train_transform)
-        super().__init__(train, batch_size, num_workers)
-        self._root = str(Path(root))
+        super().__init__(train, batch_size, num_workers, root)
         self.val = ClassFolders(Path(root, "val"), val_transform or CenterCrop())
         self.val_batch_size = val_batch_size
         differing = sorted({*train.classes} ^ {*self.val.classes})
@@ -215,8 +214,8 @@ class ImageFolderData(ResumableData):
             if hasattr(samples.transform, "normalize_as"):
                 samples.transform.normalize_as(normalization)
 
-    def files(self) -> list[str]:
-        return [str(path).removeprefix(self._root) for path, _ in self.train.samples]
+    def files(self) -> Sequence[str | Path]:
+        return [path for path, _ in self.train.samples]
 
     def name_of(self, index: int) -> str:
         return str(self.train.samples[index][0])

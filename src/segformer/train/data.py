@@ -168,13 +168,12 @@ class SegmentationData(ResumableData):
         root: str | os.PathLike[str] = "",
         last_steps: LastSteps | None = None,
     ) -> None:
-        super().__init__(train, batch_size, num_workers)
+        super().__init__(train, batch_size, num_workers, root)
         self.val: Any = val
         self.test: Any = test
         self.train_transform = train_transform
         self.normalization = IMAGENET
         self.val_batch_size = val_batch_size
-        self._root = str(Path(root))
         self.mixing, self.sampling, self.last_steps = mixing, sampling, last_steps
         if mixing is not None:
             mixing.check(self.classes)
@@ -313,10 +312,9 @@ class SegmentationData(ResumableData):
             ),
         }
 
-    def files(self) -> list[str]:
+    def files(self) -> Sequence[str | Path]:
         paths = [path for pair in getattr(self.train, "pairs", ()) for path in pair]
-        paths += self.unlabelled.paths if self.unlabelled else []
-        return [str(path).removeprefix(self._root) for path in paths]
+        return paths + (self.unlabelled.paths if self.unlabelled else [])
 
     def name_of(self, index: int) -> str:
         pairs = getattr(self.train, "pairs", None)
