@@ -250,10 +250,17 @@ class First:
             path of the weights.
         file: the file of recipes.
         options: those of the command.
+        precision: settings of the recipe, from the machine that computes in it.
     """
 
-    def __init__(self, settings: dict[str, Any], file: dict[str, Any], options: Any) -> None:
-        configs = configs_of(settings["configs"], file)
+    def __init__(
+        self,
+        settings: dict[str, Any],
+        file: dict[str, Any],
+        options: argparse.Namespace,
+        precision: list[Any],
+    ) -> None:
+        configs = [*configs_of(settings["configs"], file), *precision]
         self.digested = [settings["into"], configs]
         data = ""
         self.has_root = "data.init_args.root" in keys(configs[0])
@@ -296,7 +303,13 @@ class Training:
         changes = {name: dict(file["recipes"][name]) for name in recipe.split("+")}
         check_contradictions(changes)
         firsts = [change.pop("first") for change in changes.values() if "first" in change]
-        self.first = First(firsts[0], file, options) if firsts else None
+        trainers = [change.get("trainer", {}) for change in changes.values()]
+        precision = [
+            {"trainer": {"precision": trainer["precision"]}}
+            for trainer in trainers
+            if "precision" in trainer
+        ]
+        self.first = First(firsts[0], file, options, precision) if firsts else None
         parts = [*configs_of(file["base"], file), *changes.values()]
         configs = [sized(part, options.size) for part in parts]
         of_first, last = (self.first.digested, [self.first.config]) if self.first else ([], [])

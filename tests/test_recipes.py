@@ -205,6 +205,13 @@ def test_a_run_that_comes_first_is_done_once(
     first["configs"][1] = {"trainer": {"max_steps": 8}}
     (tmp_path / "recipes.yaml").write_text(yaml.safe_dump(file, sort_keys=False))
     assert recipes.Training("taught", 4, options).digest != row.digest
+    # It computes in the precision of the recipe.
+    file["recipes"]["float64"] = {"trainer": {"precision": "64-true"}}
+    (tmp_path / "recipes.yaml").write_text(yaml.safe_dump(file, sort_keys=False))
+    precise = recipes.Training("taught+float64", 4, options).first
+    assert precise is not None
+    assert precise.run.configs[-1] == file["recipes"]["float64"]
+    assert precise.run.folder != row.first.run.folder
 
 
 def test_another_file_of_rows_leaves_the_weights_of_the_first(
