@@ -19,7 +19,8 @@ def tables(rows: Rows) -> str:
     runs, lines = Runs(), []
     for budget, of_budget in budgets(rows).items():
         lines += [f"## {title(budget)}", "", *_table(of_budget, budget[-1], runs), ""]
-        lines += [f"![mIoU of each recipe](../generated/{picture(budget)})", ""]
+        if len(of_budget) > 1:
+            lines += [f"![mIoU of each recipe](../generated/{picture(budget)})", ""]
     if not lines:
         return "Not measured yet."
     return "\n".join([*lines, "## Machines, versions and dates", "", *runs.table(), ""])
@@ -99,8 +100,13 @@ def picture(budget: Budget) -> str:
 
 
 def plot(rows: Rows, folder: Path) -> None:
-    """Write a picture for each budget: a point for each seed, a line at each recipe's mean."""
+    """Write a picture for each budget of several recipes.
+
+    It has a point for each seed, and a line at each recipe's mean.
+    """
     for budget, recipes in budgets(rows).items():
+        if len(recipes) == 1:
+            continue
         split = budget[-1]
         names = [recipe.replace("+", " +\n") for recipe in recipes]
         lines = sum(name.count("\n") + 1 for name in names)

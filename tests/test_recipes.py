@@ -372,7 +372,10 @@ def test_the_tables_show_means_and_standard_deviations(tmp_path: Path) -> None:
     assert order == ["cutmix", "present", "b1"]
     recipes_report.plot(rows, tmp_path)
     assert "(../generated/recipes-700-1x-val.png)" in table
-    assert (tmp_path / "recipes-700-1x-val.png").is_file()
+    alone = {"cutmix 9": {**row("cutmix", 9, 0.6), "steps": 7000}}  # nothing to compare it with
+    assert ".png" not in recipes_report.tables(alone)
+    recipes_report.plot(alone, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["recipes-700-1x-val.png"]
 
 
 def test_nothing_measured_is_said() -> None:
