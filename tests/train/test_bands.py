@@ -129,6 +129,14 @@ def test_low_bits_are_learned(weights: Path) -> None:
     assert results["val"]["miou"] > 0.95
 
 
+def test_a_checkpoint_is_measured_with_them(weights: Path, folder: Path) -> None:
+    main(["validate", "--config", str(folder / "thermal.yaml"), "--ckpt_path=last"])
+    results = weights.parent.with_name("version_1") / "results.json"
+    assert json.loads(results.read_text()) == json.loads(
+        weights.with_name("results.json").read_text()
+    )
+
+
 def test_the_weights_know_what_they_eat(weights: Path, folder: Path, tmp_path: Path) -> None:
     model = SegFormer.from_pretrained(weights)
     assert model.normalization.dtype == "uint16"

@@ -16,8 +16,9 @@ from halves import small_config
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, Logger
 
-from segformer import SegFormer
+from segformer import AllMLPHead, SegFormer, SegmentationModel, TimmBackbone
 from segformer.cli import main
+from segformer.deploy import export
 
 pytestmark = [
     pytest.mark.usefixtures("without_pictures"),
@@ -242,20 +243,35 @@ def test_without_a_checkpoint_nothing_is_measured(
     assert refused.value.code == 2
 
 
-def test_a_checkpoint_of_another_network_is_refused(
+def test_what_is_measured_needs_nothing_that_training_started_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = str(small_config(tmp_path, max_epochs=1))
-    run(monkeypatch, "fit", "--config", config)
-    with pytest.raises(SystemExit, match="is of another network than the config's"):
-        run(
-            monkeypatch,
-            "validate",
-            "--config",
-            config,
-            "--ckpt_path=last",
-            "--model.network.decoder_channels=8",
-        )
+    """The weights that it started from are gone, and another network has no frozen part."""
+    config = small_config(tmp_path, max_epochs=1)
+    settings = yaml.safe_load(config.read_text())
+    start = SegmentationModel(TimmBackbone("resnet18"), AllMLPHead((64, 128, 256, 512), 2, 8))
+    start.save(tmp_path / "start.safetensors")
+    settings["model"]["network"] = {
+        "class_path": "segformer.Pretrained",
+        "init_args": {"source": str(tmp_path / "start.safetensors")},
+    }
+    settings["model"]["frozen"] = ["backbone.model.bn1"]
+    config.write_text(yaml.safe_dump(settings))
+    run(monkeypatch, "fit", "--config", str(config))
+    (tmp_path / "start.safetensors").unlink()
+    SegFormer(TINY, num_classes=2).save(tmp_path / "other.safetensors")
+    first = tmp_path / "runs" / "small" / "version_0"
+    export(SegmentationModel.from_pretrained(first), tmp_path / "own.pt2")
+    for measured in (
+        ["--ckpt_path=best"],
+        [f"--weights={first / 'model.safetensors'}", f"--compare={tmp_path / 'own.pt2'}"],
+        [f"--weights={tmp_path / 'other.safetensors'}", f"--compare={first}"],
+    ):
+        run(monkeypatch, "validate", "--config", str(config), *measured)
+    scores = [
+        json.loads((first.with_name(f"version_{n}") / "results.json").read_text()) for n in range(4)
+    ]
+    assert scores[0] == scores[1] == scores[2] != scores[3]
 
 
 def test_a_moved_run_still_has_its_best_score(

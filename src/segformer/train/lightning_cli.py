@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser
 
-from segformer.checkpoint import describe
+from segformer.checkpoint import METADATA_KEY, describe
 from segformer.evaluation import check_logits, find_protocol
 from segformer.evaluation.metrics import Scores
 from segformer.train.data import SegmentationData
@@ -17,6 +18,7 @@ from segformer.train.lora import without_adapters
 from segformer.train.parser import add_options, drop_unlabelled
 from segformer.train.per_image import Compared, PerImage, write_images
 from segformer.train.report import Report
+from segformer.train.resume import read_checkpoint
 from segformer.train.run_cli import RunCLI
 from segformer.train.task import SegmentationTask
 from segformer.train.weights import (
@@ -64,36 +66,30 @@ class SegmentationCLI(RunCLI):
         return 1
 
     def before_instantiate_classes(self) -> None:
-        """Chooses the run's folder, and the network's number of bands."""
-        self._take_bands(self._settings)
+        """Chooses the run's folder, and the network: its number of bands, or another one."""
         _refuse_unused(self.subcommand, self._settings)
         super().before_instantiate_classes()
-        if self.subcommand in ("validate", "test"):
+        measures = self.subcommand in ("validate", "test")
+        self._measured = self._find_measured() if measures else None
+        if measures:
             _drop_training_parts(self._settings, keeps_adapters=self._checkpoint is not None)
+        if self._measured is not None:
+            _drop_network(self._settings.model)
+        elif self.subcommand == "fit" or self._checkpoint is not None:
+            _take_bands(self._settings)
 
-    def _take_bands(self, config: Any) -> None:
-        """Builds the network for the number of bands of the data.
-
-        Raises:
-            ValueError: If the data have bands and no statistics.
-        """
-        data = config.data.get("init_args", Namespace())
-        if self.subcommand != "fit" or not (
-            data.get("bands") or isinstance(data.get("images"), list)
-        ):
-            return
-        if not data.get("normalization"):
-            raise ValueError(
-                "the data have bands, and no statistics to normalise them; run `segformer check "
-                "--write-statistics` with the same --config, which adds data.normalization to it"
-            )
-        network = config.model.network.get("init_args")
-        if network is not None and network.get("in_channels", 0) in (None, 3):
-            network.in_channels = len(data.normalization.mean)
-
+    def _find_measured(self) -> str | None:
+        """The file whose network is measured; None if it is the config's, with its weights."""
+        weights: str | None = self._settings.weights
+        if weights is None and self._checkpoint is not None:
+            is_described = METADATA_KEY in read_checkpoint(self._checkpoint)
+            return str(self._checkpoint) if is_described else None
+        return weights
     def before_fit(self) -> None:
         """Checks before the run that the data can be read and the network can be saved."""
         super().before_fit()
+        if self.model.frozen:  # as it was asked for
+            warnings.filterwarnings("ignore", "Found .* in eval mode")
         network = self.model.network
         match_classes(network, self.datamodule.classes)
         network.classes = self.datamodule.classes
@@ -136,10 +132,14 @@ class SegmentationCLI(RunCLI):
         """Loads the weights to measure, and sets the protocol."""
         config = self._settings
         drop_callbacks(self.trainer, WeightAveraging)
-        if self._checkpoint is not None:
+        if self._measured is not None:
+            self.model.network = load_network(self._measured, self.datamodule.classes)
+        elif self._checkpoint is not None:
             load_checkpoint(self.model, self._checkpoint)
-        if config.weights is not None:
-            self.model.network = load_network(config.weights, self.datamodule.classes)
+            self.model.network.normalization = (
+                getattr(self.datamodule, "statistics", None)
+                or self.model.network.normalization
+            )
         if config.tta and config.protocol is None:
             raise ValueError("--tta needs a --protocol, which has its ratios")
         if config.protocol is not None:
@@ -213,6 +213,35 @@ def _drop_training_parts(config: Any, keeps_adapters: bool) -> None:
     if not keeps_adapters:
         config.model.lora = None
     drop_unlabelled(config.data)
+
+
+def _drop_network(model: Any) -> None:
+    """Leaves out the config's network, in whose place that of a file is measured.
+
+    It may start from weights that are gone, or not be the one of the file at all.
+    """
+    arguments = Namespace(backbone="b0", num_classes=None)  # which becomes that of the data
+    model.network = Namespace(class_path="segformer.SegFormer", init_args=arguments)
+    model.frozen, model.auxiliary, model.lora = [], None, None
+
+
+def _take_bands(config: Any) -> None:
+    """Builds the network for the number of bands of the data.
+
+    Raises:
+        ValueError: If the data have bands and no statistics.
+    """
+    data = config.data.get("init_args", Namespace())
+    if not (data.get("bands") or isinstance(data.get("images"), list)):
+        return
+    if not data.get("normalization"):
+        raise ValueError(
+            "the data have bands, and no statistics to normalise them; run `segformer check "
+            "--write-statistics` with the same --config, which adds data.normalization to it"
+        )
+    network = config.model.network.get("init_args")
+    if network is not None and network.get("in_channels", 0) in (None, 3):
+        network.in_channels = len(data.normalization.mean)
 
 
 def _refuse_unused(verb: str | None, config: Any) -> None:

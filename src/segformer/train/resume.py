@@ -194,7 +194,7 @@ def find_checkpoint(
         folders: Folders of the runs, the newest first; by default each ``version_N`` in ``runs``.
 
     Raises:
-        FileNotFoundError: If the file does not exist.
+        FileNotFoundError: If the file does not exist, or the newest run has no best checkpoint.
     """
     if ckpt_path not in ("last", "best"):
         if not Path(ckpt_path).is_file():
@@ -207,4 +207,12 @@ def find_checkpoint(
     newest = next(
         (path for folder in folders if (path := newest_checkpoint(folder / CHECKPOINTS))), None
     )
-    return best_checkpoint(newest) if newest and ckpt_path == "best" else newest
+    if newest is None or ckpt_path == "last":
+        return newest
+    best = best_checkpoint(newest)
+    if best is None:
+        raise FileNotFoundError(
+            f"--ckpt_path best: the newest run, {str(newest.parent.parent)!r}, has no best "
+            "checkpoint, as it was not validated yet; use --ckpt_path last"
+        )
+    return best

@@ -101,8 +101,9 @@ class SegmentationTask(ResumableTask):
     def train(self, mode: bool = True) -> Self:
         """Sets the mode of all modules but those that are frozen, which stay in evaluation mode."""
         super().train(mode)
-        for name in self.frozen:
-            self.network.get_submodule(name).eval()
+        if mode:  # a network that is measured may be another one, without these modules
+            for name in self.frozen:
+                self.network.get_submodule(name).eval()
         return self
 
     def setup(self, stage: str) -> None:
