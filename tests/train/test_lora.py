@@ -87,9 +87,9 @@ def test_a_run_writes_plain_weights_and_measures_them(tmp_path: Path) -> None:
         patch.chdir(tmp_path)
         main(["fit", "--config", str(config)])
         main(["validate", "--config", str(config), "--ckpt_path=best"])
+        other = ["--ckpt_path=last", "--model.network.decoder_channels=8"]
         with pytest.raises(SystemExit, match="is of another network than the config's"):
-            other = "--model.network.decoder_channels=8"
-            main(["validate", "--config", str(config), "--ckpt_path=last", other])
+            main(["validate", "--config", str(config), *other])
     folder, measured = (tmp_path / "runs" / "small" / f"version_{k}" for k in (0, 1))
     model = SegFormer.from_pretrained(folder / "model.safetensors")
     assert model.state_dict().keys() == network().state_dict().keys()

@@ -49,7 +49,7 @@ class Planted(Dataset):
 
 @pytest.mark.parametrize("temperature", [0.01, 0.1, 1.0])
 @pytest.mark.parametrize("min_pixels", [1, 10])
-@pytest.mark.filterwarnings("ignore:no training image")
+@pytest.mark.filterwarnings("ignore:no training image", "ignore:.* of 16 training images")
 def test_images_are_drawn_by_the_published_probabilities(
     temperature: float, min_pixels: int
 ) -> None:
@@ -70,9 +70,29 @@ def test_images_are_drawn_by_the_published_probabilities(
 
 def test_classes_that_no_image_holds_are_named() -> None:
     with pytest.warns(UserWarning, match="no training image holds 20 pixels of sign, train: no"):
-        RareClasses(min_pixels=20).order(Planted())
+        RareClasses(1.0, min_pixels=20).order(Planted())
     with pytest.raises(ValueError, match="holds 100 pixels of one class"):
         RareClasses().order(Planted())
+
+
+@pytest.mark.filterwarnings("ignore:no training image", "error:.* training images are drawn")
+def test_images_that_are_hardly_ever_drawn_are_counted() -> None:
+    """Those without a car, since e^((f_road - f_car) / T) is e^84 if T is 0.01."""
+    said = r"^14 of 16 training images are drawn less than once in 100 epochs, .* which is 0\.01$"
+    with pytest.warns(UserWarning, match=said):
+        RareClasses(min_pixels=20).order(Planted())
+    RareClasses(0.5, min_pixels=20).order(Planted())  # e^1.7: all are drawn
+
+
+def test_a_sample_is_mixed_with_another_one() -> None:
+    """The next of the epoch that is not the same; the same if there is no other."""
+
+    def draws(indices: list[int]) -> list[Any]:
+        batches = Batches(4, 2, 0, order=lambda generator: torch.tensor(indices))
+        return [draw for number in range(2) for draw in batches.batch(0, number)]
+
+    assert [draw.other for draw in draws([3, 3, 1, 3])] == [1, 1, 3, 1]
+    assert [draw.other for draw in draws([2, 2, 2, 2])] == [2, 2, 2, 2]
 
 
 def test_wrong_arguments_are_refused() -> None:

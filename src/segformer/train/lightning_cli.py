@@ -85,6 +85,7 @@ class SegmentationCLI(RunCLI):
             is_described = METADATA_KEY in read_checkpoint(self._checkpoint)
             return str(self._checkpoint) if is_described else None
         return weights
+
     def before_fit(self) -> None:
         """Checks before the run that the data can be read and the network can be saved."""
         super().before_fit()
@@ -137,8 +138,7 @@ class SegmentationCLI(RunCLI):
         elif self._checkpoint is not None:
             load_checkpoint(self.model, self._checkpoint)
             self.model.network.normalization = (
-                getattr(self.datamodule, "statistics", None)
-                or self.model.network.normalization
+                getattr(self.datamodule, "statistics", None) or self.model.network.normalization
             )
         if config.tta and config.protocol is None:
             raise ValueError("--tta needs a --protocol, which has its ratios")

@@ -137,11 +137,10 @@ class Batches(Sampler[list[Draw]]):
         first = (number * self.world_size + self.rank) * self.batch_size
         order, times = self._order(epoch)
         return [
-            # The next sample of all processes, so that their number has no effect on the pairs.
             Draw(
                 order[place],
                 mixed(self.seed, epoch, order[place], times[place]),
-                order[(place + 1) % len(order)],
+                _partner(order, place),
             )
             for place in range(first, first + self.batch_size)
         ]
@@ -162,6 +161,15 @@ class Batches(Sampler[list[Draw]]):
     def __iter__(self) -> Iterator[list[Draw]]:
         epoch, first = self.start()
         return (self.batch(epoch, number) for number in range(first, len(self)))
+
+
+def _partner(order: list[int], place: int) -> int:
+    """Returns the sample that is mixed into that of a place: the next other one of an epoch.
+
+    It is the next one of all processes, so that their number has no effect on the pairs.
+    """
+    following = (order[(place + k) % len(order)] for k in range(1, len(order)))
+    return next((index for index in following if index != order[place]), order[place])
 
 
 class Both(Dataset):

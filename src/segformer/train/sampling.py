@@ -35,6 +35,9 @@ class Sampling(ABC):
         """
 
 
+LONG = 100  # epochs; an image that is drawn more seldom than that is hardly learned
+
+
 class RareClasses(Sampling):
     """Draws images that hold rare classes more often (DAFormer, arXiv 2111.14887, section 3.3).
 
@@ -69,6 +72,7 @@ class RareClasses(Sampling):
         holders = [(of_class >= self.min_pixels).nonzero()[:, 0] for of_class in counts.T[:-1]]
         self._warn(dataset.classes.names, holders)
         probabilities = self.probabilities(counts)
+        self._warn_of_seldom_images(probabilities, holders, len(counts))
 
         def draw(generator: torch.Generator) -> Tensor:
             length = len(counts)
@@ -93,6 +97,20 @@ class RareClasses(Sampling):
         is_drawn = (counts[:, :-1] >= self.min_pixels).any(0)
         scores = ((1 - shares) / self.temperature).masked_fill(~is_drawn, -torch.inf)
         return scores.softmax(0)
+
+    def _warn_of_seldom_images(
+        self, probabilities: Tensor, holders: list[Tensor], length: int
+    ) -> None:
+        draws = torch.zeros(length, dtype=torch.float64)  # that are expected in an epoch
+        for probability, images in zip(probabilities, holders, strict=True):
+            draws[images] += length * probability / max(1, len(images))
+        seldom = int((draws < 1 / LONG).sum())
+        if seldom > length / 100:
+            rank_zero_warn(
+                f"{seldom} of {length} training images are drawn less than once in {LONG} epochs, "
+                f"as they hold no rare class; if they should be, raise "
+                f"data.sampling.init_args.temperature, which is {self.temperature:g}"
+            )
 
     def _warn(self, names: tuple[str, ...], holders: list[Tensor]) -> None:
         never = [name for name, images in zip(names, holders, strict=True) if not len(images)]
