@@ -31,6 +31,10 @@ data:
       init_args: {crop_size: [32, 32]}
 """
 
+TIMM_BACKBONE = [
+    "--model.network.backbone={class_path: segformer.TimmBackbone, init_args: {name: resnet18}}"
+]
+
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -46,6 +50,39 @@ pytestmark = pytest.mark.filterwarnings("ignore")
         (
             ["fit", "--model.network=segformer.SegFormr"],
             "model.network: module 'segformer' has no attribute 'SegFormr'",
+        ),
+        # Where several types are possible, the fault is that of the class that is given.
+        (
+            ["fit", *TIMM_BACKBONE, "--model.network.backbone.init_args.name=resnet1"],
+            "fit: unknown timm model 'resnet1'; did you mean resnet",
+        ),
+        (
+            ["fit", *TIMM_BACKBONE, "--model.network.backbone.dict_kwargs.drop_pth=0.1"],
+            "'resnet18' does not take these arguments:",
+        ),
+        (
+            ["fit", *TIMM_BACKBONE, "--model.network.backbone.init_args.pretraind=true"],
+            "model.network.backbone: Option 'pretraind' is not accepted",
+        ),
+        (
+            ["fit", "--model.network.backbone=segformer.TimmBackbne"],
+            "unknown variant 'segformer.TimmBackbne'; choose one of b0",
+        ),
+        (
+            ["fit", "--model.network.backbone={class_path: segformer.TimmBackbne}"],
+            "model.network.backbone: module 'segformer' has no attribute 'TimmBackbne'",
+        ),
+        (
+            ["fit", "--model.network.dropout={class_path: torch.nn.Dropout, init_args: {p: 2}}"],
+            "fit: dropout probability has to be between 0 and 1, but got 2",
+        ),
+        (
+            ["fit", "--model.network.dropout=abc"],
+            "model.network.dropout: Expected a float. Got value: abc",
+        ),
+        (
+            ["fit", "--model.network.decoder_channels=many"],
+            "model.network.decoder_channels: Expected a int. Got value: many",
         ),
         (["fit", "--data.batch_sice=2"], "data: Option 'batch_sice' is not accepted"),
         (

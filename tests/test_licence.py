@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import (
     SegformerConfig,
     SegformerForImageClassification,
@@ -17,9 +18,10 @@ from transformers import (
 )
 
 from segformer import Pretrained, SegFormer, TimmBackbone
-from segformer.checkpoint import NVIDIA_LICENCE
+from segformer.checkpoint import NVIDIA_LICENCE, metadata_of
 from segformer.deploy.description import LICENCE, Description
 from segformer.evaluation.summary import summarize
+from segformer.timm_models import TimmClassifier
 
 NAME = "mobilenetv3_small_050"
 
@@ -47,6 +49,37 @@ def test_it_is_carried_from_timm_through_a_fine_tuned_file_to_an_export(
     assert again.licence == expected
     assert Description.of(again).licence == expected
     assert f"licence        {expected}" in summarize(tmp_path / "second.safetensors")
+
+
+def test_other_layouts_keep_it_where_they_have_a_place(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = SegFormer("b0", num_classes=2)
+    model.licence = "of this test"
+    for layout, name in (
+        ("huggingface", "folder"),
+        ("nvidia", "nvidia.pth"),
+        ("nvidia", "nvidia.safetensors"),
+        ("smp", "smp.safetensors"),
+    ):
+        model.save(tmp_path / name, layout)
+        assert SegFormer.from_pretrained(tmp_path / name).licence == "of this test", name
+    assert "licence" not in caplog.text
+    SegformerForSemanticSegmentation.from_pretrained(tmp_path / "folder")  # their own reader
+    model.save(tmp_path / "smp.pth", "smp")
+    assert "no place for the licence 'of this test' in a .pth file" in caplog.text
+
+
+def test_a_pretrained_classifier_passes_it_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("timm.models._builder.load_pretrained", lambda *args, **options: None)
+    classifier = TimmClassifier("mit_b0", num_classes=2, pretrained=True)
+    assert classifier.licence == TimmBackbone("mit_b0", pretrained=True).licence is not None
+    assert TimmClassifier("mit_b0", num_classes=2).licence is None
+    path = tmp_path / "model.safetensors"
+    save_file(classifier.model.state_dict(), path, metadata_of(classifier))
+    assert SegFormer.from_pretrained(path, num_classes=3).licence == classifier.licence
 
 
 def test_it_is_not_invented(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import timm
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
@@ -22,7 +21,12 @@ from torch import Tensor, nn
 from segformer import checkpoint
 from segformer.networks.initialization import init_weights
 from segformer.networks.mit import VARIANTS, MiT, Variant
-from segformer.networks.timm_backbone import check_name, timms_normalization
+from segformer.networks.timm_backbone import (
+    check_name,
+    create,
+    licence_of,
+    timms_normalization,
+)
 
 
 class MiTClassifier(MiT):
@@ -166,9 +170,11 @@ class TimmClassifier(nn.Module):
     Attributes:
         model: timm's model.
         normalization: How images are normalized: as timm states for this name.
+        licence: With ``pretrained``, the licence that timm states for its weights; else None.
 
     Raises:
         ValueError: If timm has no model of this name, or the model has no such argument.
+        FileNotFoundError: If its pretrained weights cannot be had.
     """
 
     def __init__(
@@ -181,19 +187,15 @@ class TimmClassifier(nn.Module):
     ) -> None:
         super().__init__()
         check_name(name)
-        try:
-            self.model: Any = timm.create_model(
-                name,
-                num_classes=num_classes,
-                drop_path_rate=drop_path_rate,
-                checkpoint_path=checkpoint_path,
-                **options,
-            )
-        except TypeError as error:
-            raise ValueError(
-                f"{name!r} does not take these arguments: {error}; leave them out, or set them to "
-                "null"
-            ) from error
+        self.model: Any = create(
+            name,
+            num_classes=num_classes,
+            drop_path_rate=drop_path_rate,
+            checkpoint_path=checkpoint_path,
+            **options,
+        )
+        given = {"checkpoint_path": checkpoint_path, **options}
+        self.licence = licence_of(self.model, given) if options.get("pretrained") else None
         self.num_classes = num_classes
         self.normalization = timms_normalization(self.model)
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from segformer import MiT, SegFormer, SegmentationModel, TimmBackbone
 from segformer.networks.setr import PUPHead
+from segformer.timm_models import TimmClassifier
 
 FAMILIES = [
     "resnet18",
@@ -201,3 +202,15 @@ def test_a_model_without_feature_maps_is_refused() -> None:
 
 def featureless_for_this_test(pretrained: bool = False, **options: Any) -> nn.Module:
     return nn.Linear(2, 2)
+
+
+def test_weights_that_cannot_be_downloaded_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*args: Any, **options: Any) -> None:
+        raise FileNotFoundError("no connection.")
+
+    monkeypatch.setattr("timm.models._builder.load_pretrained", offline)
+    said = r"weights of timm's 'resnet18': no connection; connect .* set pretrained to false"
+    with pytest.raises(FileNotFoundError, match=said):
+        TimmBackbone("resnet18", pretrained=True)
+    with pytest.raises(FileNotFoundError, match=said):
+        TimmClassifier("resnet18", pretrained=True)

@@ -10,7 +10,7 @@ from segformer.checkpoint.processor import Processor, read_processor
 from segformer.checkpoint.reading import Reading, load, read, translate_encoder
 from segformer.checkpoint.report import Report
 from segformer.checkpoint.segformer_layouts import Numerics
-from segformer.checkpoint.writing import WRITABLE, save, state_dict_as
+from segformer.checkpoint.writing import WRITABLE, metadata_of, save, state_dict_as
 
 __all__ = [
     "LAYOUTS",
@@ -26,6 +26,7 @@ __all__ = [
     "build",
     "describe",
     "load",
+    "metadata_of",
     "part",
     "read",
     "read_processor",

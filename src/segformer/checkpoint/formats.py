@@ -20,6 +20,7 @@ from segformer.checkpoint.report import some
 from segformer.data.classes import Classes
 
 State = dict[str, Tensor]
+LICENCE_KEY = "licence"  # in the metadata of a safetensors file, and in the meta of a checkpoint
 METADATA_KEY = "segformer"
 # Where training loops keep a state dict. Averaged weights come first: they are the ones evaluated.
 CONTAINERS = (
@@ -77,7 +78,7 @@ def read_safetensors(path: Path) -> WeightFile:
     tensors: State = {}
     try:
         with safe_open(path, "pt") as file:
-            description = (file.metadata() or {}).get(METADATA_KEY)
+            metadata = file.metadata() or {}
             keys = list(file.keys())
         # An open file is mapped into memory. It is opened again for each chunk, so that the mapped
         # file and its copy are never in memory whole at the same time.
@@ -88,7 +89,8 @@ def read_safetensors(path: Path) -> WeightFile:
             f"cannot read {str(path)!r}: {error}; it is truncated or no safetensors file: "
             f"{DOWNLOAD_AGAIN}"
         ) from error
-    return WeightFile(path, tensors, _description(description, path))
+    description = _description(metadata.get(METADATA_KEY), path)
+    return WeightFile(path, tensors, description, licence=metadata.get(LICENCE_KEY))
 
 
 def _copy_chunk(path: Path, keys: list[str], tensors: State) -> list[str]:
@@ -147,13 +149,15 @@ def read_pickle(path: Path) -> WeightFile:
         )
     tensors = {key: value for key, value in values.items() if isinstance(value, Tensor)}
     _check_values(tensors, path)
+    meta = content.get("meta")
     return WeightFile(
         path,
         own_memory(tensors),
         _description(content.get(METADATA_KEY), path),
-        _classes_in_meta(content.get("meta")),
+        _classes_in_meta(meta),
         unwrapped=unwrapped,
         others=[str(key) for key, value in values.items() if not isinstance(value, Tensor)],
+        licence=meta.get(LICENCE_KEY) if isinstance(meta, dict) else None,
     )
 
 

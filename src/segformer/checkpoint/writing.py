@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from segformer.checkpoint.descriptions import describe
-from segformer.checkpoint.formats import METADATA_KEY, State, own_memory
+from segformer.checkpoint.formats import LICENCE_KEY, METADATA_KEY, State, own_memory
 from segformer.checkpoint.huggingface_config import config_of, preprocessor_of
 from segformer.checkpoint.layout import Layout
 from segformer.checkpoint.parts import build, unwrapped, unwrapped_name
@@ -62,10 +62,19 @@ def save(model: Any, path: str | os.PathLike[str], layout: str = "native") -> No
     if target is HUGGINGFACE:
         _write_folder(path, state, model, description)
     elif path.suffix == ".safetensors":
-        metadata = {METADATA_KEY: json.dumps(description)} if target is NATIVE else {"format": "pt"}
+        described = {METADATA_KEY: json.dumps(description)}
+        metadata = described if target is NATIVE else metadata_of(model)
         _write(path, lambda file: save_file(state, file, metadata))
     else:
         content = {"meta": _meta_of(model), "state_dict": state} if target is NVIDIA else state
+        if target is not NVIDIA and _licence_of(model):
+            logger.warning(
+                "the %s layout has no place for the licence %r in a %s file; a .safetensors file "
+                "would state it",
+                target.name,
+                model.licence,
+                path.suffix,
+            )
         _write(path, lambda file: torch.save(content, file))
 
 
@@ -221,12 +230,23 @@ def _logits_of_noise(
     return logits
 
 
+def metadata_of(model: Any) -> dict[str, str]:
+    """Returns the metadata of a safetensors file in another layout, with the licence if known."""
+    return {"format": "pt", **_licence_of(model)}
+
+
+def _licence_of(model: Any) -> dict[str, str]:
+    licence = getattr(model, "licence", None)
+    return {LICENCE_KEY: licence} if licence else {}
+
+
 def _meta_of(model: Any) -> dict[str, Any]:
     """Returns the classes as mmsegmentation and NVIDIA's code keep them in a checkpoint."""
     classes = model.classes
     return {
         "CLASSES": list(classes.names),
         "PALETTE": [list(color) for color in classes.colors],
+        **_licence_of(model),
     }
 
 
@@ -234,7 +254,7 @@ def _write_folder(path: Path, state: State, model: Any, description: dict[str, A
     """Writes a folder that transformers reads."""
     path.mkdir(exist_ok=True)
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    _write(path / "model.safetensors", lambda file: save_file(state, file, {"format": "pt"}))
+    _write(path / "model.safetensors", lambda file: save_file(state, file, metadata_of(model)))
     _write_json(path / "config.json", config_of(description, dtype))
     _write_json(path / "preprocessor_config.json", preprocessor_of(model.normalization))
 

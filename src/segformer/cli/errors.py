@@ -10,6 +10,8 @@ from types import TracebackType
 from _segformer_verbs import closest
 
 EXPECTED = (OSError, ValueError, FloatingPointError, ArgumentError)  # a user can correct these
+UNION = "Does not validate against any of the Union subtypes"  # jsonargparse's words
+OTHER_TYPE = r"Expected |Import path \S+ does not correspond to a subclass|.*Parser key"
 PARSERS = ("jsonargparse", "argparse", "segformer.train.parser", "segformer.cli.parser")  # modules
 
 
@@ -25,13 +27,14 @@ def explain(error: BaseException, verb: str, arguments: list[str]) -> str | None
     cause = _root_cause(error)
     if not isinstance(error if is_argument else cause, EXPECTED):
         return None
+    message = _fault_of_class(error) or str(cause)
     sentence = f"segformer {verb}: "
     if not is_argument:
-        return sentence + _one_line(cause)
+        return sentence + _one_line(message)
     key = _key(error)
-    sentence += (f"{key}: " if key else "") + _one_line(cause)
+    sentence += (f"{key}: " if key else "") + _one_line(message)
     hint = f" (segformer {verb} --help lists the options)"
-    return sentence + (_suggestion(error, str(cause), key, arguments) or hint)
+    return sentence + (_suggestion(error, message, key, arguments) or hint)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -46,6 +49,27 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _root_cause(error: BaseException) -> BaseException:
     return list(_chain(error))[-1]
+
+
+def _fault_of_class(error: BaseException) -> str | None:
+    """Returns what is wrong with a class that is given where several types are possible.
+
+    The parser lists a fault for each of the types, such as that a class is no string, and the cause
+    of its error is the first of them.
+    """
+    texts = [str(e) for e in _chain(error) if UNION in str(e)]
+    return _of_union(texts[-1]) if texts else None
+
+
+def _of_union(text: str) -> str | None:
+    faults = text.partition("Errors:\n")[2].rpartition("Given value type:")[0]
+    indentation = " " * (len(faults) - len(faults.lstrip()))
+    for fault in reversed(re.split(rf"(?m)^{indentation}- ", faults)):
+        if UNION in fault:
+            return _of_union(fault)
+        if fault.strip() and not re.match(OTHER_TYPE, fault, re.DOTALL):
+            return re.sub(r"(?s).*Problem with given class_path '[^']*':\s*", "", fault).strip()
+    return None
 
 
 def _key(error: BaseException) -> str:
@@ -76,7 +100,7 @@ def _module_of(traceback: TracebackType | None) -> str:
     return name
 
 
-def _one_line(error: BaseException) -> str:
-    text = re.sub(r"<class '([^']+)'>", r"\1", str(error))
+def _one_line(message: str) -> str:
+    text = re.sub(r"<class '([^']+)'>", r"\1", message)
     text = re.sub(r"\.? Got value: Namespace\(.*", "", text, flags=re.DOTALL)
     return " ".join(text.split())

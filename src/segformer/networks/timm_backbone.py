@@ -152,7 +152,7 @@ class TimmBackbone(nn.Module):
         if positions == "bilinear":
             _resample_bilinear(inner, name)
         self.fit = fit
-        self.licence = _licence(self.model, options) if pretrained else None
+        self.licence = licence_of(self.model, options) if pretrained else None
         normalization = timms_normalization(self.model) if pretrained else IMAGENET
         self.normalization = normalization.for_channels(in_channels)
         self.in_channels = in_channels
@@ -277,7 +277,7 @@ def timms_normalization(model: Any) -> Normalization:
     return Normalization(mean, std)
 
 
-def _licence(model: Any, options: Mapping[str, Any]) -> str | None:
+def licence_of(model: Any, options: Mapping[str, Any]) -> str | None:
     """The licence of a model's pretrained weights, with the name of timm's; None if not stated."""
     given = [options.get(name) or {} for name in ("pretrained_cfg_overlay", "pretrained_cfg")]
     others = [
@@ -306,14 +306,36 @@ def _pyramid(name: str, **options: Any) -> Any:
         ) from error
 
 
+def create(name: str, **options: Any) -> nn.Module:
+    """The timm model.
+
+    Raises:
+        ValueError: if the model has no such argument.
+        FileNotFoundError: if its pretrained weights cannot be had.
+    """
+    try:
+        return timm.create_model(name, **options)
+    except TypeError as error:
+        raise ValueError(
+            f"{name!r} does not take these arguments: {error}; leave them out, or set them to null"
+        ) from error
+    except OSError as error:
+        if not options.get("pretrained"):
+            raise
+        raise FileNotFoundError(
+            f"no pretrained weights of timm's {name!r}: {str(error).rstrip('.')}; connect to the "
+            "internet, or set pretrained to false"
+        ) from error
+
+
 def _create(name: str, **options: Any) -> nn.Module:
     """The timm model, for images of any size if the model has an argument for that."""
     for arguments in ({"dynamic_img_size": True, **options}, options):
         try:
-            return timm.create_model(name, **arguments)
-        except TypeError as error:
+            return create(name, **arguments)
+        except ValueError as error:
             if "dynamic_img_size" not in str(error):
-                raise ValueError(f"{name!r} does not take these arguments: {error}") from error
+                raise
     raise ValueError(f"{name!r} does not take the argument dynamic_img_size")
 
 

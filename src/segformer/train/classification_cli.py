@@ -9,6 +9,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from safetensors.torch import save_file
 
+from segformer.checkpoint import metadata_of
 from segformer.train.classification import ClassificationTask, ImageFolderData
 from segformer.train.parser import add_callbacks
 from segformer.train.run_cli import RunCLI
@@ -52,9 +53,10 @@ class ClassificationCLI(RunCLI):
 
     @rank_zero_only
     def _write_weights(self) -> None:
-        state = self.model.network.model.state_dict()
+        network = self.model.network
+        state = {key: x.contiguous() for key, x in network.model.state_dict().items()}
         path = self._folder / "model.safetensors"
-        save_file({key: x.contiguous() for key, x in state.items()}, path, {"format": "pt"})
+        save_file(state, path, metadata_of(network))
         print(f"\nweights   {path}")
 
     @rank_zero_only
