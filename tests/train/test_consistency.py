@@ -233,6 +233,15 @@ def test_folders_patterns_and_lists_are_found(folder: Path, tmp_path: Path) -> N
     table.write_text("file\nimages/9.png\n")
     with pytest.raises(ValueError, match="must have the column image"):
         names(str(table))
+    table.unlink()
+    with pytest.raises(FileNotFoundError, match=r"no file '.*some.csv' in the working directory"):
+        names(str(table))
+    (folder / "images/more/notes.txt").write_text("")
+    assert len(names("images/more")) == 2  # a folder is searched for images
+    with pytest.raises(
+        ValueError, match=r"'images/more/\*' matches 'notes.txt', .* narrow .*\.jpg"
+    ):
+        names("images/more/*")
     with pytest.raises(ValueError, match=r"batch_size=3, and pairs .* are mixed; give an even"):
         UnlabelledImages(["images"], make, batch_size=3)
 

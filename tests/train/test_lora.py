@@ -57,6 +57,23 @@ def test_a_merged_layer_is_the_papers_sum() -> None:
     assert without_adapters(merged) is merged
 
 
+def test_layers_that_are_trained_whole_are_plain_in_the_end() -> None:
+    model = network()
+    LoRA(rank=2, modules=["fc1"], options={"modules_to_save": ["norm1"]}).adapt(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_()
+        images = torch.randn(1, 3, 64, 64)
+        merged = without_adapters(model)
+        assert merged.state_dict().keys() == network().state_dict().keys()
+        norm = merged.backbone.stages[0].blocks[0].norm1
+        assert type(norm) is type(network().backbone.stages[0].blocks[0].norm1)
+        assert not torch.equal(norm.weight, network().backbone.stages[0].blocks[0].norm1.weight)
+        logits = model.eval()(images), merged.eval()(images)
+    torch.testing.assert_close(*logits, rtol=1e-3, atol=1e-3)
+
+
 def test_adapters_of_a_frozen_stage_are_frozen() -> None:
     task = SegmentationTask(network(), lora=LoRA(), frozen=["backbone.stages.0"])
     trained = [name for name, p in task.network.named_parameters() if p.requires_grad]

@@ -119,11 +119,15 @@ def test_the_picture_has_a_row_for_each_image_that_got_worse(
 
 
 def test_one_image_cannot_be_compared(config: Path, weights: list[Path], tmp_path: Path) -> None:
+    words = ["validate", f"--config={config}", f"--weights={weights[0]}"]
+    words += [f"--compare={weights[1]}"]
+    for limit in ("1", "0.25"):  # of four
+        with pytest.raises(SystemExit, match="one image cannot be resampled"):
+            main([*words, f"--trainer.limit_val_batches={limit}"])
     for path in (tmp_path / "data").glob("*/val/[123].png"):
         path.unlink()
-    words = ["validate", f"--config={config}", f"--weights={weights[0]}"]
     with pytest.raises(SystemExit, match="one image cannot be resampled"):
-        main([*words, f"--compare={weights[1]}"])
+        main(words)
 
 
 @pytest.mark.parametrize("option", ["--per-image", "--compare=b.safetensors"])

@@ -17,7 +17,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from segformer.data.classes import Classes
-from segformer.data.images import find_images, read_image
+from segformer.data.images import IMAGE_SUFFIXES, find_images, read_image
 from segformer.data.mixing import CutMix
 from segformer.data.pairing import read_text
 from segformer.data.transforms import Normalize, PadTo, RandomScaledCrop
@@ -135,7 +135,7 @@ class UnlabelledImages:
 
         Raises:
             FileNotFoundError: If a folder, file or pattern has no image.
-            ValueError: If a CSV file has no column ``image``.
+            ValueError: If a CSV file has no column ``image``, or a pattern matches another file.
         """
         found = [path for entry in self.images for path in _images_of(entry, Path(root))]
         return list(dict.fromkeys(found))
@@ -150,10 +150,21 @@ def _images_of(entry: str, root: Path) -> list[Path]:
         raise FileNotFoundError(
             f"unlabelled_images: nothing matches {str(root / entry)!r}; correct the pattern"
         )
+    for path in paths:
+        if path.is_file() and path.suffix and path.suffix.lower() not in IMAGE_SUFFIXES:
+            raise ValueError(
+                f"unlabelled_images: {entry!r} matches {path.name!r}, which is no image; narrow "
+                f"the pattern, for instance to {Path(entry).with_name('*.jpg').as_posix()!r}"
+            )
     return [image for path in paths for image in (find_images(path) if path.is_dir() else [path])]
 
 
 def _listed_images(table: Path, root: Path) -> list[Path]:
+    if not table.is_file():
+        raise FileNotFoundError(
+            f"unlabelled_images: no file {str(table)!r} in the working directory, {os.getcwd()!r}; "
+            "correct the path"
+        )
     rows = list(csv.DictReader(read_text(table).splitlines()))
     if not rows or not all(row.get("image") for row in rows):
         raise ValueError(

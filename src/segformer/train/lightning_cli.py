@@ -123,11 +123,11 @@ class SegmentationCLI(RunCLI):
 
     def before_validate(self) -> None:
         self._load_measured()
-        self._prepare_images(self.datamodule.val)
+        self._prepare_images(self.datamodule.val, self.trainer.limit_val_batches)
 
     def before_test(self) -> None:
         self._load_measured()
-        self._prepare_images(self.datamodule.test)
+        self._prepare_images(self.datamodule.test, self.trainer.limit_test_batches)
 
     def _load_measured(self) -> None:
         """Loads the weights to measure, and sets the protocol."""
@@ -147,8 +147,13 @@ class SegmentationCLI(RunCLI):
         if self.model.protocol is not None:
             check_logits(self.model.network, self.model.protocol)
 
-    def _prepare_images(self, dataset: Any) -> None:
+    def _prepare_images(self, dataset: Any, limit: float) -> None:
         """Has each image measured on its own, and loads the network to compare, if asked for.
+
+        Args:
+            dataset: The images.
+            limit: Lightning's limit of the batches, which are single images then: their number, or
+                their share.
 
         Raises:
             ValueError: If that network has other classes, or the protocol needs its logits, or
@@ -158,10 +163,11 @@ class SegmentationCLI(RunCLI):
         if not (config.per_image or config.compare):
             return
         self.datamodule.val_batch_size = 1  # changes no score
+        allowed = limit if isinstance(limit, int) else int(limit * len(dataset))
         per_image = PerImage(dataset, max(2, self.datamodule.num_classes))
         self.trainer.callbacks.append(per_image)  # type: ignore[attr-defined]
         if config.compare:
-            if len(dataset) < 2:
+            if min(allowed, len(dataset)) < 2:
                 raise ValueError(
                     "--compare estimates chance from several images, and one image cannot be "
                     "resampled; give more, or measure both weights without --compare"

@@ -26,7 +26,8 @@ class LoRA:
         modules: Layers that are adapted, by the end of their names, such as ``[q, kv]`` of MiT; or
             ``all-linear``.
         dropout: Share of the adapters' inputs that are dropped in training.
-        options: Further arguments of peft's ``LoraConfig``, such as ``use_dora``.
+        options: Further arguments of peft's ``LoraConfig``, such as ``use_dora``, or
+            ``modules_to_save``, layers that are trained whole.
     """
 
     rank: int = 8
@@ -60,13 +61,19 @@ class LoRA:
 def without_adapters(network: Any) -> Any:
     """Returns a network whose adapters are merged into plain layers; itself if it has none."""
     adapted = [name for name, module in network.named_modules() if hasattr(module, "lora_A")]
-    if not adapted:
+    copied = [
+        name for name, module in network.named_modules() if hasattr(module, "original_module")
+    ]
+    if not adapted + copied:
         return network
     network = copy.deepcopy(network)
     for name in adapted:
         layer = network.get_submodule(name)
         layer.merge()
         network.set_submodule(name, layer.get_base_layer().requires_grad_())
+    for name in copied:  # modules_to_save: peft trains a copy beside the original
+        layer = network.get_submodule(name)
+        network.set_submodule(name, layer.modules_to_save[layer.active_adapters[0]])
     return network
 
 
