@@ -243,6 +243,18 @@ def test_without_a_checkpoint_nothing_is_measured(
     assert refused.value.code == 2
 
 
+@pytest.mark.parametrize("verb", ["fit", "validate"])
+def test_a_run_that_was_not_validated_has_no_best_checkpoint(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not begun again, and the newest is not measured in its place."""
+    words = ["--config", str(small_config(tmp_path, max_epochs=1))]
+    run(monkeypatch, "fit", *words, "--trainer.limit_val_batches=0")
+    with pytest.raises(SystemExit, match=r"the newest run, .*version_0', has no best checkpoint"):
+        run(monkeypatch, verb, *words, "--ckpt_path=best")
+    assert len(list((tmp_path / "runs" / "small").iterdir())) == 1
+
+
 def test_what_is_measured_needs_nothing_that_training_started_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
