@@ -249,7 +249,7 @@ def test_a_run_that_was_not_validated_has_no_best_checkpoint(
 ) -> None:
     """It is not begun again, and the newest is not measured in its place."""
     words = ["--config", str(small_config(tmp_path, max_epochs=1))]
-    run(monkeypatch, "fit", *words, "--trainer.limit_val_batches=0")
+    run(monkeypatch, "fit", *words, "--trainer.check_val_every_n_epoch=9")
     with pytest.raises(SystemExit, match=r"the newest run, .*version_0', has no best checkpoint"):
         run(monkeypatch, verb, *words, "--ckpt_path=best")
     assert len(list((tmp_path / "runs" / "small").iterdir())) == 1
