@@ -71,11 +71,12 @@ class SegmentationCLI(RunCLI):
         super().before_instantiate_classes()
         measures = self.subcommand in ("validate", "test")
         self._measured = self._find_measured() if measures else None
+        loads_checkpoint = self._checkpoint is not None and self._measured is None
         if measures:
-            _drop_training_parts(self._settings, keeps_adapters=self._checkpoint is not None)
+            _drop_training_parts(self._settings, keeps_adapters=loads_checkpoint)
         if self._measured is not None:
             _drop_network(self._settings.model)
-        elif self.subcommand == "fit" or self._checkpoint is not None:
+        elif self.subcommand == "fit" or loads_checkpoint:
             _take_bands(self._settings)
 
     def _find_measured(self) -> str | None:
@@ -228,7 +229,7 @@ def _drop_network(model: Any) -> None:
     """
     arguments = Namespace(backbone="b0", num_classes=None)  # which becomes that of the data
     model.network = Namespace(class_path="segformer.SegFormer", init_args=arguments)
-    model.frozen, model.auxiliary, model.lora = [], None, None
+    model.frozen, model.auxiliary = [], None
 
 
 def _take_bands(config: Any) -> None:
