@@ -35,6 +35,16 @@ TIMM_BACKBONE = [
     "--model.network.backbone={class_path: segformer.TimmBackbone, init_args: {name: resnet18}}"
 ]
 
+EMA_OF_2 = [
+    "--trainer.callbacks=[{class_path: segformer.train.averaging.EMA, init_args: {decay: 2}}]"
+]
+WINDOWS_WITH_GAPS = [
+    "--model.protocol=segformer.evaluation.Protocol",
+    "--model.protocol.mode=segformer.evaluation.Slide",
+    "--model.protocol.mode.crop_size=[8, 8]",
+    "--model.protocol.mode.stride=[9, 9]",
+]
+
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -76,6 +86,12 @@ pytestmark = pytest.mark.filterwarnings("ignore")
             ["fit", "--model.network.dropout={class_path: torch.nn.Dropout, init_args: {p: 2}}"],
             "fit: dropout probability has to be between 0 and 1, but got 2",
         ),
+        (
+            ["fit", "--trainer.callbacks=[{class_path: segformer.train.averaging.EMAA}]"],
+            "trainer.callbacks: module 'segformer.train.averaging' has no attribute 'EMAA'",
+        ),
+        (["fit", *EMA_OF_2], "fit: decay=2.0; give a number from 0 to below 1"),
+        (["fit", *WINDOWS_WITH_GAPS], "fit: stride=(9, 9) must be from 1 to crop_size=(8, 8)"),
         (
             ["fit", "--model.network.dropout=abc"],
             "model.network.dropout: Expected a float. Got value: abc",

@@ -11,7 +11,13 @@ from _segformer_verbs import closest
 
 EXPECTED = (OSError, ValueError, FloatingPointError, ArgumentError)  # a user can correct these
 UNION = "Does not validate against any of the Union subtypes"  # jsonargparse's words
-OTHER_TYPE = r"Expected |Import path \S+ does not correspond to a subclass|.*Parser key"
+OTHER_TYPE = (  # how the fault of a type begins that is not the one that was meant
+    r"Expected ",
+    r"Import path \S+ does not correspond to a subclass",
+    r"Not a valid subclass",
+    r"\w+\.__init__\(\) got an unexpected keyword",
+    r".*Parser key",
+)
 PARSERS = ("jsonargparse", "argparse", "segformer.train.parser", "segformer.cli.parser")  # modules
 
 
@@ -24,10 +30,10 @@ def explain(error: BaseException, verb: str, arguments: list[str]) -> str | None
         arguments: The arguments of the verb.
     """
     is_argument = isinstance(error, ArgumentError)
-    cause = _root_cause(error)
-    if not isinstance(error if is_argument else cause, EXPECTED):
+    cause, of_class = _root_cause(error), _fault_of_class(error)
+    if of_class is None and not isinstance(error if is_argument else cause, EXPECTED):
         return None
-    message = _fault_of_class(error) or str(cause)
+    message = of_class or str(cause)
     sentence = f"segformer {verb}: "
     if not is_argument:
         return sentence + _one_line(message)
@@ -67,7 +73,7 @@ def _of_union(text: str) -> str | None:
     for fault in reversed(re.split(rf"(?m)^{indentation}- ", faults)):
         if UNION in fault:
             return _of_union(fault)
-        if fault.strip() and not re.match(OTHER_TYPE, fault, re.DOTALL):
+        if fault.strip() and not re.match("|".join(OTHER_TYPE), fault, re.DOTALL):
             return re.sub(r"(?s).*Problem with given class_path '[^']*':\s*", "", fault).strip()
     return None
 
