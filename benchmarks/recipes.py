@@ -250,7 +250,7 @@ class First:
             path of the weights.
         file: the file of recipes.
         options: those of the command.
-        precision: settings of the recipe, from the machine that computes in it.
+        precision: the recipe's settings of the precision, which is that of this run, too.
     """
 
     def __init__(
@@ -303,11 +303,10 @@ class Training:
         changes = {name: dict(file["recipes"][name]) for name in recipe.split("+")}
         check_contradictions(changes)
         firsts = [change.pop("first") for change in changes.values() if "first" in change]
-        trainers = [change.get("trainer", {}) for change in changes.values()]
         precision = [
-            {"trainer": {"precision": trainer["precision"]}}
-            for trainer in trainers
-            if "precision" in trainer
+            {"trainer": {"precision": change["trainer"]["precision"]}}
+            for change in changes.values()
+            if "precision" in change.get("trainer", {})
         ]
         self.first = First(firsts[0], file, options, precision) if firsts else None
         parts = [*configs_of(file["base"], file), *changes.values()]

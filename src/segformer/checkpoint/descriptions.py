@@ -10,7 +10,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from segformer.checkpoint.formats import State
+from segformer.checkpoint.formats import LICENCE_KEY, State
 from segformer.checkpoint.parts import PARTS, build, checked, construct, unwrapped
 from segformer.checkpoint.report import Report, some
 from segformer.data.normalization import IMAGENET, Normalization
@@ -37,11 +37,16 @@ def describe(model: Any) -> dict[str, Any]:
         "classes": asdict(model.classes),
         "align_corners": model.align_corners,
         "normalization": model.normalization.to_dict(),
+        **stated_licence(model),
     }
-    if getattr(model, "licence", None):
-        description["licence"] = model.licence
     _check_rebuilt(model, description)
     return description
+
+
+def stated_licence(model: Any) -> dict[str, str]:
+    """Returns the licence of a model's weights under its key in files; nothing if not known."""
+    licence = getattr(model, "licence", None)
+    return {LICENCE_KEY: licence} if licence else {}
 
 
 def _describe_part(model: Any, name: str) -> dict[str, Any]:

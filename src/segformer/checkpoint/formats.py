@@ -20,7 +20,7 @@ from segformer.checkpoint.report import some
 from segformer.data.classes import Classes
 
 State = dict[str, Tensor]
-LICENCE_KEY = "licence"  # in the metadata of a safetensors file, and in the meta of a checkpoint
+LICENCE_KEY = "licence"  # in descriptions, the metadata of safetensors files, a checkpoint's meta
 METADATA_KEY = "segformer"
 # Where training loops keep a state dict. Averaged weights come first: they are the ones evaluated.
 CONTAINERS = (

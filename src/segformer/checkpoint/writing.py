@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from segformer.checkpoint.descriptions import describe
-from segformer.checkpoint.formats import LICENCE_KEY, METADATA_KEY, State, own_memory
+from segformer.checkpoint.descriptions import describe, stated_licence
+from segformer.checkpoint.formats import METADATA_KEY, State, own_memory
 from segformer.checkpoint.huggingface_config import config_of, preprocessor_of
 from segformer.checkpoint.layout import Layout
 from segformer.checkpoint.parts import build, unwrapped, unwrapped_name
@@ -56,25 +56,17 @@ def save(model: Any, path: str | os.PathLike[str], layout: str = "native") -> No
         _check_variant(description, target)
     if target is not NATIVE:
         _warn_of_numerics(model, target, description)
-        _warn_of_lost_properties(model, target)
+        _warn_of_lost_properties(model, target, path)
     if not _is_first_process(model):
         return
     if target is HUGGINGFACE:
         _write_folder(path, state, model, description)
     elif path.suffix == ".safetensors":
-        described = {METADATA_KEY: json.dumps(description)}
-        metadata = described if target is NATIVE else metadata_of(model)
+        is_native = target is NATIVE
+        metadata = {METADATA_KEY: json.dumps(description)} if is_native else metadata_of(model)
         _write(path, lambda file: save_file(state, file, metadata))
     else:
         content = {"meta": _meta_of(model), "state_dict": state} if target is NVIDIA else state
-        if target is not NVIDIA and _licence_of(model):
-            logger.warning(
-                "the %s layout has no place for the licence %r in a %s file; a .safetensors file "
-                "would state it",
-                target.name,
-                model.licence,
-                path.suffix,
-            )
         _write(path, lambda file: torch.save(content, file))
 
 
@@ -153,8 +145,8 @@ def _plain(key: str, tensor: Tensor) -> Tensor:
     return tensor.detach().contiguous()
 
 
-def _warn_of_lost_properties(model: Any, layout: Layout) -> None:
-    """Warns of each property of a model that a layout has no place for."""
+def _warn_of_lost_properties(model: Any, layout: Layout, path: Path) -> None:
+    """Warns of each property of a model that a layout, in a file of this path, has no place for."""
     normalization, names = model.normalization, model.classes.names
     is_imagenets = normalization == IMAGENET.for_channels(len(normalization.mean))
     if layout is not HUGGINGFACE and not is_imagenets:
@@ -170,6 +162,14 @@ def _warn_of_lost_properties(model: Any, layout: Layout) -> None:
             "normalise without them, this model %s",
             layout.name,
             normalization,
+        )
+    if layout is SMP and path.suffix != ".safetensors" and stated_licence(model):
+        logger.warning(
+            "the %s layout has no place for the licence %r in a %s file; a .safetensors file "
+            "would state it",
+            layout.name,
+            model.licence,
+            path.suffix,
         )
     is_named = names[0] not in ("background", "class 0")
     if layout is HUGGINGFACE and model.num_classes == 1 and is_named:
@@ -232,12 +232,7 @@ def _logits_of_noise(
 
 def metadata_of(model: Any) -> dict[str, str]:
     """Returns the metadata of a safetensors file in another layout, with the licence if known."""
-    return {"format": "pt", **_licence_of(model)}
-
-
-def _licence_of(model: Any) -> dict[str, str]:
-    licence = getattr(model, "licence", None)
-    return {LICENCE_KEY: licence} if licence else {}
+    return {"format": "pt", **stated_licence(model)}
 
 
 def _meta_of(model: Any) -> dict[str, Any]:
@@ -246,7 +241,7 @@ def _meta_of(model: Any) -> dict[str, Any]:
     return {
         "CLASSES": list(classes.names),
         "PALETTE": [list(color) for color in classes.colors],
-        **_licence_of(model),
+        **stated_licence(model),
     }
 
 

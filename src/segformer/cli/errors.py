@@ -11,12 +11,13 @@ from _segformer_verbs import closest
 
 EXPECTED = (OSError, ValueError, FloatingPointError, ArgumentError)  # a user can correct these
 UNION = "Does not validate against any of the Union subtypes"  # jsonargparse's words
-OTHER_TYPE = (  # how the fault of a type begins that is not the one that was meant
-    r"Expected ",
-    r"Import path \S+ does not correspond to a subclass",
-    r"Not a valid subclass",
-    r"\w+\.__init__\(\) got an unexpected keyword",
-    r".*Parser key",
+OTHER_TYPE = re.compile(  # how the fault of a type begins that is not the one that was meant
+    r"Expected "
+    r"|Import path \S+ does not correspond to a subclass"
+    r"|Not a valid subclass"
+    r"|\w+\.__init__\(\) got an unexpected keyword"
+    r"|.*Parser key",
+    re.DOTALL,
 )
 PARSERS = ("jsonargparse", "argparse", "segformer.train.parser", "segformer.cli.parser")  # modules
 
@@ -73,7 +74,7 @@ def _of_union(text: str) -> str | None:
     for fault in reversed(re.split(rf"(?m)^{indentation}- ", faults)):
         if UNION in fault:
             return _of_union(fault)
-        if fault.strip() and not re.match("|".join(OTHER_TYPE), fault, re.DOTALL):
+        if fault.strip() and not OTHER_TYPE.match(fault):
             return re.sub(r"(?s).*Problem with given class_path '[^']*':\s*", "", fault).strip()
     return None
 

@@ -207,7 +207,7 @@ class TimmBackbone(nn.Module):
             images. Other names are in the layer of the classifier.
         """
         with without_values():
-            model: Any = _create(self.config.name, **self.config.options)
+            model: Any = _create_for_any_size(self.config.name, **self.config.options)
         named = ((name, None) for name in [*model.state_dict(), ""])
         layer_of = group_with_matcher(named, model.group_matcher(coarse), reverse=True)
         # A pyramid joins the names of nested modules with underscores.
@@ -299,7 +299,7 @@ def _pyramid(name: str, **options: Any) -> Any:
         ValueError: if timm cannot build one.
     """
     try:
-        return _create(name, features_only=True, **options)
+        return _create_for_any_size(name, features_only=True, **options)
     except (RuntimeError, AttributeError) as error:
         raise ValueError(
             f"{name!r} has no feature maps: {error}; choose another of timm.list_models()"
@@ -328,7 +328,7 @@ def create(name: str, **options: Any) -> nn.Module:
         ) from error
 
 
-def _create(name: str, **options: Any) -> nn.Module:
+def _create_for_any_size(name: str, **options: Any) -> nn.Module:
     """The timm model, for images of any size if the model has an argument for that."""
     for arguments in ({"dynamic_img_size": True, **options}, options):
         try:
@@ -343,7 +343,7 @@ def _strides(name: str, options: Mapping[str, Any]) -> list[int]:
     """The stride of each of the model's feature maps."""
     check_name(name)
     with without_values():
-        infos = getattr(_create(name, **options), "feature_info", None)
+        infos = getattr(_create_for_any_size(name, **options), "feature_info", None)
     if not infos:
         raise ValueError(
             f"{name!r} has no feature maps; choose one of timm.list_models() that supports "

@@ -164,10 +164,10 @@ class SegmentationCLI(RunCLI):
         if not (config.per_image or config.compare):
             return
         self.datamodule.val_batch_size = 1  # changes no score
-        allowed = limit if isinstance(limit, int) else int(limit * len(dataset))
         per_image = PerImage(dataset, max(2, self.datamodule.num_classes))
         self.trainer.callbacks.append(per_image)  # type: ignore[attr-defined]
         if config.compare:
+            allowed = limit if isinstance(limit, int) else int(limit * len(dataset))
             if min(allowed, len(dataset)) < 2:
                 raise ValueError(
                     "--compare estimates chance from several images, and one image cannot be "

@@ -18,6 +18,7 @@ from segformer.data.datasets import count_labels
 from segformer.train.order import Order
 
 READERS = 8  # threads
+LONG = 100  # epochs; an image that is drawn more seldom than that is hardly learned
 
 
 class Sampling(ABC):
@@ -33,9 +34,6 @@ class Sampling(ABC):
         Args:
             dataset: Samples (image, label map), with ``classes``.
         """
-
-
-LONG = 100  # epochs; an image that is drawn more seldom than that is hardly learned
 
 
 class RareClasses(Sampling):
