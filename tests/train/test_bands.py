@@ -137,6 +137,26 @@ def test_a_checkpoint_is_measured_with_them(weights: Path, folder: Path) -> None
     )
 
 
+def test_a_checkpoint_of_adapters_is_measured_with_them(
+    weights: Path, folder: Path, tmp_path: Path
+) -> None:
+    """Such a checkpoint does not describe its network, as adapters are not part of a layout."""
+    pytest.importorskip("peft", reason="needs the package peft")
+    settings = yaml.safe_load((folder / "thermal.yaml").read_text())
+    settings["model"]["lora"] = {"rank": 2}
+    settings["trainer"]["logger"]["init_args"]["save_dir"] = str(tmp_path)
+    config = tmp_path / "adapters.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    main(["fit", "--config", str(config)])
+    main(["validate", "--config", str(config), "--ckpt_path=last"])
+    trained, measured = (
+        json.loads((tmp_path / "t" / version / "results.json").read_text())["val"]["miou"]
+        for version in ("version_0", "version_1")
+    )
+    assert trained > 0.6
+    assert measured == pytest.approx(trained, abs=1e-3)  # merged weights round otherwise
+
+
 def test_the_weights_know_what_they_eat(weights: Path, folder: Path, tmp_path: Path) -> None:
     model = SegFormer.from_pretrained(weights)
     assert model.normalization.dtype == "uint16"

@@ -60,21 +60,27 @@ class LoRA:
 
 def without_adapters(network: Any) -> Any:
     """Returns a network whose adapters are merged into plain layers; itself if it has none."""
-    adapted = [name for name, module in network.named_modules() if hasattr(module, "lora_A")]
-    copied = [
-        name for name, module in network.named_modules() if hasattr(module, "original_module")
+    adapted = [
+        name
+        for name, module in network.named_modules()
+        if hasattr(module, "lora_A") or hasattr(module, "modules_to_save")
     ]
-    if not adapted + copied:
+    if not adapted:
         return network
     network = copy.deepcopy(network)
     for name in adapted:
-        layer = network.get_submodule(name)
-        layer.merge()
-        network.set_submodule(name, layer.get_base_layer().requires_grad_())
-    for name in copied:  # modules_to_save: peft trains a copy beside the original
-        layer = network.get_submodule(name)
-        network.set_submodule(name, layer.modules_to_save[layer.active_adapters[0]])
+        network.set_submodule(name, _plain(network.get_submodule(name)))
     return network
+
+
+def _plain(layer: Any) -> nn.Module:
+    """Returns the layer that one of peft's stands for."""
+    if hasattr(layer, "modules_to_save"):  # peft trains a copy beside the original
+        trained: nn.Module = layer.modules_to_save[layer.active_adapters[0]]
+        return trained
+    layer.merge()
+    base: nn.Module = layer.get_base_layer()
+    return base.requires_grad_()
 
 
 def _check_modules(modules: str | list[str], backbone: nn.Module) -> None:
