@@ -125,6 +125,24 @@ def test_a_stopped_run_ends_with_the_same_weights(what: signal.Signals, tmp_path
     assert "Restored all states" in (tmp_path / "stopped" / "log.txt").read_text()
 
 
+def test_a_run_whose_first_weights_are_gone_is_resumed(tmp_path: Path) -> None:
+    """The weights are of other classes, so that the classifier is new and random."""
+    config, weights = short_fit(tmp_path, steps=8), tmp_path / "first.safetensors"
+    SegFormer(TINY, num_classes=2).save(weights)
+    settings = yaml.safe_load(config.read_text())
+    settings["model"]["network"] = {
+        "class_path": "segformer.Pretrained",
+        "init_args": {"source": str(weights), "layout": "native"},
+    }
+    config.write_text(yaml.safe_dump(settings))
+    finish(start(config), tmp_path)
+    expected = digest(tmp_path)
+    weights.unlink()
+    (checkpoint,) = tmp_path.glob("runs/short/*/checkpoints/resume-*4.ckpt")
+    finish(start(config, f"--ckpt_path={checkpoint}"), tmp_path)
+    assert digest(tmp_path) == expected
+
+
 TWO_LOGGERS = (
     "--trainer.logger+=lightning.pytorch.loggers.CSVLogger",
     "--trainer.logger.save_dir={folder}/other",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
@@ -78,6 +79,8 @@ class SegmentationCLI(RunCLI):
             _drop_network(self._settings.model)
         elif self.subcommand == "fit" or loads_checkpoint:
             _take_bands(self._settings)
+        if self.subcommand == "fit" and self._checkpoint is not None:
+            _start_from(self._checkpoint, self._settings.model.network)
 
     def _find_measured(self) -> str | None:
         """The file whose network is measured; None if it is the config's, with its weights."""
@@ -230,6 +233,16 @@ def _drop_network(model: Any) -> None:
     arguments = Namespace(backbone="b0", num_classes=None)  # which becomes that of the data
     model.network = Namespace(class_path="segformer.SegFormer", init_args=arguments)
     model.frozen, model.auxiliary = [], None
+
+
+def _start_from(checkpoint: Path, network: Any) -> None:
+    """Has a resumed run read its network from its checkpoint: the first weights may be gone.
+
+    A checkpoint with LoRA's adapters does not describe its network, which needs the first weights.
+    """
+    starts_from_weights = str(network.class_path).endswith("Pretrained")
+    if starts_from_weights and METADATA_KEY in read_checkpoint(checkpoint):
+        network.init_args.source, network.init_args.layout = str(checkpoint), None
 
 
 def _take_bands(config: Any) -> None:
