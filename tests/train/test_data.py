@@ -17,7 +17,8 @@ from segformer import Classes, SegFormer
 from segformer.data.datasets import DataError
 from segformer.data.transforms import PadTo, RandomScaledCrop, TrainTransform
 from segformer.evaluation import Protocol, evaluate, find_protocol
-from segformer.train.data import FolderData, SegmentationData, by_size
+from segformer.train.data import FolderData, SegmentationData
+from segformer.train.samples import by_size
 from segformer.train.task import SegmentationTask
 
 pytestmark = pytest.mark.filterwarnings(

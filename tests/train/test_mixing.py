@@ -10,8 +10,9 @@ from halves import Halves, quiet_trainer
 
 from segformer.data.mixing import ClassMix, CopyPaste, CutMix, Mixing
 from segformer.data.transforms import TrainTransform
-from segformer.train.data import SegmentationData, Transformed
+from segformer.train.data import SegmentationData
 from segformer.train.order import Batches, Mixed, Seeded
+from segformer.train.samples import Transformed
 
 LENGTH = 8
 

@@ -24,8 +24,9 @@ from segformer.data.datasets import DataError, FolderDataset, count_labels
 from segformer.data.images import is_transparent, read_header
 from segformer.data.rasters import RasterDataset, statistics_of
 from segformer.inference.pictures import GAP, beside, contact_sheet, fitted, overlay, shown
-from segformer.train.data import SegmentationData, Transformed
+from segformer.train.data import SegmentationData
 from segformer.train.parser import build_data, data_parser
+from segformer.train.samples import Transformed
 
 SPLITS = ("train", "val", "test")
 SHOWN_SAMPLES = 9  # in the picture, which fits a screen

@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch import Size, Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
-from torchvision import tv_tensors
+from torch.utils.data import DataLoader, Dataset
 
 from segformer.data.annotations.areas import Source
 from segformer.data.annotations.drawing import Treatment, said
@@ -24,7 +22,7 @@ from segformer.data.bands import NAME, SPLIT, Bands
 from segformer.data.classes import Classes
 from segformer.data.datasets import SAMPLED_PAIRS, DataError, FolderDataset, faults_in
 from segformer.data.images import read_header
-from segformer.data.labels import Coding, check_labels, label_type
+from segformer.data.labels import Coding
 from segformer.data.mixing import Mixing
 from segformer.data.normalization import IMAGENET, Normalization
 from segformer.data.rasters import RasterDataset
@@ -43,71 +41,10 @@ from segformer.train.order import (
     mixed,
     run_seed,
 )
+from segformer.train.samples import Pixels, Transformed, both_collated, by_size, collated
 from segformer.train.sampling import Sampling
 
 logger = logging.getLogger(__name__)
-
-
-class Transformed(Dataset):
-    """The transformed samples of a data set; raises ValueError for an invalid label map."""
-
-    def __init__(self, dataset: Any, transform: Callable[..., Any]) -> None:
-        self.dataset = dataset
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Any:
-        image, label = self.dataset[index]
-        check_labels(
-            label, len(self.dataset.classes), f"label map {index} of {type(self.dataset).__name__}"
-        )
-        label = label.to(label_type(len(self.dataset.classes)))
-        # A label that is no Mask would not be cropped with its image.
-        return self.transform(tv_tensors.Image(image), tv_tensors.Mask(label))
-
-
-class Pixels(Dataset):
-    """Images of a data set without their labels, evenly spread over it.
-
-    Args:
-        dataset: Samples (image (C, H, W) uint8, label (H, W)).
-        count: Greatest number of images.
-    """
-
-    def __init__(self, dataset: Any, count: int) -> None:
-        self.dataset = dataset
-        total = len(dataset)
-        count = min(count, total)
-        self.indices = [k * total // count for k in range(count)]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> Tensor:
-        image, _ = self.dataset[self.indices[index]]
-        return image.as_subclass(Tensor)
-
-
-def by_size(samples: Sequence[tuple[Tensor, Tensor]]) -> list[Any]:
-    """Returns batches of images (B, 3, H, W) and labels (B, H, W), one for each size."""
-    groups: dict[Size, list[tuple[Tensor, Tensor]]] = {}
-    for image, label in samples:
-        groups.setdefault(image.shape, []).append((image, label))
-    return [default_collate(group) for group in groups.values()]
-
-
-def _collated(samples: list[Any]) -> Any:
-    """Returns the batch of training samples; raises ValueError if their sizes differ."""
-    sizes = dict.fromkeys(tuple(image.shape[-2:]) for image, _ in samples)
-    if len(sizes) > 1:
-        said = ", ".join(f"{height}×{width}" for height, width in sizes)
-        raise ValueError(
-            f"training samples of {said} pixels make no batch; let data.train_transform, and that "
-            "of data.last_steps, end in one size, such as segformer.data.transforms.TrainTransform"
-        )
-    return default_collate(samples)
 
 
 def _settings(part: Any) -> str:
@@ -116,11 +53,6 @@ def _settings(part: Any) -> str:
         return "None"
     settings = ", ".join(f"{name}={value!r}" for name, value in vars(part).items())
     return f"{type(part).__name__}({settings})"
-
-
-def _both_collated(count: int, samples: list[Any]) -> tuple[Any, Any]:
-    """Returns the batch of the first ``count`` samples, and that of the others."""
-    return _collated(samples[:count]), default_collate(samples[count:])
 
 
 class SegmentationData(ResumableData):
@@ -263,7 +195,7 @@ class SegmentationData(ResumableData):
 
     def training_loader(self, batches: Any) -> ResumableLoader:
         samples: Any = self._seeded(self.train_transform)
-        collate: Callable[..., Any] = _collated
+        collate: Callable[..., Any] = collated
         if self.last_steps is not None:
             samples = Both(samples, self._seeded(self.last_steps.transform))
             batches = InTwoPhases(batches, self._batches_to_the_last)
@@ -278,7 +210,7 @@ class SegmentationData(ResumableData):
             )
             samples = Both(samples, Seeded(self.unlabelled))
             batches = BothBatches(batches, others)
-            collate = partial(_both_collated, self.batch_size)
+            collate = partial(both_collated, self.batch_size)
         return ResumableLoader(
             samples, batch_sampler=batches, collate_fn=collate, **self._options()
         )
