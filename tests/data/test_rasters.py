@@ -24,7 +24,8 @@ from segformer.data.families import geotiff
 from segformer.data.families.opened import Window
 from segformer.data.images import read_image
 from segformer.data.normalization import Normalization
-from segformer.data.rasters import RasterDataset, statistics_of
+from segformer.data.rasters import Part, RasterDataset, statistics_of
+from segformer.data.transforms import RandomScaledCrop
 from segformer.evaluation import Blend
 from segformer.evaluation.large import label_windows
 from segformer.inference.scenes import is_scene
@@ -37,6 +38,7 @@ pydicom = pytest.importorskip("pydicom", reason="reason: needs segformer[medical
 pytestmark = pytest.mark.extras
 
 Affine = rasterio.Affine
+ColorInterp = rasterio.enums.ColorInterp
 
 UTM33 = "EPSG:32633"
 CLASSES = Classes(["water", "field", "forest"], [(0, 0, 255), (200, 200, 0), (0, 99, 0)])
@@ -187,6 +189,81 @@ def test_pixels_without_data_are_ignored_in_training(tmp_path: Path) -> None:
         assert np.array_equal(dataset[index][1].numpy(), whole[window.slices])
 
 
+GAPS = {  # where bands 1, 2 and 3 have no data
+    "all": (slice(0, 6), slice(0, 8)),
+    "second": (slice(6, 20), slice(0, 8)),
+    "third": (slice(20, 30), slice(0, 8)),
+}
+
+
+def with_gaps(dtype: str, nodata: float) -> tuple[np.ndarray, np.ndarray]:
+    """Bands (3, 40, 48), and where they have data."""
+    array, valid = noise(3, 40, 48, high=200).astype(dtype) + 100, np.ones((3, 40, 48), bool)
+    valid[:, *GAPS["all"]] = valid[1, *GAPS["second"]] = valid[2, *GAPS["third"]] = False
+    array[~valid] = nodata
+    return array, valid
+
+
+def written(root: Path, kind: str, dtype: str) -> tuple[Bands, np.ndarray, np.ndarray]:
+    """Files of one image in a folder, its bands, and where these have data."""
+    nodata = {"float32": np.nan, "int16": -9999, "uint16": 65535}[dtype]
+    array, valid = with_gaps(dtype, nodata)
+    tag = None if kind == "untagged" else nodata
+    if kind == "two files":
+        write(root / "images/a.tif", array[:1])  # without a value for no data
+        write(root / "others/a.tif", array[1:], nodata=tag)
+        valid[0] = dtype != "float32" or ~np.isnan(array[0])
+        return Bands(files=["images/{name}.tif", "others/{name}.tif"]), array, valid
+    write(root / "images/a.tif", array, nodata=tag)
+    if kind == "selected":
+        return Bands(select=[3, 2]), array[[2, 1]], valid[[2, 1]]
+    return Bands(), array, valid
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        *(("one file", dtype) for dtype in ("int16", "uint16", "float32")),
+        *(("selected", dtype) for dtype in ("int16", "float32")),
+        *(("two files", dtype) for dtype in ("int16", "float32")),
+        ("untagged", "float32"),
+    ],
+)
+def test_each_band_has_its_own_gaps(kind: str, dtype: str, tmp_path: Path) -> None:
+    """They are in no statistics, are the mean in images, and are ignored if no band has data."""
+    bands, array, valid = written(tmp_path, kind, dtype)
+    write(tmp_path / "labels/a.tif", np.ones((1, 40, 48), np.uint8))
+    found = statistics_of(bands, [Part(tmp_path / "images/a.tif")])
+    for band, has_data, mean, limits in zip(array, valid, found.mean, found.limits, strict=True):
+        low, high = np.percentile(band[has_data].astype(float), (0.1, 99.9))
+        assert limits == pytest.approx((low, high))
+        assert mean == pytest.approx(band[has_data].astype(float).clip(low, high).mean(), rel=1e-4)
+    dataset = RasterDataset(
+        *(tmp_path / "images", tmp_path / "labels", CLASSES), bands=bands, normalization=found
+    )
+    image, label = dataset[0]
+    assert np.array_equal(label.numpy() == 255, ~valid.any(0))
+    assert np.array_equal(dataset.label(0), label)
+    means = np.array(found.mean)[:, None, None].round(9 if dtype == "float32" else 0)
+    assert np.allclose(image, np.where(valid, array, means), rtol=1e-6)
+    torch.manual_seed(0)
+    smaller, _ = RandomScaledCrop((40, 48), (0.6, 0.6), cat_max_ratio=1)(image, label)
+    for band, resized in zip(image, smaller, strict=True):
+        assert resized.numpy().min() >= band.numpy().min()
+
+
+def test_an_alpha_band_is_the_mask_of_all_bands(tmp_path: Path) -> None:
+    array = noise(4, 40, 48).astype(np.uint8)
+    array[3] = 255
+    array[3, :9] = 0
+    interpretation = [ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha]
+    path = write(tmp_path / "a.tif", array, photometric="RGB", alpha="unspecified")
+    with rasterio.open(path, "r+") as raster:
+        raster.colorinterp = interpretation
+    for bands in (Bands(), Bands(select=[1, 2, 3]), Bands(select=[2])):
+        assert np.array_equal(valid_pixels(bands.open(path)), array[3] > 0)
+
+
 def test_labels_at_another_place_are_refused(tmp_path: Path) -> None:
     dataset = folders(tmp_path, transform=Affine(10, 0, 500_010, 0, -10, 5_000_000))
     with pytest.raises(ValueError, match="lie at different places on the earth"):
@@ -232,6 +309,7 @@ def test_a_scene_is_labelled_on_its_grid(model: SegFormer, tmp_path: Path) -> No
         assert [labels.colormap(1)[k][:3] for k in range(3)] == list(CLASSES.colors)
         assert "forest" in labels.tags(1)["CLASSES"]
         found, valid = labels.read(1), scene.dataset_mask() > 0
+    array[:, 100:150, 200:300] = 2000  # the mean
     images = model.normalization(torch.from_numpy(array))[None]
     with torch.no_grad():
         expected = Blend((96, 96), (64, 64)).logits(model, images).argmax(1)[0].numpy()

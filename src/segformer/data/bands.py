@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from torchvision import tv_tensors
 
 from segformer.data.families import geotiff
@@ -182,20 +183,49 @@ def read_pixels(image: Opened, window: Window | None = None) -> tv_tensors.Image
     Raises:
         ValueError: If it cannot be read. The message names it.
     """
-    try:
-        values = image.read(window or image.whole)
-    except Exception as error:  # a truncated file
-        raise ValueError(
-            f"cannot read image {str(image.path)!r}: {error}; copy it again"
-        ) from error
+    values = _checked(image, image.read, window)
     dtype = TORCH_TYPES.get(values.dtype.name, values.dtype.name)
     values = np.ascontiguousarray(values.astype(np.dtype(dtype), copy=False))
     return tv_tensors.Image(torch.from_numpy(values))
 
 
+def valid_bands(
+    image: Opened, window: Window | None = None, pixels: Tensor | None = None
+) -> Tensor | None:
+    """Returns where each band has data (C, H, W), bool; None if that is everywhere.
+
+    Args:
+        image: The image.
+        window: A part of it, by default all.
+        pixels: Its pixels there, if they are read already.
+
+    Raises:
+        ValueError: If it cannot be read. The message names it.
+    """
+    mask = image.valid and _checked(image, image.valid, window)
+    valid = None if mask is None else torch.from_numpy(mask)
+    if image.dtype.startswith("float"):
+        numbers = ~torch.isnan(read_pixels(image, window) if pixels is None else pixels)
+        valid = numbers.as_subclass(Tensor) if valid is None else numbers & valid
+    return None if valid is None or bool(valid.all()) else valid
+
+
 def valid_pixels(image: Opened, window: Window | None = None) -> np.ndarray | None:
-    """Returns where an image has data (H, W), bool; None if that is everywhere."""
-    return None if image.valid is None else image.valid(window or image.whole)
+    """Returns where any band has data (H, W), bool; None if that is everywhere."""
+    valid = valid_bands(image, window)
+    return None if valid is None else valid.any(0).numpy()
+
+
+def _checked(
+    image: Opened, read: Callable[[Window], np.ndarray], window: Window | None
+) -> np.ndarray:
+    """Returns what is read in a window of an image; raises ValueError, which names the file."""
+    try:
+        return read(window or image.whole)
+    except Exception as error:  # a truncated file
+        raise ValueError(
+            f"cannot read image {str(image.path)!r}: {error}; copy it again"
+        ) from error
 
 
 def _selected(image: Opened, select: Sequence[int]) -> Opened:
@@ -204,8 +234,15 @@ def _selected(image: Opened, select: Sequence[int]) -> Opened:
         image,
         shape=(len(indices), *image.size),
         read=lambda window: image.read(window)[indices],
+        valid=None if image.valid is None else lambda window: _valid(image, window)[indices],
         names=tuple(image.names[index] for index in indices) if image.names else (),
     )
+
+
+def _valid(image: Opened, window: Window) -> np.ndarray:
+    """Returns where each band of an image has data, as its file says, (C, h, w), bool."""
+    everywhere = np.ones((image.shape[0], window.height, window.width), bool)
+    return everywhere if image.valid is None else image.valid(window)
 
 
 def _stacked(images: list[Opened]) -> Opened:
@@ -228,13 +265,12 @@ def _stacked(images: list[Opened]) -> Opened:
                 )
     if not others:
         return first
-    masks = [image.valid for image in images if image.valid is not None]
     return replace(
         first,
         shape=(sum(image.shape[0] for image in images), *first.size),
         read=lambda window: np.concatenate([image.read(window) for image in images]),
-        valid=(lambda window: np.any([mask(window) for mask in masks], 0))
-        if len(masks) == len(images)
+        valid=(lambda window: np.concatenate([_valid(image, window) for image in images]))
+        if any(image.valid for image in images)
         else None,
         names=sum((image.names for image in images), ()) if all(i.names for i in images) else (),
     )

@@ -103,6 +103,22 @@ class Normalization:
         values = low + shares * (high - low)
         return values.to(dtype) if dtype.is_floating_point else values.round().to(dtype)
 
+    def fill(self, pixels: Tensor, valid: Tensor | None) -> None:
+        """Sets the pixels of an image file to each channel's mean where it has no data.
+
+        So neither resizing nor a window's border brings the value for no data into the others.
+
+        Args:
+            pixels: (C, H, W), of any type.
+            valid: Where each channel has data (C, H, W), bool; None for everywhere.
+        """
+        if valid is None or len(pixels) != len(self.mean):  # of which check names the fault
+            return
+        bands = pixels.numpy()  # PyTorch sets no values of uint16 by a mask
+        for band, has_data, mean in zip(bands, valid.numpy(), self.mean, strict=True):
+            value = mean / self.scale
+            band[~has_data] = value if pixels.is_floating_point() else round(value)
+
     def check(self, image: Tensor) -> None:
         """Checks that the pixels of an image file (C, H, W) are of the kind that it was made for.
 

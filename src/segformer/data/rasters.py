@@ -16,7 +16,7 @@ from torchvision import tv_tensors
 from tqdm import tqdm
 
 from segformer.data.annotations.areas import Picture
-from segformer.data.bands import SUFFIXES, Bands, read_pixels, valid_pixels
+from segformer.data.bands import SUFFIXES, Bands, read_pixels, valid_bands, valid_pixels
 from segformer.data.classes import Classes
 from segformer.data.datasets import DataError, FolderDataset, check_sizes, faults_in
 from segformer.data.families import geotiff
@@ -33,8 +33,9 @@ class RasterDataset(FolderDataset):
     """Images of any number and type of bands, and their label maps, in two folders.
 
     A sample is ``(image, label)``: (C, H, W) with the values that the files store, and class
-    indices (H, W). Pixels without data in any band are ignored. A label map that is a raster may
-    have its own value for no data, which is ignored, too.
+    indices (H, W). Pixels where no band has data are ignored. With a ``normalization``, a band
+    without data has its mean there. A label map that is a raster may have its own value for no
+    data, which is ignored, too.
 
     Args:
         images: See :class:`~segformer.data.datasets.FolderDataset`, also for the further arguments.
@@ -115,6 +116,7 @@ class RasterDataset(FolderDataset):
     def _pixels(self, image: Opened, window: Window | None) -> tv_tensors.Image:
         pixels = read_pixels(image, window)
         if self.normalization is not None:
+            self.normalization.fill(pixels, valid_bands(image, window, pixels))
             try:
                 self.normalization.check(pixels)
             except ValueError as error:
@@ -293,7 +295,8 @@ def statistics_of(bands: Bands, parts: Sequence[Part]) -> Normalization:
     kind: tuple[str, int] | None = None
     for path, page, window in tqdm(parts, "statistics", unit="sample"):
         image = bands.open(path, page)
-        pixels, valid = read_pixels(image, window), valid_pixels(image, window)
+        pixels = read_pixels(image, window)
+        valid = valid_bands(image, window, pixels)
         found = str(pixels.dtype).removeprefix("torch."), pixels.shape[0]
         kind = kind or found
         if found != kind:
@@ -301,11 +304,12 @@ def statistics_of(bands: Bands, parts: Sequence[Part]) -> Normalization:
                 f"image {str(path)!r} has {found[1]} bands of {found[0]}, those "
                 f"before it {kind[1]} of {kind[0]}; convert the images to one kind"
             )
-        values = pixels.as_subclass(Tensor).flatten(1)
+        values = pixels.as_subclass(Tensor).flatten(1).double()
         if valid is not None:
-            values = values[:, torch.from_numpy(valid.ravel())]
+            values[~valid.flatten(1)] = torch.nan
+            values = values[:, valid.any(0).flatten()]
         step = max(1, values.shape[1] // taken)
-        sampled.append(values[:, ::step].double())
+        sampled.append(values[:, ::step])
     assert kind is not None
     return _normalization(torch.cat(sampled, 1).numpy(), kind[0], bands)
 

@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from segformer.data.bands import Bands, read_pixels, valid_pixels
+from segformer.data.bands import Bands, read_pixels, valid_bands
 from segformer.data.families import geotiff
 from segformer.data.families.opened import Opened, Window
 from segformer.data.images import read_image
+from segformer.data.normalization import Normalization
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def open_for(model: Any, path: Path) -> Opened:
     """
     image = bands_of(model).open(path)
     try:
-        model.normalization.check(_sampled(image))
+        model.normalization.check(_sampled(image, model.normalization))
     except ValueError as error:
         raise ValueError(f"cannot label {str(path)!r}: {error}") from error
     return image
@@ -87,10 +88,13 @@ def read_for(model: Any, path: Path) -> tuple[Tensor, np.ndarray | None]:
     if model.normalization.bands is None:
         return read_image(path), None
     opened = open_for(model, path)
-    return read_pixels(opened), valid_pixels(opened)
+    pixels = read_pixels(opened)
+    valid = valid_bands(opened, None, pixels)
+    model.normalization.fill(pixels, valid)
+    return pixels, None if valid is None else valid.any(0).numpy()
 
 
-def _sampled(image: Opened) -> Tensor:
+def _sampled(image: Opened, normalization: Normalization) -> Tensor:
     """Returns the pixels with data (C, N, 1) of some windows."""
     height, width = (min(SAMPLE, length) for length in image.size)
     tops, lefts = (
@@ -99,7 +103,8 @@ def _sampled(image: Opened) -> Tensor:
     )
     pixels = []
     for window in (Window(top, left, height, width) for top in tops for left in lefts):
-        values, valid = read_pixels(image, window).as_subclass(Tensor), valid_pixels(image, window)
-        mask = ... if valid is None else torch.from_numpy(valid.ravel())
-        pixels.append(values.flatten(1)[:, mask])
+        values = read_pixels(image, window).as_subclass(Tensor)
+        valid = valid_bands(image, window, values)
+        normalization.fill(values, valid)
+        pixels.append(values.flatten(1)[:, ... if valid is None else valid.any(0).flatten()])
     return torch.cat(pixels, 1)[..., None]

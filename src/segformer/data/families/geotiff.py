@@ -12,6 +12,7 @@ import numpy as np
 
 from segformer.data.families.opened import Grid, Opened, Window, missing
 
+ALPHA = 4  # GDAL's flag of a mask that is a band of the file
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -69,14 +70,14 @@ def open_raster(path: Path, pages: str | None, level: int, page: int | None = No
     options: dict[str, Any] = (
         {"overview_level": level - 1} if level and sources == [str(path)] else {}
     )
-    shapes, dtypes, names = [], set(), []
+    shapes, dtypes, names, has_gaps = [], set(), [], False
     for source in sources:
         with opened(source, **options) as raster:
             shapes.append((raster.count, raster.height, raster.width))
             dtypes |= set(raster.dtypes)
             names += [name or "" for name in raster.descriptions]
-            has_gaps = any(flags != [1] for flags in _flags(raster))
-            nodata, grid = raster.nodata, _grid(raster)
+            has_gaps |= any(flags != [1] for flags in _flags(raster))
+            grid = _grid(raster)
     if len(dtypes) > 1 or len({shape[1:] for shape in shapes}) > 1:
         raise ValueError(
             f"its bands have the types {', '.join(sorted(dtypes))} and the sizes "
@@ -85,14 +86,10 @@ def open_raster(path: Path, pages: str | None, level: int, page: int | None = No
     dtype = dtypes.pop()
 
     def read(window: Window) -> np.ndarray:
-        values = np.concatenate([_read(source, window, options) for source in sources])
-        if nodata is not None and values.dtype.kind == "f":
-            values[values == np.asarray(nodata, values.dtype)] = np.nan
-        return values
+        return np.concatenate([_read(source, window, options) for source in sources])
 
     def valid(window: Window) -> np.ndarray:
-        with opened(sources[0], **options) as raster:
-            return np.asarray(raster.dataset_mask(window=window_of(window)) > 0)
+        return np.concatenate([_valid(source, window, options) for source in sources])
 
     shape = (sum(count for count, *_ in shapes), *shapes[0][1:])
     known = tuple(names) if all(names) else ()
@@ -173,5 +170,18 @@ def window_of(window: Window) -> Any:
 
 
 def _read(source: str, window: Window, options: dict[str, Any]) -> np.ndarray:
+    """Returns the bands (C, h, w) of a window; floats that are no data are no numbers."""
     with opened(source, **options) as raster:
-        return np.asarray(raster.read(window=window_of(window)))
+        values = np.asarray(raster.read(window=window_of(window)))
+        if raster.nodata is not None and values.dtype.kind == "f":
+            values[values == np.asarray(raster.nodata, values.dtype)] = np.nan
+        return values
+
+
+def _valid(source: str, window: Window, options: dict[str, Any]) -> np.ndarray:
+    """Returns where each band of a window has data (C, h, w), bool."""
+    with opened(source, **options) as raster:
+        if any(ALPHA in flags for flags in _flags(raster)):  # which is no mask of its own band
+            mask = raster.dataset_mask(window=window_of(window))
+            return np.repeat(mask[None] > 0, raster.count, 0)
+        return np.asarray(raster.read_masks(window=window_of(window)) > 0)

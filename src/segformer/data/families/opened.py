@@ -55,7 +55,8 @@ class Opened:
         shape: Number of bands, height and width.
         dtype: NumPy's name of the values' type.
         read: Returns the bands (C, h, w) in a window.
-        valid: Returns where a window has data (h, w), bool; None if that is everywhere.
+        valid: Returns where each band of a window has data (C, h, w), bool; None if that is
+            everywhere, but for floats that are no numbers.
         grid: Where it lies on the earth, if the file says so.
         names: Names of the bands that the file states; may be empty.
     """
