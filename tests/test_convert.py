@@ -114,6 +114,19 @@ def test_convert_adapts_sizes_and_takes_the_source_layout(
     assert model.backbone.config["act"] == "gelu_tanh"
 
 
+def test_convert_keeps_a_file_unless_it_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = str(tmp_path / "b0.pth"), str(tmp_path / "b0.safetensors")
+    SegFormer("b0", num_classes=3).save(source, "nvidia")
+    SegFormer("b0", num_classes=5).save(target)
+    with pytest.raises(SystemExit, match=r"b0\.safetensors' exists already.*--overwrite"):
+        segformer(monkeypatch, "convert", source, target)
+    assert SegFormer.from_pretrained(target).num_classes == 5
+    segformer(monkeypatch, "convert", source, target, "--overwrite")
+    assert SegFormer.from_pretrained(target).num_classes == 3
+
+
 @pytest.mark.parametrize(
     "args", [("inspect", "nowhere.pth"), ("convert", "nowhere.pth", "x.safetensors")]
 )

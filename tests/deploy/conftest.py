@@ -21,6 +21,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "labels.xml": {},
     "probabilities.xml": {"output": "probabilities"},
     "logits.pt2": {"output": "logits"},
+    "fixed and sized.pt2": {"size": (64, 96), "takes_size": True},
     "logits.pte": {"output": "logits", "size": (64, 96)},
 }
 PACKAGES = {".onnx": "onnxscript", ".xml": "openvino", ".pte": "executorch"}

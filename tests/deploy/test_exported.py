@@ -243,6 +243,27 @@ def test_a_fixed_file_takes_any_number_of_smaller_images(
     assert share_equal(deploy.load(exported("fixed.onnx")).predict(images), expected) > 0.999
 
 
+@pytest.mark.parametrize("factor", [1, 2])
+def test_a_fixed_file_with_a_size_has_no_labels_of_its_padding(
+    factor: int, exported: File, model: SegFormer
+) -> None:
+    images = normalized(model, 2, 48, 64)
+    padded = F.pad(images, (0, 96 - 64, 0, 64 - 48))
+    expected = model.predict(padded, (64 * factor, 96 * factor))[:, : 48 * factor, : 64 * factor]
+    found = deploy.load(exported("fixed and sized.pt2")).predict(images, (48 * factor, 64 * factor))
+    assert share_equal(found, expected) > 0.999
+
+
+def test_a_file_beside_an_export_is_kept_unless_it_is_asked(
+    model: SegFormer, tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino", reason="needs an extra of export")
+    (tmp_path / "model.bin").write_bytes(b"other weights")
+    with pytest.raises(FileExistsError, match=r"model\.bin' exists already"):
+        deploy.export(model, tmp_path / "model.xml")
+    assert (tmp_path / "model.bin").read_bytes() == b"other weights"
+
+
 @pytest.mark.parametrize("name", ["labels.onnx", "labels.xml", "logits.pt2"])
 def test_it_pickles_and_is_found_from_another_folder(
     name: str, exported: File, model: SegFormer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -74,9 +74,15 @@ def test_a_repository_is_replaced_whole_if_asked(tmp_path: Path) -> None:
     export(tmp_path / "streets")
     with pytest.raises(FileExistsError, match="exists already"):
         export(tmp_path / "streets")
+    of_the_user = tmp_path / "streets" / "2" / "model.onnx"
+    of_the_user.parent.mkdir()
+    of_the_user.write_bytes(b"another version")
     export(tmp_path / "streets", overwrite=True, size=(64, 96))
     assert list(config_of(tmp_path / "streets").output[0].dims) == [64, 96]
     assert [path.name for path in tmp_path.iterdir()] == ["streets"]
+    assert of_the_user.read_bytes() == b"another version"
+    with pytest.raises(FileExistsError, match="holds no exported model that could be replaced"):
+        export(tmp_path, overwrite=True)  # the repository, not a model in it
 
 
 @pytest.mark.parametrize("output", ["logits", "probabilities"])

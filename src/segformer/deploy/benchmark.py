@@ -247,7 +247,7 @@ def enter_all(
             row.fail(error)
         else:
             row.engine = row.model.engine
-            files = folder.glob(f"{path.stem}.*")  # an .onnx.data or .bin file beside it
+            files = path.rglob("*") if path.is_dir() else folder.glob(f"{path.stem}.*")  # beside it
             row.megabytes = sum(file.stat().st_size for file in files) / 1e6
 
 

@@ -203,19 +203,19 @@ class Exported(nn.Module):
 
     def _run(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Returns the output of the graph, at the images' size, or at *size* if it takes one."""
-        height, width = images.shape[-2:]
+        takes_size = self.description.takes_size
+        height, width = size if takes_size and size else images.shape[-2:]
         x, *wanted = self.inputs(images, size)
         result = torch.cat(
             [self._run_batch(part, *wanted) for part in x.split(self.description.batch or len(x))]
         )
-        if not self.description.takes_size:
-            result = result[..., :height, :width]
-        return result.to(images.device)
+        return result[..., :height, :width].to(images.device)  # without padding
 
     def inputs(self, images: Tensor, size: Sequence[int] | None = None) -> list[Tensor]:
         """Returns what the graph takes for images, and for a size of its output.
 
-        Images that are smaller than a fixed size are padded.
+        Images that are smaller than a fixed size are padded, and the size is that of the padded
+        output.
 
         Raises:
             ValueError: If the images do not fit the file.
@@ -228,8 +228,15 @@ class Exported(nn.Module):
         if d.size is not None:
             x = F.pad(x, (0, d.size[1] - width, 0, d.size[0] - height))
         x = self._pixels(x) if d.input == "uint8" else x.float()
-        wanted = [torch.tensor(size or (height, width))] if d.takes_size else []
-        return [x, *wanted]
+        if not d.takes_size:
+            return [x]
+        rows, columns = (
+            round(wanted * padded / length)
+            for wanted, padded, length in zip(
+                size or (height, width), d.size or (height, width), (height, width), strict=True
+            )
+        )
+        return [x, torch.tensor([rows, columns])]
 
     def _pixels(self, images: Tensor) -> Tensor:
         """Returns images (B, C, H, W) as pixels, uint8 (B, H, W, C)."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -96,16 +95,18 @@ def export(
         if dataset is not None:
             comparison = with_miou(comparison, exported, model, dataset)
             checked(comparison, precision, max_drop)
-        for part in sorted(Path(folder).iterdir()):  # an .onnx.data or .bin file beside it
+        for part in sorted(Path(folder).iterdir()):  # the files beside it, too
             _move(part, path.with_name(part.name))
     return comparison
 
 
 def _move(source: Path, target: Path) -> None:
-    """Moves a file or folder, in place of the one that an earlier export has written."""
-    if target.is_dir():
-        shutil.rmtree(target)
-    os.replace(source, target)
+    """Moves a file or folder to the place of an earlier one; other files of a folder stay."""
+    if not (source.is_dir() and target.is_dir()):
+        os.replace(source, target)
+        return
+    for part in source.iterdir():
+        _move(part, target / part.name)
 
 
 def checked(comparison: Comparison, precision: str, max_drop: float) -> Comparison:
@@ -167,7 +168,13 @@ def check_path(path: Path, made: Format, overwrite: bool) -> None:
             f"{path.name!r} has another suffix than the files of this format; call it "
             f"{path.stem}{made.suffix}"
         )
-    check_target(path, overwrite)
+    if path.is_dir() and format_of(path) is None and any(path.iterdir()):
+        raise FileExistsError(
+            f"the folder {str(path)!r} holds no exported model that could be replaced; name a new "
+            "folder"
+        )
+    for name in (path, *(path.with_suffix(suffix) for suffix in made.beside)):
+        check_target(name, overwrite)
 
 
 def check_target(path: Path, overwrite: bool) -> None:

@@ -41,6 +41,7 @@ class Format:
         extra: Extra of this package that installs what the format needs.
         packages: Packages that the format needs.
         precisions: Precisions that a file can have.
+        beside: Suffixes of further files that may be written beside it.
         is_dynamic: Whether batch, height and width of the images may be left open.
     """
 
@@ -50,6 +51,7 @@ class Format:
     extra: str
     packages: tuple[str, ...]
     precisions: tuple[str, ...]
+    beside: tuple[str, ...] = ()
     is_dynamic: bool = True
 
     @property
@@ -70,6 +72,7 @@ FORMATS: dict[str, Format] = {
         "onnx",
         ("onnx", "onnxscript", "onnxruntime"),
         ("fp32", "fp16", "int8"),
+        beside=(".onnx.data",),  # the weights, if they take more than 2 GB
     ),
     "openvino": Format(
         ".xml",
@@ -78,6 +81,7 @@ FORMATS: dict[str, Format] = {
         "openvino",
         ("openvino", "onnx", "onnxscript"),
         ("fp32", "fp16", "bf16", "int8"),
+        beside=(".bin",),
     ),
     "pt2": Format(".pt2", pt2.write, pt2.Session, "", (), ("fp32", "fp16", "bf16")),
     "aoti": Format(".pt2", pt2.write_compiled, pt2.Session, "", (), ("fp32", "fp16", "bf16")),
