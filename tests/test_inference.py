@@ -12,7 +12,9 @@ from PIL import Image
 
 from segformer import Classes, SegFormer
 from segformer.cli import main as command
+from segformer.data.bands import Bands
 from segformer.data.datasets import read_image
+from segformer.data.normalization import Normalization
 from segformer.data.transforms import Normalize
 from segformer.evaluation import Slide
 from segformer.inference.results.pictures import LONGEST
@@ -143,6 +145,19 @@ def test_arrays_below_the_networks_smallest_size_are_labelled(
         ]
     )
     assert np.load(tmp_path / "out" / "a.npy").shape == size
+
+
+def test_a_folder_has_the_files_that_only_models_of_bands_take(tmp_path: Path) -> None:
+    normalization = Normalization([9, 9], [5, 5], 1.0, "uint16", bands=Bands())
+    model = SegFormer(TINY, num_classes=3, in_channels=2, normalization=normalization)
+    randomized(model).save(tmp_path / "m.safetensors")
+    (tmp_path / "scans").mkdir()
+    for name in ("1.npy", "2.npz"):
+        pixels = np.random.default_rng(0).integers(0, 20, (40, 48, 2), np.uint16)
+        with (tmp_path / "scans" / name).open("wb") as file:
+            np.save(file, pixels) if name == "1.npy" else np.savez(file, pixels)
+    main([str(tmp_path / "m.safetensors"), str(tmp_path / "scans"), "--out", str(tmp_path / "out")])
+    assert {path.stem for path in (tmp_path / "out").iterdir()} >= {"1", "2"}
 
 
 def test_weights_of_half_precision_label_images(tiny: SegFormer, tmp_path: Path) -> None:

@@ -119,6 +119,17 @@ def test_focal_is_its_definition() -> None:
     )
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+def test_focal_has_a_gradient_where_a_class_is_certain(gamma: float) -> None:
+    logits = torch.tensor([30.0, -5.0]).expand(1, 4, 4, 2).movedim(3, 1).clone().requires_grad_()
+    target = torch.zeros(1, 16, 16, dtype=torch.long)
+    target[0, 0, 0] = 1
+    Focal(gamma)(logits, target).backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    assert logits.grad[0, 0, 0, 0] > 0
+
+
 def test_a_sum_is_weighted() -> None:
     logits, target, _ = sample()
     expected = CrossEntropy()(logits, target) + 0.5 * Dice()(logits, target)

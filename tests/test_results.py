@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import signal
 import time
@@ -47,6 +48,7 @@ from segformer.inference.results import (
     Prediction,
     Probabilities,
 )
+from segformer.inference.results.base import MeanEntropy
 from segformer.inference.results.contact_sheet import CELL
 
 NAMES = ["road", "sky", "tree/bush", "car", "person"]
@@ -482,6 +484,28 @@ def test_a_scene_gives_polygons_in_its_system_and_square_metres(
         (row,) = csv.DictReader(file)
     for k, name in enumerate(NAMES):
         assert float(row[f"{name} m2"]) == pytest.approx((labels == k).sum() / 4)
+
+
+def test_the_mean_entropy_is_that_of_pixels_with_data() -> None:
+    probabilities = np.full((4, 90, 3), 0.25, np.float16)
+    probabilities[:, 40:] = np.array([1, 0, 0, 0])[:, None, None]
+    labels = np.zeros((90, 3), np.uint8)
+    picture = Image.new("RGB", (3, 90))
+    for no_data, expected in (
+        (slice(0, 0), math.log(4) * 40 / 90),
+        (slice(40, 90), math.log(4)),
+        (slice(0, 90), None),
+    ):
+        masked = labels.copy()
+        masked[no_data] = 255
+        found = Prediction("a", picture, masked, Classes.unnamed(4), probabilities).counted
+        in_parts = MeanEntropy(4)
+        for top in range(0, 90, 50):
+            rows = slice(top, top + 50)
+            logits = torch.from_numpy(probabilities[:, rows].astype(np.float32)).log()
+            in_parts.add(Window(top, 0, 50, 3), masked[rows], logits)
+        for mean in (found.mean_entropy, in_parts.mean):
+            assert mean == (expected if expected is None else pytest.approx(expected, rel=1e-3))
 
 
 def test_a_manifest_is_written_line_by_line_and_names_errors(

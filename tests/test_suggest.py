@@ -27,7 +27,7 @@ from segformer.data.annotations.for_tools import TOOLS
 from segformer.data.annotations.shapes import Polygon, draw
 from segformer.data.datasets import FolderDataset
 from segformer.data.normalization import IMAGENET
-from segformer.evaluation.uncertainty import Uncertainty, choose, uncertainty
+from segformer.evaluation.uncertainty import Uncertainty, choose, ranks, uncertainty
 from segformer.inference import label_file
 
 CLASSES = Classes(["sky", "road & path", "trée"], [(0, 0, 255), (99, 99, 99), (0, 99, 0)])
@@ -99,6 +99,13 @@ def test_of_a_large_uncertain_kind_the_typical_image_is_chosen_and_not_the_odd_o
     ring = [found(0.6, math.cos(x), math.sin(x)) for x in (0.0, 0.1, 0.2, 0.3, 0.4)]
     odd, sure = found(0.9, -1, 0.1), [found(0.1, 0, y) for y in (-1, -1.1, -0.9)]
     assert choose([*ring, odd, *sure], 1, known=[sure[0].features]) == [2]
+
+
+def test_equal_values_have_equal_ranks() -> None:
+    assert ranks([0, 0, 0]).tolist() == [0.5, 0.5, 0.5]
+    assert ranks([3, 1, 3, 2]).tolist() == pytest.approx([5 / 6, 0, 5 / 6, 1 / 3])
+    images = [Uncertainty(e, 0.0, None) for e in (0.3, 0.5, 0.1, 0.4, 0.2)]
+    assert choose(images, 5) == [1, 3, 0, 4, 2]
 
 
 @pytest.mark.extras
@@ -207,6 +214,18 @@ def test_the_command_writes_what_the_tool_opens(
         draw(drawn, order)
         _, labels = label_file(command.model, command.folder / name)
         assert (drawn == labels).mean() > 0.8
+
+
+@pytest.mark.extras
+def test_files_of_an_earlier_run_are_kept_and_said(
+    command: SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
+    corrected = command.out / "labelme" / "c" / "corrected.json"
+    corrected.parent.mkdir(parents=True)
+    corrected.write_text("{}")
+    main([*command.arguments, str(command.out), "--count", "2"])
+    assert "1 files of an earlier run, such as c/corrected.json, which are kept" in caplog.text
+    assert corrected.read_text() == "{}"
 
 
 def test_bad_input_is_one_sentence(command: SimpleNamespace) -> None:

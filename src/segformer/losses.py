@@ -179,7 +179,9 @@ class Focal(nn.Module):
         weights = valid
         if self.weight is not None:
             weights = self.weight.to(log_p.dtype)[classes] * valid
-        losses = -((1 - log_p.exp()) ** self.gamma) * log_p
+        # Clamped, as the gradient of a power below 1 is infinite at 0
+        others = (-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).tiny)
+        losses = -(others**self.gamma) * log_p
         return (losses * weights).sum() / weights.sum().clamp_min(1e-12)
 
 

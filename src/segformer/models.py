@@ -180,8 +180,8 @@ class SegmentationModel(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Images (B, C, H, W) to labels (B, *size*) and class probabilities (B, K, *size*) float32.
 
-        The labels are those of :meth:`predict`. A model of one logit has the probabilities of two
-        classes. The arguments are those of :meth:`predict`.
+        The labels are those of :meth:`predict`, as ``images`` and ``size`` are. A model of one
+        logit has the probabilities of two classes.
         """
         size = tuple(images.shape[-2:] if size is None else size)
         with evaluating(self):

@@ -319,6 +319,46 @@ def test_a_scene_is_labelled_on_its_grid(model: SegFormer, tmp_path: Path) -> No
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["scene.tif"]
 
 
+@pytest.mark.parametrize("kind", ["grey", "grey with alpha", "colour with alpha"])
+def test_a_model_of_photographs_labels_a_scene_as_the_picture(kind: str, tmp_path: Path) -> None:
+    """A scene is one with a place on the earth."""
+    pixels = noise(4, 64, 96, high=256).astype(np.uint8)
+    bands = pixels[:1] if "grey" in kind else pixels[:3]
+    Image.fromarray(bands[0] if len(bands) == 1 else bands.transpose(1, 2, 0)).save(
+        tmp_path / "a.png"
+    )
+    if "alpha" in kind:
+        bands = np.concatenate([bands, np.full((1, 64, 96), 255, np.uint8)])
+        bands[-1, :8] = 0
+    colors = (
+        [ColorInterp.gray]
+        if "grey" in kind
+        else [ColorInterp.red, ColorInterp.green, ColorInterp.blue]
+    )
+    path = write(tmp_path / "scene.tif", bands)
+    with rasterio.open(path, "r+") as raster:
+        raster.colorinterp = [*colors, *([ColorInterp.alpha] if "alpha" in kind else [])]
+    randomized(SegFormer(TINY, classes=CLASSES)).save(tmp_path / "m.safetensors")
+    images = [str(tmp_path / "a.png"), str(path)]
+    main(["predict", str(tmp_path / "m.safetensors"), *images, "--out", str(tmp_path / "out")])
+    expected = np.array(Image.open(tmp_path / "out/a.png"))
+    with rasterio.open(tmp_path / "out/scene.tif") as labels:
+        found = labels.read(1)
+    has_data = np.ones((64, 96), bool)
+    has_data[:8] = "alpha" not in kind
+    assert (found[has_data] == expected[has_data]).mean() > 0.99
+    assert (found[~has_data] == 255).all()
+
+
+def test_a_palette_is_not_read_as_grey(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tif", noise(1, 64, 64, high=9).astype(np.uint8))
+    with rasterio.open(path, "r+") as raster:
+        raster.write_colormap(1, {k: (255 - k, k, 99, 255) for k in range(256)})
+    randomized(SegFormer(TINY, classes=CLASSES)).save(tmp_path / "m.safetensors")
+    with pytest.raises(SystemExit, match="it has 1 bands of uint8, and the model takes 3"):
+        main(["predict", str(tmp_path / "m.safetensors"), str(path), "--out", str(tmp_path / "o")])
+
+
 def test_a_wide_scene_is_labelled_in_parts_with_the_same_labels() -> None:
     image = torch.from_numpy(noise(3, 70, 4000, high=256).astype(np.uint8))
     seen: list[int] = []

@@ -24,6 +24,7 @@ from segformer.inference import (
     plan_videos,
 )
 from segformer.inference.results import KINDS
+from segformer.inference.scenes import suffixes_of
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -113,11 +114,17 @@ def run(parser: ArgumentParser, arguments: list[str]) -> None:
     clips, images = _clips_and_images(options)
     _check_writing(options, clips)
     results, summaries = (None, ()) if options.write is None else find_results(options.write)
-    # before the slow loading
-    of_images = summaries if images else ()
-    work = plan(images, options.out, options.overwrite, results, of_images, options.skip_existing)
     videos_of = plan_videos(clips, options.out, options.overwrite, options.frames, summaries)
     model = load_model(options.weights, options.device)
+    work = plan(
+        images,
+        options.out,
+        options.overwrite,
+        results,
+        summaries if images else (),
+        options.skip_existing,
+        suffixes_of(model),
+    )
     if images:
         label_files(model, work, labeller)
     if clips:

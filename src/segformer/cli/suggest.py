@@ -9,6 +9,7 @@ from segformer.data.annotations.for_tools import TOOLS
 from segformer.data.images import find_images
 from segformer.deploy import load_model
 from segformer.inference.jobs import check_missing
+from segformer.inference.scenes import suffixes_of
 from segformer.inference.suggestions import TABLE, suggest, unlabelled, write_suggestions
 
 
@@ -49,9 +50,10 @@ def run(parser: ArgumentParser, arguments: list[str]) -> None:
         raise ValueError(f"--count {options.count}; give the number of images, at least 1")
     if not options.overwrite:
         check_missing(options.out / TABLE)
-    labelled = find_images(options.labelled) if options.labelled else []
-    paths = unlabelled(options.folder, labelled)
     model = load_model(options.weights, options.device)
+    also = suffixes_of(model)
+    labelled = find_images(options.labelled, also) if options.labelled else []
+    paths = unlabelled(options.folder, labelled, also)
     chosen = suggest(model, paths, options.count, labelled)
     written = write_suggestions(chosen, model, options.folder, options.out, options.tool)
     print(f"{len(chosen)} of {len(paths)} images to label next")

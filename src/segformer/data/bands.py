@@ -107,7 +107,7 @@ class Bands:
                     f"{what} has {count} bands, and band {max(self.select)} is selected; correct "
                     "the selection"
                 )
-            image = _selected(image, self.select)
+            image = selected(image, self.select)
         elif self.names and len(self.names) != count:
             raise ValueError(
                 f"{what} has {count} bands, and {len(self.names)} are named "
@@ -228,7 +228,8 @@ def _checked(
         ) from error
 
 
-def _selected(image: Opened, select: Sequence[int]) -> Opened:
+def selected(image: Opened, select: Sequence[int]) -> Opened:
+    """Returns some bands of an image, by their numbers from 1."""
     indices = [number - 1 for number in select]
     return replace(
         image,
@@ -236,6 +237,7 @@ def _selected(image: Opened, select: Sequence[int]) -> Opened:
         read=lambda window: image.read(window)[indices],
         valid=None if image.valid is None else lambda window: _valid(image, window)[indices],
         names=tuple(image.names[index] for index in indices) if image.names else (),
+        has_alpha=False,
     )
 
 
@@ -273,4 +275,5 @@ def _stacked(images: list[Opened]) -> Opened:
         if any(image.valid for image in images)
         else None,
         names=sum((image.names for image in images), ()) if all(i.names for i in images) else (),
+        has_alpha=False,
     )

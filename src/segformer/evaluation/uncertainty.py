@@ -83,9 +83,15 @@ def _logits_and_features(model: Any, batch: Tensor) -> tuple[Tensor, Tensor | No
 
 
 def ranks(values: Sequence[float]) -> Tensor:
-    """Returns the place of each value among all, from 0 for the smallest to 1 for the greatest."""
-    order = torch.tensor(values, dtype=torch.float64).argsort(stable=True).argsort()
-    return order.double() / max(1, len(values) - 1)
+    """Returns the place of each value among all, from 0 for the smallest to 1 for the greatest.
+
+    Equal values have the mean of their places.
+    """
+    _, kinds, counts = torch.tensor(values, dtype=torch.float64).unique(
+        return_inverse=True, return_counts=True
+    )
+    places = counts.cumsum(0) - (counts + 1) / 2
+    return places.double()[kinds] / max(1, len(values) - 1)
 
 
 def choose(found: Sequence[Uncertainty], count: int, known: Sequence[Tensor] = ()) -> list[int]:

@@ -59,6 +59,7 @@ def plan(
     results: Sequence[Result] | None = None,
     summaries: Sequence[Summary] = (),
     skip_existing: bool = False,
+    also: Sequence[str] = (),
 ) -> Work:
     """Returns what is to be written for each image: by default ``NAME.png`` and an overlay.
 
@@ -74,6 +75,7 @@ def plan(
         summaries: What is written for the run.
         skip_existing: Whether images are left out whose files exist, and whose entries in the
             summaries do.
+        also: Suffixes of images in folders, beside those of photographs, such as ``.npy``.
 
     Raises:
         FileNotFoundError: If a file or folder is missing or a folder holds no image.
@@ -90,7 +92,7 @@ def plan(
         if not source.exists():
             raise FileNotFoundError(f"no image or folder {str(source)!r}")
         folder = source if source.is_dir() else source.parent
-        for path in find_images(source) if source.is_dir() else [source]:
+        for path in find_images(source, also) if source.is_dir() else [source]:
             name = path.relative_to(folder)
             jobs[path] = _job(path, name, out, results, summaries)
     _check_names(jobs.values(), summaries)

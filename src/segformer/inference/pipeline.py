@@ -282,13 +282,14 @@ def _label_large(model: Any, job: Job, labeller: Labeller) -> LargeCounted:
     target, slide = job.target(Labels), labeller.windows
     assert target is not None
     assert slide is not None
-    image, total = large_image(model, job.source, target), MeanEntropy()
+    num_labels = max(2, len(model.classes))
+    image, total = large_image(model, job.source, target), MeanEntropy(num_labels)
     others = [(result, path) for result, path in job.writes if path != target]
     with ExitStack() as stack:  # at its end the label map is complete
         takes = [stack.enter_context(result.of_large(image, path)) for result, path in others]
         windows = image.windows(slide)
         parts = label_in_windows(image, windows, labeller.decide, [total.add, *takes])
-    counts = count(parts, max(2, len(model.classes)))
+    counts = count(parts, num_labels)
     seconds, grid = time.perf_counter() - begun, image.opened.grid
     counted = Counted(job.name, image.size, model.classes, counts, total.mean, grid, seconds)
     return LargeCounted(image, counted)

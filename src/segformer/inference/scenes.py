@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from segformer.data.bands import Bands, read_pixels, valid_bands
+from segformer.data.bands import SUFFIXES, Bands, read_pixels, selected, valid_bands
 from segformer.data.families import geotiff
 from segformer.data.families.opened import Opened, Window
-from segformer.data.images import read_image
+from segformer.data.images import read_header, read_image
 from segformer.data.normalization import Normalization
 
 logger = logging.getLogger(__name__)
@@ -60,6 +60,11 @@ def bands_of(model: Any) -> Bands:
     return model.normalization.bands or Bands()
 
 
+def suffixes_of(model: Any) -> tuple[str, ...]:
+    """Returns the suffixes of images that a model takes, beside those of photographs."""
+    return () if model.normalization.bands is None else SUFFIXES
+
+
 def open_for(model: Any, path: Path) -> Opened:
     """Returns an image with the bands that a model takes.
 
@@ -70,11 +75,34 @@ def open_for(model: Any, path: Path) -> Opened:
             message names it.
     """
     image = bands_of(model).open(path)
+    if model.normalization.bands is None:
+        image = _as_photograph(image, len(model.normalization.mean))
     try:
         model.normalization.check(_sampled(image, model.normalization))
     except ValueError as error:
         raise ValueError(f"cannot label {str(path)!r}: {error}") from error
     return image
+
+
+def _as_photograph(image: Opened, channels: int) -> Opened:
+    """Returns an image without alpha, and grey in as many channels as a model of photographs has.
+
+    As :func:`segformer.data.images.read_image` reads it, but for palettes, whose values are no
+    grey.
+    """
+    colors = image.shape[0] - image.has_alpha
+    if colors == 1 and _is_grey(image.path):
+        return selected(image, [1] * channels)
+    return selected(image, range(1, colors + 1)) if image.has_alpha else image
+
+
+def _is_grey(path: Path) -> bool:
+    """Returns whether a file's values are grey from 0, black, to 255, white."""
+    try:
+        header = read_header(path)
+    except (OSError, ValueError):
+        return False
+    return header.mode in ("L", "LA") and header.greatest == 255 and not header.inverted
 
 
 def read_for(model: Any, path: Path) -> tuple[Tensor, np.ndarray | None]:

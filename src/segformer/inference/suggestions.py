@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from segformer.inference.pictures import overlay, sheet
 from segformer.inference.pipeline import label_file
 from segformer.inference.results.pictures import save_png
 from segformer.inference.scenes import read_for
+
+logger = logging.getLogger(__name__)
 
 TABLE = "suggestions.csv"
 SHOWN = 12  # images of the picture
@@ -111,7 +114,22 @@ def write_suggestions(
     with complete(table) as partial:
         partial.write_text(_table(suggestions, root), encoding="utf-8")
     save_png(_sheet(suggestions, model), picture)
-    return [table, picture, *TOOLS[tool](out / tool, files, model.classes)]
+    written = TOOLS[tool](out / tool, files, model.classes)
+    _warn_of_earlier(out / tool, written)
+    return [table, picture, *written]
+
+
+def _warn_of_earlier(folder: Path, written: Sequence[Path]) -> None:
+    """Warns of other files in the folder of a tool, which may be corrected already."""
+    others = sorted({path for path in folder.rglob("*") if path.is_file()} - set(written))
+    if others:
+        logger.warning(
+            "%s holds %d files of an earlier run, such as %s, which are kept; remove those that "
+            "are not corrected before you train on the folder",
+            folder,
+            len(others),
+            others[0].relative_to(folder),
+        )
 
 
 def _table(suggestions: Sequence[Suggestion], root: Path) -> str:
@@ -133,15 +151,20 @@ def _sheet(suggestions: Sequence[Suggestion], model: Any) -> Image.Image:
     return sheet(columns, model.classes)
 
 
-def unlabelled(folder: Path, labelled: Sequence[Path]) -> list[Path]:
+def unlabelled(folder: Path, labelled: Sequence[Path], also: Sequence[str] = ()) -> list[Path]:
     """Returns the images of a folder, without those that have labels.
+
+    Args:
+        folder: The folder.
+        labelled: Image files that have labels.
+        also: Suffixes of images beside those of photographs, such as ``.npy``.
 
     Raises:
         FileNotFoundError: If there is no such folder, or no image in it.
         ValueError: If all of them have labels.
     """
     known = {path.resolve() for path in labelled}
-    found = [path for path in find_images(folder) if path.resolve() not in known]
+    found = [path for path in find_images(folder, also) if path.resolve() not in known]
     if not found:
         raise ValueError(
             f"all images of {str(folder)!r} are in --labelled; name a folder of images to label"

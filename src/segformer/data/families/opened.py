@@ -59,6 +59,7 @@ class Opened:
             everywhere, but for floats that are no numbers.
         grid: Where it lies on the earth, if the file says so.
         names: Names of the bands that the file states; may be empty.
+        has_alpha: Whether the last band is the mask of the others.
     """
 
     path: Path
@@ -68,6 +69,7 @@ class Opened:
     valid: Callable[[Window], np.ndarray] | None = None
     grid: Grid | None = None
     names: tuple[str, ...] = ()
+    has_alpha: bool = False
 
     @property
     def size(self) -> tuple[int, int]:

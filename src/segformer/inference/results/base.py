@@ -35,8 +35,8 @@ class Counted:
         size: Height and width in pixels.
         classes: Names and colours of the classes.
         counts: Number of pixels of each class (K,).
-        mean_entropy: Mean entropy of the class probabilities in nats, from 0 to log K; None if the
-            probabilities are not computed.
+        mean_entropy: Mean entropy of the class probabilities in nats, from 0 to log K, of the
+            pixels that have data; None if there are none, or no probabilities are computed.
         grid: Where the image lies on the earth, if its file says so.
         seconds: Time of reading and labelling.
         time: Of a frame, in seconds from the start of its video.
@@ -119,12 +119,13 @@ class Prediction:
         num = len(self.classes)
         counts = np.bincount(self.labels.ravel(), minlength=num)[:num]
         height, width = self.labels.shape
-        mean = None
+        total = MeanEntropy(num)
         if self.probabilities is not None:
-            rows = (self.probabilities[:, top : top + ROWS] for top in range(0, height, ROWS))
-            mean = sum(float(entropy(part).sum()) for part in rows) / (height * width)
+            for top in range(0, height, ROWS):
+                rows = slice(top, top + ROWS)
+                total.add_rows(self.labels[rows], self.probabilities[:, rows])
         size, time = (height, width), self.time
-        return Counted(self.name, size, self.classes, counts, mean, None, self.seconds, time)
+        return Counted(self.name, size, self.classes, counts, total.mean, None, self.seconds, time)
 
 
 def entropy(probabilities: np.ndarray) -> np.ndarray:
@@ -144,20 +145,31 @@ def largest(logits: Tensor) -> np.ndarray:
 
 
 class MeanEntropy:
-    """The mean entropy of the pixels of an image that is labelled in parts, in nats."""
+    """The mean entropy, in nats, of the pixels of an image that have a class.
 
-    def __init__(self) -> None:
-        self.total, self.pixels = 0.0, 0
+    Args:
+        num_labels: Number of classes; greater labels are those of pixels without data.
+    """
+
+    def __init__(self, num_labels: int) -> None:
+        self.num_labels, self.total, self.pixels = num_labels, 0.0, 0
 
     def add(self, window: Window, labels: np.ndarray, logits: Tensor) -> None:
-        """Adds a part with its mean logits (K, h, w)."""
-        for rows in logits.split(ROWS, 1):
-            self.total += float(entropy(rows.softmax(0).numpy()).sum())
-        self.pixels += labels.size
+        """Adds a part with its labels (h, w) and mean logits (K, h, w)."""
+        for top in range(0, len(labels), ROWS):
+            rows = slice(top, top + ROWS)
+            self.add_rows(labels[rows], logits[:, rows].softmax(0).numpy())
+
+    def add_rows(self, labels: np.ndarray, probabilities: np.ndarray) -> None:
+        """Adds labels (h, w) and class probabilities (K, h, w)."""
+        has_class = labels < self.num_labels
+        self.total += float(entropy(probabilities)[has_class].sum())
+        self.pixels += int(has_class.sum())
 
     @property
-    def mean(self) -> float:
-        return self.total / max(1, self.pixels)
+    def mean(self) -> float | None:
+        """The mean; None if there are no such pixels."""
+        return self.total / self.pixels if self.pixels else None
 
 
 def halved(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:

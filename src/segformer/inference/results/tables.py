@@ -77,9 +77,10 @@ def _cells(pixels: int, entry: Entry) -> tuple[int, str, str]:
 class Manifest(Summary):
     """``manifest.jsonl``: a line for each image as soon as it is done.
 
-    It holds ``file``; ``shares`` of the classes that occur; ``mean_entropy`` in nats, null where a
-    model gives labels only; ``error``, null or the sentence why it could not be labelled; and
-    ``seconds`` of reading and labelling. The frames of a video also have their ``time``.
+    It holds ``file``; ``shares`` of the classes that occur; ``mean_entropy`` in nats of the pixels
+    that have data, null where there are none or a model gives labels only; ``error``, null or the
+    sentence why it could not be labelled; and ``seconds`` of reading and labelling. The frames of
+    a video also have their ``time``.
     """
 
     name = "manifest"
