@@ -16,15 +16,20 @@ NUMBERS = st.lists(st.integers(0, 99999), min_size=1, max_size=9, unique=True)
 
 @st.composite
 def named(draw: st.DrawFn) -> list[tuple[str, str]]:
-    """Names of tiles or of frames, each with its scene."""
+    """Names of tiles or of frames, as they are or as Roboflow exports them, each with its scene.
+
+    Another name may be beside them.
+    """
     kind = draw(st.sampled_from(["{}_{:05d}", "clips/{}/{:06d}", "{}_f{:05d}", "{} frame {:05d}"]))
     tile = draw(st.sampled_from(["{}_r{}_c{}", "{}-row{}-col{}", "{}_y{}_x{}"]))
-    of_tiles = draw(st.booleans())
-    names = []
+    of_tiles, copies = draw(st.booleans()), draw(st.sampled_from([0, 1, 2]))
+    names = [("overview", "overview")] if draw(st.booleans()) else []
     for scene in draw(SCENES):
         for number in draw(NUMBERS):
             name = tile.format(scene, number // 7, number) if of_tiles else kind
-            names.append((name.format(scene, number), scene))
+            name = name.format(scene, number)
+            exported = [f"{name}_jpg.rf.{copy}a{number:x}" for copy in range(copies)] or [name]
+            names += [(shown, scene) for shown in exported]
     return names
 
 
@@ -84,6 +89,8 @@ def test_another_image_moves_few_of_the_others() -> None:
         (["0001TP_006690", "0001TP_006720", "Seq05VD_f00000", "Seq05VD_f00030"], 2),
         (["a/000001", "a/000002", "b/000001"], 2),
         (["clip0_000", "clip0_001", "clip1_000", "clip1_001", "clip2_000"], 3),
+        ([f"{scene}_{k // 2}_{k % 2}" for scene in ("lake", "sea") for k in range(4)] + ["map"], 3),
+        (["a_0001_jpg.rf.0a", "a_0002_jpg.rf.9c", "b_0001_png.rf.77", "b_0001_png.rf.78"], 2),
         (["x_jpg.rf.0a1b", "x_jpg.rf.9c8d", "y_jpg.rf.77aa"], 2),
         (["IMG_0001", "IMG_0002", "DSC_0001", "holiday"], 4),
         (["IMG_20240131_142233", "IMG_20240131_142235", "IMG_20240201_090000"], 3),

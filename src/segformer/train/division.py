@@ -18,7 +18,9 @@ FRAME = re.compile(  # clip_000123, Seq05VD_f00030
 CAMERA = re.compile(  # numbers its files: IMG_0001, 20240131_142233
     r"(?:(?:img|dsc|dscn|dscf|pxl|image|photo|picture)[ _-]?)?(?:\d{8})?", re.IGNORECASE
 )
-COPY = re.compile(r"(?P<group>.+)\.rf\.[0-9a-f]+")  # Roboflow's copies of one image
+COPY = re.compile(  # Roboflow's, of one image: clip_000123_jpg.rf.0a1b2c
+    r"(?P<group>.+?)(?:_(?:jpe?g|png|bmp|tiff?|webp))?\.rf\.[0-9A-Za-z]+"
+)
 SINGLY = "--group '.+'"  # each path is a group
 
 
@@ -53,49 +55,56 @@ def groups_of(names: Sequence[str]) -> tuple[list[str], str]:
     Raises:
         ValueError: If all names are tiles of one scene.
     """
-    for grouped, what in ((_copies, "copies"), (_tiles, "tiles"), (_frames, "frames")):
-        found = grouped(names)
-        groups = set(found)
-        if len(groups) == len(names):
+    originals = [_original(name) for name in names]
+    for grouped, what, whole in ((_tiles, "tiles", "scene"), (_frames, "frames", "video")):
+        found = grouped(originals)
+        if len(set(found)) == len(set(originals)):
             continue
-        if len(groups) > 1:
-            of_what = {"copies": "image", "tiles": "scene", "frames": "video"}[what]
-            shown = ", ".join(map(repr, sorted(groups)[:3])) + (", …" if len(groups) > 3 else "")
-            return found, (
-                f"{what} of one {of_what} stay together: {len(groups)} groups ({shown}); "
-                f"{SINGLY} divides singly"
-            )
+        if len(set(found)) > 1:
+            return found, _together(what, whole, found)
         if what == "tiles":
             raise ValueError(
                 f"all {len(names)} images look like tiles of one scene, such as {names[0]!r}, so "
                 "that validation would see the neighbours of training tiles; add another scene, "
                 f"or name parts of it by --group PATTERN; {SINGLY} divides them nevertheless"
             )
+    if 1 < len(set(originals)) < len(names):
+        return originals, _together("copies", "image", originals)
     return list(names), (
         "each image is divided by itself, as no names of several scenes or videos were seen; "
         "--group PATTERN keeps images together"
     )
 
 
-def _copies(names: Sequence[str]) -> list[str]:
-    return [match["group"] if (match := COPY.fullmatch(name)) else name for name in names]
+def _together(what: str, whole: str, found: Sequence[str]) -> str:
+    groups = sorted(set(found))
+    shown = ", ".join(map(repr, groups[:3])) + (", …" if len(groups) > 3 else "")
+    return (
+        f"{what} of one {whole} stay together: {len(groups)} groups ({shown}); {SINGLY} divides "
+        "singly"
+    )
+
+
+def _original(name: str) -> str:
+    """Returns the name of the image that a name of Roboflow's is a copy of."""
+    match = COPY.fullmatch(name)
+    return match["group"] if match else name
 
 
 def _tiles(names: Sequence[str]) -> list[str]:
-    """Returns the scene of each tile, or the names if they are no tiles.
+    """Returns the scene of each tile; a name that is no tile is its own group.
 
     Names such as IMG_20240131_142233 end in two numbers as well; the positions of tiles occur
-    several times in rows and columns.
+    several times in rows and columns, or have letters.
     """
-    matches = [TILE.fullmatch(name) for name in names]
-    if None in matches:
-        return list(names)
-    found = [match for match in matches if match]
-    rows = {(_scene(match), match["row"]) for match in found}
-    columns = {(_scene(match), match["column"]) for match in found}
+    found = {name: match for name in names if (match := TILE.fullmatch(name))}
+    rows = {(_scene(match), match["row"]) for match in found.values()}
+    columns = {(_scene(match), match["column"]) for match in found.values()}
     is_grid = len(rows) < len(found) and len(columns) < len(found)
-    is_marked = all(map(MARKED_TILE.fullmatch, names))
-    return [_scene(match) for match in found] if is_grid or is_marked else list(names)
+    is_marked = all(map(MARKED_TILE.fullmatch, found))
+    if not (is_grid or is_marked):
+        return list(names)
+    return [_scene(found[name]) if name in found else name for name in names]
 
 
 def _frames(names: Sequence[str]) -> list[str]:
