@@ -251,6 +251,26 @@ def test_a_folder_of_annotations_becomes_a_config(kind: str, tmp_path: Path) -> 
     assert any("pixels without annotation" in sentence for sentence in plan.said)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_folder_of_annotations_takes_a_class_map_and_no_options_of_label_maps(
+    tmp_path: Path,
+) -> None:
+    root = tmp_path / "street"
+    street(root, "coco")
+    plan = make_plan(parse("fit", [str(root), "--data.class_map", "{person: ignore, car: moving}"]))
+    plan.write(tmp_path / "run.yaml")
+    data = data_of(str(tmp_path / "run.yaml"))
+    assert data.classes.names == ("background", "moving", "road")
+    found = np.array([*data.classes.names, "ignored"])[data.train[0][1].long().clamp(max=3).numpy()]
+    renamed = {"car": "moving", "person": "ignored"}
+    names = np.array([renamed.get(name, name) for name in CLASSES.names])
+    np.testing.assert_array_equal(found, names[label_map()])
+    assert len(plan.settings["model"]["loss"]["init_args"]["weight"]) == 3
+    for option in ("--data.ignore_index=0", "--data.label_map={0: 255}"):
+        with pytest.raises(ValueError, match="is given, and the labels are annotations"):
+            make_plan(parse("fit", [str(root), option]))
+
+
 def edited(path: Path, **changes: Any) -> None:
     """Changes values of the last annotation, or of the image, of COCO's file."""
     content = json.loads(path.read_text())

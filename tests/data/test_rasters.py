@@ -32,6 +32,7 @@ from segformer.inference.scenes import is_scene
 from segformer.train.folder_options import parse
 from segformer.train.from_folder import make_plan
 from segformer.train.parser import build_data, data_parser
+from segformer.train.survey import labelling, read_label_maps
 
 rasterio = pytest.importorskip("rasterio", reason="reason: needs segformer[geo]")
 pydicom = pytest.importorskip("pydicom", reason="reason: needs segformer[medical]")
@@ -187,6 +188,23 @@ def test_pixels_without_data_are_ignored_in_training(tmp_path: Path) -> None:
     for index, (_, _, window) in enumerate(dataset.parts):
         assert window is not None
         assert np.array_equal(dataset[index][1].numpy(), whole[window.slices])
+
+
+def test_negative_values_and_those_for_no_data_are_no_class(tmp_path: Path) -> None:
+    """With a label_map, too, which does not list the value for no data."""
+    labels = np.random.default_rng(0).integers(-1, 3, (1, 40, 48), np.int16)
+    write(tmp_path / "images/a.tif", noise(2, 40, 48))
+    write(tmp_path / "labels/a.tif", labels)
+    folders = tmp_path / "images", tmp_path / "labels"
+    expected = np.where(labels[0] < 0, 255, labels[0])
+    with pytest.raises(ValueError, match=r"holds the value -1 .*\. Set ignore_index=-1$"):
+        RasterDataset(*folders, CLASSES)[0]
+    assert np.array_equal(RasterDataset(*folders, CLASSES, ignore_index=-1)[0][1], expected)
+    with pytest.raises(ValueError, match=r"hold -1, .* pass --data.ignore_index=-1"):
+        labelling(read_label_maps([tmp_path / "labels/a.tif"]))
+    write(tmp_path / "labels/a.tif", (labels + 1).astype(np.uint8), nodata=0)
+    mapped = RasterDataset(*folders, CLASSES, label_map={1: 0, 2: 1, 3: 2})
+    assert np.array_equal(mapped[0][1], expected)
 
 
 GAPS = {  # where bands 1, 2 and 3 have no data
@@ -463,6 +481,7 @@ def test_a_folder_of_rasters_is_trained_without_a_config(tmp_path: Path) -> None
     plan.write(tmp_path / "run.yaml")
     read = build_data(data_parser("data").parse_args([f"--config={tmp_path / 'run.yaml'}"]).data)
     assert len(read.train) + len(read.val) == 3 * 3
+    assert f"passes over {len(read.train)} training tiles" in " ".join(plan.said)
     image, label = read.train[0]
     assert image.shape == (2, 40, 1024)
     assert (label[:, :9] == 255).all()

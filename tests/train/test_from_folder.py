@@ -26,7 +26,7 @@ from segformer.train.arrangement import find
 from segformer.train.folder_options import own_parser, parse, with_option
 from segformer.train.from_folder import make_plan
 from segformer.train.parser import build_data, data_parser
-from segformer.train.recipe import STEPS, Situation, class_weights, settings
+from segformer.train.recipe import STEPS, Situation, class_weights, said, settings
 
 pytestmark = [
     pytest.mark.usefixtures("without_pictures"),
@@ -344,6 +344,18 @@ def situation(**given: Any) -> Situation:
     options = {"images": 40, "size": (360, 480), "longest": 480, "on_gpu": False, "cores": 2}
     classes = {"classes": Classes.unnamed(3), "pixels": (60, 30, 10)}
     return Situation(**{**options, **classes, **given})
+
+
+def test_a_step_of_several_batches_makes_as_many_validations() -> None:
+    options = {"trainer.accumulate_grad_batches": 4}
+    one, four = situation(images=160), situation(images=160, given=options)
+    assert four.steps == one.steps
+    intervals = [settings(of)["trainer"]["val_check_interval"] for of in (one, four)]
+    assert intervals[1] == 4 * intervals[0]
+    assert said(one)[0].startswith("4000 steps of 8 crops of 256×256: 200 passes over 160 training")
+    assert ": 800 passes over 160 training images" in said(four)[0]
+    options = {"trainer.max_epochs": 5, **options}
+    assert situation(images=160, given=options).steps == 5 * 160 // 32
 
 
 @pytest.mark.parametrize(

@@ -224,6 +224,53 @@ def test_a_label_map_that_the_user_gives_is_kept(tmp_path: Path) -> None:
     assert classes.options == {"label_map": given}
 
 
+def test_a_label_map_takes_the_names_of_its_values(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("void\nroad\ntree\ncar\n")
+    contents = read_label_maps(write(tmp_path, drawn(), values))
+    named = find_named_classes(tmp_path)
+    for label_map, names in (
+        ({0: 255, 1: 0, 2: 1, 3: 2}, ("road", "tree", "car")),
+        ({0: 255, 1: 0, 2: 1, 3: 1}, ("class 0", "class 1")),
+    ):
+        classes = labelling(contents, named, label_map=label_map)
+        assert classes.classes.names == names
+        assert ("do not fit its 2 classes" in " ".join(classes.said)) == (len(names) == 2)
+
+
+def test_zero_as_no_class_counts_from_1(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("road\ntree\ncar\n")
+    maps = drawn(3)
+    classes = found(tmp_path, maps, values, ignore_index=0)
+    assert classes.classes.names == ("road", "tree", "car")
+    np.testing.assert_array_equal(read(tmp_path, classes), np.array([255, 0, 1])[np.array(maps)])
+
+
+@pytest.mark.parametrize(
+    ("save", "names", "options", "message"),
+    [
+        (in_colors, "", {"ignore_index": 0}, "--data.ignore_index 0 is given.*coded by colour"),
+        (in_colors, "", {"label_map": {0: 1}}, "--data.label_map .* is given.*coded by colour"),
+        (values, "", {"ignore_index": 3, "label_map": {0: 0}}, "map 3 to 255 in label_map"),
+        (by([1, 2, 1, 2]), "a\nb\nc", {}, r"counted from 0 or from 1; .*'\{1: 0, 2: 1, 3: 2, 255"),
+        (by([0, 255, 0, 255]), "a\nb\nc", {"ignore_index": 0}, "hold 255; add the missing names"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    save: Save, names: str, options: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    if names:
+        (tmp_path / "classes.txt").write_text(names)
+    with pytest.raises(ValueError, match=message):
+        found(tmp_path, drawn(), save, **options)
+
+
+def test_no_class_of_another_colour_than_black_is_refused(tmp_path: Path) -> None:
+    rows = ["name,r,g,b", *(f"c{k},{r},{g},{b}" for k, (r, g, b) in enumerate(COLORS))]
+    (tmp_path / "class_dict.csv").write_text("\n".join(rows).replace("c3", "void"))
+    with pytest.raises(ValueError, match="'void' in .* has the colour .*only black can mean no"):
+        found(tmp_path, drawn(), in_colors)
+
+
 def soft(label: np.ndarray, path: Path) -> None:
     """A large disc whose edge is smoothed."""
     y, x = np.mgrid[:200, :200]

@@ -326,9 +326,9 @@ def _check_options(
             f"ignore_index={ignore_index} and a label_map are given; remove ignore_index, and "
             f"map {ignore_index} to {own} in label_map"
         )
-    if not len(classes) <= ignore_index < NUM_VALUES:
+    if 0 <= ignore_index < len(classes) or ignore_index >= NUM_VALUES:
         raise ValueError(
-            f"ignore_index={ignore_index} must be a value that is no class, from "
+            f"ignore_index={ignore_index} must be a value that is no class, negative or from "
             f"{len(classes)} to {NUM_VALUES - 1}: the {len(classes)} classes "
             f"({classes.names[0]}, …, {classes.names[-1]}) are 0 to {len(classes) - 1}"
         )

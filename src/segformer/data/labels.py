@@ -295,11 +295,15 @@ def check_labels(label: Tensor, num_classes: int, what: str) -> None:
             if others
             else ""
         )
+        cure = f"Set ignore_index={value}"
+        if value >= 0:
+            cure = (
+                f"Add the missing classes, set ignore_index={value}, or map the values with "
+                "label_map, for example if they are counted from 1"
+            )
         raise ValueError(
             f"{what} holds the value {value} on {count} of {label.numel()} pixels{more}; valid "
-            f"values are 0 to {num_classes - 1} and {ignored} (ignored). Add the missing classes, "
-            f"set ignore_index={value}, or map the values with label_map, for example if they are "
-            "counted from 1"
+            f"values are 0 to {num_classes - 1} and {ignored} (ignored). {cure}"
         )
 
 

@@ -129,18 +129,14 @@ class RasterDataset(FolderDataset):
             label = self._classes_of(decode(path))
             return label if window is None else tv_tensors.Mask(label[window.slices])
         values = torch.from_numpy(raster.read(window or raster.whole)[0].astype(np.int64))
-        valid = valid_pixels(raster, window)
-        if valid is not None:
-            values[~torch.from_numpy(valid)] = self._ignored_value
-        return self._classes_of_values(values, path)
-
-    @property
-    def _ignored_value(self) -> int:
-        """A value of label maps that is ignored."""
-        if self.label_map is None:
-            return self.ignore_index
-        ignored = (self.label_map == self.classes.ignore_index).nonzero()
-        return int(ignored[0]) if len(ignored) else -1
+        found = valid_pixels(raster, window)
+        if found is None:
+            return self._classes_of_values(values, path)
+        valid = torch.from_numpy(found)
+        known = self._classes_of_values(values[valid], path)  # the value for no data is none
+        label = known.new_full(values.shape, self.classes.ignore_index)
+        label[valid] = known
+        return tv_tensors.Mask(label)
 
     def _label_raster(self, path: Path, page: int | None) -> Opened | None:
         return None if self.palette == "color" else label_raster(path, page)

@@ -173,6 +173,7 @@ def survey_annotations(
     pairs: Sequence[tuple[Path, Path]],
     unlabelled: int | str | None = None,
     invalid_polygons: Treatment = "refuse",
+    class_map: Mapping[str, str] | None = None,
 ) -> tuple[Labelling, dict[Path, tuple[int, int]]]:
     """Returns the classes of annotations, and the size of each image; shows a progress bar.
 
@@ -181,6 +182,7 @@ def survey_annotations(
         pairs: Paths of images and of their annotations.
         unlabelled: Class of pixels without annotation, if the user gave it.
         invalid_polygons: Whether polygons that cross themselves or have no area are drawn.
+        class_map: Class of names that annotations have, or ``"ignore"``, if the user gave it.
 
     Raises:
         DataError: If a file has a fault.
@@ -193,10 +195,12 @@ def survey_annotations(
     pictures = {path: _picture(path) for path in matched.sources}
     used = _used_names(matched.sources, pictures)
     void = [name for name in used if name.lower() in UNLABELLED]
-    names = [name for name in used if name not in void]
+    class_map = {**dict.fromkeys(void, IGNORE), **(class_map or {})}
+    names = sorted({class_map.get(name, name) for name in used} - {IGNORE})
     if not names:
-        raise ValueError(f"the annotations in {str(found.root)!r} have no area; draw some")
-    class_map = dict.fromkeys(void, IGNORE)
+        raise ValueError(
+            f"the annotations in {str(found.root)!r} have no area of a class; draw some"
+        )
     drawing = Drawing(Classes(names), IGNORE, class_map, invalid_polygons)
     drawn = Drawn(matched.sources, drawing)
     counts = np.zeros(len(names) + 1, np.int64)

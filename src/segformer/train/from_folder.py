@@ -43,7 +43,8 @@ RUNS = "runs"  # folder of all runs
 CONFIG = "run.yaml"
 DEFAULT_SHARE = 0.2  # of the images, for validation
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".h5", ".npz")
-CONSUMED = ("data.ignore_index", "data.label_map")  # settings that the labelling takes up
+OF_MAPS = ("data.ignore_index", "data.label_map")  # settings that the labelling takes up
+CONSUMED = (*OF_MAPS, "data.class_map")
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ def make_plan(options: Options) -> Plan:
         for pair in split
     ]
     classes, images, sizes = _surveyed(found, files, options)
-    situation = _situation(options, classes, images, len(pairs["train"]), sizes)
+    situation = _situation(options, classes, images, pairs["train"], sizes)
     sentences = [*found.said, *said, *classes.said, f"{images.said}; {_sizes(sizes)}"]
     data, lists = _data(found, pairs, classes, images)
     data["init_args"].update(recipe.data_settings(situation))
@@ -216,22 +217,35 @@ def _surveyed(
     settings = options.settings
     bands = _given_bands(settings)
     if found.is_annotated:
+        _refuse(settings, OF_MAPS, "annotations", "choose classes by --data.class_map")
         classes, of_image = survey_annotations(
             found,
             files,
             settings.get("data.unlabelled"),
             settings.get("data.invalid_polygons", "refuse"),
+            settings.get("data.class_map"),
         )
         images = survey_images([(image, image) for image, _ in files], of_image, bands)
         return classes, images, Counter(of_image.values())
+    _refuse(settings, ("data.class_map",), "label maps", "choose classes by --data.label_map")
     maps = read_label_maps([label for _, label in files])
     images = survey_images(files, maps.sizes, bands)
     classes = labelling(
         maps,
         find_named_classes(options.folder),
-        *(settings.get(key) for key in CONSUMED),
+        *(settings.get(key) for key in OF_MAPS),
     )
     return classes, images, Counter(maps.sizes.values())
+
+
+def _refuse(settings: Mapping[str, Any], keys: Sequence[str], kind: str, cure: str) -> None:
+    """Raises ValueError if a setting is given that labels of another kind have."""
+    for key in keys:
+        if settings.get(key) is not None:
+            raise ValueError(
+                f"--{key} {settings[key]} is given, and the labels are {kind}; leave it out, and "
+                f"{cure}"
+            )
 
 
 def _check_weights(weights: str | None) -> None:
@@ -318,12 +332,12 @@ def _situation(
     options: Options,
     classes: Labelling,
     images: Images,
-    count: int,
+    train: Sequence[Pair],
     sizes: Counter[tuple[int, int]],
 ) -> recipe.Situation:
     every = list(sizes.elements())
-    return recipe.Situation(
-        images=count,
+    situation = recipe.Situation(
+        images=len(train),
         size=(int(median(height for height, _ in every)), int(median(width for _, width in every))),
         longest=max(max(size) for size in every),
         classes=classes.classes,
@@ -335,6 +349,11 @@ def _situation(
         augmentation=images.augmentation if images.bands else None,
         given=options.settings,
     )
+    if images.bands is None or situation.tile is None:
+        return situation
+    paths = (options.folder / pair.image for pair in train)
+    parts = [part for path in paths for part in parts_of(images.bands, path, situation.tile)]
+    return replace(situation, images=len(parts))
 
 
 def _sizes(sizes: Counter[tuple[int, int]]) -> str:

@@ -35,7 +35,7 @@ class Situation:
     """What a recipe depends on.
 
     Args:
-        images: Number of training images.
+        images: Number of training images; of their tiles, if these are read.
         size: Median height and width.
         longest: Longest side of any image.
         classes: Names and colours.
@@ -63,6 +63,12 @@ class Situation:
     given: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def tile(self) -> list[int] | None:
+        """Height and width of the tiles of large images; None if images are read whole."""
+        is_large = self.augmentation is not None and self.longest > LARGEST_WHOLE
+        return self.given.get("data.tile") or (TILE if is_large else None)
+
+    @property
     def steps(self) -> int:
         steps, passes = self._number("trainer.max_steps"), self._number("trainer.max_epochs")
         if steps or passes:
@@ -77,7 +83,12 @@ class Situation:
     @property
     def steps_of_pass(self) -> int:
         """Number of steps of a pass over the training images."""
-        return max(1, self.images // self.batch_size)
+        return max(1, self.images // (self.batch_size * self.batches_of_step))
+
+    @property
+    def batches_of_step(self) -> int:
+        """Number of batches whose gradients a step accumulates."""
+        return self._number("trainer.accumulate_grad_batches") or 1
 
     @property
     def crop_size(self) -> list[int]:
@@ -107,10 +118,11 @@ def said(situation: Situation) -> list[str]:
     """Returns one sentence for each decision of the recipe."""
     height, width = situation.crop_size
     is_few = situation.images < FEW
-    passes = situation.steps * situation.batch_size / situation.images
+    passes = situation.steps * situation.batches_of_step * situation.batch_size / situation.images
     lines = [
         f"{situation.steps} steps of {situation.batch_size} crops of {height}×{width}: "
-        f"{passes:.0f} passes over {situation.images} training images, on "
+        f"{passes:.0f} passes over {situation.images} training "
+        f"{'tiles' if situation.tile else 'images'}, on "
         f"{'a GPU' if situation.on_gpu else 'the CPU'}"
     ]
     if situation.weights:
@@ -140,7 +152,7 @@ def data_settings(situation: Situation) -> dict[str, Any]:
         "batch_size": situation.batch_size,
         "num_workers": situation.num_workers,
     }
-    return {**chosen, "tile": TILE} if name and situation.longest > LARGEST_WHOLE else chosen
+    return {**chosen, "tile": situation.tile} if situation.tile else chosen
 
 
 def _model(situation: Situation) -> dict[str, Any]:
@@ -202,7 +214,8 @@ def _trainer(situation: Situation) -> dict[str, Any]:
     decay = max(0.0, round(1 - 8 / max(1, steps), 4))
     trainer: dict[str, Any] = {
         "max_steps": steps,
-        "val_check_interval": max(1, steps // VALIDATIONS),
+        # of batches, which may be several a step
+        "val_check_interval": max(1, steps // VALIDATIONS) * situation.batches_of_step,
         "check_val_every_n_epoch": None,
         "log_every_n_steps": min(20, situation.steps_of_pass),
         "accelerator": "auto",

@@ -27,6 +27,7 @@ MOST_MASK_VALUES = 64  # of a mask of classes in which few pixels are neither 0 
 MOST_VALUES = 200  # of 8-bit label maps; photographs have more
 SHOWN = 8  # values or names in a sentence
 UNLABELLED = ("void", "unlabelled", "unlabeled", "ignore", "ignored")  # names of no class
+OF_ZERO = (*UNLABELLED, "background", "_background_")  # names of the value 0
 
 
 @dataclass
@@ -164,15 +165,26 @@ def labelling(
     Raises:
         ValueError: If they can be read in more than one way.
     """
+    if label_map is not None and ignore_index is not None:
+        raise ValueError(
+            f"--data.ignore_index {ignore_index} and --data.label_map are given; leave the first "
+            f"out, and map {ignore_index} to 255 in label_map"
+        )
     if _is_by_color(found):
+        _refuse_values(found, ignore_index=ignore_index, label_map=label_map)
         return _by_color(found, named)
     if label_map is not None:
         return _by_given_map(found, named, label_map)
     values = sorted(value for value in found.values if value != ignore_index)
+    if values and values[0] < 0:
+        raise ValueError(
+            f"the label maps, such as {_example(found)!r}, hold {values[0]}, which can be no "
+            f"class; pass --data.ignore_index={values[0]} if it means none"
+        )
     if named and named.values:
         order, said = _listed(values, named)
     elif named:
-        order, said = _counted(values, named, found)
+        order, said = _counted(values, named, found, ignore_index)
     else:
         order, said = _unnamed(values, found)
     if ignore_index is not None:
@@ -239,6 +251,17 @@ def _is_by_color(found: LabelMaps) -> bool:
     return is_optimised
 
 
+def _refuse_values(found: LabelMaps, **options: Any) -> None:
+    """Raises ValueError if an option of values is given for label maps of colours."""
+    for name, value in options.items():
+        if value is not None:
+            raise ValueError(
+                f"--data.{name} {value} is given, and the label maps, such as {_example(found)!r}, "
+                "are coded by colour; leave it out, and name the classes and their colours in "
+                "class_dict.csv: black that it does not name means no class"
+            )
+
+
 def _by_color(found: LabelMaps, named: NamedClasses | None) -> Labelling:
     """Returns the classes of label maps that are coded by colour."""
     if named and named.colors:
@@ -277,6 +300,12 @@ def _by_named_color(found: LabelMaps, named: NamedClasses) -> Labelling:
         for name, color in zip(named.names, named.colors, strict=True)
         if not (color == (0, 0, 0) and name.lower() in UNLABELLED)
     ]
+    for name, color in pairs:
+        if name.lower() in UNLABELLED:
+            raise ValueError(
+                f"{name!r} in {str(named.path)!r} has the colour {color}, and only black can mean "
+                "no class; save its pixels black, or give it another name, if it is a class"
+            )
     classes = Classes([name for name, _ in pairs], [color for _, color in pairs])
     unknown = [c for c in found.colors if c not in classes.colors and c != (0, 0, 0)]
     if unknown:
@@ -297,15 +326,40 @@ def _by_given_map(
 ) -> Labelling:
     ignored = (IGNORE_INDEX, 65535)
     count = max((k for k in label_map.values() if k not in ignored), default=-1) + 1
-    names = named.names if named and len(named.names) == count else _names(range(max(2, count)))
-    classes = Classes(list(names), (named.colors or ()) if named else ())
+    said = ["label_map is given"]
+    places = _places(named, label_map, count) if named else None
+    if named and places is not None:
+        chosen = named.colors or ()
+        classes = Classes(
+            [named.names[place] for place in places], [chosen[place] for place in places if chosen]
+        )
+    else:
+        classes = Classes(_names(range(max(2, count))))
+    if named and places is None:
+        said.append(
+            f"the {len(named.names)} names in {str(named.path)!r} do not fit its {count} classes; "
+            "write them into the YAML"
+        )
     pixels = [0] * len(classes)
     for value, k in label_map.items():
         if k < len(classes):
             pixels[k] += found.values[value]
-    return Labelling(
-        classes, tuple(pixels), {"label_map": dict(label_map)}, ("label_map is given",)
-    )
+    said += summary(classes, pixels)
+    return Labelling(classes, tuple(pixels), {"label_map": dict(label_map)}, tuple(said))
+
+
+def _places(named: NamedClasses, label_map: Mapping[int, int], count: int) -> list[int] | None:
+    """Returns the place in a file of the name of each class, None if they do not fit.
+
+    The file names the classes, or the values, of which one belongs to each class.
+    """
+    if len(named.names) == count:
+        return list(range(count))
+    of_class: dict[int, list[int]] = defaultdict(list)
+    for place, value in enumerate(named.values or range(len(named.names))):
+        of_class[label_map.get(value, IGNORE_INDEX)].append(place)
+    places = [of_class[k] for k in range(count)]
+    return [place for (place,) in places] if all(len(found) == 1 for found in places) else None
 
 
 def _listed(values: list[int], named: NamedClasses) -> tuple[list[int], list[str]]:
@@ -322,7 +376,7 @@ def _listed(values: list[int], named: NamedClasses) -> tuple[list[int], list[str
 
 
 def _counted(
-    values: list[int], named: NamedClasses, found: LabelMaps
+    values: list[int], named: NamedClasses, found: LabelMaps, ignore_index: int | None
 ) -> tuple[list[int], list[str]]:
     """Returns the value of each class of a file that lists names alone."""
     count = len(named.names)
@@ -330,15 +384,26 @@ def _counted(
     said = [f"{str(named.path)!r} names the {count} classes"]
     if values == [0, 255] and count == 2:
         return values, [*said, "values 0 and 255 are the two classes"]
-    if held and held[-1] < count and values != [0, 255]:
-        return list(range(count)), said
-    if held[0] > 0 and held[-1] == count:
+    if held and held[0] > 0 and (held[-1] == count or (ignore_index == 0 and held[-1] < count)):
         return list(range(1, count + 1)), [*said, "values are counted from 1"]
+    if held and held[-1] < count and values != [0, 255]:
+        if held[0] > 0 and named.names[0].lower() not in OF_ZERO:
+            raise ValueError(
+                f"{str(named.path)!r} names {count} classes, and the label maps, such as "
+                f"{_example(found)!r}, hold {_shown(held)}, which may be counted from 0 or from 1; "
+                f"pass --data.label_map '{_map_from(0, count)}' or '{_map_from(1, count)}'"
+            )
+        return list(range(count)), said
     raise ValueError(
         f"{str(named.path)!r} names {count} classes, and the label maps, such as "
         f"{_example(found)!r}, hold {_shown(values)}; add the missing names (that of 0, such as "
         "background, comes first), or pass --data.ignore_index VALUE for a value that is no class"
     )
+
+
+def _map_from(first: int, count: int) -> dict[int, int]:
+    """Returns the label_map of values that are counted from a number."""
+    return {first + k: k for k in range(count)} | {_ignored(count): _ignored(count)}
 
 
 def _unnamed(values: list[int], found: LabelMaps) -> tuple[list[int], list[str]]:
