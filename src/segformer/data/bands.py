@@ -205,8 +205,9 @@ def valid_bands(
     mask = image.valid and _checked(image, image.valid, window)
     valid = None if mask is None else torch.from_numpy(mask)
     if image.dtype.startswith("float"):
-        numbers = ~torch.isnan(read_pixels(image, window) if pixels is None else pixels)
-        valid = numbers.as_subclass(Tensor) if valid is None else numbers & valid
+        values = read_pixels(image, window) if pixels is None else pixels
+        numbers = ~values.as_subclass(Tensor).isnan()
+        valid = numbers if valid is None else numbers & valid
     return None if valid is None or bool(valid.all()) else valid
 
 
