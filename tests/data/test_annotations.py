@@ -9,6 +9,8 @@ import json
 import logging
 import pickle
 import re
+from base64 import b64encode
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from segformer.data.annotations.areas import Picture
 from segformer.data.bands import Bands
 from segformer.data.datasets import DataError, FolderDataset
 from segformer.data.rasters import RasterDataset
+from segformer.train.data import FolderData
 from segformer.train.folder_options import parse
 from segformer.train.from_folder import make_plan
 from segformer.train.parser import build_data, data_of, data_parser
@@ -188,6 +191,107 @@ data:
     (tmp_path / "all.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match="image 9: there is no image 'lost.png' in the folders of"):
         build_data(options.data)
+
+
+def coco_of_boxes(path: Path, images: dict[str, dict[str, tuple[int, int]]]) -> Path:
+    """Images of any names, whose classes fill the columns from one to another."""
+    names = sorted({name for areas in images.values() for name in areas})
+    content: dict[str, Any] = {
+        "images": [{"id": k, "file_name": name, **SIZE} for k, name in enumerate(images)],
+        "categories": [{"id": k, "name": name} for k, name in enumerate(names)],
+        "annotations": [
+            {
+                "id": 10 * k + number,
+                "image_id": k,
+                "category_id": names.index(name),
+                "iscrowd": 0,
+                "segmentation": [[left, 0, right, 0, right, HEIGHT, left, HEIGHT]],
+            }
+            for k, areas in enumerate(images.values())
+            for number, (name, (left, right)) in enumerate(areas.items())
+        ],
+    }
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("prefix", ["", "images/", "/home/another/data/"])
+@pytest.mark.parametrize("without", ["train/1.png", "val/1.png"])
+def test_an_image_takes_no_annotation_of_another_split(
+    prefix: str, without: str, tmp_path: Path
+) -> None:
+    names = ["train/0.png", "train/1.png", "val/1.png", "val/2.png"]
+    for name in names:
+        photograph(tmp_path / "images" / Path(name).parent, Path(name).name)
+    areas = {f"{prefix}{name}": {"road": (0, 9)} for name in names if name != without}
+    coco_of_boxes(tmp_path / "all.json", areas)
+
+    def data() -> FolderData:
+        return FolderData(
+            *(tmp_path, CLASSES, lambda *sample: sample), labels="all.json", unlabelled="ignore"
+        )
+
+    with pytest.raises(DataError, match=rf"image '.*images/{without}' has no annotation"):
+        data()
+    (tmp_path / "images" / without).unlink()
+    assert len(data().train) + len(data().val) == 3
+    photograph(tmp_path / "images" / Path(without).parent, Path(without).name)
+    coco_of_boxes(tmp_path / "all.json", {Path(name).name: {"road": (0, 9)} for name in names})
+    with pytest.raises(DataError, match="it may be .* or .*; write the folder into its name"):
+        data()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_areas_of_no_class_are_no_pixels_without_annotation(tmp_path: Path) -> None:
+    half = WIDTH // 2
+    for k in range(4):
+        photograph(tmp_path / "images", f"{k}.png")
+    areas = {"road": (0, half), "car": (half, half + 9), "__ignore__": (half + 9, WIDTH)}
+    coco_of_boxes(tmp_path / "all.json", {f"{k}.png": areas for k in range(4)})
+    plan = make_plan(parse("fit", [str(tmp_path)]))
+    data = plan.settings["data"]["init_args"]
+    assert data["classes"]["names"] == ["car", "road"]
+    assert data["unlabelled"] == "ignore"
+    assert "pixels without annotation, 0.0 %, are ignored" in plan.said
+    coco_of_boxes(tmp_path / "all.json", {f"{k}.png": {"road": (0, half)} for k in range(4)})
+    for options in ((), ("--data.unlabelled=background",)):
+        plan = make_plan(parse("fit", [str(tmp_path), *options]))
+        assert any("background 50.0 %, road 50.0 %" in sentence for sentence in plan.said)
+    for unlabelled in ("road", "0"):
+        areas = {"car": (0, half), "road": (half, half + 9)}
+        coco_of_boxes(tmp_path / "all.json", {f"{k}.png": areas for k in range(4)})
+        plan = make_plan(parse("fit", [str(tmp_path), f"--data.unlabelled={unlabelled}"]))
+        shares = {"road": 50.0, "0": 100 * (WIDTH - 9) / WIDTH}[unlabelled]
+        name = {"road": "road", "0": "car"}[unlabelled]
+        assert any(f"{name} {shares:.1f} %" in sentence for sentence in plan.said)
+
+
+def test_pixel_masks_of_label_studio(tmp_path: Path) -> None:
+    photograph(tmp_path / "images")
+    path = annotated.label_studio(tmp_path / "labels.json", "scene.png")
+    tasks = json.loads(path.read_text())
+    regions = tasks[0]["annotations"][1]["result"]
+    expected = label_map()
+    for region in regions:
+        if region["type"] != "brushlabels":
+            continue
+        name = region["value"]["brushlabels"][0]
+        pixels = np.zeros((HEIGHT, WIDTH, 4), np.uint8)
+        (polygons,) = [p for _, p in annotated.OBJECTS if annotated.has_hole(p)]
+        pixels[..., 3] = 255 * annotated.mask(polygons)
+        file = BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        url = f"data:image/png;base64,{b64encode(file.getvalue()).decode()}"
+        region["value"] = {"imageDataURL": url, "bitmasklabels": [name]}
+        region["type"] = "bitmasklabels"
+    path.write_text(json.dumps(tasks))
+    found = opened(tmp_path, "labels.json", unlabelled=0)[0][1].numpy()
+    np.testing.assert_array_equal(found, expected)
+    regions[0]["type"] = "magicwand"
+    path.write_text(json.dumps(tasks))
+    with pytest.raises(ValueError, match="regions of the type 'magicwand' are not read"):
+        opened(tmp_path, "labels.json", unlabelled=0)
 
 
 def test_listed_pairs_may_have_annotations(tmp_path: Path) -> None:

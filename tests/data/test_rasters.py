@@ -172,6 +172,36 @@ def test_dicom_keeps_its_values(bits: int, slope: float | None, tmp_path: Path) 
         assert np.array_equal(found, (array * slope - 1024).astype(np.float32))
 
 
+def change_dicom(path: Path, **values: Any) -> None:
+    dataset = pydicom.dcmread(path)
+    for name, value in values.items():
+        setattr(dataset, name, value)
+        if name.startswith("PixelPadding"):
+            dataset[name].VR = "US"
+    dataset.save_as(path)
+
+
+def test_dicom_of_other_kinds(tmp_path: Path) -> None:
+    """Inverted greys, values for padding, an empty slope, and palettes."""
+    path, array = tmp_path / "a.dcm", noise(40, 50)
+    array[:5] = 0
+    for photometric, expected in (("MONOCHROME2", array), ("MONOCHROME1", 4095 - array)):
+        write_dicom(path, array)
+        padded = {"PixelPaddingValue": 0, "RescaleSlope": None}
+        change_dicom(path, PhotometricInterpretation=photometric, **padded)
+        image = Bands().open(path)
+        found = read_pixels(image).numpy()[0]
+        assert found.dtype == np.uint16
+        assert np.array_equal(found, expected)
+        assert np.array_equal(valid_pixels(image), array > 0)
+    write_dicom(path, array, slope=2.0)
+    change_dicom(path, PixelPaddingValue=0, PixelPaddingRangeLimit=99)
+    assert np.array_equal(valid_pixels(Bands().open(path)), array > 99)
+    change_dicom(path, PhotometricInterpretation="PALETTE COLOR")
+    with pytest.raises(ValueError, match=r"a\.dcm'.* it has a palette, .*; save it as RGB"):
+        Bands().open(path)
+
+
 def folders(root: Path, **of_labels: Any) -> RasterDataset:
     array, labels = noise(4, 100, 130), noise(1, 100, 130, high=4).astype(np.uint8) - 1
     array[:, :20, :30] = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,14 @@ import yaml
 from conftest import TINY
 from PIL import Image
 
-from segformer import SegFormer
+from segformer import Classes, SegFormer
 from segformer.checkpoint import describe
 from segformer.cli import main
+from segformer.data.bands import Bands
+from segformer.data.rasters import Part, statistics_of
 from segformer.deploy import Exported, export
+from segformer.train.check import check
+from segformer.train.data import FolderData
 from segformer.train.folder_options import parse
 from segformer.train.from_folder import make_plan
 
@@ -242,6 +247,37 @@ def test_a_folder_of_16_bits_is_trained_without_a_config(
     assert first.normalization.dtype == "uint16"
     states = first.state_dict(), second.state_dict()
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_statistics_meet_all_columns(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).normal(1000, 10, (1024, 1024, 1)).astype(np.float32)
+    pixels[:, ::32] = 5000
+    np.save(tmp_path / "a.npy", pixels)
+    found = statistics_of(Bands(), [Part(tmp_path / "a.npy")])
+    assert found.mean == pytest.approx([pixels.mean()], rel=0.02)
+
+
+def test_blank_tiles_in_two_splits_are_no_problem(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for folder in ("images", "labels"):
+            (tmp_path / folder / split).mkdir(parents=True)
+        pixels = generator.normal(0, 1, (128, 64, 2)).astype(np.float32)
+        pixels[:64] = 0
+        np.save(tmp_path / f"images/{split}/{split}.npy", pixels)
+        labels = generator.integers(0, 2, (128, 64), np.uint8)
+        Image.fromarray(labels).save(tmp_path / f"labels/{split}/{split}.png")
+
+    def problems() -> list[str]:
+        bands = {"bands": Bands(), "tile": [64, 64]}
+        data = FolderData(tmp_path, Classes(["a", "b"]), lambda *sample: sample, **bands)
+        return check(data, 0).problems
+
+    assert problems() == []
+    pixels[:64] = generator.normal(0, 1, (64, 64, 2))
+    for split in ("train", "val"):
+        np.save(tmp_path / f"images/{split}/{split}.npy", pixels)
+    assert re.search(r"train\.npy from row 64, .*val\.npy from row 64", " ".join(problems()))
 
 
 def test_bands_of_a_folder_are_chosen_by_options(tmp_path: Path) -> None:

@@ -274,8 +274,8 @@ def _short(crs: str) -> str:
 def statistics_of(bands: Bands, parts: Sequence[Part]) -> Normalization:
     """Returns the normalization of images of any bands, with a progress bar.
 
-    Up to 65,536 pixels of each part and eight million of all are taken, evenly spread, of which
-    those without data are left out. Types other than uint8 are clipped to the range between their
+    Up to 65,536 pixels of each part and eight million of all are taken at random, without those
+    that have no data. Types other than uint8 are clipped to the range between their
     0.1 and 99.9 percentiles; mean and standard deviation are those of the clipped values.
 
     Args:
@@ -288,6 +288,7 @@ def statistics_of(bands: Bands, parts: Sequence[Part]) -> Normalization:
     """
     sampled: list[Tensor] = []
     taken = max(1, min(MOST_PIXELS, SAMPLED_PIXELS // max(1, len(parts))))
+    generator = torch.Generator().manual_seed(0)
     kind: tuple[str, int] | None = None
     for path, page, window in tqdm(parts, "statistics", unit="sample"):
         image = bands.open(path, page)
@@ -304,8 +305,9 @@ def statistics_of(bands: Bands, parts: Sequence[Part]) -> Normalization:
         if valid is not None:
             values[~valid.flatten(1)] = torch.nan
             values = values[:, valid.any(0).flatten()]
-        step = max(1, values.shape[1] // taken)
-        sampled.append(values[:, ::step])
+        if values.shape[1] > taken:  # at random, as regular steps may meet the same columns
+            values = values[:, torch.randint(values.shape[1], (taken,), generator=generator)]
+        sampled.append(values)
     assert kind is not None
     return _normalization(torch.cat(sampled, 1).numpy(), kind[0], bands)
 

@@ -14,6 +14,7 @@ from segformer.data.annotations.areas import Annotated, Picture, Source
 from segformer.data.annotations.class_masks import split_name
 from segformer.data.annotations.drawing import (
     IGNORE,
+    IGNORED_NAMES,
     Drawing,
     Drawn,
     Treatment,
@@ -24,7 +25,6 @@ from segformer.data.annotations.formats import (
     is_of_image,
     read_annotations,
 )
-from segformer.data.annotations.image_names import ImageNames
 from segformer.data.annotations.matching import match_pairs
 from segformer.data.bands import SUFFIXES, Bands
 from segformer.data.classes import Classes
@@ -44,6 +44,7 @@ from segformer.train.arrangement import (
 from segformer.train.survey import UNLABELLED, Labelling, summary
 
 BACKGROUND = ("background", "_background_", "unlabelled", "unlabeled")  # names of the rest
+REST = "(without annotation)"  # stands for a class while pixels are counted
 MOST_UNLABELLED = 0.005  # of the pixels, which are ignored and no class of their own
 
 
@@ -93,7 +94,7 @@ def _by_index(root: Path, images: list[Path], files: list[Path]) -> Arrangement:
         (_split_of(path.relative_to(root)), path, read_annotations([path], path, root))
         for path in files
     ]
-    names = [(split, path, ImageNames(a.listed)) for split, path, a in indices]
+    names = [(split, path, annotations.index) for split, path, annotations in indices]
     pairs: dict[str, list[Pair]] = defaultdict(list)
     taken: set[int] = set()
     for image in images:
@@ -194,20 +195,20 @@ def survey_annotations(
         raise DataError(matched.faults, pairs)
     pictures = {path: _picture(path) for path in matched.sources}
     used = _used_names(matched.sources, pictures)
-    void = [name for name in used if name.lower() in UNLABELLED]
+    void = [name for name in used if name.lower() in UNLABELLED or name in IGNORED_NAMES]
     class_map = {**dict.fromkeys(void, IGNORE), **(class_map or {})}
     names = sorted({class_map.get(name, name) for name in used} - {IGNORE})
     if not names:
         raise ValueError(
             f"the annotations in {str(found.root)!r} have no area of a class; draw some"
         )
-    drawing = Drawing(Classes(names), IGNORE, class_map, invalid_polygons)
-    drawn = Drawn(matched.sources, drawing)
-    counts = np.zeros(len(names) + 1, np.int64)
+    counted = Classes([*names, REST])
+    drawn = Drawn(matched.sources, Drawing(counted, REST, class_map, invalid_polygons))
+    counts = np.zeros(len(counted) + 1, np.int64)
     faults: list[str] = []
 
     def count(picture: Picture) -> None:
-        counts[:] += count_labels(drawn.label(picture), len(names))
+        counts[:] += count_labels(drawn.label(picture), len(counted))
 
     for picture in tqdm(pictures.values(), "annotations", unit="image"):
         faults += faults_in(lambda picture=picture: count(picture))
@@ -249,20 +250,24 @@ def _labelling(
     class_map: dict[str, str],
     unlabelled: int | str | None,
 ) -> Labelling:
-    share = float(counts[-1] / max(1, counts.sum()))
+    *of_names, without, _ = counts.tolist()
+    share = without / max(1, counts.sum())
     rest = next((name for name in names if name.lower() in BACKGROUND), None)
-    pixels = dict(zip(names, counts.tolist(), strict=False))
+    pixels = dict(zip(names, of_names, strict=True))
     chosen: int | str = IGNORE
     if unlabelled is not None:
         chosen = unlabelled
         said = f"pixels without annotation, {100 * share:.1f} %, are {unlabelled}, as it is given"
-        if isinstance(unlabelled, str) and unlabelled not in (*names, IGNORE):
-            pixels = {unlabelled: int(counts[-1]), **pixels}
+        is_index = str(unlabelled).isdecimal() and int(unlabelled) < len(names)
+        own = names[int(unlabelled)] if is_index else str(unlabelled)
+        if own != IGNORE:
+            pixels = {**({} if own in pixels else {own: 0}), **pixels}
+            pixels[own] += without
     elif share <= MOST_UNLABELLED:
         said = f"pixels without annotation, {100 * share:.1f} %, are ignored"
     else:
         chosen = rest or BACKGROUND[0]
-        pixels = {chosen: pixels.pop(chosen, 0) + int(counts[-1]), **pixels}
+        pixels = {chosen: pixels.pop(chosen, 0) + without, **pixels}
         said = (
             f"pixels without annotation, {100 * share:.1f} %, are {chosen!r}; pass "
             f"--data.unlabelled {IGNORE} if they may be anything"

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from segformer.data.annotations.drawing import said_of_invalid
 from segformer.data.classes import Classes
 from segformer.data.complete import complete
-from segformer.data.datasets import DataError, FolderDataset, count_labels
+from segformer.data.datasets import DataError, FolderDataset, count_labels, files_of
 from segformer.data.images import is_transparent, read_header
 from segformer.data.rasters import RasterDataset, statistics_of
 from segformer.inference.pictures import GAP, beside, contact_sheet, fitted, overlay, shown
@@ -149,7 +149,7 @@ class Sample:
     Args:
         size: Height and width.
         histogram: Number of pixels (K + 1,) of each class, and of ignored pixels.
-        digest: Hash of the image's pixels.
+        digest: Hash of the image's pixels; none if they are all equal, as of a tile without data.
         is_transparent: Whether the image has an alpha channel, which is dropped.
         invalid: Number of invalid polygons among its annotations that are drawn.
         problems: One sentence for each fault.
@@ -181,11 +181,12 @@ class Samples(Dataset):
             faults = self.dataset.faults_of(index) if is_folder else []
             return Sample(problems=tuple(faults or [str(error)]))
         pixels = image.numpy()
+        is_blank = np.array_equal(pixels, np.broadcast_to(pixels[:, :1, :1], pixels.shape), True)
         content = pixels.tobytes() + str(pixels.shape).encode()
         return Sample(
             (label.shape[0], label.shape[1]),
             count_labels(label, len(self.dataset.classes)),
-            hashlib.blake2b(content, digest_size=16).hexdigest(),
+            "" if is_blank else hashlib.blake2b(content, digest_size=16).hexdigest(),
             is_folder and self._is_transparent(index),
             self._invalid(index) if is_folder else 0,
         )
@@ -286,7 +287,8 @@ def check(data: SegmentationData, num_workers: int = 2) -> Findings:
         dataset = getattr(data, split)
         if dataset is not None:
             for digest, name in _check_split(findings, split, dataset, num_workers):
-                images[digest].append((split, name))
+                if digest:
+                    images[digest].append((split, name))
     _find_repeated(findings, list(images.values()))
     return findings
 
@@ -307,14 +309,15 @@ def _check_split(
         if sample.histogram is None:
             continue
         name = samples.name(index)
+        place, _ = files_of(dataset, index) or (name, name)
         findings.sizes[split][sample.size] += 1
         histogram += sample.histogram
         transparent += [name] if sample.is_transparent else []
         if sample.invalid:
             invalid[name] = sample.invalid  # once for all tiles of an image
         if sample.histogram[-1] == sample.histogram.sum():
-            findings.warnings.append(f"{name} has no labelled pixel")
-        yield sample.digest, name
+            findings.warnings.append(f"{place} has no labelled pixel")
+        yield sample.digest, place
     findings.warnings += _absent_classes(split, histogram, dataset.classes)
     if transparent:
         findings.warnings.append(

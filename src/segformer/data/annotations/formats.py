@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from segformer.data.annotations import coco, cvat, geojson, kaggle, label_studio, labelme, yolo
 from segformer.data.annotations.areas import Annotated, Picture
 from segformer.data.annotations.fields import Record, read_json
+from segformer.data.annotations.image_names import ImageNames
 from segformer.data.annotations.markup import read_xml
 from segformer.data.images import find_images
 from segformer.data.pairing import ANNOTATION_SUFFIXES as SUFFIXES
@@ -37,6 +39,11 @@ class Annotations:
     listed: list[Annotated] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
     yolo: yolo.Yolo | None = None
+
+    @cached_property
+    def index(self) -> ImageNames:
+        """Those of files that name their images; one image has each, also of several folders."""
+        return ImageNames(self.listed)
 
     def source(self, path: Path) -> ImageFile:
         """Returns the annotations of one of the files."""

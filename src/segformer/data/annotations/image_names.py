@@ -44,7 +44,9 @@ class ImageNames:
         for file in (own.name, own.stem):
             for path, annotated in self._by_file.get(file, ()):
                 name = path.with_name(own.name) if _has_no_type(path) else path
-                if name.name == own.name and (_ends(name, own) or _ends(whole, name)):
+                if name.name != own.name or _is_of_another(name, image):
+                    continue
+                if _ends(name, own) or _ends(whole, name):
                     found[id(annotated)] = (name == own, _common(name, whole)), annotated
         best = max((likeness for likeness, _ in found.values()), default=None)
         matches = [annotated for likeness, annotated in found.values() if likeness == best]
@@ -66,6 +68,16 @@ class ImageNames:
                 f"it may be {str(other)!r} or {str(image)!r}; write the folder into its name",
             )
         return matches[0]
+
+
+def _is_of_another(name: PurePosixPath, image: Path) -> bool:
+    """Returns whether a name is that of an image in another folder, as val/1.png is of train's."""
+    parts = list(image.absolute().parts)
+    common = _common(name, PurePosixPath(composed(image.absolute().as_posix())))
+    if common in (len(name.parts), len(parts)):
+        return False
+    parts[-1 - common] = name.parts[-1 - common]
+    return Path(*parts).is_file()
 
 
 def _has_no_type(path: PurePosixPath) -> bool:

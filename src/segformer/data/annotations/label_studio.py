@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import re
+from base64 import b64decode
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
+from PIL import Image
 
 from segformer.data.annotations.areas import Annotated, Area, Mask, Outline, Size, said_sizes
 from segformer.data.annotations.fields import Record
 from segformer.data.images import IMAGE_SUFFIXES
 
-KINDS = ("polygon", "rectangle", "ellipse", "brush")
+KINDS = ("polygon", "rectangle", "ellipse", "brush", "bitmask")
 WITHOUT_AREA = ("keypoint", "keypointlabels", "vector", "vectorlabels")
+OF_IMAGES = (  # results that are no regions, or say more of another region
+    *("choices", "textarea", "rating", "taxonomy", "number", "datetime", "pairwise", "ranker"),
+    *("relation", "labels", ""),
+)
 UPLOADED = re.compile(r"^[0-9a-f]{8}-")  # before the name of an uploaded file
 
 
@@ -36,6 +43,28 @@ class BrushRuns(Mask):
             raise ValueError(f"its mask is for an image of {stated}, and the image is {own}")
         channels = unpacked(self.data, 4 * size[0] * size[1])
         return 0, 0, channels.reshape(*size, 4)[..., 3] > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Bitmap(Mask):
+    """A mask of pixels, as a PNG whose alpha channel is the mask.
+
+    Args:
+        data: Bytes of the PNG.
+    """
+
+    data: bytes
+
+    def pixels(self, size: Size) -> tuple[int, int, np.ndarray]:
+        try:
+            with Image.open(BytesIO(self.data)) as image:
+                alpha = np.array(image.convert("RGBA"))[..., 3]
+        except OSError as error:
+            raise ValueError("its mask is no image; export the file again") from error
+        if alpha.shape != size:
+            stated, own = said_sizes(alpha.shape, size)
+            raise ValueError(f"its mask is for an image of {stated}, and the image is {own}")
+        return 0, 0, alpha > 0
 
 
 def unpacked(data: bytes, length: int) -> np.ndarray:
@@ -131,8 +160,10 @@ def _annotated(annotation: Record, names: tuple[str, ...]) -> Annotated:
         kind = region.text("type") if region.has("type") else ""
         if kind in WITHOUT_AREA:
             raise region.wrong(f"a {kind} has no area; draw a polygon, or remove it")
+        if kind in OF_IMAGES:
+            continue
         if kind.removesuffix("labels") not in KINDS:
-            continue  # of the whole image, such as choices, or the name of another region
+            raise region.wrong(f"regions of the type {kind!r} are not read; draw a polygon")
         own_id = region.text("id") if region.has("id") else ""
         name = next(_names_in(region), None) or named.get(own_id)
         if name is None:
@@ -168,6 +199,8 @@ def _shape(region: Record, kind: str, size: Size) -> Outline | Mask:
         return Outline.of_points(value.points("points") * [across, down])
     if kind == "brush":
         return BrushRuns(size, _bytes(value))
+    if kind == "bitmask":
+        return Bitmap(_png(value))
     x, y = value.number("x") * across, value.number("y") * down
     degrees = value.number("rotation") if value.has("rotation") else 0.0
     if kind == "rectangle":  # turned about its first corner
@@ -175,6 +208,16 @@ def _shape(region: Record, kind: str, size: Size) -> Outline | Mask:
         return Outline.of_box(x, y, right, bottom).turned(degrees, x, y)
     radius_x, radius_y = value.number("radiusX") * across, value.number("radiusY") * down
     return Outline.of_ellipse(x, y, radius_x, radius_y).turned(degrees, x, y)
+
+
+def _png(value: Record) -> bytes:
+    header, _, data = value.text("imageDataURL").partition(",")
+    if not header.startswith("data:image/png;base64"):
+        raise value.wrong(f"its mask begins with {header[:30]!r}; export it as a PNG in base64")
+    try:
+        return b64decode(data, validate=True)
+    except ValueError as error:
+        raise value.wrong("its mask is not base64; export the file again") from error
 
 
 def _bytes(value: Record) -> bytes:

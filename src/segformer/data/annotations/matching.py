@@ -15,7 +15,6 @@ from segformer.data.annotations.formats import (
     find_annotations,
     read_annotations,
 )
-from segformer.data.annotations.image_names import ImageNames
 from segformer.data.images import find_images
 from segformer.data.pairing import (
     ANNOTATION_SUFFIXES,
@@ -123,7 +122,7 @@ def match(
     if annotations.files:
         return _by_file_name(annotations, images, label_suffix, is_shared)
     matched, missing = Matched(), []
-    index = ImageNames(annotations.listed)
+    index = annotations.index
     for path in images.values():
         try:
             found = index.of(path, path.relative_to(folder))
@@ -251,13 +250,12 @@ def match_pairs(pairs: Iterable[tuple[Path, Path]], order: Sequence[str]) -> Mat
             continue
         try:
             if label not in read:
-                annotations = read_annotations([label], label, image.parent)
-                read[label] = annotations, ImageNames(annotations.listed)
-            annotations, index = read[label]
+                read[label] = read_annotations([label], label, image.parent)
+            annotations = read[label]
             if annotations.files:
                 matched.sources[image] = annotations.source(label)
                 continue
-            found = index.of(image, Path(image.name))
+            found = annotations.index.of(image, Path(image.name))
             if found is None:
                 raise ValueError(f"{str(label)!r} does not list image {str(image)!r}; add it")
             matched.sources[image] = found
