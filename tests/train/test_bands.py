@@ -17,7 +17,8 @@ from segformer import Classes, SegFormer
 from segformer.checkpoint import describe
 from segformer.cli import main
 from segformer.data.bands import Bands
-from segformer.data.rasters import Part, statistics_of
+from segformer.data.datasets import DataError
+from segformer.data.rasters import Part, RasterDataset, statistics_of
 from segformer.deploy import Exported, export
 from segformer.train.check import check
 from segformer.train.data import FolderData
@@ -247,6 +248,25 @@ def test_a_folder_of_16_bits_is_trained_without_a_config(
     assert first.normalization.dtype == "uint16"
     states = first.state_dict(), second.state_dict()
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
+def test_a_turned_picture_is_refused(suffix: str, tmp_path: Path) -> None:
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    picture = Image.new("RGB", (16, 16))
+    if suffix == "tif":
+        picture.save(tmp_path / "images/a.tif", tiffinfo={0x0112: 3})
+    else:
+        orientation = Image.Exif()
+        orientation[0x0112] = 3
+        picture.save(tmp_path / f"images/a.{suffix}", exif=orientation)
+    Image.new("L", (16, 16)).save(tmp_path / "labels/a.png")
+    dataset = RasterDataset(tmp_path / "images", tmp_path / "labels", Classes(["a", "b"]))
+    with pytest.raises(
+        DataError, match=r"is turned by its EXIF orientation \(3\).*save .* upright"
+    ):
+        dataset.check_files()
 
 
 def test_statistics_meet_all_columns(tmp_path: Path) -> None:

@@ -99,7 +99,11 @@ class Bands:
             FileNotFoundError: If there is no such file.
             ValueError: If it cannot be read, or has other bands. The message names it.
         """
-        image = _stacked([self._open_file(part, page) for part in self.parts(Path(path))])
+        image = _stacked([self.open_file(part, page) for part in self.parts(Path(path))])
+        if image.has_palette:
+            raise ValueError(
+                f"image {str(path)!r} has a palette, whose values are no bands; save it as RGB"
+            )
         count, what = image.shape[0], f"image {str(image.path)!r}"
         if self.select:
             if max(self.select) > count:
@@ -132,7 +136,8 @@ class Bands:
         names = {NAME: found["name"], SPLIT: found.get("split", SPLIT)}
         return [root / _filled(pattern, names) for pattern in self.files]
 
-    def _open_file(self, path: Path, page: int | None) -> Opened:
+    def open_file(self, path: Path, page: int | None) -> Opened:
+        """Returns one file, all of its bands; the errors are those of :meth:`open`."""
         try:
             start = start_of(path)
             if path.suffix in (".npy", ".npz"):

@@ -153,8 +153,12 @@ class RasterDataset(FolderDataset):
         if index and self.parts[index - 1][:2] == (path, page):  # another tile
             return []
         if drawn := self.drawn:
-            return faults_in(lambda: drawn.check(_picture(self.bands.open(path, page))))
+            return faults_in(
+                lambda: _check_upright(path),
+                lambda: drawn.check(_picture(self.bands.open(path, page))),
+            )
         return faults_in(
+            lambda: _check_upright(path),
             lambda: _check_pages(self.bands, path, label),
             lambda: _check_pair(
                 self.bands.open(path, page), label, self._label_raster(label, page)
@@ -234,8 +238,21 @@ def label_raster(path: Path, page: int | None = None) -> Opened | None:
     """
     if not (geotiff.is_installed() and geotiff.is_tiff(path)):
         return None
-    raster = Bands(pages=None if page is None else "images").open(path, page)
+    raster = Bands(pages=None if page is None else "images").open_file(path, page)
     return raster if raster.shape[0] == 1 and raster.dtype[0] in "ui" else None
+
+
+def _check_upright(path: Path) -> None:
+    """Raises ValueError if a picture is turned by its EXIF orientation: not all readers turn it."""
+    try:
+        turn = read_header(path).orientation or 1
+    except (OSError, ValueError):  # no picture of Pillow's
+        return
+    if turn != 1:
+        raise ValueError(
+            f"image {str(path)!r} is turned by its EXIF orientation ({turn}), which not all "
+            "readers of bands obey; save the image upright, without orientation"
+        )
 
 
 def _check_pages(bands: Bands, image: Path, label: Path) -> None:

@@ -78,6 +78,7 @@ def open_raster(path: Path, pages: str | None, level: int, page: int | None = No
             names += [name or "" for name in raster.descriptions]
             has_gaps |= any(flags != [1] for flags in _flags(raster))
             grid, has_alpha = _grid(raster), any(ALPHA in flags for flags in _flags(raster))
+            has_palette = any(band.name == "palette" for band in raster.colorinterp)
     if len(dtypes) > 1 or len({shape[1:] for shape in shapes}) > 1:
         raise ValueError(
             f"its bands have the types {', '.join(sorted(dtypes))} and the sizes "
@@ -94,7 +95,11 @@ def open_raster(path: Path, pages: str | None, level: int, page: int | None = No
     shape = (sum(count for count, *_ in shapes), *shapes[0][1:])
     known = tuple(names) if all(names) else ()
     has_alpha = has_alpha and len(sources) == 1
-    return Opened(path, shape, dtype, read, valid if has_gaps else None, grid, known, has_alpha)
+    return Opened(
+        *(path, shape, dtype, read, valid if has_gaps else None, grid, known),
+        has_alpha=has_alpha,
+        has_palette=has_palette,
+    )
 
 
 def _sources(path: Path, pages: str | None, level: int, page: int | None) -> list[str]:

@@ -60,6 +60,7 @@ class Opened:
         grid: Where it lies on the earth, if the file says so.
         names: Names of the bands that the file states; may be empty.
         has_alpha: Whether the last band is the mask of the others.
+        has_palette: Whether its values are indices of colours.
     """
 
     path: Path
@@ -70,6 +71,7 @@ class Opened:
     grid: Grid | None = None
     names: tuple[str, ...] = ()
     has_alpha: bool = False
+    has_palette: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
