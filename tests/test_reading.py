@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from segformer import SETR, MiT, SegFormer
+from segformer import SETR, MiT, Pretrained, SegFormer, TimmBackbone
 from segformer.checkpoint import LAYOUTS, read, state_dict_as
+from segformer.train.distillation import Distillation
+from segformer.train.task import SegmentationTask
+from segformer.train.weights import load_network
 
 State = dict[str, Tensor]
 NORM1, NORM2 = "backbone.block1.0.norm1.weight", "backbone.block1.0.norm2.weight"
@@ -338,3 +342,33 @@ def test_a_missing_first_convolution_is_new_for_any_number_of_channels(
     assert state.pop(stem).shape == (8, in_channels, 7, 7)
     torch.testing.assert_close(state, tensors, rtol=0, atol=0)
     assert again(torch.randn(1, in_channels, 64, 64)).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["fastvit_t8", "repvgg_a0"])
+def test_several_first_convolutions_take_other_channels(name: str, tmp_path: Path) -> None:
+    model = SegFormer(TimmBackbone(name), num_classes=3).eval()
+    model.save(tmp_path / "m.safetensors")
+    grey = torch.randn(1, 1, 64, 64)
+    one = SegFormer.from_pretrained(tmp_path / "m.safetensors", in_channels=1)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            one(grey), model(grey.expand(1, 3, 64, 64)), rtol=1e-3, atol=1e-4
+        )
+    four = SegFormer.from_pretrained(tmp_path / "m.safetensors", in_channels=4)
+    assert four(torch.randn(1, 4, 64, 64)).shape == (1, 3, 64, 64)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_of_16_bits_are_trained_and_measured_in_32(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    half = randomized(SegFormer(TINY, num_classes=2)).to(dtype)
+    half.save(path := tmp_path / "half.safetensors")
+    network = Pretrained(str(path))
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+    task = SegmentationTask(network, distillation=partial(Distillation, teacher=path))
+    quiet_trainer(tmp_path, max_steps=2).fit(task, halves())
+    measured = load_network(str(path), halves().classes)
+    images = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(measured(images), half.float()(images), rtol=1e-4, atol=1e-4)

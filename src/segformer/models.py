@@ -582,7 +582,7 @@ class ConvSegFormer(SegmentationModel):
 class Pretrained(SegmentationModel):
     """:meth:`SegmentationModel.from_pretrained` as a class, which a YAML file can name.
 
-    A run then starts from these weights. The arguments are those of that method.
+    A run then starts from these weights, in float32. The arguments are those of that method.
     """
 
     def __init__(
@@ -593,5 +593,6 @@ class Pretrained(SegmentationModel):
         in_channels: int | None = None,
         layout: str | None = None,
     ) -> None:
-        reading = checkpoint.read(source, num_classes, in_channels=in_channels, layout=layout)
+        options: Any = {"in_channels": in_channels, "layout": layout, "dtype": torch.float32}
+        reading = checkpoint.read(source, num_classes, **options)
         super().__init__(**reading.parts)

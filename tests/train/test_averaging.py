@@ -34,6 +34,20 @@ def test_the_average_is_its_formula() -> None:
     assert decays[-1] == 0.7
 
 
+def test_the_average_of_16_bit_weights_has_32() -> None:
+    """With --trainer.precision bf16-true, the average is made before the weights are converted."""
+    net = torch.nn.Linear(3, 2)
+    average = Average(net, 0.7)
+    net.bfloat16()
+    average.update_parameters(net)
+    first = net.weight.float()
+    with torch.no_grad():
+        net.weight.normal_()
+    average.update_parameters(net)
+    expected = first * 2 / 11 + net.weight.float() * 9 / 11
+    torch.testing.assert_close(average.module.weight.detach(), expected.detach())
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_short_run_does_not_end_near_its_start(tmp_path: Path) -> None:
     """Thirty steps of camvid.yaml's recipe."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -248,6 +249,33 @@ def test_a_folder_of_16_bits_is_trained_without_a_config(
     assert first.normalization.dtype == "uint16"
     states = first.state_dict(), second.state_dict()
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        {
+            "class_path": "segformer.SegFormer",
+            "init_args": {
+                "backbone": {
+                    "class_path": "segformer.TimmBackbone",
+                    "init_args": {"name": "resnet10t"},
+                }
+            },
+        },
+        {"class_path": "segformer.ConvSegFormer", "init_args": {"dims": [8, 16, 40, 64]}},
+        {"class_path": "segformer.SETR", "init_args": {"backbone": "tiny", "img_size": 64}},
+    ],
+    ids=["timm", "convolutional", "SETR"],
+)
+def test_any_network_takes_the_bands(
+    network: dict[str, Any], folder: Path, weights: Path, tmp_path: Path
+) -> None:
+    settings = yaml.safe_load((folder / "thermal.yaml").read_text())
+    settings["model"]["network"] = network
+    settings["trainer"]["fast_dev_run"] = True
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    main(["fit", "--config", str(tmp_path / "config.yaml")])
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])

@@ -96,6 +96,8 @@ def test_an_adapter_has_the_factor_of_the_layer_it_is_added_to(name: str) -> Non
 
 
 def test_errors_name_the_cure() -> None:
+    with pytest.raises(ValueError, match="'caformer_s18' has no method group_matcher"):
+        layer_factors(TimmBackbone("caformer_s18"), DECAY)
     backbone = nn.Conv2d(3, 4, 1)
     for decay in (0.0, 1.5):
         with pytest.raises(ValueError, match=f"layer_decay={decay}"):

@@ -213,6 +213,21 @@ def test_orthogonalising_is_the_published_iteration(shape: tuple[int, ...]) -> N
             assert nn.functional.cosine_similarity(*pair, 0) > 0.99
 
 
+def test_tables_of_positions_are_no_matrices() -> None:
+    """As in timm's Swin: a direct parameter, in place of a layer's weight."""
+    model = SegFormer(TINY, num_classes=3)
+    model.backbone.relative_position_bias_table = nn.Parameter(torch.randn(25, 4))
+    groups = param_groups(model)
+    (tables,) = [group for group in groups if not group.get("is_matrix", True)]
+    (table,) = tables["params"]
+    assert table is model.backbone.relative_position_bias_table
+    before = table.detach().clone()
+    table.grad = torch.randn(25, 4)
+    Muon(groups, lr=0.01, weight_decay=0.0).step()
+    # AdamW's first step has the size of the rate for each value.
+    torch.testing.assert_close(table.detach(), before - 0.01 * table.grad.sign())
+
+
 def test_muon_moves_every_parameter_of_a_segformer() -> None:
     model = SegFormer(TINY, num_classes=3)
     before = [p.clone() for p in model.parameters()]

@@ -10,6 +10,7 @@ import random
 import signal
 import time
 from contextlib import nullcontext
+from functools import partial
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from segformer.data.mixing import ClassMix, CutMix
 from segformer.data.transforms import TrainTransform
 from segformer.train.averaging import EMA
 from segformer.train.data import FolderData, SegmentationData
+from segformer.train.optim import Muon, OfficialAdamW
 from segformer.train.order import Batches, Seeded
 from segformer.train.resume import AtomicCheckpointIO, Resumable, find_checkpoint, newest_checkpoint
 from segformer.train.task import SegmentationTask
@@ -141,6 +143,26 @@ def test_a_run_whose_first_weights_are_gone_is_resumed(tmp_path: Path) -> None:
     (checkpoint,) = tmp_path.glob("runs/short/*/checkpoints/resume-*4.ckpt")
     finish(start(config, f"--ckpt_path={checkpoint}"), tmp_path)
     assert digest(tmp_path) == expected
+
+
+OTHER_CHECKPOINTS = (
+    "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint",
+    "--trainer.callbacks.every_n_train_steps=1",
+    "--trainer.callbacks.save_top_k=-1",
+)
+
+
+def test_the_best_is_that_of_validation_beside_other_checkpoints(tmp_path: Path) -> None:
+    """The best is the worst here, so that it is not the last."""
+    worst = "--checkpoint.mode=min"
+    expected, _ = uninterrupted(tmp_path / "one", worst)
+    found, _ = uninterrupted(tmp_path / "two", worst, *OTHER_CHECKPOINTS)
+    assert found == expected
+    names = [
+        find_checkpoint("best", tmp_path / name / "runs" / "short", monitor="val/miou")
+        for name in ("one", "two")
+    ]
+    assert [path and path.stem.removesuffix("-v1") for path in names] == ["epoch=1-step=6"] * 2
 
 
 TWO_LOGGERS = (
@@ -349,6 +371,26 @@ def test_a_run_is_not_resumed_with_other_batches(tmp_path: Path) -> None:
             quiet_trainer(tmp_path, max_epochs=2).fit(
                 SegmentationTask(SegFormer(TINY, num_classes=2)), data, ckpt_path=checkpoint
             )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_is_not_resumed_with_another_optimizer(tmp_path: Path) -> None:
+    fit(tmp_path, Signal(2, signal.SIGTERM), max_epochs=2)
+    checkpoint = str(newest_checkpoint(tmp_path))
+    data = SegmentationData(
+        Halves(18), Halves(2), TrainTransform((32, 32)), batch_size=4, num_workers=0
+    )
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"optimizer": Muon}, "the optimizer was OfficialAdamW and is Muon"),
+        ({"optimizer": partial(OfficialAdamW, lr=1e-3)}, r"initial_lr .* was \[6e.* is \[0.001"),
+        ({"optimizer": partial(OfficialAdamW, weight_decay=0.1)}, "weight_decay of its groups was"),
+        ({"head_lr_mult": 1.0}, r"initial_lr of its groups was \[6e-05, 6e-05, 0.0006"),
+        ({"frozen": ["backbone.stages.0"]}, r"its groups had \[.*\] parameters and have \["),
+    ]
+    for options, message in cases:
+        task = SegmentationTask(SegFormer(TINY, num_classes=2), **options)
+        with pytest.raises(ValueError, match=f"resumed with another optimizer.*{message}"):
+            quiet_trainer(tmp_path, max_epochs=2).fit(task, data, ckpt_path=checkpoint)
 
 
 @pytest.mark.filterwarnings("ignore")

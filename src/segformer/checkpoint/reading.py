@@ -233,22 +233,21 @@ def _replace_classifier(
 def _adapt_stem(
     description: dict[str, Any], tensors: State, in_channels: int, path: Path, report: Report
 ) -> None:
-    """Changes the first convolution's weights to another number of image channels.
+    """Changes the first convolutions' weights to another number of image channels.
 
-    If the file does not have them, they are new and random anyway.
+    Some backbones have several side by side. If the file does not have them, they are new and
+    random anyway.
     """
     config = description["backbone"]["config"]
-    if in_channels == config["in_channels"]:
+    known = config["in_channels"]
+    if in_channels == known:
         return
-    with without_values():
-        modules = build(description).backbone.named_modules(prefix="backbone")
-    stem = next(name for name, module in modules if isinstance(module, nn.Conv2d))
-    key = unwrapped_name(f"{stem}.weight")
-    if key in tensors:
-        tensors[key] = _adapted(tensors[key], in_channels, path)
-        known = config["in_channels"]
-        report.add("adapted", key, f"to {in_channels} channels, the file has {known}")
+    before = _tensors_of(description)
     config["in_channels"] = in_channels
+    for key, tensor in _tensors_of(description).items():
+        if key in tensors and key in before and tensor.shape != before[key].shape:
+            tensors[key] = _adapted(tensors[key], in_channels, path)
+            report.add("adapted", key, f"to {in_channels} channels, the file has {known}")
 
 
 def _adapted(weight: Tensor, in_channels: int, path: Path) -> Tensor:

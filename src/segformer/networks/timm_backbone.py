@@ -205,9 +205,17 @@ class TimmBackbone(nn.Module):
         Returns:
             A function from a parameter's name to its layer in timm's whole model, counted from the
             images. Other names are in the layer of the classifier.
+
+        Raises:
+            ValueError: if timm's model has no such method.
         """
         with without_values():
             model: Any = _create_for_any_size(self.config.name, **self.config.options)
+        if not hasattr(model, "group_matcher"):
+            raise ValueError(
+                f"timm's model {self.config.name!r} has no method group_matcher, which says what "
+                "its layers are; leave layer_decay out"
+            )
         named = ((name, None) for name in [*model.state_dict(), ""])
         layer_of = group_with_matcher(named, model.group_matcher(coarse), reverse=True)
         # A pyramid joins the names of nested modules with underscores.

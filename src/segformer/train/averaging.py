@@ -52,7 +52,7 @@ class Average(AveragedModel):
             is_averaged = self.use_buffers or isinstance(average, nn.Parameter)
             if is_averaged and average.is_floating_point():
                 averages.append(average)
-                weights.append(weight.to(average.device))
+                weights.append(weight.to(average))
             else:
                 average.copy_(weight)
         torch._foreach_lerp_(averages, weights, 1 - decay)

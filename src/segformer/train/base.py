@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from segformer.train.optim import apply_lr_mult
 from segformer.train.order import Batches, Order, ResumableLoader, Seeded, Share, mixed, run_seed
 
+OPTIMIZER_KEY = "optimizer_class"
 GRADIENTS_KEY = "accumulated_gradients"
 
 
@@ -57,6 +58,8 @@ class ResumableTask(LightningModule):
         self.make_scheduler = scheduler
         # Gradients of a run that is resumed between two batches of an optimizer step.
         self._accumulated: dict[str, Tensor] = {}
+        # The optimizer's name and groups in a checkpoint that is loaded.
+        self._resumed: tuple[str | None, list[dict[str, Any]]] | None = None
         self._unchecked: list[tuple[Tensor, Place]] = []  # losses
 
     @abstractmethod
@@ -128,6 +131,7 @@ class ResumableTask(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds gradients that are accumulated, the mean of those of all processes."""
         self._check_losses()
+        checkpoint[OPTIMIZER_KEY] = type(self.trainer.optimizers[0]).__name__
         if self.trainer.fit_loop._should_accumulate():
             reduce = self.trainer.strategy.reduce
             gradients = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
@@ -137,6 +141,9 @@ class ResumableTask(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._accumulated = checkpoint.get(GRADIENTS_KEY, {})
+        states = checkpoint.get("optimizer_states")
+        if states:
+            self._resumed = checkpoint.get(OPTIMIZER_KEY), states[0]["param_groups"]
 
     def on_train_start(self) -> None:
         """Restores accumulated gradients; Lightning sets all gradients to zero before this."""
@@ -153,10 +160,44 @@ class ResumableTask(LightningModule):
                 "the schedule needs the run's length; set trainer.max_steps or trainer.max_epochs"
             )
         scheduler = self.make_scheduler(optimizer, int(steps))
+        self._check_resumed(optimizer)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+    def _check_resumed(self, optimizer: Optimizer) -> None:
+        """Checks that a resumed run keeps its optimizer, whose settings its checkpoint restores.
+
+        Raises:
+            ValueError: If the optimizer, its parameters, rates or decays are others.
+        """
+        if self._resumed is None:
+            return
+        (name, before), now = self._resumed, optimizer.param_groups
+        self._resumed = None
+        changed = []
+        if name not in (None, type(optimizer).__name__):
+            changed.append(f"the optimizer was {name} and is {type(optimizer).__name__}")
+        elif (sizes := _sizes(before)) != _sizes(now):
+            changed.append(f"its groups had {sizes} parameters and have {_sizes(now)}")
+        else:
+            for key in ("initial_lr", "weight_decay"):
+                was, own = ([group.get(key) for group in groups] for groups in (before, now))
+                if was != own:
+                    changed.append(f"{key} of its groups was {was} and is {own}")
+        if changed:
+            data = getattr(self.trainer, "datamodule", None)
+            raise ValueError(
+                f"the run cannot be resumed with another optimizer ({'; '.join(changed)}); restore "
+                "its settings, or start a new run from its weights"
+                + (f" with {data.FROM_WEIGHTS}" if isinstance(data, ResumableData) else "")
+            )
+
+
+def _sizes(groups: Sequence[dict[str, Any]]) -> list[int]:
+    """Returns the number of parameters of each group of an optimizer."""
+    return [len(group["params"]) for group in groups]
 
 
 class ResumableData(LightningDataModule):

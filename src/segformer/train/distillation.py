@@ -150,6 +150,8 @@ class Distillation(WithTeacher):
         features_weight: float = 1.0,
     ) -> None:
         model: Any = teacher if isinstance(teacher, nn.Module) else load_model(teacher, "cpu")
+        if isinstance(model, nn.Module):
+            model.float()  # as the student's weights are
         super().__init__(model)
         check_classes(Classes.of_logits(network.num_classes), model.classes, "the teacher")
         _check_output(model, features is not None)

@@ -259,9 +259,14 @@ def _take_bands(config: Any) -> None:
             "the data have bands, and no statistics to normalise them; run `segformer check "
             "--write-statistics` with the same --config, which adds data.normalization to it"
         )
-    network = config.model.network.get("init_args")
-    if network is not None and network.get("in_channels", 0) in (None, 3):
-        network.in_channels = len(data.normalization.mean)
+    network = config.model.network.get("init_args", Namespace())
+    backbone = network.get("backbone")
+    part = network
+    if isinstance(backbone, Namespace) and "in_channels" in backbone.get("init_args", ()):
+        part = backbone.init_args
+    name = "in_channels" if "in_channels" in part else "channels"  # that of ConvSegFormer
+    if part.get(name, 0) in (None, 3):  # the default
+        part[name] = len(data.normalization.mean)
 
 
 def _refuse_unused(verb: str | None, config: Any) -> None:

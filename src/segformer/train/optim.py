@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from functools import partial
+from operator import itemgetter
 from typing import Any, Literal
 
 import torch
@@ -26,7 +27,8 @@ def param_groups(
     """Returns the published parameter groups, without parameters that need no gradient.
 
     The backbone's norms have no weight decay. All other parameters have, biases included, as in
-    the published runs.
+    the published runs. Its tables of relative positions are marked ``is_matrix=False`` for
+    :class:`Muon`.
 
     Args:
         network: The network that is trained.
@@ -44,16 +46,27 @@ def param_groups(
         for parameter in module.parameters(recurse=False)
     }
     factors = layer_factors(backbone, layer_decay)
-    groups: dict[tuple[float, bool], list[Tensor]] = defaultdict(list)
+    groups: dict[tuple[float, bool, bool], list[Tensor]] = defaultdict(list)
     for name, parameter in backbone.named_parameters():
         if parameter.requires_grad:
-            groups[factors[name], id(parameter) in norms].append(parameter)
+            is_table = _is_matrix(parameter) and not name.endswith("weight")
+            groups[factors[name], id(parameter) in norms, is_table].append(parameter)
     heads = [*network.decode_head.parameters(), *(auxiliary.parameters() if auxiliary else ())]
     heads = [parameter for parameter in heads if parameter.requires_grad]
     return [
-        {"params": parameters, "lr_mult": factor, **({"weight_decay": 0.0} if is_norm else {})}
-        for (factor, is_norm), parameters in sorted(groups.items(), key=lambda item: item[0])
+        {
+            "params": parameters,
+            "lr_mult": factor,
+            **({"weight_decay": 0.0} if is_norm else {}),
+            **({"is_matrix": False} if is_table else {}),
+        }
+        for (factor, is_norm, is_table), parameters in sorted(groups.items(), key=itemgetter(0))
     ] + ([{"params": heads, "lr_mult": head_lr_mult}] if heads else [])
+
+
+def _is_matrix(parameter: Tensor) -> bool:
+    """Returns whether a parameter has more than one row and column."""
+    return parameter.ndim > 1 and min(parameter.shape[:2]) > 1
 
 
 def layer_factors(backbone: nn.Module, decay: float) -> dict[str, float]:
@@ -227,7 +240,7 @@ class Muon(Optimizer):
     Args:
         params: Parameters or groups of them. Convolutions are matrices (out, in · kernel). Vectors,
             depthwise convolutions and all others whose first or second side is 1, such as position
-            embeddings (1, N, C), get AdamW's update.
+            embeddings (1, N, C), get AdamW's update, and so do groups with ``is_matrix=False``.
         lr: Learning rate of both; an orthogonal update is scaled to the size of AdamW's.
         momentum: Nesterov momentum of the matrices' gradients.
         betas: AdamW's coefficients.
@@ -276,7 +289,7 @@ class Muon(Optimizer):
                 if p.grad is None:
                     continue
                 p.mul_(1 - group["lr"] * group["weight_decay"])
-                if p.ndim > 1 and min(p.shape[:2]) > 1:
+                if group.get("is_matrix", True) and _is_matrix(p):
                     matrices[p.shape].append(p)
                 else:
                     self._adam(p, group)

@@ -62,9 +62,17 @@ class Resumable(ModelCheckpoint):
 
     Args:
         every_n_train_steps: Number of optimizer steps between two states.
+
+    Raises:
+        ValueError: If ``every_n_train_steps`` is below 1.
     """
 
     def __init__(self, every_n_train_steps: int = 200) -> None:
+        if every_n_train_steps < 1:
+            raise ValueError(
+                f"resume.every_n_train_steps={every_n_train_steps}; give at least 1, and more than "
+                "the run has for no state but at a signal"
+            )
         super().__init__(
             filename="resume-{step}",
             monitor="step",
@@ -167,24 +175,26 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def best_checkpoint(newest: Path) -> Path | None:
+def best_checkpoint(newest: Path, monitor: str | None = None) -> Path | None:
     """Returns the best checkpoint of a run, None before the first validation.
 
     Args:
         newest: The newest checkpoint of the run, which names the best.
+        monitor: The score by which it is the best; callbacks of the user may have others.
     """
-    states = read_checkpoint(newest)["callbacks"]
-    named = [
-        state["best_model_path"]
-        for key, state in states.items()
-        if key.startswith("ModelCheckpoint")
-    ]
+    callbacks = read_checkpoint(newest)["callbacks"].items()
+    states = [state for key, state in callbacks if key.startswith("ModelCheckpoint")]
+    own = [state for state in states if state.get("monitor") == monitor] or states
+    named = [state["best_model_path"] for state in reversed(own)]
     paths = [newest.with_name(Path(path).name) for path in named if path]
     return next((path for path in paths if path.is_file()), None)
 
 
 def find_checkpoint(
-    ckpt_path: str, runs: Path, folders: Sequence[Path] | None = None
+    ckpt_path: str,
+    runs: Path,
+    folders: Sequence[Path] | None = None,
+    monitor: str | None = None,
 ) -> Path | None:
     """Returns the checkpoint that ``--ckpt_path`` names, None if no run has one yet.
 
@@ -192,6 +202,7 @@ def find_checkpoint(
         ckpt_path: Path of a file; or ``last`` or ``best``, for the newest run with a checkpoint.
         runs: Folder of the runs.
         folders: Folders of the runs, the newest first; by default each ``version_N`` in ``runs``.
+        monitor: The score by which a checkpoint is the best.
 
     Raises:
         FileNotFoundError: If the file does not exist, or the newest run has no best checkpoint.
@@ -209,7 +220,7 @@ def find_checkpoint(
     )
     if newest is None or ckpt_path == "last":
         return newest
-    best = best_checkpoint(newest)
+    best = best_checkpoint(newest, monitor)
     if best is None:
         raise FileNotFoundError(
             f"--ckpt_path best: the newest run, {str(newest.parent.parent)!r}, has no best "

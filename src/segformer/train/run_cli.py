@@ -106,7 +106,8 @@ class RunCLI(LightningCLI):
         named = self._settings.get("ckpt_path")
         if not named:
             return None
-        found = find_checkpoint(str(named), runs.folder, runs.folders())
+        monitor = self._settings.checkpoint.monitor
+        found = find_checkpoint(str(named), runs.folder, runs.folders(), monitor)
         if found is None and self.subcommand != "fit":
             raise FileNotFoundError(
                 f"--ckpt_path {named}: no run in {str(runs.folder)!r} has a checkpoint yet"
@@ -139,7 +140,7 @@ class RunCLI(LightningCLI):
         if trainer.fast_dev_run:
             rank_zero_info("fast_dev_run: the run works; nothing is written")
             return
-        load_best(self.model, trainer)
+        load_best(self.model, trainer, self._settings.checkpoint.monitor)
         self.write_results()
 
     @abstractmethod

@@ -16,7 +16,6 @@ from segformer.deploy import load_model
 from segformer.models import SegmentationModel
 from segformer.networks.initialization import init_weights
 from segformer.train.base import ResumableTask
-from segformer.train.resume import Resumable
 
 C = TypeVar("C", bound=Callback)
 
@@ -31,8 +30,10 @@ def drop_callbacks(trainer: Any, kind: type[Callback]) -> None:
     trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, kind)]
 
 
-def load_best(task: ResumableTask, trainer: Any) -> None:
+def load_best(task: ResumableTask, trainer: Any, monitor: str | None) -> None:
     """Loads the best checkpoint of a finished run; a run without validation keeps its last weights.
+
+    The best is that of ``monitor``, a score of validation, None if there is none.
 
     If weights are averaged during the run, the checkpoints contain the averages. Lightning's
     StochasticWeightAveraging is different: no checkpoint contains its average, so that the final
@@ -42,8 +43,9 @@ def load_best(task: ResumableTask, trainer: Any) -> None:
         return
     # The network already has the averaged weights; the callback would swap them out again.
     drop_callbacks(trainer, WeightAveraging)
-    checkpoint = next(c for c in trainer.checkpoint_callbacks if not isinstance(c, Resumable))
-    if checkpoint.monitor and checkpoint.best_model_path:
+    # The command line's own comes after those of the user.
+    checkpoint = next(c for c in reversed(trainer.checkpoint_callbacks) if c.monitor == monitor)
+    if monitor and checkpoint.best_model_path:
         load_checkpoint(task, Path(checkpoint.best_model_path))
 
 
@@ -67,10 +69,14 @@ def load_checkpoint(task: Any, checkpoint: Path) -> None:
 def load_network(source: str, classes: Classes) -> Any:
     """Returns weights of any layout or an exported file, to measure it on data of these classes.
 
+    The weights are float32; the trainer's precision is that of the measurement.
+
     Raises:
         ValueError: If the network has other classes.
     """
     network = load_model(source, "cpu")  # the trainer moves weights to its device
+    if isinstance(network, nn.Module):
+        network.float()
     check_classes(classes, network.classes, repr(source))
     return network
 
