@@ -153,13 +153,13 @@ OTHER_CHECKPOINTS = (
 
 
 def test_the_best_is_that_of_validation_beside_other_checkpoints(tmp_path: Path) -> None:
-    """The best is the worst here, so that it is not the last."""
-    worst = "--checkpoint.mode=min"
-    expected, _ = uninterrupted(tmp_path / "one", worst)
-    found, _ = uninterrupted(tmp_path / "two", worst, *OTHER_CHECKPOINTS)
+    """The best is the one of the fewest steps here, so that it is not the last."""
+    fewest = ("--checkpoint.monitor=step", "--checkpoint.mode=min")
+    expected, _ = uninterrupted(tmp_path / "one", *fewest)
+    found, _ = uninterrupted(tmp_path / "two", *fewest, *OTHER_CHECKPOINTS)
     assert found == expected
     names = [
-        find_checkpoint("best", tmp_path / name / "runs" / "short", monitor="val/miou")
+        find_checkpoint("best", tmp_path / name / "runs" / "short", monitor="step")
         for name in ("one", "two")
     ]
     assert [path and path.stem.removesuffix("-v1") for path in names] == ["epoch=1-step=6"] * 2

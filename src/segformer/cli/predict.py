@@ -23,6 +23,7 @@ from segformer.inference import (
     plan,
     plan_videos,
 )
+from segformer.inference.jobs import check_source
 from segformer.inference.results import KINDS
 from segformer.inference.scenes import suffixes_of
 
@@ -114,6 +115,8 @@ def run(parser: ArgumentParser, arguments: list[str]) -> None:
     clips, images = _clips_and_images(options)
     _check_writing(options, clips)
     results, summaries = (None, ()) if options.write is None else find_results(options.write)
+    for source in images:  # before the slow loading
+        check_source(Path(source))
     videos_of = plan_videos(clips, options.out, options.overwrite, options.frames, summaries)
     model = load_model(options.weights, options.device)
     work = plan(

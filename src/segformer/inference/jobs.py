@@ -89,8 +89,7 @@ def plan(
         summary.check()
     jobs: dict[Path, Job] = {}
     for source in map(Path, sources):
-        if not source.exists():
-            raise FileNotFoundError(f"no image or folder {str(source)!r}")
+        check_source(source)
         folder = source if source.is_dir() else source.parent
         for path in find_images(source, also) if source.is_dir() else [source]:
             name = path.relative_to(folder)
@@ -114,6 +113,12 @@ def plan(
         or not all(target.exists() for target in targets_of[path])
     ]
     return Work(tuple(left), names, journals)
+
+
+def check_source(source: Path) -> None:
+    """Raises FileNotFoundError if there is no such image or folder."""
+    if not source.exists():
+        raise FileNotFoundError(f"no image or folder {str(source)!r}")
 
 
 def _missing_entries(names: Sequence[str], journals: Iterable[Journal]) -> set[str]:
