@@ -115,10 +115,11 @@ def run(parser: ArgumentParser, arguments: list[str]) -> None:
     clips, images = _clips_and_images(options)
     _check_writing(options, clips)
     results, summaries = (None, ()) if options.write is None else find_results(options.write)
-    for source in images:  # before the slow loading
+    for source in images:
         check_source(Path(source))
-    videos_of = plan_videos(clips, options.out, options.overwrite, options.frames, summaries)
-    model = load_model(options.weights, options.device)
+    # All is planned before the slow loading, but for folders: models of bands take other files.
+    has_folders = any(Path(source).is_dir() for source in images)
+    model = load_model(options.weights, options.device) if has_folders else None
     work = plan(
         images,
         options.out,
@@ -126,8 +127,10 @@ def run(parser: ArgumentParser, arguments: list[str]) -> None:
         results,
         summaries if images else (),
         options.skip_existing,
-        suffixes_of(model),
+        suffixes_of(model) if model is not None else (),
     )
+    videos_of = plan_videos(clips, options.out, options.overwrite, options.frames, summaries)
+    model = load_model(options.weights, options.device) if model is None else model
     if images:
         label_files(model, work, labeller)
     if clips:
