@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -295,6 +296,23 @@ def test_a_turned_picture_is_refused(suffix: str, tmp_path: Path) -> None:
         DataError, match=r"is turned by its EXIF orientation \(3\).*save .* upright"
     ):
         dataset.check_files()
+
+
+def test_a_sample_of_floats_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    np.save(tmp_path / "images/a.npy", np.ones((16, 16, 2), np.float32))
+    Image.new("L", (16, 16)).save(tmp_path / "labels/a.png")
+    dataset = RasterDataset(tmp_path / "images", tmp_path / "labels", Classes(["a", "b"]))
+    opened, reads = Bands.open, []
+
+    def counted(self: Bands, *path: Any) -> Any:
+        image = opened(self, *path)
+        return replace(image, read=lambda window: (reads.append(window), image.read(window))[1])
+
+    monkeypatch.setattr(Bands, "open", counted)
+    assert dataset[0][0].shape == (2, 16, 16)
+    assert len(reads) == 1
 
 
 def test_statistics_meet_all_columns(tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ class FolderDataset(Dataset):
         )
         self.drawn: Drawn | None = None
         if matched is None:
-            _refuse_options(
+            refuse_options(
                 "label maps",
                 unlabelled=unlabelled,
                 class_map=class_map,
@@ -168,7 +168,7 @@ class FolderDataset(Dataset):
                 Path(images), Path(labels), image_suffix, label_suffix, names, self.SUFFIXES
             )
         else:
-            _refuse_options(
+            refuse_options(
                 "annotations",
                 label_map=label_map,
                 palette=palette,
@@ -302,7 +302,7 @@ class FolderDataset(Dataset):
         ]
 
 
-def _refuse_options(kind: str, **options: Any) -> None:
+def refuse_options(kind: str, **options: Any) -> None:
     """Raises ValueError if an option is given that labels of another kind have."""
     for name, value in options.items():
         if value is not None:

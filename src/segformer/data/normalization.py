@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchvision import tv_tensors
 
-from segformer.data.bands import Bands
+from segformer.data.bands import Bands, read_pixels, valid_bands
+from segformer.data.families.opened import Opened, Window
 
 
 @dataclass(frozen=True)
@@ -103,17 +105,29 @@ class Normalization:
         values = low + shares * (high - low)
         return values.to(dtype) if dtype.is_floating_point else values.round().to(dtype)
 
-    def fill(self, pixels: Tensor, valid: Tensor | None) -> None:
-        """Sets the pixels of an image file to each channel's mean where it has no data.
+    def read(
+        self, image: Opened, window: Window | None = None
+    ) -> tuple[tv_tensors.Image, Tensor | None]:
+        """Returns the pixels of an image file (C, H, W), and where each channel has data.
 
-        So neither resizing nor a window's border brings the value for no data into the others.
+        The second is (C, H, W), bool; None if that is everywhere. Where a channel has no data it
+        has its mean, so that neither resizing nor a window's border brings the value for no data
+        into the others.
 
         Args:
-            pixels: (C, H, W), of any type.
-            valid: Where each channel has data (C, H, W), bool; None for everywhere.
+            image: The image.
+            window: A part of it, by default all.
+
+        Raises:
+            ValueError: If it cannot be read. The message names it.
         """
-        if valid is None or len(pixels) != len(self.mean):  # of which check names the fault
-            return
+        pixels = read_pixels(image, window)
+        valid = valid_bands(image, window, pixels)
+        if valid is not None and len(pixels) == len(self.mean):  # otherwise check names the fault
+            self._fill(pixels, valid)
+        return pixels, valid
+
+    def _fill(self, pixels: Tensor, valid: Tensor) -> None:
         bands = pixels.numpy()  # PyTorch sets no values of uint16 by a mask
         for band, has_data, mean in zip(bands, valid.numpy(), self.mean, strict=True):
             value = mean / self.scale

@@ -88,19 +88,20 @@ class RasterDataset(FolderDataset):
     def __getitem__(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
         path, page, window = self.parts[index]
         image = self.bands.open(path, page)
-        return self._pixels(image, window), self._valid_label(image, index)
+        pixels, valid = self._pixels(image, window)
+        return pixels, self._valid_label(image, index, valid)
 
     def label(self, index: int) -> tv_tensors.Mask:
-        path, page, _ = self.parts[index]
-        return self._valid_label(self.bands.open(path, page), index)
+        path, page, window = self.parts[index]
+        image = self.bands.open(path, page)
+        return self._valid_label(image, index, valid_bands(image, window))
 
-    def _valid_label(self, image: Opened, index: int) -> tv_tensors.Mask:
-        """Returns the class indices of a sample; invalid pixels of the image are ignored."""
+    def _valid_label(self, image: Opened, index: int, valid: Tensor | None) -> tv_tensors.Mask:
+        """Returns the class indices of a sample; pixels where no band has data are ignored."""
         (_, page, window), label_path = self.parts[index], self.pairs[index][1]
         label = self._label_of(image, label_path, page, window)
-        valid = valid_pixels(image, window)
         if valid is not None:
-            label[~torch.from_numpy(valid)] = self.classes.ignore_index
+            label[~valid.any(0)] = self.classes.ignore_index
         return label
 
     def _label_of(
@@ -113,15 +114,19 @@ class RasterDataset(FolderDataset):
         _check_pair(image, path, raster)
         return self._label(path, raster, window)
 
-    def _pixels(self, image: Opened, window: Window | None) -> tv_tensors.Image:
-        pixels = read_pixels(image, window)
-        if self.normalization is not None:
-            self.normalization.fill(pixels, valid_bands(image, window, pixels))
-            try:
-                self.normalization.check(pixels)
-            except ValueError as error:
-                raise ValueError(f"image {str(image.path)!r} does not fit: {error}") from error
-        return pixels
+    def _pixels(
+        self, image: Opened, window: Window | None
+    ) -> tuple[tv_tensors.Image, Tensor | None]:
+        """Returns the pixels, and where each band has data; see :meth:`Normalization.read`."""
+        if self.normalization is None:
+            pixels = read_pixels(image, window)
+            return pixels, valid_bands(image, window, pixels)
+        pixels, valid = self.normalization.read(image, window)
+        try:
+            self.normalization.check(pixels)
+        except ValueError as error:
+            raise ValueError(f"image {str(image.path)!r} does not fit: {error}") from error
+        return pixels, valid
 
     def _label(self, path: Path, raster: Opened | None, window: Window | None) -> tv_tensors.Mask:
         """Returns the class indices of a label map, or of a window of it."""
@@ -318,13 +323,15 @@ def statistics_of(bands: Bands, parts: Sequence[Part]) -> Normalization:
                 f"image {str(path)!r} has {found[1]} bands of {found[0]}, those "
                 f"before it {kind[1]} of {kind[0]}; convert the images to one kind"
             )
-        values = pixels.as_subclass(Tensor).flatten(1).double()
+        values = pixels.as_subclass(Tensor).flatten(1)
         if valid is not None:
-            values[~valid.flatten(1)] = torch.nan
-            values = values[:, valid.any(0).flatten()]
+            valid = valid.flatten(1)
+            values, valid = values[:, valid.any(0)], valid[:, valid.any(0)]
         if values.shape[1] > taken:  # at random, as regular steps may meet the same columns
-            values = values[:, torch.randint(values.shape[1], (taken,), generator=generator)]
-        sampled.append(values)
+            chosen = torch.randint(values.shape[1], (taken,), generator=generator)
+            values, valid = values[:, chosen], None if valid is None else valid[:, chosen]
+        values = values.double()
+        sampled.append(values if valid is None else values.where(valid, torch.nan))
     assert kind is not None
     return _normalization(torch.cat(sampled, 1).numpy(), kind[0], bands)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from segformer.data.annotations.shapes import polygons_of
-from segformer.data.bands import read_pixels, valid_bands, valid_pixels
+from segformer.data.bands import read_pixels, valid_pixels
 from segformer.data.classes import Classes
 from segformer.data.complete import complete
 from segformer.data.families import geotiff
@@ -295,9 +295,8 @@ def _label(
     """Labels an image; the outputs take each part in the type of label maps in files."""
 
     def read(window: Window) -> Tensor:
-        pixels = read_pixels(image, window).as_subclass(Tensor)
-        model.normalization.fill(pixels, valid_bands(image, window, pixels))
-        return pixels
+        pixels, _ = model.normalization.read(image, window)
+        return pixels.as_subclass(Tensor)
 
     def take(window: Window, logits: Tensor) -> None:
         values = decide(logits).numpy().astype(file_type(model.num_classes))

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from segformer.data.bands import SUFFIXES, Bands, read_pixels, selected, valid_bands
+from segformer.data.bands import SUFFIXES, Bands, selected
 from segformer.data.families import geotiff
 from segformer.data.families.opened import Opened, Window
 from segformer.data.images import read_header, read_image
@@ -115,10 +115,7 @@ def read_for(model: Any, path: Path) -> tuple[Tensor, np.ndarray | None]:
     """
     if model.normalization.bands is None:
         return read_image(path), None
-    opened = open_for(model, path)
-    pixels = read_pixels(opened)
-    valid = valid_bands(opened, None, pixels)
-    model.normalization.fill(pixels, valid)
+    pixels, valid = model.normalization.read(open_for(model, path))
     return pixels, None if valid is None else valid.any(0).numpy()
 
 
@@ -131,8 +128,7 @@ def _sampled(image: Opened, normalization: Normalization) -> Tensor:
     )
     pixels = []
     for window in (Window(top, left, height, width) for top in tops for left in lefts):
-        values = read_pixels(image, window).as_subclass(Tensor)
-        valid = valid_bands(image, window, values)
-        normalization.fill(values, valid)
-        pixels.append(values.flatten(1)[:, ... if valid is None else valid.any(0).flatten()])
+        values, valid = normalization.read(image, window)
+        mask = ... if valid is None else valid.any(0).flatten()
+        pixels.append(values.as_subclass(Tensor).flatten(1)[:, mask])
     return torch.cat(pixels, 1)[..., None]

@@ -26,7 +26,7 @@ from jsonargparse import Namespace
 from segformer.data.bands import SPLIT, Bands
 from segformer.data.classes import Classes
 from segformer.data.complete import complete
-from segformer.data.datasets import FolderDataset
+from segformer.data.datasets import FolderDataset, refuse_options
 from segformer.data.rasters import RasterDataset, parts_of, statistics_of
 from segformer.train import check, lightning_cli, recipe
 from segformer.train.annotated import find_annotated, survey_annotations
@@ -43,8 +43,8 @@ RUNS = "runs"  # folder of all runs
 CONFIG = "run.yaml"
 DEFAULT_SHARE = 0.2  # of the images, for validation
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".h5", ".npz")
-OF_MAPS = ("data.ignore_index", "data.label_map")  # settings that the labelling takes up
-CONSUMED = (*OF_MAPS, "data.class_map")
+OF_MAPS = ("ignore_index", "label_map")  # settings of the data that belong to label maps
+CONSUMED = tuple(f"data.{key}" for key in (*OF_MAPS, "class_map"))  # by the labelling
 
 
 @dataclass(frozen=True)
@@ -216,8 +216,9 @@ def _surveyed(
     """Returns the classes, the kind of the images, and the number of images of each size."""
     settings = options.settings
     bands = _given_bands(settings)
+    of_maps = {key: settings.get(f"data.{key}") for key in OF_MAPS}
     if found.is_annotated:
-        _refuse(settings, OF_MAPS, "annotations", "choose classes by --data.class_map")
+        refuse_options("annotations", **of_maps)
         classes, of_image = survey_annotations(
             found,
             files,
@@ -227,25 +228,15 @@ def _surveyed(
         )
         images = survey_images([(image, image) for image, _ in files], of_image, bands)
         return classes, images, Counter(of_image.values())
-    _refuse(settings, ("data.class_map",), "label maps", "choose classes by --data.label_map")
+    refuse_options("label maps", class_map=settings.get("data.class_map"))
     maps = read_label_maps([label for _, label in files])
     images = survey_images(files, maps.sizes, bands)
     classes = labelling(
         maps,
         find_named_classes(options.folder),
-        *(settings.get(key) for key in OF_MAPS),
+        **of_maps,
     )
     return classes, images, Counter(maps.sizes.values())
-
-
-def _refuse(settings: Mapping[str, Any], keys: Sequence[str], kind: str, cure: str) -> None:
-    """Raises ValueError if a setting is given that labels of another kind have."""
-    for key in keys:
-        if settings.get(key) is not None:
-            raise ValueError(
-                f"--{key} {settings[key]} is given, and the labels are {kind}; leave it out, and "
-                f"{cure}"
-            )
 
 
 def _check_weights(weights: str | None) -> None:

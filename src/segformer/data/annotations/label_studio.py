@@ -38,9 +38,7 @@ class BrushRuns(Mask):
     data: bytes
 
     def pixels(self, size: Size) -> tuple[int, int, np.ndarray]:
-        if self.size != size:
-            stated, own = said_sizes(self.size, size)
-            raise ValueError(f"its mask is for an image of {stated}, and the image is {own}")
+        _check_size(self.size, size)
         channels = unpacked(self.data, 4 * size[0] * size[1])
         return 0, 0, channels.reshape(*size, 4)[..., 3] > 0
 
@@ -61,10 +59,15 @@ class Bitmap(Mask):
                 alpha = np.array(image.convert("RGBA"))[..., 3]
         except OSError as error:
             raise ValueError("its mask is no image; export the file again") from error
-        if alpha.shape != size:
-            stated, own = said_sizes(alpha.shape, size)
-            raise ValueError(f"its mask is for an image of {stated}, and the image is {own}")
+        _check_size(alpha.shape, size)
         return 0, 0, alpha > 0
+
+
+def _check_size(of_mask: Size, of_image: Size) -> None:
+    """Raises ValueError if a mask has another height and width than its image."""
+    if of_mask != of_image:
+        stated, own = said_sizes(of_mask, of_image)
+        raise ValueError(f"its mask is for an image of {stated}, and the image is {own}")
 
 
 def unpacked(data: bytes, length: int) -> np.ndarray:
