@@ -12,6 +12,7 @@ from benchmarks.report import Row, Rows, Runs
 
 PRESENT = "present"  # the recipe that the others are compared with
 SCORES = ("miou", "flip", "aligned")
+NUMERICS = ("float32", "muon_bfloat16")  # make a recipe faster on some machine, and no other one
 
 
 def tables(rows: Rows) -> str:
@@ -19,7 +20,7 @@ def tables(rows: Rows) -> str:
     runs, lines = Runs(), []
     for budget, of_budget in budgets(rows).items():
         lines += [f"## {title(budget)}", "", *_table(of_budget, budget[-1], runs), ""]
-        if len(of_budget) > 1:
+        if is_shown(of_budget):
             lines += [f"![mIoU of each recipe](../generated/{picture(budget)})", ""]
     if not lines:
         return "Not measured yet."
@@ -45,11 +46,22 @@ def budgets(rows: Rows) -> dict[Budget, dict[str, list[Row]]]:
         for split in (split for split, scores in row["scores"].items() if scores):
             budget = (row["steps"], row["size"], row["held_out"] or "", split)
             of_budget = found.setdefault(budget, {})
-            of_budget.setdefault(row["recipe"], []).append(row)
+            of_budget.setdefault(without_numerics(row["recipe"]), []).append(row)
     return {
         budget: dict(sorted(of_it.items(), key=lambda item: -mean_of(item[1], budget[-1])))
         for budget, of_it in sorted(found.items())
     }
+
+
+def without_numerics(recipe: str) -> str:
+    """The name of a recipe without the parts that only change the precision of others."""
+    first, *others = recipe.split("+")
+    return "+".join([first, *(part for part in others if part not in NUMERICS)])
+
+
+def is_shown(recipes: dict[str, list[Row]]) -> bool:
+    """Whether a budget has a picture: there is something to compare."""
+    return len(recipes) > 1
 
 
 def mean_of(rows: list[Row], split: str, measure: str = "miou") -> float:
@@ -64,7 +76,8 @@ def _table(recipes: dict[str, list[Row]], split: str, runs: Runs) -> Iterator[st
     )
     yield "|---|---|---|---|---|---|---|---|---|"
     present = {row["seed"]: row for row in recipes.get(PRESENT, [])}
-    for recipe, rows in recipes.items():
+    for recipe, unsorted in recipes.items():
+        rows = sorted(unsorted, key=lambda row: row["seed"])
         scores, flipped, aligned = (
             spread([100 * row["scores"][split][measure] for row in rows]) for measure in SCORES
         )
@@ -74,7 +87,7 @@ def _table(recipes: dict[str, list[Row]], split: str, runs: Runs) -> Iterator[st
             if row["seed"] in present and recipe != PRESENT
         ]
         minutes = f"{statistics.fmean(row['minutes'] for row in rows):.1f}"
-        if before := rows[0].get("minutes_before"):
+        if before := statistics.fmean(row.get("minutes_before", 0) for row in rows):
             minutes = f"{before:.1f} + {minutes}"
         seeds = ", ".join(str(row["seed"]) for row in rows)
         busy = max(row["load"]["others"] for row in rows)
@@ -105,7 +118,7 @@ def plot(rows: Rows, folder: Path) -> None:
     It has a point for each seed, and a line at each recipe's mean.
     """
     for budget, recipes in budgets(rows).items():
-        if len(recipes) == 1:
+        if not is_shown(recipes):
             continue
         split = budget[-1]
         names = [recipe.replace("+", " +\n") for recipe in recipes]

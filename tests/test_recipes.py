@@ -378,5 +378,25 @@ def test_the_tables_show_means_and_standard_deviations(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["recipes-700-1x-val.png"]
 
 
+def test_recipes_that_differ_in_precision_only_are_counted_as_one() -> None:
+    mious = {
+        ("present", 0): 0.60,
+        ("present+float32", 1): 0.62,
+        ("b1+cutmix+float32", 1): 0.66,
+        ("b1+cutmix+muon_bfloat16", 0): 0.68,
+        ("muon_bfloat16", 0): 0.59,  # the part itself is a recipe
+    }
+    table = recipes_report.tables(
+        {f"{recipe} {seed}": row(recipe, seed, miou) for (recipe, seed), miou in mious.items()}
+    )
+    gain = f"+{np.mean([8, 4]):.1f} ± {np.std([8, 4], ddof=1):.1f}"
+    assert f"| `b1+cutmix` | 67.0 ± 1.4 | {gain} |" in table
+    lines = [line for line in table.splitlines() if line.startswith("| `")]
+    names = [line.split("`")[1] for line in lines]
+    assert names == ["b1+cutmix", "present", "muon_bfloat16"]
+    seeds = [line.split("|")[7].strip() for line in lines]
+    assert seeds == ["0, 1", "0, 1", "0"]
+
+
 def test_nothing_measured_is_said() -> None:
     assert recipes_report.tables({}) == "Not measured yet."
