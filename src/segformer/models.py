@@ -223,7 +223,16 @@ class SegmentationModel(nn.Module):
         """Recompute the backbone's blocks in the backward pass instead of keeping activations.
 
         Training takes less memory and more time.
+
+        Raises:
+            ValueError: if the backbone cannot.
         """
+        if not hasattr(self.backbone, "set_grad_checkpointing"):
+            name = type(self.backbone).__name__
+            raise ValueError(
+                f"the backbone {name} has no set_grad_checkpointing; give it this method, or "
+                "leave gradient checkpointing out"
+            )
         self.backbone.set_grad_checkpointing(enable)
 
     def save(self, path: str | os.PathLike[str], layout: str = "native") -> None:

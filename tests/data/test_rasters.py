@@ -5,6 +5,7 @@ uv pip install ".[test,geo,medical]"; pytest -m extras tests/data/test_rasters.p
 
 from __future__ import annotations
 
+import importlib
 import random
 from pathlib import Path
 from typing import Any
@@ -365,6 +366,25 @@ def test_a_scene_is_labelled_on_its_grid(model: SegFormer, tmp_path: Path) -> No
     assert (found[~valid] == 255).all()
     assert not valid[100:150, 200:300].any()
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["scene.tif"]
+
+
+def test_a_virtual_raster_is_read_as_the_file_that_it_stands_for(
+    model: SegFormer, tmp_path: Path
+) -> None:
+    path, virtual = write(tmp_path / "scene.tif", noise(4, 90, 130)), tmp_path / "virtual.vrt"
+    importlib.import_module("rasterio.shutil").copy(path, virtual, driver="VRT")
+    images = [read_pixels(Bands().open(file)) for file in (path, virtual)]
+    assert torch.equal(*images)
+    model.save(tmp_path / "m.safetensors")
+    weights, out = tmp_path / "m.safetensors", tmp_path / "out"
+    files = [str(file) for file in (weights, path, virtual)]
+    main(["predict", *files, "--out", str(out), "--slide", "96", "64"])
+    with rasterio.open(out / "scene.tif") as one, rasterio.open(out / "virtual.tif") as other:
+        assert np.array_equal(one.read(1), other.read(1))
+        assert (one.crs, one.transform) == (other.crs, other.transform)
+    path.rename(tmp_path / "gone.tif")
+    with pytest.raises(ValueError, match=r"virtual\.vrt"):
+        read_pixels(Bands().open(virtual))
 
 
 @pytest.mark.parametrize("kind", ["grey", "grey with alpha", "colour with alpha"])

@@ -407,6 +407,26 @@ def test_fewer_images_than_a_batch_are_refused(
         run(monkeypatch, "fit", "--config", str(config), "--data.batch_size=9")
 
 
+def test_blocks_are_computed_again_in_the_backward_pass_and_nothing_else_changes(
+    tmp_path: Path,
+) -> None:
+    def trained(again: bool) -> tuple[list[Tensor], int]:
+        torch.manual_seed(0)
+        network, saved = SegFormer(TINY, num_classes=2, drop_path=0.5), []
+        task = SegmentationTask(network, grad_checkpointing=again)
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+            quiet_trainer(tmp_path, max_steps=2).fit(task, halves())
+        return [parameter.detach() for parameter in network.parameters()], len(saved)
+
+    (plain, kept), (recomputed, kept_again) = trained(False), trained(True)
+    torch.testing.assert_close(recomputed, plain)
+    assert kept_again < kept
+    backbone: Any = nn.Conv2d(3, 8, 4, 4)
+    backbone.channels = [8]
+    with pytest.raises(ValueError, match="backbone Conv2d has no set_grad_checkpointing"):
+        SegmentationTask(SegFormer(backbone, 2), grad_checkpointing=True)
+
+
 def test_weights_of_the_loss_must_match_the_classes() -> None:
     with pytest.raises(ValueError, match="the loss weighs 3 classes, the network has 2"):
         SegmentationTask(SegFormer(TINY, num_classes=2), loss=CrossEntropy([1, 2, 3]))

@@ -83,8 +83,8 @@ class Bands:
             ValueError: If it cannot be read. The message names it.
         """
         try:
-            is_raster = geotiff.is_tiff(path) and geotiff.is_installed()
-            return geotiff.count_pages(path) if is_raster else 1
+            has_pages = geotiff.is_raster(path) and geotiff.is_installed()
+            return geotiff.count_pages(path) if has_pages else 1
         except Exception as error:  # rasterio's
             raise ValueError(f"cannot read image {str(path)!r}: {error}") from error
 
@@ -144,7 +144,7 @@ class Bands:
                 return open_array(path, self.layout)
             if is_dicom(start):
                 return open_dicom(path)
-            if geotiff.is_installed() and start.startswith((*geotiff.TIFF_MAGIC, b"\x89PNG")):
+            if geotiff.is_installed() and start.startswith((*geotiff.MAGIC, b"\x89PNG")):
                 return geotiff.open_raster(path, self.pages, self.level, page)
             return self._open_pillow(path, start)
         except FileNotFoundError:
@@ -163,7 +163,7 @@ class Bands:
         try:
             return open_pillow(path)
         except ValueError as error:
-            if not start.startswith(geotiff.TIFF_MAGIC):
+            if not start.startswith(geotiff.MAGIC):
                 raise
             raise ValueError(f"{error}; rasterio may: install segformer[geo]") from error
 

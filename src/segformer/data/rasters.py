@@ -241,7 +241,7 @@ def label_raster(path: Path, page: int | None = None) -> Opened | None:
         path: Path of the file.
         page: Its page, for the page of an image; by default it has one.
     """
-    if not (geotiff.is_installed() and geotiff.is_tiff(path)):
+    if not (geotiff.is_installed() and geotiff.is_raster(path)):
         return None
     raster = Bands(pages=None if page is None else "images").open_file(path, page)
     return raster if raster.shape[0] == 1 and raster.dtype[0] in "ui" else None

@@ -15,6 +15,8 @@ from segformer.inference.large import ARRAY
 from segformer.inference.results import DEFAULT, Labels, Result, Summary
 from segformer.inference.scenes import is_scene
 
+TIFF_SUFFIXES = (".tif", ".tiff")
+
 
 @dataclass(frozen=True)
 class Job:
@@ -168,6 +170,8 @@ def _job(
             f"{str(path)!r} is labelled in windows, into a file from which the others are made; "
             "add labels to --write"
         )
+    if path.suffix.lower() not in (ARRAY, *TIFF_SUFFIXES):  # such as a slide's, or a VRT's
+        target = target.with_suffix(TIFF_SUFFIXES[0])
     writes = tuple((result, result.path_of_large(target)) for result in chosen)
     return Job(path, name.as_posix(), writes, large=True)
 

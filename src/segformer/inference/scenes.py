@@ -30,7 +30,7 @@ def is_scene(path: Path) -> bool:
 
     Without rasterio none is; a warning is logged if a file's place on the earth is lost by that.
     """
-    if not geotiff.is_tiff(path):
+    if not geotiff.is_raster(path):
         return False
     if not geotiff.is_installed():
         _warn_of_lost_place(path)

@@ -102,12 +102,12 @@ def _is_photograph(path: Path) -> bool:
     """Returns whether 8-bit RGB holds all of an image; also for one that nothing can read."""
     if path.suffix.lower() in SUFFIXES:
         return False
-    is_tiff = geotiff.is_tiff(path)
+    is_raster = geotiff.is_raster(path)
     try:
         header = read_header(path)
     except (OSError, ValueError):
-        return not is_tiff
-    return header.greatest <= 255 and not (is_tiff and header.mode not in ("1", "L", "P", "RGB"))
+        return not is_raster
+    return header.greatest <= 255 and not (is_raster and header.mode not in ("1", "L", "P", "RGB"))
 
 
 def _is_medical(path: Path) -> bool:

@@ -57,6 +57,8 @@ class SegmentationTask(ResumableTask):
             :class:`~segformer.train.lora.LoRA`.
         consistency: Makes, from the network, the loss of images without labels, which the data
             have as ``unlabelled_images``; by default there are none.
+        grad_checkpointing: Whether the backbone's blocks are computed again in the backward pass,
+            which takes less memory and more time.
 
     Raises:
         ValueError: If the loss has weights for another number of classes, or ignores another value
@@ -78,12 +80,15 @@ class SegmentationTask(ResumableTask):
         frozen: Sequence[str] = (),
         lora: LoRA | None = None,
         consistency: Callable[[SegmentationModel], Consistency] | None = None,
+        grad_checkpointing: bool = False,
     ) -> None:
         super().__init__(optimizer, scheduler)
         self.network = network
         self.loss = loss or CrossEntropy()
         labels = max(2, network.num_classes)  # one logit separates two classes
         _check_loss(self.loss, labels)
+        if grad_checkpointing:
+            network.set_grad_checkpointing()
         self.head_lr_mult = head_lr_mult
         self.layer_decay = layer_decay
         if lora is not None:

@@ -41,7 +41,7 @@ def read(document: Record, picture: Picture) -> Annotated:
 
 def grid_of(path: Path) -> Grid | None:
     """Returns where a TIFF file lies on the earth, None if it does not say."""
-    return geotiff.open_raster(path, "bands", 0).grid if geotiff.is_tiff(path) else None
+    return geotiff.open_raster(path, "bands", 0).grid if geotiff.is_raster(path) else None
 
 
 def _check_system(document: Record, grid: Grid | None, image: Path) -> None:

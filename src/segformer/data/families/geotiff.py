@@ -1,4 +1,4 @@
-"""Rasters, by rasterio: GeoTIFF, TIFF of any bands, 16-bit colour PNG."""
+"""Rasters, by rasterio: GeoTIFF, TIFF of any bands, GDAL's VRT, 16-bit colour PNG."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from segformer.data.families.opened import Grid, Opened, Window, missing
 
 ALPHA = 4  # GDAL's flag of a mask that is a band of the file
-TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"<VRT")  # how TIFF and VRT files begin
 
 
 def is_installed() -> bool:
@@ -41,10 +41,10 @@ def opened(path: Path | str, mode: str = "r", **options: Any) -> Iterator[Any]:
             yield raster
 
 
-def is_tiff(path: Path) -> bool:
-    """Returns whether a file begins as TIFF files do."""
+def is_raster(path: Path) -> bool:
+    """Returns whether a file begins as TIFF or VRT files do."""
     with path.open("rb") as file:
-        return file.read(4).startswith(TIFF_MAGIC)
+        return file.read(4).startswith(MAGIC)
 
 
 def count_pages(path: Path) -> int:

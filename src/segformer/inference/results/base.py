@@ -230,7 +230,7 @@ class Result(ABC):
         """Returns the path to write for an image that is labelled in windows.
 
         Args:
-            labels: Path of its label map, which has the image's name and type.
+            labels: Path of its label map, a NumPy or TIFF file of the image's name.
         """
         return self.path(labels)
 
