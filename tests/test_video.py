@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import struct
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,91 @@ def test_the_picture_is_the_overlay_and_the_legend_stays(
     for k, color in enumerate(COLORS):  # boxes of the classes that occur in any frame
         near = (np.abs(keys[-1] - color).max(-1) < 30).sum()
         assert (near > 60) == (k in occurring)
+
+
+def with_matrix(path: Path, a: int, b: int, c: int, d: int) -> Path:
+    """Writes a matrix into the track header of an MP4 file (ISO/IEC 14496-12, 8.3.2)."""
+    data, one = bytearray(path.read_bytes()), 1 << 16
+    start = data.index(b"tkhd") + 4 + 40  # of version 0
+    struct.pack_into(">9i", data, start, a * one, b * one, 0, c * one, d * one, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.extras
+@pytest.mark.parametrize("b_c", [False, True], ids=["upright", "on its side"])
+@pytest.mark.parametrize("x", [1, -1])
+@pytest.mark.parametrize("y", [1, -1])
+def test_frames_are_mirrored_as_the_file_states(b_c: bool, x: int, y: int, tmp_path: Path) -> None:
+    """A point (p, q) of a frame is shown at (a·p + c·q, b·p + d·q)."""
+    a, b, c, d = (0, y, x, 0) if b_c else (x, 0, 0, y)
+    corners = {(-1, -1): 40, (1, -1): 100, (-1, 1): 160, (1, 1): 220}  # grey at left top, …
+    image = np.zeros((64, 96, 3), np.uint8)
+    for (p, q), grey in corners.items():
+        image[32 if q > 0 else 0 :, 48 if p > 0 else 0 :] = grey
+    path = with_matrix(clip(tmp_path / "clip.mp4", [image] * 3), a, b, c, d)
+    shown = next(VideoFile(path).frames()).image[0].numpy().astype(int)
+    assert shown.shape == ((96, 64) if b_c else (64, 96))
+    for (p, q), grey in corners.items():
+        left, top = a * p + c * q, b * p + d * q
+        assert abs(shown[-10 if top > 0 else 10, -10 if left > 0 else 10] - grey) < 8
+
+
+@pytest.mark.extras
+@pytest.mark.parametrize("rotation", [0, 90])
+def test_pixels_that_are_not_square_keep_their_shape(
+    rotation: int, weights: Path, tmp_path: Path
+) -> None:
+    import av
+
+    path = tmp_path / "clip.mp4"
+    with av.open(path, "w") as container:
+        stream: Any = container.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
+        stream.set_display_rotation(rotation)
+        for pixels in pictures(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
+        container.mux(stream.encode(None))
+    main(weights, path, "--out", tmp_path / "out")
+    with av.open(tmp_path / "out" / "clip.mp4") as container:
+        aspect = container.streams.video[0].sample_aspect_ratio
+    assert aspect == (Fraction(3, 4) if rotation else Fraction(4, 3))
+
+
+@pytest.mark.extras
+def test_frames_that_an_edit_list_cuts_off_are_not_missed(tmp_path: Path) -> None:
+    """The edit list (ISO/IEC 14496-12, 8.6.6) begins after the second key frame."""
+    import av
+
+    path = tmp_path / "clip.mp4"
+    with av.open(path, "w", options={"use_editlist": "1"}) as container:
+        stream: Any = container.add_stream("libx264", rate=25, options={"g": "10", "bf": "2"})
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
+        for pixels in pictures(50):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
+        container.mux(stream.encode(None))
+    data = bytearray(path.read_bytes())
+    start = data.index(b"elst") + 4
+    assert struct.unpack_from(">II", data, start) == (0, 1)  # version, number of edits
+    duration, time = struct.unpack_from(">Ii", data, start + 8)
+    ticks = struct.unpack_from(">I", data, data.index(b"mdhd") + 16)[0]  # a second of the media
+    struct.pack_into(">Ii", data, start + 8, duration // 2, time + ticks)
+    path.write_bytes(data)
+    frames = list(VideoFile(path).frames())
+    assert len(frames) == VideoFile(path).timing().count == 25
+
+
+@pytest.mark.extras
+def test_the_folder_of_the_shell_has_a_name(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "walk").mkdir()
+    for index, pixels in enumerate(pictures(2)):
+        Image.fromarray(pixels).save(tmp_path / "walk" / f"{index}.png")
+    monkeypatch.chdir(tmp_path / "walk")
+    main(weights, ".", "--video", "25", "--out", tmp_path / "out", "--frames")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["walk", "walk.mp4"]
 
 
 @pytest.mark.extras

@@ -29,10 +29,14 @@ AGAIN = "record it or copy it again"
 
 
 class Frame(NamedTuple):
-    """An image, RGB uint8 (3, H, W), and its time in seconds after the first one's."""
+    """An image, RGB uint8 (3, H, W), and its time in seconds after the first one's.
+
+    ``aspect`` is the width of its pixels divided by their height.
+    """
 
     image: Tensor
     time: Fraction
+    aspect: Fraction = Fraction(1)
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ class VideoFile(Clip):
         last = max(map(_seconds, packets), default=0.0) - min(map(_seconds, packets), default=0.0)
         if not own:
             raise ValueError(f"the video {str(self.path)!r} has no frames; {AGAIN}")
-        if counts_frames and len(own) < stated:
+        if counts_frames and len(own) < stated and self._count_stored() < stated:
             raise ValueError(
                 f"the video {str(self.path)!r} is truncated: it holds {len(own)} of its {stated} "
                 f"frames, the last at {last:.2f} s; {AGAIN}"
@@ -105,9 +109,15 @@ class VideoFile(Clip):
             )
         return Timing(sum(not packet.is_discard for packet in own), rate, unit)
 
+    def _count_stored(self) -> int:
+        """Returns the number of frames in the file, with those that an edit list cuts off."""
+        with self._opened(ignore_editlist="1") as (container, stream):
+            return sum(packet.size > 0 for packet in container.demux(stream))
+
     def frames(self) -> Iterator[Frame]:
-        """Yields the frames, turned upright by the rotation that the file states."""
+        """Yields the frames, turned and mirrored as the file states."""
         with self._opened() as (container, stream):
+            aspect = Fraction(stream.sample_aspect_ratio or 1)
             rate = Fraction(stream.average_rate or stream.guessed_rate or 25)
             unit = Fraction(stream.time_base or 1)
             untimed = container.format.name == "avi"  # it holds no times of reordered frames
@@ -116,7 +126,8 @@ class VideoFile(Clip):
                 pts = round(index / rate / unit) if frame.pts is None or untimed else frame.pts
                 start = pts if start is None else start
                 time = max(_on_grid((pts - start) * unit, rate, unit), time + unit)
-                image = _upright(frame)
+                matrix = _matrix(frame)
+                image = _upright(frame, matrix)
                 size = size or image.shape
                 if image.shape != size:
                     raise ValueError(
@@ -124,7 +135,7 @@ class VideoFile(Clip):
                         f"{image.shape[2]}×{image.shape[1]} pixels at {float(time):.2f} s; cut the "
                         "video there"
                     )
-                yield Frame(image, time)
+                yield Frame(image, time, 1 / aspect if _is_on_its_side(matrix) else aspect)
         if size is None:
             raise ValueError(f"the video {str(self.path)!r} has no frames; {AGAIN}")
 
@@ -148,12 +159,12 @@ class VideoFile(Clip):
         )
 
     @contextmanager
-    def _opened(self) -> Iterator[tuple[Any, Any]]:
+    def _opened(self, **options: str) -> Iterator[tuple[Any, Any]]:
         check_installed()
         import av
 
         try:
-            container = av.open(self.path)
+            container = av.open(self.path, options=options)
         except av.error.FileNotFoundError as error:
             raise FileNotFoundError(f"no video {str(self.path)!r}") from error
         except av.error.FFmpegError as error:
@@ -227,8 +238,28 @@ def _on_grid(time: Fraction, rate: Fraction, unit: Fraction) -> Fraction:
     return nearest if abs(nearest - time) <= unit else time
 
 
-def _upright(frame: Any) -> Tensor:
-    """Returns a decoded frame as RGB uint8 (3, H, W), turned as the file states."""
+def _matrix(frame: Any) -> np.ndarray:
+    """Returns how the file says that a frame is shown: (x, y) becomes (x, y) · matrix.
+
+    Of the nine numbers in the file, whose unit is 2⁻¹⁶, these are the first four that are no shift.
+    """
+    stated = frame.side_data.get("DISPLAYMATRIX")
+    if stated is None:
+        return np.eye(2)
+    return np.frombuffer(bytes(stated), np.int32).reshape(3, 3)[:2, :2] / 2**16
+
+
+def _is_on_its_side(matrix: np.ndarray) -> bool:
+    """Returns whether a frame's rows are shown as columns."""
+    (a, b), (c, d) = np.abs(matrix)
+    return bool(b + c > a + d)
+
+
+def _upright(frame: Any, matrix: np.ndarray) -> Tensor:
+    """Returns a decoded frame as RGB uint8 (3, H, W), turned and mirrored by quarter turns."""
     pixels = frame.to_ndarray(format="rgb24")
-    turned = np.rot90(pixels, round(frame.rotation / 90) % 4)
-    return torch.from_numpy(np.ascontiguousarray(turned)).permute(2, 0, 1)
+    if _is_on_its_side(matrix):
+        pixels = pixels.transpose(1, 0, 2)
+    x, y = matrix.sum(0)  # of each column, only one number is not 0
+    shown = pixels[:: -1 if y < 0 else 1, :: -1 if x < 0 else 1]
+    return torch.from_numpy(np.ascontiguousarray(shown)).permute(2, 0, 1)

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from segformer.data.video import Clip, Timing, check_installed
+from segformer.data.video import Clip, Frame, Timing, check_installed
 from segformer.inference.jobs import checked
 from segformer.inference.labellers import Labeller
 from segformer.inference.pictures import above, indexed, legend_of, overlay, shown
@@ -70,7 +70,7 @@ def plan_videos(
 
 def _name(path: Path) -> str:
     """Returns the name of what is written for a clip, from its path."""
-    return path.name if path.is_dir() else path.stem
+    return path.resolve().name if path.is_dir() else path.stem
 
 
 def _table(video: Path, summary: Summary) -> Path:
@@ -219,7 +219,7 @@ def _draw_frames(
             with Image.open(_label_map(folder, index)) as labels:
                 picture = overlay(image, np.array(labels), model.classes)
             key = legend_of(model.classes, image.width, shown)
-            write(above(picture, key), frame.time)
+            write(above(picture, key), frame)
 
 
 def _label_map(folder: Path, index: int) -> Path:
@@ -227,8 +227,8 @@ def _label_map(folder: Path, index: int) -> Path:
 
 
 @contextmanager
-def _writing(target: Path, timing: Timing) -> Iterator[Callable[[Image.Image, Fraction], None]]:
-    """Yields a function that appends a picture, at its time, to a video.
+def _writing(target: Path, timing: Timing) -> Iterator[Callable[[Image.Image, Frame], None]]:
+    """Yields a function that appends a picture, at the time of its frame, to a video.
 
     The video is H.264, or MPEG-4 where PyAV has no encoder of H.264. Its colours are those of
     BT.709. They take even sides only: of a picture of an odd side, the last line is repeated.
@@ -244,14 +244,15 @@ def _writing(target: Path, timing: Timing) -> Iterator[Callable[[Image.Image, Fr
         for name in ("colorspace", "color_primaries", "color_trc", "color_range"):
             setattr(stream.codec_context, name, 1)  # BT.709, and the range of television
 
-        def write(picture: Image.Image, time: Fraction) -> None:
+        def write(picture: Image.Image, source: Frame) -> None:
             even = _even(picture)
             if not stream.codec_context.is_open:
                 stream.width, stream.height = even.size
+                stream.codec_context.sample_aspect_ratio = source.aspect
             frame = av.VideoFrame.from_image(even).reformat(
                 format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG"
             )
-            frame.pts, frame.time_base = round(time / unit), unit
+            frame.pts, frame.time_base = round(source.time / unit), unit
             container.mux(stream.encode(frame))
 
         yield write
