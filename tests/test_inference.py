@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import socket
 import sys
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import torch
 from conftest import TINY, randomized
@@ -238,6 +240,45 @@ def test_two_processes_share_a_folder(
         monkeypatch.setenv("RANK", str(rank))
         main([str(weights), str(tmp_path / "in"), "--out", str(tmp_path / "out")])
         assert len(list((tmp_path / "out").glob("?.png"))) == (2, 3)[rank]
+
+
+def test_a_process_that_fails_waits_for_the_others(weights: Path, tmp_path: Path) -> None:
+    """torchrun stops all processes when one has failed."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "0.png").write_bytes(b"no image")
+    for number in range(1, 6):
+        noise(tmp_path / "in" / f"{number}.png", 40, 40)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    code = (
+        "import os, sys, time\n"
+        "*words, rank, port = sys.argv[1:]\n"
+        "place = {'RANK': rank, 'WORLD_SIZE': '2', 'MASTER_ADDR': 'localhost',\n"
+        "         'MASTER_PORT': port, 'TORCHELASTIC_RUN_ID': 'test'}\n"
+        "os.environ.update(place)\n"
+        "from segformer.cli import main\n"
+        "from segformer.inference.results import Labels\n"
+        "write = Labels.write\n"
+        "def slow(*arguments):\n"
+        "    time.sleep(int(rank))\n"
+        "    write(*arguments)\n"
+        "Labels.write = slow\n"
+        "try:\n"
+        "    main(words)\n"
+        "except SystemExit as error:\n"
+        "    print('\\n', error, sorted(os.listdir(words[-1])))\n"
+    )
+    words = ["predict", weights, tmp_path / "in", "--write", "labels", "--out", tmp_path / "out"]
+    printed = [tmp_path / "0.txt", tmp_path / "1.txt"]
+    started = [processes.start(code, *words, k, port, output=printed[k]) for k in (0, 1)]
+    for process in started:
+        process.join(300)
+        assert process.exitcode == 0
+    last = printed[0].read_text().splitlines()[-1]
+    assert "in/0.png" in last
+    assert last.endswith(str([f"{k}.png" for k in range(1, 6)]))
+    assert "3 images labelled" in printed[1].read_text()
 
 
 def test_an_array_is_mapped_and_labelled_in_windows(

@@ -24,6 +24,7 @@ from segformer.checkpoint import read_processor
 from segformer.cli import main as command
 from segformer.data.annotations.shapes import Polygon, draw
 from segformer.data.classes import distinct_palette, voc_palette
+from segformer.data.datasets import FolderDataset
 from segformer.data.families.opened import Window
 from segformer.data.normalization import IMAGENET
 from segformer.evaluation import Slide, find_protocol
@@ -49,7 +50,7 @@ from segformer.inference.results import (
     Probabilities,
 )
 from segformer.inference.results.base import MeanEntropy
-from segformer.inference.results.contact_sheet import CELL
+from segformer.inference.results.contact_sheet import CELL, ContactSheet
 
 NAMES = ["road", "sky", "tree/bush", "car", "person"]
 EVERYTHING = [
@@ -307,6 +308,102 @@ def test_skip_existing_labels_only_what_is_missing(
     predict(*words, "--skip-existing")
     assert "1 images labelled, 4 left out" in capsys.readouterr().out
     assert (tmp_path / "out" / "b.png").exists()
+
+
+def test_files_that_exist_are_kept_while_others_are_added(
+    weights: Path, photos: Path, tmp_path: Path
+) -> None:
+    words = [weights, photos, "--out", tmp_path / "out", "--write", "labels"]
+    predict(*words)
+    corrected = tmp_path / "out" / "a.png"
+    Image.fromarray(np.full((50, 60), 4, np.uint8)).save(corrected)
+    before = corrected.read_bytes()
+    predict(*words, "overlay", "shares", "--skip-existing")
+    assert corrected.read_bytes() == before
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"a_overlay.jpg", "b_overlay.jpg", "shares.csv"} <= names
+
+
+def test_a_large_label_map_that_exists_is_kept(weights: Path, tmp_path: Path) -> None:
+    """Other results are made while it is written."""
+    np.save(tmp_path / "a.npy", np.zeros((40, 50, 3), np.uint8))
+    (tmp_path / "a.npy").rename(tmp_path / "a.NPY")
+    words = [weights, tmp_path / "a.NPY", "--out", tmp_path / "out", "--write", "labels"]
+    predict(*words)
+    before = (tmp_path / "out" / "a.NPY").read_bytes()
+    predict(*words, "--skip-existing")
+    with pytest.raises(
+        SystemExit, match=r"a.NPY' exists, and the rest of its results is made whil"
+    ):
+        predict(*words, "confidence", "--skip-existing")
+    assert (tmp_path / "out" / "a.NPY").read_bytes() == before
+    predict(*words, "confidence", "--overwrite")
+    assert np.load(tmp_path / "out" / "a_confidence.NPY").shape == (40, 50)
+
+
+def test_results_in_the_folder_of_the_images_are_no_images(
+    weights: Path, photos: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = [weights, photos, "--out", photos / "results"]
+    predict(*words)
+    assert "are left out" not in caplog.text
+    written = sorted(photos.rglob("*"))
+    predict(*words, "--skip-existing")
+    assert "results' is the folder of results: images in it are left out" in caplog.text
+    assert sorted(photos.rglob("*")) == written
+
+
+def test_what_is_not_of_a_run_is_not_replaced(weights: Path, photos: Path, tmp_path: Path) -> None:
+    words = [weights, photos, "--out", tmp_path / "out", "--write", "labels"]
+    predict(*words, "masks")
+    predict(*words, "masks", "--overwrite")
+    notes = tmp_path / "out" / "a_masks" / "notes.txt"
+    notes.touch()
+    with pytest.raises(SystemExit, match=r"a_masks' would be replaced and holds 'notes.txt'"):
+        predict(*words, "masks", "--overwrite")
+    assert notes.exists()
+    (photos / "a.png").rename(photos / "contact_sheet.jpg")
+    with pytest.raises(SystemExit, match=r"contact-sheet and a result of .*contact_sheet.jpg'"):
+        predict(*words, "contact-sheet", "--overwrite")
+
+
+def test_the_contact_sheet_keeps_its_limit_when_a_run_goes_on(tmp_path: Path) -> None:
+    sheet, image = ContactSheet(limit=2), Image.new("RGB", (320, 240))
+    predictions = [
+        Prediction(name, image, np.zeros((240, 320), np.uint8), Classes(NAMES)) for name in "abcd"
+    ]
+    entries = {prediction.name: sheet.entry(prediction) for prediction in predictions}
+    sheet.write(tmp_path / "sheet.png", entries, Classes(NAMES))
+    with Image.open(tmp_path / "sheet.png") as picture:
+        assert picture.width < 3 * CELL[0]
+        assert picture.height < 2 * CELL[1]
+
+
+def test_confidence_has_no_value_where_there_is_no_data(tmp_path: Path) -> None:
+    labels = np.array([[0, 255]], np.uint8)
+    probabilities = np.full((5, 1, 2), 0.2, np.float16)
+    image = Image.new("RGB", (2, 1))
+    prediction = Prediction("a.png", image, labels, Classes(NAMES), probabilities)
+    confidence, heat = prediction.save(tmp_path, [Confidence(), Heatmap()])
+    assert label_map(confidence).tolist() == [[51, 0]]
+    with Image.open(heat) as picture:
+        assert picture.getpixel((picture.width - 1, 0)) == (0, 0, 0) != picture.getpixel((0, 0))
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_label_maps_of_turned_photographs_are_training_data(
+    turn: int, weights: Path, photos: Path, tmp_path: Path
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    with Image.open(photos / "a.png") as image:
+        turned = image.resize((60, 60))  # whose size does not show whether it is turned
+        (tmp_path / "turned").mkdir()
+        turned.save(tmp_path / "turned" / "a.jpg", exif=exif, quality=95)
+    predict(weights, tmp_path / "turned", "--out", tmp_path / "out", "--write", "labels")
+    dataset = FolderDataset(tmp_path / "turned", tmp_path / "out", Classes(NAMES))
+    _, labels = label_file(SegFormer.from_pretrained(weights), tmp_path / "turned" / "a.jpg")
+    assert np.array_equal(dataset[0][1].numpy(), labels)
 
 
 def test_a_threshold_labels_what_exceeds_it(tmp_path: Path, photos: Path) -> None:

@@ -392,6 +392,26 @@ def test_existing_files_are_kept_without_overwrite(weights: Path, tmp_path: Path
     assert source.read_bytes() == before
 
 
+@pytest.mark.extras
+def test_images_and_videos_of_one_run_do_not_disturb_each_other(
+    weights: Path, tmp_path: Path
+) -> None:
+    source, photos = clip(tmp_path / "clip.mp4", pictures(3)), tmp_path / "photos"
+    (photos / "clip").mkdir(parents=True)
+    Image.fromarray(pictures(1)[0]).save(photos / "clip" / "a.png")
+    words = (weights, photos, source, "--out", tmp_path / "out")
+    with pytest.raises(SystemExit, match=r"a.png' would be in the folder of the label maps of"):
+        main(*words, "--frames")
+    (photos / "bad.png").write_bytes(b"no image")
+    with pytest.raises(SystemExit, match=r"bad.png"):
+        main(*words)
+    assert (tmp_path / "out" / "clip" / "a.png").exists()
+    assert (tmp_path / "out" / "clip.mp4").exists()
+    frames = photos / "clip"
+    with pytest.raises(SystemExit, match=r"the results would be in .*in the folder of frames"):
+        main(weights, frames, "--video", "25", "--out", frames / "out")
+
+
 def broken(kind: str, folder: Path) -> Path:
     """A file that is no complete video."""
     import av

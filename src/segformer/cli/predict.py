@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 from segformer.checkpoint import read_processor
@@ -23,7 +24,7 @@ from segformer.inference import (
     plan,
     plan_videos,
 )
-from segformer.inference.jobs import check_source
+from segformer.inference.jobs import check_source, wait_for_others
 from segformer.inference.results import KINDS
 from segformer.inference.scenes import suffixes_of
 
@@ -129,12 +130,23 @@ def run(parser: ArgumentParser, arguments: list[str]) -> None:
         options.skip_existing,
         suffixes_of(model) if model is not None else (),
     )
-    videos_of = plan_videos(clips, options.out, options.overwrite, options.frames, summaries)
+    of_images = [path for job in work.jobs for _, path in job.writes]
+    videos_of = plan_videos(
+        clips, options.out, options.overwrite, options.frames, summaries, of_images
+    )
     model = load_model(options.weights, options.device) if model is None else model
-    if images:
-        label_files(model, work, labeller)
+    steps = [partial(label_files, model, work, labeller)] if images else []
     if clips:
-        label_videos(model, videos_of, labeller, summaries)
+        steps.append(partial(label_videos, model, videos_of, labeller, summaries))
+    errors = []
+    for step in steps:
+        try:
+            step()
+        except ValueError as error:  # the videos are still labelled
+            errors.append(str(error))
+    wait_for_others()
+    if errors:
+        raise ValueError("; ".join(errors))
 
 
 def _check_writing(options: Namespace, clips: list[Clip]) -> None:

@@ -53,7 +53,7 @@ def run(parser: ArgumentParser, arguments: list[str]) -> None:
     model = load_model(options.weights, options.device)
     also = suffixes_of(model)
     labelled = find_images(options.labelled, also) if options.labelled else []
-    paths = unlabelled(options.folder, labelled, also)
+    paths = unlabelled(options.folder, labelled, also, options.out)
     chosen = suggest(model, paths, options.count, labelled)
     written = write_suggestions(chosen, model, options.folder, options.out, options.tool)
     print(f"{len(chosen)} of {len(paths)} images to label next")

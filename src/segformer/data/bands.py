@@ -140,7 +140,7 @@ class Bands:
         """Returns one file, all of its bands; the errors are those of :meth:`open`."""
         try:
             start = start_of(path)
-            if path.suffix in (".npy", ".npz"):
+            if path.suffix.lower() in (".npy", ".npz"):
                 return open_array(path, self.layout)
             if is_dicom(start):
                 return open_dicom(path)

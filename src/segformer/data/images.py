@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,8 @@ from torchvision import tv_tensors
 
 from segformer.data.classes import Color
 
+logger = logging.getLogger(__name__)
+
 ORIENTATION = 0x0112  # EXIF's tag
 SUBFILE_TYPE, BITS_PER_SAMPLE, PHOTOMETRIC = 254, 258, 262  # TIFF's tags
 READ_SUFFIXES = (
@@ -32,7 +35,9 @@ SYSTEM_FOLDERS = ("__MACOSX", "@eaDir")  # made by an archiver and a file server
 FULL_RANGE = 1 << 15
 
 
-def find_images(folder: str | os.PathLike[str], also: Sequence[str] = ()) -> list[Path]:
+def find_images(
+    folder: str | os.PathLike[str], also: Sequence[str] = (), without: Path | None = None
+) -> list[Path]:
     """Returns every image file below a folder, sorted by path.
 
     Links to folders are followed. Files and folders whose name starts with a dot, and folders that
@@ -42,6 +47,8 @@ def find_images(folder: str | os.PathLike[str], also: Sequence[str] = ()) -> lis
     Args:
         folder: Path of the folder.
         also: Further suffixes of images, such as ``".npy"``.
+        without: A folder below this one that is left out, such as that of results; a warning says
+            so if it is there.
 
     Raises:
         FileNotFoundError: If there is no such folder, or no image in it.
@@ -50,21 +57,25 @@ def find_images(folder: str | os.PathLike[str], also: Sequence[str] = ()) -> lis
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {str(root)!r}")
     suffixes = (*IMAGE_SUFFIXES, *also)
-    paths = sorted(path for path in _files(root, ()) if path.suffix.lower() in suffixes)
+    left_out = without.resolve() if without and without.resolve() != root.resolve() else None
+    paths = sorted(path for path in _files(root, (), left_out) if path.suffix.lower() in suffixes)
     if not paths:
         raise FileNotFoundError(f"no image in {str(root)!r}; looked for {' '.join(suffixes)}")
     return paths
 
 
-def _files(folder: Path, parents: tuple[Path, ...]) -> Iterator[Path]:
+def _files(folder: Path, parents: tuple[Path, ...], left_out: Path | None) -> Iterator[Path]:
     resolved = folder.resolve()
     if resolved in parents:  # a link to a folder above it
+        return
+    if resolved == left_out:
+        logger.warning("%r is the folder of results: images in it are left out", str(folder))
         return
     for path in folder.iterdir():
         if path.name.startswith(".") or path.name in SYSTEM_FOLDERS:
             continue
         if path.is_dir():
-            yield from _files(path, (*parents, resolved))
+            yield from _files(path, (*parents, resolved), left_out)
         elif path.is_file():
             yield path
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from itertools import chain
 from pathlib import Path
+
+import torch.distributed
 
 from segformer.data.images import find_images
 from segformer.inference.journal import Journal
@@ -75,13 +78,13 @@ def plan(
         overwrite: Whether existing files are replaced; an image to label never is.
         results: What is written for each image.
         summaries: What is written for the run.
-        skip_existing: Whether images are left out whose files exist, and whose entries in the
-            summaries do.
+        skip_existing: Whether files that exist are kept; images are left out if all of theirs do,
+            and their entries in the summaries.
         also: Suffixes of images in folders, beside those of photographs, such as ``.npy``.
 
     Raises:
         FileNotFoundError: If a file or folder is missing or a folder holds no image.
-        FileExistsError: If a file to write exists already.
+        FileExistsError: If a file to write exists already, or a folder to replace holds others.
         ModuleNotFoundError: If a package that a summary needs is missing.
         OSError: If the folder cannot be written.
         ValueError: If two images would be written to the same file, or a result cannot be written
@@ -93,7 +96,7 @@ def plan(
     for source in map(Path, sources):
         check_source(source)
         folder = source if source.is_dir() else source.parent
-        for path in find_images(source, also) if source.is_dir() else [source]:
+        for path in find_images(source, also, out) if source.is_dir() else [source]:
             name = path.relative_to(folder)
             jobs[path] = _job(path, name, out, results, summaries)
     _check_names(jobs.values(), summaries)
@@ -102,19 +105,38 @@ def plan(
     rank, size = _place()
     part = f"{rank + 1}-of-{size}" if size > 1 else ""
     journals = tuple(Journal(summary, out, part, skip_existing) for summary in summaries)
+    _check_summaries(journals, targets_of)
     if not (overwrite or skip_existing):
         for path in (path for journal in journals for path in (journal.path, journal.target)):
             check_missing(path)
     names = tuple(jobs[path].name for path in own)
-    missing = _missing_entries(names, journals)
-    left = [
-        jobs[path]
-        for path in own
-        if not skip_existing
-        or jobs[path].name in missing
-        or not all(target.exists() for target in targets_of[path])
-    ]
+    left = [jobs[path] for path in own]
+    if skip_existing:
+        missing = _missing_entries(names, journals)
+        rests = (_rest(job, job.name in missing) for job in left)
+        left = [job for job in rests if job is not None]
+    if overwrite:
+        for result, path in chain(*(job.writes for job in left)):
+            result.check_replaceable(path)
     return Work(tuple(left), names, journals)
+
+
+def _rest(job: Job, lacks_entry: bool) -> Job | None:
+    """Returns what an earlier run has left of a job, None if nothing: files that exist are kept.
+
+    Raises:
+        FileExistsError: If the label map exists, and is needed for the rest.
+    """
+    writes = tuple((result, path) for result, path in job.writes if not path.exists())
+    if not (writes or lacks_entry):
+        return None
+    labels = job.target(Labels)
+    if job.large and labels is not None and labels.exists():
+        raise FileExistsError(
+            f"{str(labels)!r} exists, and the rest of its results is made while it is written; "
+            "remove it, or give --overwrite in place of --skip-existing"
+        )
+    return replace(job, writes=writes)
 
 
 def check_source(source: Path) -> None:
@@ -129,6 +151,19 @@ def _missing_entries(names: Sequence[str], journals: Iterable[Journal]) -> set[s
     for journal in journals:
         missing |= set(journal.summary.chosen(names)) - set(journal.entries)
     return missing
+
+
+def _check_summaries(
+    journals: Iterable[Journal], targets_of: Mapping[Path, tuple[Path, ...]]
+) -> None:
+    """Raises ValueError if a summary would be written to the file of an image."""
+    source_of = {target: path for path, targets in targets_of.items() for target in targets}
+    for journal in journals:
+        if journal.target in source_of:
+            raise ValueError(
+                f"{journal.summary.name} and a result of {str(source_of[journal.target])!r} would "
+                f"both be written to {str(journal.target)!r}; rename the image"
+            )
 
 
 def _check_names(jobs: Iterable[Job], summaries: Sequence[Summary]) -> None:
@@ -153,7 +188,7 @@ def _job(
 ) -> Job:
     """Returns the files to write for an image."""
     target = out / name
-    if not (path.suffix == ARRAY or is_scene(path)):
+    if not (path.suffix.lower() == ARRAY or is_scene(path)):
         chosen = DEFAULT if results is None else results
         return Job(path, name.as_posix(), tuple((r, r.path(target)) for r in chosen))
     chosen = [Labels()] if results is None else results
@@ -221,6 +256,15 @@ def _check_distinct(targets_of: Mapping[Path, tuple[Path, ...]]) -> None:
 def _place() -> tuple[int, int]:
     """Returns the number of this process and of all, as ``torchrun`` says them."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def wait_for_others() -> None:
+    """Waits until all processes of ``torchrun`` are done: when one fails, it stops the others."""
+    processes = torch.distributed
+    if processes.is_available() and processes.is_torchelastic_launched():
+        processes.init_process_group("gloo", timeout=timedelta(days=365))
+        processes.barrier()
+        processes.destroy_process_group()
 
 
 def _check_writable(folder: Path) -> None:

@@ -215,7 +215,7 @@ class ArrayFile(LargeImage):
 
 def large_image(model: Any, path: Path, labels: Path) -> LargeImage:
     """Returns an image that is labelled in windows; the arguments are those of the class."""
-    return (ArrayFile if path.suffix == ARRAY else Scene)(model, path, labels)
+    return (ArrayFile if path.suffix.lower() == ARRAY else Scene)(model, path, labels)
 
 
 def label_scene(

@@ -198,10 +198,10 @@ def shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, wid
 
 
 def heat_map(values: np.ndarray) -> Image.Image:
-    """Returns values from 0 to 1 (H, W) as a picture, from dark blue to yellow."""
+    """Returns values from 0 to 1 (H, W) as a picture, from dark blue to yellow; NaN is black."""
     anchors = np.linspace(0, 1, len(RAMP))
     channels = [np.interp(values, anchors, channel) for channel in zip(*RAMP, strict=True)]
-    return Image.fromarray(np.stack(channels, axis=-1).round().astype(np.uint8))
+    return Image.fromarray(np.nan_to_num(np.stack(channels, axis=-1).round()).astype(np.uint8))
 
 
 def scale(width: int, title: str) -> Image.Image:

@@ -37,6 +37,12 @@ def is_scene(path: Path) -> bool:
         return False
     try:
         with geotiff.opened(path) as raster:
+            if raster.crs is None and (raster.gcps[0] or raster.rpcs):
+                logger.warning(
+                    "%r is placed on the earth by points, which its label map will lack; warp it "
+                    "to a grid before, as gdalwarp does",
+                    str(path),
+                )
             return raster.crs is not None or raster.width * raster.height > LARGE
     except Exception:  # its reader names the fault
         return False

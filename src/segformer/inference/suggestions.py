@@ -151,20 +151,23 @@ def _sheet(suggestions: Sequence[Suggestion], model: Any) -> Image.Image:
     return sheet(columns, model.classes)
 
 
-def unlabelled(folder: Path, labelled: Sequence[Path], also: Sequence[str] = ()) -> list[Path]:
+def unlabelled(
+    folder: Path, labelled: Sequence[Path], also: Sequence[str] = (), out: Path | None = None
+) -> list[Path]:
     """Returns the images of a folder, without those that have labels.
 
     Args:
         folder: The folder.
         labelled: Image files that have labels.
         also: Suffixes of images beside those of photographs, such as ``.npy``.
+        out: Folder of the suggestions, whose pictures are left out.
 
     Raises:
         FileNotFoundError: If there is no such folder, or no image in it.
         ValueError: If all of them have labels.
     """
     known = {path.resolve() for path in labelled}
-    found = [path for path in find_images(folder, also) if path.resolve() not in known]
+    found = [path for path in find_images(folder, also, out) if path.resolve() not in known]
     if not found:
         raise ValueError(
             f"all images of {str(folder)!r} are in --labelled; name a folder of images to label"

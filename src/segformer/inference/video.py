@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -25,6 +24,7 @@ from segformer.inference.pictures import above, indexed, legend_of, overlay, sho
 from segformer.inference.pipeline import WHOLE, count, histogram, labelled
 from segformer.inference.results import Prediction, Summary
 from segformer.inference.results.base import Entry
+from segformer.inference.results.pictures import check_only
 
 # MPEG-4 holds times as multiples of one 65535th of a second, or of a longer unit.
 FINEST = 65535
@@ -36,6 +36,7 @@ def plan_videos(
     overwrite: bool = False,
     frames: bool = False,
     summaries: Sequence[Summary] = (),
+    others: Iterable[Path] = (),
 ) -> dict[Clip, tuple[Path, ...]]:
     """Returns the files to write for each clip: ``out/NAME.mp4``.
 
@@ -48,11 +49,13 @@ def plan_videos(
         frames: Whether the label maps are kept, in the folder ``out/NAME``.
         summaries: Written beside each video, such as ``out/NAME_shares.csv``; these files are
             checked, too.
+        others: Files that the same run writes for images.
 
     Raises:
         FileExistsError: If a file or folder to write exists already.
         OSError: If the folder cannot be written.
-        ValueError: If two videos would be written to the same file, or PyAV is not installed.
+        ValueError: If two videos would be written to the same file, a video and an image to the
+            same folder, a folder of frames to itself, or PyAV is not installed.
     """
     of_path: dict[Path, Clip] = {clip.path: clip for clip in clips}
     if of_path:
@@ -61,10 +64,21 @@ def plan_videos(
     for path in of_path:
         name = _name(path)
         targets_of[path] = (out / f"{name}.mp4", *([out / name] if frames else []))
+        if path.is_dir() and path.resolve() in (out.resolve(), *out.resolve().parents):
+            raise ValueError(
+                f"the results would be in {str(out)!r}, in the folder of frames {str(path)!r}; "
+                "choose another with --out"
+            )
+        for other in others:
+            if out / name in other.parents and frames:
+                raise ValueError(
+                    f"{str(other)!r} would be in the folder of the label maps of {str(path)!r}; "
+                    "label the images and the video one by one, into different folders"
+                )
         tables = (_table(targets_of[path][0], summary) for summary in summaries)
         files_of[path] = (*targets_of[path], *tables)
         if frames and overwrite:
-            _check_replaceable(out / name)
+            check_only(out / name, r"\d{6,}\.png")
     return {of_path[path]: targets_of[path] for path in checked(files_of, out, overwrite)}
 
 
@@ -76,16 +90,6 @@ def _name(path: Path) -> str:
 def _table(video: Path, summary: Summary) -> Path:
     """Returns the path of a summary of a video's frames."""
     return video.with_name(f"{video.stem}_{summary.file}")
-
-
-def _check_replaceable(folder: Path) -> None:
-    """Raises FileExistsError if a folder holds more than the label maps of an earlier run."""
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if not re.fullmatch(r"\d{6,}\.png", path.name):
-            raise FileExistsError(
-                f"{str(folder)!r} would be replaced and holds {path.name!r}; choose another folder "
-                "with --out"
-            )
 
 
 def label_videos(

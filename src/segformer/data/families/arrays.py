@@ -32,7 +32,7 @@ def open_array(path: Path, layout: str) -> Opened:
 
 
 def _array(path: Path) -> Any:
-    if path.suffix == ".npy":
+    if path.suffix.lower() == ".npy":
         return np.load(path, mmap_mode="r", allow_pickle=False)
     with path.open("rb") as file, np.load(file, allow_pickle=False) as loaded:
         if len(loaded.files) != 1:

@@ -222,6 +222,9 @@ class Result(ABC):
         """Returns the path to write for an image, by the image's name in the output folder."""
         return image.with_name(f"{image.stem}{self.ending}")
 
+    def check_replaceable(self, path: Path) -> None:  # noqa: B027 - a file is replaced
+        """Raises FileExistsError if a folder would be replaced that holds files of others."""
+
     @abstractmethod
     def write(self, prediction: Prediction, path: Path) -> None:
         """Writes the file or folder whole, or not at all."""

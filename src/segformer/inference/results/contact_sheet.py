@@ -60,8 +60,9 @@ class ContactSheet(Summary):
         """Draws the sheet; nothing if there are no images."""
         if not entries:
             return
-        shown = sorted({k for entry in entries.values() for k in entry["classes"]})
-        pictures = [(entry["file"], _picture(entry)) for entry in entries.values()]
+        chosen = [entries[name] for name in self.chosen(tuple(entries))]  # earlier runs add some
+        shown = sorted({k for entry in chosen for k in entry["classes"]})
+        pictures = [(entry["file"], _picture(entry)) for entry in chosen]
         save_png(contact_sheet(pictures, classes, shown, COLUMNS, CELL), path)
 
 

@@ -8,12 +8,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from segformer.data.classes import Classes
 from segformer.data.complete import complete
+from segformer.data.images import ORIENTATION
 from segformer.inference.large import Also, LargeImage
 from segformer.inference.pictures import indexed, overlay, with_legend
 from segformer.inference.results.base import Prediction, Result, skip
@@ -22,10 +24,10 @@ JPEG_QUALITY = 92
 LONGEST = 65_500  # pixels, of a side of a JPEG by libjpeg
 
 
-def save_png(picture: Image.Image, path: Path) -> None:
-    """Writes a PNG whole, or not at all."""
+def save_png(picture: Image.Image, path: Path, **options: Any) -> None:
+    """Writes a PNG whole, or not at all; the options are those of Pillow."""
     with complete(path) as partial:
-        picture.save(partial, "PNG")
+        picture.save(partial, "PNG", **options)
 
 
 class Labels(Result):
@@ -39,8 +41,10 @@ class Labels(Result):
     for_large = True
 
     def write(self, prediction: Prediction, path: Path) -> None:
-        """Writes the label map."""
-        save_png(indexed(prediction.labels, prediction.classes), path)
+        """Writes the label map, which says that it is upright: its photo may be turned by EXIF."""
+        upright = Image.Exif()
+        upright[ORIENTATION] = 1
+        save_png(indexed(prediction.labels, prediction.classes), path, exif=upright)
 
     def path_of_large(self, labels: Path) -> Path:
         """Returns the path of the label map."""
@@ -101,6 +105,10 @@ class Masks(Result):
     ending = "_masks"
     for_large = True
 
+    def check_replaceable(self, path: Path) -> None:
+        """Raises FileExistsError if a folder holds more than masks."""
+        check_only(path, r"\d+_.+\.(png|tiff?|npy)")
+
     def write(self, prediction: Prediction, path: Path) -> None:
         """Writes the folder of masks."""
         classes, labels = prediction.classes, prediction.labels
@@ -133,6 +141,24 @@ def _occurring(image: LargeImage) -> list[int]:
 def _file_name(classes: Classes, k: int) -> str:
     digits = len(str(len(classes) - 1))
     return f"{k:0{digits}}_{_safe(classes.names[k])}"
+
+
+def check_only(folder: Path, name: str) -> None:
+    """Checks that a folder to replace has no other files than those of an earlier run.
+
+    Args:
+        folder: The folder, if there is one.
+        name: A regular expression of the names of these.
+
+    Raises:
+        FileExistsError: If it has.
+    """
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if not re.fullmatch(name, path.name):
+            raise FileExistsError(
+                f"{str(folder)!r} would be replaced and holds {path.name!r}; choose another folder "
+                "with --out"
+            )
 
 
 @contextmanager

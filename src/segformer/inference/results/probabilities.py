@@ -50,7 +50,7 @@ class Probabilities(Result):
 class Confidence(Result):
     """``NAME_confidence.png``: 255 times the largest probability, 8-bit grey, of the image's size.
 
-    For a large image it is a file of the label map's kind, and 0 where there is no data. For
+    It is 0 where there is no data. For a large image it is a file of the label map's kind. For
     programs; :class:`Heatmap` is for eyes.
     """
 
@@ -61,7 +61,9 @@ class Confidence(Result):
 
     def write(self, prediction: Prediction, path: Path) -> None:
         """Writes the confidence map."""
-        save_png(Image.fromarray(_grey(prediction.confidence)), path)
+        values = _grey(prediction.confidence)
+        values[prediction.labels == prediction.classes.ignore_index] = NO_DATA
+        save_png(Image.fromarray(values), path)
 
     def path_of_large(self, labels: Path) -> Path:
         """Returns the path for an image that is labelled in windows: a file of its type."""
@@ -89,6 +91,7 @@ def _grey(confidence: np.ndarray) -> np.ndarray:
 class Heatmap(Result):
     """``NAME_heatmap.png``: the largest probability in colours, dark where it is low, with a scale.
 
+    Pixels without data are black.
     For eyes; :class:`Confidence` has the values.
     """
 
@@ -99,7 +102,9 @@ class Heatmap(Result):
 
     def write(self, prediction: Prediction, path: Path) -> None:
         """Writes the picture."""
-        _save_heat_map(prediction.confidence, path)
+        values = prediction.confidence.astype(np.float32)
+        values[prediction.labels == prediction.classes.ignore_index] = np.nan
+        _save_heat_map(values, path)
 
     @contextmanager
     def of_large(self, image: LargeImage, path: Path) -> Iterator[Also]:
@@ -108,12 +113,14 @@ class Heatmap(Result):
 
         def take(window: Window, labels: np.ndarray, logits: Tensor) -> None:
             inside, (rows, columns) = image.coarse.pixels(window)
-            confidence[inside] = largest(logits[:, rows, columns])
+            values = largest(logits[:, rows, columns])
+            values[labels[rows, columns] == image.classes.ignore_index] = np.nan
+            confidence[inside] = values
 
         yield take
         _save_heat_map(confidence, path)
 
 
 def _save_heat_map(confidence: np.ndarray, path: Path) -> None:
-    picture = enlarged(heat_map(confidence.astype(np.float32)))
+    picture = enlarged(heat_map(confidence))
     save_png(above(picture, scale(picture.width, "largest class probability")), path)
