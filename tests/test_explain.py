@@ -22,7 +22,7 @@ from segformer import Classes, SegFormer
 from segformer.cli import main
 from segformer.data.rasters import RasterDataset
 from segformer.deploy import export, load_model
-from segformer.evaluation import Scores, evaluate
+from segformer.evaluation import evaluate
 from segformer.inference.explanation import Examined, examine
 from segformer.inference.explanation_page import write_report
 from segformer.train.parser import data_of
@@ -390,7 +390,7 @@ def test_tiles_of_a_raster_are_named(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((40, 60), np.uint8)).save(tmp_path / "labels" / "a.png")
     folders = tmp_path / "images", tmp_path / "labels"
     tiles = RasterDataset(*folders, Classes(["a", "b"]), tile=(40, 32))
-    scores = Scores.of(torch.eye(2))
-    image, label = Examined(tiles, "val", 1, scores, [], b"", (40, 32)).files
+    confusion = torch.eye(2).to_sparse()
+    image, label = Examined(tiles, "val", 1, confusion, [], b"", (40, 32)).files
     assert image.endswith("a.npy from row 0, column 28")
     assert label.endswith("a.png from row 0, column 28")

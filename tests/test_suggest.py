@@ -228,6 +228,18 @@ def test_files_of_an_earlier_run_are_kept_and_said(
     assert corrected.read_text() == "{}"
 
 
+@pytest.mark.extras
+def test_an_image_that_cannot_be_read_is_left_out_and_said(
+    command: SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
+    (command.folder / "bad.png").write_bytes(b"no image")
+    main([*command.arguments, str(command.out), "--count", "99"])
+    assert "bad.png" in caplog.text
+    table = (command.out / "suggestions.csv").read_text(encoding="utf-8")
+    assert len(table.splitlines()) > 2
+    assert "bad.png" not in table
+
+
 def test_bad_input_is_one_sentence(command: SimpleNamespace) -> None:
     for more, message in (
         (["--count", "0"], "--count 0; give the number of images, at least 1"),

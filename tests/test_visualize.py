@@ -1,7 +1,9 @@
 import numpy as np
+import pytest
 from PIL import Image
 
 from segformer import Classes
+from segformer.inference.fonts import font_of
 from segformer.inference.pictures import (
     colored,
     contact_sheet,
@@ -90,3 +92,18 @@ def test_a_contact_sheet_has_each_picture_its_name_and_one_legend() -> None:
     assert differs[:, :68].any()
     assert differs[:, 68:].any()
     assert not (differs & is_blue).any()
+
+
+def test_letters_of_other_alphabets_are_drawn(caplog: pytest.LogCaptureFixture) -> None:
+    """Each has a shape of its own, where Pillow's own font has one box for all."""
+    letters = "äößéαβдл"
+    shapes = {bytes(font_of(letter, 16).getmask(letter)) for letter in letters}
+    assert len(shapes) == len(letters)
+    assert not caplog.text
+    one, other = (
+        legend(Classes([name, "sky"]), 300, [0]).tobytes() for name in ("Gebäude", "Geböude")
+    )
+    assert one != other
+    unknown = "\U00013000"  # a hieroglyph
+    font_of(unknown, 16)
+    assert f"no font of this machine has all letters of {unknown!r}" in caplog.text

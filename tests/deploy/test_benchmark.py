@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import time
+from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,7 @@ from torch import Tensor
 
 from segformer import Classes, SegFormer
 from segformer.cli import main
+from segformer.cli.benchmark import _export_line
 from segformer.data.normalization import IMAGENET
 from segformer.deploy import benchmark as module
 from segformer.deploy.benchmark import benchmark, compare_all, plan, time_all
@@ -273,6 +277,16 @@ def test_the_command_exports_times_and_measures(
         assert picture.width >= 800
         assert len(set(picture.convert("RGB").getdata())) > 20
     assert torch.get_num_threads() == threads
+
+
+def test_the_command_that_exports_the_best_can_be_pasted() -> None:
+    options = Namespace(weights="my weights.pth", data="a b.yaml", data_root=None, max_drop=2.0)
+    measured: Any = SimpleNamespace(best=row("onnx int8", 20), size=(48, 64))
+    line = _export_line(measured, options)
+    assert shlex.split(line) == [
+        *("segformer", "export", "my weights.pth", "model.onnx", "--format", "onnx"),
+        *("--precision", "int8", "--data", "a b.yaml", "--max-drop", "2"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -197,6 +197,18 @@ def test_a_missing_gradio_is_one_sentence(
     assert capsys.readouterr().err == expected
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--port", "70000"), "--port 70000; give a number from 1 to 65535"),
+        (("--max-side", "0"), "--max-side 0; give a number of pixels, at least 1"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(words: tuple[str, str], message: str) -> None:
+    with pytest.raises(SystemExit, match=message):
+        main(["demo", "none.safetensors", *words])
+
+
 def test_a_port_in_use_is_refused_and_not_chosen() -> None:
     with socket.socket() as taken:
         taken.bind((demo.HOST, 0))

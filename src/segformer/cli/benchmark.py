@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -103,11 +104,12 @@ def _check_files(options: Namespace) -> None:
 def _export_line(result: Benchmark, options: Namespace) -> str:
     """Returns the command that exports the best."""
     best = result.best
-    words = ["segformer export", options.weights, f"model{FORMATS[best.format].suffix}"]
+    words = ["segformer", "export", options.weights, f"model{FORMATS[best.format].suffix}"]
     words += ["--format", best.format, "--precision", best.precision]
     if not FORMATS[best.format].is_dynamic:
         words += ["--size", *map(str, result.size)]
     if best.precision == "int8":
         words += ["--data", options.data]
         words += ["--data.root", options.data_root] if options.data_root else []
-    return " ".join(words)
+        words += ["--max-drop", f"{options.max_drop:g}"]
+    return shlex.join(words)

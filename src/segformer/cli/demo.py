@@ -28,6 +28,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(parser: ArgumentParser, arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
+    if options.port is not None and not 1 <= options.port <= 65535:
+        raise ValueError(f"--port {options.port}; give a number from 1 to 65535")
+    if options.max_side < 1:
+        raise ValueError(f"--max-side {options.max_side}; give a number of pixels, at least 1")
     demo.check_installed()
     model = load_model(options.weights, options.device)
     demo.serve(model, Path(options.weights).name, options.port, options.max_side)

@@ -33,7 +33,7 @@ class Examined:
         dataset: The data set of the split.
         split: Name of the split.
         index: Index in the data set.
-        scores: Scores of this image alone.
+        confusion: Number of its pixels (K, K), sparse: rows are labels, columns are predictions.
         regions: Regions where the prediction and the label differ: those with evidence, and the
             largest of each pair of classes.
         compressed: The prediction, (H, W), compressed by zlib.
@@ -43,7 +43,7 @@ class Examined:
     dataset: Any = field(repr=False)
     split: str
     index: int
-    scores: Scores
+    confusion: Tensor = field(repr=False)
     regions: list[Region] = field(repr=False)
     compressed: bytes = field(repr=False)
     size: tuple[int, int]
@@ -65,9 +65,14 @@ class Examined:
         return image.as_subclass(Tensor), label.as_subclass(Tensor).numpy()
 
     @property
+    def scores(self) -> Scores:
+        """Scores of this image alone."""
+        return Scores.of(self.confusion.to_dense())
+
+    @property
     def pixels(self) -> int:
         """Number of labelled pixels."""
-        return int(self.scores.confusion.sum())
+        return int(self.confusion.sum())
 
 
 @dataclass(frozen=True)
@@ -211,13 +216,13 @@ class Explanation:
 
 
 def _of_image(image: Examined) -> dict[str, Any]:
-    file, label = image.files
+    (file, label), scores = image.files, image.scores
     return {
         "image": file,
         "label": label,
         "split": image.split,
-        "miou": image.scores.miou,
-        "pixel_accuracy": image.scores.pixel_accuracy,
+        "miou": scores.miou,
+        "pixel_accuracy": scores.pixel_accuracy,
         "labelled_pixels": image.pixels,
     }
 
@@ -251,9 +256,9 @@ def examine(
             of_image = confusion_of(predicted, label, len(classes))
             confusion += of_image
             pixels = predicted.cpu().numpy().astype(file_type(len(data.classes)))
-            scores, kept = Scores.of(of_image), _kept(regions(probabilities, label))
+            found, kept = of_image.to_sparse(), _kept(regions(probabilities, label))
             compressed = zlib.compress(pixels.tobytes(), 1)
-            images.append(Examined(data, split, index, scores, kept, compressed, pixels.shape))
+            images.append(Examined(data, split, index, found, kept, compressed, pixels.shape))
     return Explanation(classes, images, confusion)
 
 

@@ -272,7 +272,7 @@ def _most_wrong(image: Examined, classes: Classes) -> str:
         if wrong.flatten()[k]
     ]
     return (
-        f"Most wrong pixels, in per cent of the image: {', '.join(parts)}"
+        f"Most wrong pixels, in per cent of the labelled ones: {', '.join(parts)}"
         if parts
         else "Every pixel is right."
     )

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from segformer.data.classes import IGNORE_INDEX, Classes
 from segformer.data.labels import file_type
+from segformer.inference.fonts import Font, font_of
 
 GAP = 8  # pixels between the pictures of a sheet
 TEXT = 16  # pixels
@@ -133,7 +134,7 @@ def _name(name: str, text: int, height: int) -> Image.Image:
 
     It is kept for the next image, as letters take longer to draw than all else of an overlay.
     """
-    font = ImageFont.load_default(text)
+    font = font_of(name, text)
     image = Image.new("RGB", (int(font.getlength(name)) + text // 2, height), "white")
     ImageDraw.Draw(image).text((0, height // 2), name, "black", font, anchor="lm")
     return image
@@ -178,17 +179,18 @@ def contact_sheet(
     rows = -(-len(pictures) // columns)
     width, height = cell[0] + GAP, cell[1] + TEXT + 2 * GAP
     image = Image.new("RGB", (columns * width + GAP, rows * height + GAP), "white")
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(TEXT)
+    draw = ImageDraw.Draw(image)
     for position, (name, picture) in enumerate(pictures):
         x, y = position % columns * width + GAP, position // columns * height + GAP
         left, top = ((wanted - own) // 2 for wanted, own in zip(cell, picture.size, strict=True))
         image.paste(picture, (x + left, y + top))
         middle = (x + cell[0] // 2, y + cell[1] + (TEXT + GAP) // 2)
+        font = font_of(name, TEXT)
         draw.text(middle, shortened(name, font, cell[0]), "black", font, anchor="mm")
     return above(image, legend(classes, image.width, shown)) if shown else image
 
 
-def shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def shortened(text: str, font: Font, width: int) -> str:
     """Returns the end of a text that fits into a width, after an ellipsis if it is cut."""
     cut = text
     while font.getlength(cut) > width and len(cut) > 1:
@@ -214,7 +216,7 @@ def scale(width: int, title: str) -> Image.Image:
         title: What the values are.
     """
     text = max(TEXT, width // 64)
-    font = ImageFont.load_default(text)
+    font = font_of(title, text)
     gap = text // 2
     width = max(width, SCALE, int(font.getlength(title)) + 2 * gap)
     image = Image.new("RGB", (width, 3 * text + 5 * gap), "white")
@@ -234,7 +236,6 @@ def sheet(columns: Mapping[str, Sequence[Image.Image]], classes: Classes) -> Ima
         columns: Pictures by the title of their column; each row is one sample.
         classes: Names and colours of the classes.
     """
-    font = ImageFont.load_default(18)
     widths = [max(picture.width for picture in pictures) for pictures in columns.values()]
     heights = [
         max(picture.height for picture in row) for row in zip(*columns.values(), strict=True)
@@ -245,7 +246,7 @@ def sheet(columns: Mapping[str, Sequence[Image.Image]], classes: Classes) -> Ima
     draw = ImageDraw.Draw(image)
     x = GAP
     for (title, pictures), column_width in zip(columns.items(), widths, strict=True):
-        draw.text((x, 6), title, "black", font)
+        draw.text((x, 6), title, "black", font_of(title, 18))
         y = 30
         for picture, height in zip(pictures, heights, strict=True):
             image.paste(picture, (x, y))

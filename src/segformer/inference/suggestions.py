@@ -61,7 +61,8 @@ def suggest(
         labelled: Image files that have labels, from which the chosen shall differ.
 
     Raises:
-        ValueError: If an image cannot be read, or the model gives labels only.
+        ValueError: If none of the images can be read, or one with labels cannot, or the model
+            gives labels only. Other images that cannot be read are left out, with a warning.
     """
     check_logits(model, Protocol(Whole()))
     known = [
@@ -69,11 +70,22 @@ def suggest(
         for path in tqdm(labelled, "labelled images", unit="image", disable=not labelled)
         if (features := _look(model, path).features) is not None
     ]
-    found = [_look(model, path) for path in tqdm(paths, "unlabelled images", unit="image")]
-    suggestions = []
-    for index in tqdm(choose(found, count, known), "suggested labels", unit="image"):
-        image, labels = label_file(model, paths[index])
-        suggestions.append(Suggestion(paths[index], found[index], image, labels))
+    found: dict[Path, Uncertainty] = {}
+    faults = []
+    for path in tqdm(paths, "unlabelled images", unit="image"):
+        try:
+            found[path] = _look(model, path)
+        except ValueError as error:  # the others are still looked at
+            faults.append(str(error))
+    if not found:
+        raise ValueError("; ".join(faults))
+    for fault in faults:
+        logger.warning("%s; it is left out", fault)
+    suggestions, readable = [], list(found)
+    for index in tqdm(choose(list(found.values()), count, known), "suggested labels", unit="image"):
+        path = readable[index]
+        image, labels = label_file(model, path)
+        suggestions.append(Suggestion(path, found[path], image, labels))
     return suggestions
 
 
