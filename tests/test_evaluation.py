@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from segformer import SegFormer
+from segformer import Classes, SegFormer
 from segformer.data.transforms import Normalize
 from segformer.evaluation import (
     PROTOCOLS,
@@ -28,6 +28,7 @@ from segformer.evaluation import (
     label_large,
 )
 from segformer.evaluation.metrics import Scores
+from segformer.train.data import SegmentationData
 
 
 def position_dependent(images: Tensor) -> Tensor:
@@ -142,6 +143,45 @@ def test_any_module_can_be_evaluated() -> None:
         lambda images: model.eval()(images)[:, :, ::2, ::2], dataset, Protocol(Whole(), flip=True)
     )
     assert 0 <= by_function.miou <= 1
+
+
+def test_other_classes_than_those_of_the_data_are_refused() -> None:
+    model = SegFormer(TINY, num_classes=3)
+    with pytest.raises(ValueError, match="the model has 3 classes, and the data 2"):
+        evaluate(model, Halves(1))
+
+    def third(images: Tensor) -> Tensor:
+        return torch.eye(3)[2].view(1, 3, 1, 1).expand(1, 3, *images.shape[-2:])
+
+    with pytest.raises(ValueError, match="predicts class 2, and the data have 2 classes"):
+        evaluate(third, Halves(1))
+
+
+def test_a_class_alone_is_label_1_beside_the_background() -> None:
+    class Leaves(list[Any]):
+        classes = Classes(["leaf"])
+
+    label = torch.zeros(64, 64, dtype=torch.uint8)
+    label[:, :16] = 1
+
+    def left_half(images: Tensor) -> Tensor:  # one logit
+        column = torch.arange(images.shape[3]).expand(1, 1, *images.shape[2:])
+        return 32.0 - 0.5 - column
+
+    data = Leaves([(torch.zeros(3, 64, 64, dtype=torch.uint8), label)])
+    scores = evaluate(left_half, data)
+    assert scores.to_dict(data.classes)["iou"] == {"background": 32 / 48, "leaf": 16 / 32}
+    with pytest.raises(ValueError, match=r"the data have one class, leaf, and a network needs at"):
+        SegmentationData(data, None, Normalize())
+
+
+def test_means_of_half_precision_are_taken_in_single_precision() -> None:
+    model = randomized(SegFormer(TINY, num_classes=5)).bfloat16().eval()
+    images = torch.randn(1, 3, 96, 130).bfloat16()
+    with torch.no_grad():
+        probabilities = Protocol(Slide((64, 64), (32, 33)), flip=True).probabilities(model, images)
+    assert probabilities.dtype == torch.float32
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(1, 96, 130))
 
 
 @pytest.mark.parametrize("mode", [Whole(), Slide((32, 32), (24, 24))], ids=str)

@@ -179,6 +179,14 @@ def test_weights_of_low_precision_change_little(options: dict[str, Any]) -> None
     assert loss(logits, torch.full_like(target, 255)) == 0
 
 
+def test_a_batch_of_a_class_without_weight_has_no_loss() -> None:
+    logits, target = torch.randn(2, 2, 8, 8, requires_grad=True), torch.zeros(2, 32, 32).long()
+    loss = CrossEntropy([0.0, 1.0], label_smoothing=0.1)(logits, target)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert loss == 0
+    assert not gradient.any()
+
+
 def test_cross_entropy_does_not_wait_for_the_device() -> None:
     """Reading the value of a fake tensor raises an error."""
     with FakeTensorMode():

@@ -21,6 +21,7 @@ from torch.nn.utils import parametrizations, prune
 
 from segformer import SETR, ConvSegFormer, MLAHead, PUPHead, SegFormer, SegmentationModel
 from segformer.networks.all_mlp import MMSegHead
+from segformer.train.task import SegmentationTask
 
 SIZE = (1, 3, 72, 104)
 LEAVES = [
@@ -371,6 +372,72 @@ def test_an_ensemble_under_vmap_is_each_of_its_models() -> None:
         torch.testing.assert_close(
             stacked, torch.stack([model(images) for model in models]), rtol=0, atol=1e-10
         )
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+def test_gradients_of_each_image_are_those_of_images_one_by_one() -> None:
+    model = randomized(SegFormer(TINY, num_classes=3)).double().eval()
+    images, target = torch.randn(2, 3, 64, 64).double(), torch.randint(0, 3, (2, 16, 16))
+    parameters = dict(model.named_parameters())
+
+    def loss(parameters: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+        logits = torch.func.functional_call(model, parameters, (image[None],))
+        return F.cross_entropy(logits[..., ::4, ::4], label[None])
+
+    gradients = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(parameters, images, target)
+    for number in range(2):
+        alone = torch.func.grad(loss)(parameters, images[number], target[number])
+        for name, gradient in alone.items():
+            torch.testing.assert_close(gradients[name][number], gradient, rtol=1e-9, atol=1e-12)
+
+
+def negated(model: Any) -> Any:
+    forward = model.forward
+    model.forward = lambda images: -forward(images)
+    return model
+
+
+def hooked(model: Any) -> Any:
+    model.register_forward_hook(lambda module, images, logits: -logits)
+    return model
+
+
+class Negated(SegFormer):
+    def forward(self, images: Tensor) -> Tensor:
+        return -super().forward(images)
+
+
+def subclassed(model: Any) -> Any:
+    other = Negated(TINY, num_classes=5)
+    other.load_state_dict(model.state_dict())
+    return other.eval()
+
+
+@pytest.mark.parametrize("change", [negated, hooked, subclassed])
+def test_predict_is_of_what_the_model_returns(change: Callable[[Any], Any]) -> None:
+    model = change(randomized(SegFormer(TINY, num_classes=5)).eval())
+    images = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        logits = model(images)
+    assert torch.equal(model.predict(images), logits.argmax(1))
+    assert model.predict(images, (20, 30)).shape == (2, 20, 30)
+    labels, probabilities = model.predict_with_probabilities(images)
+    assert torch.equal(labels, logits.argmax(1))
+    torch.testing.assert_close(probabilities, logits.softmax(1))
+    with pytest.raises(ValueError, match="has hooks or a forward of its own, which training does"):
+        SegmentationTask(model)
+
+
+def test_labels_of_images_without_values_have_a_shape() -> None:
+    model = SegFormer(TINY, num_classes=5).to("meta")
+    assert model.predict(torch.empty(2, 3, 64, 96, device="meta")).shape == (2, 64, 96)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_labels_of_half_precision_are_the_most_probable(dtype: torch.dtype) -> None:
+    model = randomized(SegFormer(TINY, num_classes=5)).to(dtype)
+    labels, probabilities = model.predict_with_probabilities(torch.randn(2, 3, 96, 96, dtype=dtype))
+    assert torch.equal(labels, probabilities.argmax(1))
 
 
 @pytest.mark.filterwarnings(

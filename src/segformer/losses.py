@@ -15,12 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segformer.data.classes import ignore_index
-from segformer.ops import upsample, upsample_cross_entropy, with_background
+from segformer.ops import (
+    at_least_float32,
+    upsample,
+    upsample_cross_entropy,
+    with_background,
+)
 
 
 def _at_full_size(logits: Tensor, target: Tensor, align_corners: bool) -> tuple[Tensor, Tensor]:
     """Returns the logits at the target's size, at least in float32, and the target as int64."""
-    logits = with_background(logits).to(torch.promote_types(logits.dtype, torch.float32))
+    logits = at_least_float32(with_background(logits))
     return upsample(logits, target.shape[-2:], align_corners), target.long()
 
 

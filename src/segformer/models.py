@@ -21,8 +21,8 @@ from segformer.networks.images import refuse_scripting
 from segformer.networks.mit import MiT, Variant, find_variant
 from segformer.networks.setr import PUPHead
 from segformer.networks.timm_backbone import TimmBackbone
-from segformer.ops import upsample, upsample_argmax, with_background
-from segformer.ops.conditions import hooked_module
+from segformer.ops import at_least_float32, upsample, upsample_argmax, with_background
+from segformer.ops.conditions import calls_forward_of, hooked_module
 from segformer.ops.cuda_graphs import Graphs
 from segformer.ops.modes import evaluating, precision
 from segformer.ops.registry import only_plain
@@ -171,8 +171,14 @@ class SegmentationModel(nn.Module):
 
     def _label(self, images: Tensor, size: Sequence[int], dtype: torch.dtype | None) -> Tensor:
         with evaluating(self), precision(images.device.type, dtype):
-            logits = self.decode_head(self.backbone(images))
-            return upsample_argmax(with_background(logits), size, self.align_corners)
+            logits = with_background(self._logits(images))
+            return upsample_argmax(logits, size, self.align_corners)
+
+    def _logits(self, images: Tensor) -> Tensor:
+        """Logits (B, K, H/4, W/4); of a forward pass that is not this class's, (B, K, H, W)."""
+        has_own = not calls_forward_of(self, SegmentationModel)
+        logits: Tensor = self(images) if has_own else self.decode_head(self.backbone(images))
+        return logits
 
     @torch.no_grad()
     def predict_with_probabilities(
@@ -185,9 +191,10 @@ class SegmentationModel(nn.Module):
         """
         size = tuple(images.shape[-2:] if size is None else size)
         with evaluating(self):
-            logits = with_background(self.decode_head(self.backbone(images)))
+            logits = with_background(self._logits(images))
             labels = upsample_argmax(logits, size, self.align_corners)
-            return labels, upsample(logits, size, self.align_corners).float().softmax(1)
+            logits = upsample(at_least_float32(logits), size, self.align_corners)
+            return labels, logits.softmax(1).float()
 
     def predict_file(self, path: str | os.PathLike[str]) -> Prediction:
         """Returns the labels of an image file, its class probabilities, and the image.

@@ -151,6 +151,10 @@ def test_narrow_areas_have_no_inside() -> None:
     assert inwardness(wrong, 9)[20, 10] == pytest.approx(2 * 5 / 9 - 1)
 
 
+def test_the_inside_reaches_to_the_border_of_the_image() -> None:
+    assert (inwardness(torch.ones(12, 9, dtype=torch.bool), 7) == 1).all()
+
+
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (90, 120)], ids=str)
 def test_the_neighbourhood_is_odd_and_grows_with_the_image(size: tuple[int, int]) -> None:
     window = window_of(size)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -150,6 +151,36 @@ def test_an_attribute_or_function_that_is_replaced_makes_a_record_void(records: 
         graphs(module, torch.relu, x)
         graphs(module, torch.relu, x)
         assert len(records.shapes) == count
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda part: part.names.append("b"),
+        lambda part: part.scaling.update(a=2.0),
+        lambda part: part.merged.add("a"),
+        lambda part: setattr(part, "kind", torch.float16),
+        lambda part: setattr(part, "table", torch.ones(3)),
+        lambda part: setattr(part.weight, "data", part.weight.data.t()),
+        lambda part: setattr(part, "__class__", type("Other", (nn.Linear,), {})),
+    ],
+    ids=["list", "dict", "set", "dtype", "tensor", "transposed", "class"],
+)
+def test_what_adapters_change_makes_a_record_void(
+    change: Callable[[Any], None], records: Records
+) -> None:
+    """peft keeps the names of adapters in lists, and their scales in dictionaries."""
+    part: Any = nn.Linear(3, 3)
+    part.names, part.scaling, part.merged = ["a"], {"a": 1.0}, set()
+    part.kind, part.table = torch.float32, torch.ones(3)
+    module, graphs, x = nn.Sequential(part), Graphs(records), torch.randn(4, 3)
+    graphs(module, torch.relu, x)
+    graphs(module, torch.relu, x)
+    assert len(records.shapes) == 1
+    change(part)
+    graphs(module, torch.relu, x)
+    graphs(module, torch.relu, x)
+    assert len(records.shapes) == 2
 
 
 def test_copies_start_without_records(records: Records) -> None:

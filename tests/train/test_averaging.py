@@ -71,6 +71,15 @@ def test_a_short_run_does_not_end_near_its_start(tmp_path: Path) -> None:
     assert 0 < to_end < 0.3 * moved
 
 
+def test_the_average_is_made_where_the_model_will_be(tmp_path: Path) -> None:
+    """Lightning sets callbacks up before it moves the model."""
+    trainer, ema = quiet_trainer(tmp_path, max_steps=1), EMA(0.9)
+    trainer.strategy._root_device = torch.device("meta")  # type: ignore[attr-defined]
+    ema.setup(trainer, SegmentationTask(SegFormer(TINY, num_classes=2)), "fit")
+    assert ema._average_model is not None
+    assert {x.device.type for x in ema._average_model.module.parameters()} == {"meta"}
+
+
 def test_a_decay_that_keeps_everything_is_refused() -> None:
     with pytest.raises(ValueError, match="decay=1; give a number from 0 to below 1"):
         EMA(1)

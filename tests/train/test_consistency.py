@@ -298,3 +298,9 @@ def test_a_config_names_the_parts(folder: Path, tmp_path: Path) -> None:
     cli.datamodule.normalize_as(cli.model.network.normalization)
     weak, *_ = cli.datamodule.unlabelled[0]
     assert weak.shape == (3, 32, 32)
+
+
+def test_a_teacher_that_would_not_move_is_refused(folder: Path, tmp_path: Path) -> None:
+    trainer = quiet_trainer(tmp_path, max_steps=1, precision="bf16-true")
+    with pytest.raises(ValueError, match=r"precision is bf16-true, .* give bf16-mixed or 32-true"):
+        trainer.fit(task(), data(folder))

@@ -81,6 +81,16 @@ def test_channel_wise_is_the_divergence_over_the_places_of_each_channel() -> Non
     )
 
 
+def test_one_logit_and_two_of_the_same_probabilities_are_equal_by_channel() -> None:
+    z, shift = torch.randn(2, 2, 1, 6, 7, dtype=torch.double)
+    valid = torch.ones(2, 1, 6, 7, dtype=torch.bool)
+    of_one, of_two = torch.cat([0 * z, z], 1), torch.cat([shift, z + shift], 1)
+    assert ChannelWise()(of_one, of_two, valid) == pytest.approx(0, abs=1e-12)
+    other = torch.cat([0 * z, z.flip(-1)], 1)
+    single = ChannelWise()(other[:, 1:], z, valid)  # of the maps themselves
+    torch.testing.assert_close(ChannelWise()(other, of_one, valid), single)
+
+
 def test_a_maps_loss_is_one_minus_its_correlation() -> None:
     """Equation 5 of PKD; the correlation is PyTorch's."""
     features = FeatureMaps([4], [4]).double()

@@ -107,6 +107,11 @@ def test_images_without_labels_come_beside_them(tmp_path: Path) -> None:
     assert sizes([(views.weak, None) for _, views in batches]) == 2 * [(32, 32)]
 
 
+def test_a_small_share_is_one_step(tmp_path: Path) -> None:
+    _, batches = fit(tmp_path, data(LastSteps(WHOLE, 0.01)), max_steps=3)
+    assert sizes([*batches]) == [(32, 32), (32, 32), (40, 48)]
+
+
 def test_errors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"last_steps.share=0; give a number above 0"):
         LastSteps(WHOLE, 0)

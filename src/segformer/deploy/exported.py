@@ -16,7 +16,7 @@ from segformer.data.normalization import Normalization
 from segformer.deploy.formats import FORMATS, check_installed, format_of
 from segformer.inference import predict_file
 from segformer.inference.results import Prediction
-from segformer.ops import upsample, upsample_argmax, with_background
+from segformer.ops import at_least_float32, upsample, upsample_argmax, with_background
 
 
 def is_exported(source: str | os.PathLike[str]) -> bool:
@@ -199,7 +199,8 @@ class Exported(nn.Module):
         height, width = images.shape[-2:] if size is None else size
         size = (int(height), int(width))
         logits = with_background(self._logits(images, size))
-        return upsample_argmax(logits, size), upsample(logits, size).float().softmax(1)
+        probabilities = upsample(at_least_float32(logits), size).softmax(1)
+        return upsample_argmax(logits, size), probabilities.float()
 
     def _run(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Returns the output of the graph, at the images' size, or at *size* if it takes one."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from segformer.data.normalization import Normalization
 from segformer.networks.all_mlp import AllMLPHead
 from segformer.ops import upsample, upsample_sum, with_background
-from segformer.ops.all_mlp import normalized_blocks
+from segformer.ops.all_mlp import is_affine_in_evaluation, normalized_blocks
 from segformer.ops.conditions import is_plain
 
 
@@ -202,8 +202,8 @@ class ComposedHead(nn.Module):
 
 def composed(head: nn.Module) -> nn.Module:
     """Returns a plain all-MLP head as a :class:`ComposedHead`, any other head unchanged."""
-    if type(head) is not AllMLPHead:
-        return head
-    linear = all(is_plain(project, nn.Linear) for project in head.projections)
-    plain = linear and is_plain(head.fuse, nn.Conv2d) and is_plain(head.norm, nn.BatchNorm2d)
-    return ComposedHead(head) if plain else head
+    whole: Any = head
+    composes = is_plain(head, AllMLPHead) and is_affine_in_evaluation(
+        whole.projections, whole.fuse, whole.norm, whole.dropout
+    )
+    return ComposedHead(whole) if composes else head

@@ -54,7 +54,8 @@ def inwardness(wrong: Tensor, window: int) -> Tensor:
         wrong: Whether the label and the prediction differ, bool (H, W).
         window: Odd side of the neighbourhood, a square, in pixels.
     """
-    share = F.avg_pool2d(wrong[None].float(), window, 1, window // 2)[0]
+    values = wrong[None].float()
+    share = F.avg_pool2d(values, window, 1, window // 2, count_include_pad=False)[0]
     return (2 * share - 1).clamp_min(0) * wrong
 
 

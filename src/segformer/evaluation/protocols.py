@@ -23,7 +23,7 @@ from segformer.evaluation.batches import (
     pad_to_min_size,
 )
 from segformer.evaluation.metrics import Scores, confusion_matrix
-from segformer.ops import upsample, with_background
+from segformer.ops import at_least_float32, upsample, with_background
 
 Size = tuple[int, int]
 ToLogits = Callable[[Tensor], Tensor]
@@ -93,7 +93,7 @@ class Slide:
             for left in lefts:
                 rows = slice(top, top + self.crop_size[0])
                 columns = slice(left, left + self.crop_size[1])
-                logits = own_size_logits(model, images[:, :, rows, columns])
+                logits = at_least_float32(own_size_logits(model, images[:, :, rows, columns]))
                 if total is None:
                     total = logits.new_zeros(*logits.shape[:2], *images.shape[-2:])
                 total[:, :, rows, columns] += logits * weight
@@ -174,6 +174,7 @@ class Protocol:
             scaled = _at_size(images, resized)
             for mirrored in (False, True) if self.flip else (False,):
                 logits = self.mode.logits(model, scaled.flip(-1) if mirrored else scaled)
+                logits = at_least_float32(logits)
                 logits = logits.flip(-1) if mirrored else logits
                 total = total + with_background(upsample(logits, wanted)).softmax(1)
         return total / self.passes
@@ -272,15 +273,27 @@ def evaluate(
         device: Device of the model.
 
     Raises:
-        ValueError: If the model gives labels only, and the protocol needs logits.
+        ValueError: If the model gives labels only, and the protocol needs logits; or if it has
+            other classes than the data.
     """
     protocol = protocol or Protocol()
     check_logits(model, protocol)
+    logits = getattr(model, "num_classes", None)
+    if logits is not None and not dataset.classes.fit(logits):
+        raise ValueError(
+            f"the model has {logits} classes, and the data {len(dataset.classes)}; give a model "
+            "for the classes of these data"
+        )
     num_labels = max(2, len(dataset.classes))
     confusion = confusion_matrix(num_labels).to(device)
     for index in tqdm(range(len(dataset)), "evaluate", unit="image"):
         image, label = dataset[index]
         check_labels(label, num_labels, f"label map {index}")
         predicted = protocol.predict(model, normalized(model, image, device), label.shape)
+        if (greatest := int(predicted.max())) >= num_labels:
+            raise ValueError(
+                f"the model predicts class {greatest}, and the data have {num_labels} classes from "
+                "0; give a model for the classes of these data"
+            )
         confusion.update(predicted, label[None].long().to(device))
     return Scores.of(confusion.compute())

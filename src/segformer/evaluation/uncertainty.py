@@ -18,7 +18,8 @@ from torch import Tensor
 from segformer.evaluation.batches import as_batch, device_of, in_evaluation
 from segformer.evaluation.protocols import own_size_logits
 from segformer.models import SegmentationModel
-from segformer.ops import upsample, with_background
+from segformer.ops import at_least_float32, upsample, with_background
+from segformer.ops.conditions import calls_forward_of
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,11 @@ def _entropy(logits: Tensor) -> Tensor:
 
 def _logits_and_features(model: Any, batch: Tensor) -> tuple[Tensor, Tensor | None]:
     """Returns the logits (1, K, H, W) of an image and its features, in one pass."""
-    if not isinstance(model, SegmentationModel):
+    if not (isinstance(model, SegmentationModel) and calls_forward_of(model, SegmentationModel)):
         return own_size_logits(model, batch), None
     maps = model.backbone(batch)
-    logits = upsample(model.decode_head(maps), batch.shape[-2:], model.align_corners)
+    logits = at_least_float32(model.decode_head(maps))
+    logits = upsample(logits, batch.shape[-2:], model.align_corners)
     return logits, maps[-1].mean((2, 3))[0].float().cpu()
 
 

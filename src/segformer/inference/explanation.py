@@ -271,7 +271,7 @@ def _kept(found: Sequence[Region]) -> list[Region]:
 
 
 def _classes_of(model: Any, datasets: Mapping[str, Any]) -> Classes:
-    """Returns the classes of the label maps; of a single one, also what is not of it.
+    """Returns the classes of the label maps; a single one is label 1, beside the background.
 
     Raises:
         ValueError: If the model gives labels only, or has other classes.
@@ -287,6 +287,4 @@ def _classes_of(model: Any, datasets: Mapping[str, Any]) -> Classes:
             f"the model has {model.num_classes} classes, and the data {len(classes)}; give weights "
             "that were trained on the classes of these data"
         )
-    if len(classes) > 1:
-        return classes
-    return Classes([*classes.names, f"not {classes.names[0]}"], [*classes.colors, (90, 90, 90)])
+    return classes if len(classes) > 1 else classes.with_background()

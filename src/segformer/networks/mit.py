@@ -27,8 +27,10 @@ from segformer.networks.config import Config, check_at_least_1, check_heads
 from segformer.networks.images import check_images, refuse_scripting, smallest_side
 from segformer.networks.initialization import init_weights
 from segformer.ops import linear, mix_ffn
+from segformer.ops.layout import channels_last
 
 # They read shapes, which torch.fx does not have while it traces.
+torch.fx.wrap("channels_last")
 torch.fx.wrap("check_images")
 torch.fx.wrap("rearrange")
 
@@ -294,7 +296,7 @@ class Pyramid(nn.Module):
     def first_features(self, images: Tensor, count: int) -> list[Tensor]:
         """The maps of the first ``count`` stages, for models that use no others."""
         check_images(images, self.in_channels, self.min_size)
-        x = images.contiguous(memory_format=torch.channels_last)  # so that all maps are
+        x = channels_last(images)  # so that all maps are
         features = []
         for stage in self.stages[:count]:
             x = stage(x)

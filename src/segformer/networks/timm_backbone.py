@@ -189,10 +189,20 @@ class TimmBackbone(nn.Module):
         return config
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute parts in the backward pass instead of keeping their activations."""
+        """Recompute parts in the backward pass instead of keeping their activations.
+
+        Raises:
+            ValueError: if timm's network cannot.
+        """
         has_method = hasattr(self.model, "set_grad_checkpointing")
         model: Any = self.model if has_method else self.model.model
-        model.set_grad_checkpointing(enable)
+        try:
+            model.set_grad_checkpointing(enable)
+        except (AssertionError, AttributeError) as error:
+            raise ValueError(
+                f"timm's {type(model).__name__} has no gradient checkpointing; leave it out, or "
+                "take another backbone"
+            ) from error
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
         """The layers of the parameters, for layer-wise learning rates.

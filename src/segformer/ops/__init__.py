@@ -5,7 +5,7 @@
 
 from segformer.ops.all_mlp import all_mlp, linear_head, upsample_and_fuse
 from segformer.ops.argmax import upsample_argmax, with_background
-from segformer.ops.bilinear import upsample, upsample_sum
+from segformer.ops.bilinear import at_least_float32, upsample, upsample_sum
 from segformer.ops.cross_entropy import upsample_cross_entropy
 from segformer.ops.linear import linear
 from segformer.ops.mix_ffn import mix_ffn
@@ -14,6 +14,7 @@ from segformer.ops.registry import OPERATORS, operator, plain, table
 __all__ = [
     "OPERATORS",
     "all_mlp",
+    "at_least_float32",
     "linear",
     "linear_head",
     "mix_ffn",

@@ -77,15 +77,21 @@ def takes_groups(
         in_pieces(features[0])
         and not torch.is_autocast_enabled("cpu")
         and not (norm.training or dropout.training)
-        and all(map(_is_linear, projections))
-        and is_plain_convolution(fuse, 1, bias=False)
+        and is_affine_in_evaluation(projections, fuse, norm, dropout)
         and fuse.weight.dtype in (torch.float32, torch.float64)
-        and is_plain(norm, *NORMS)
-        and norm.track_running_stats
-        and norm.affine
-        and is_plain(dropout, *DROPOUTS)
         and is_plain_convolution(classifier, 1, bias=True)
         and _channel(features[0], fuse) * fuse.out_channels > memory.PIECE
+    )
+
+
+def is_affine_in_evaluation(projections: Iterable[Any], fuse: Any, norm: Any, dropout: Any) -> bool:
+    """Whether all layers before the classifier are plain, and those before ReLU compose."""
+    return (
+        all(map(_is_linear, projections))
+        and is_plain_convolution(fuse, 1, bias=False)
+        and is_plain(norm, *NORMS)
+        and all(x is not None for x in (norm.running_mean, norm.running_var, norm.weight))
+        and is_plain(dropout, *DROPOUTS)
     )
 
 
@@ -106,7 +112,7 @@ def in_groups_of_channels(
     batch, height, width, _ = finest.shape
     size = max(32, 2 * memory.PIECE // _channel(features[0], fuse) // 32 * 32)
     fine = bias.new_empty(batch * height * width * min(size, len(bias)))
-    logits: Tensor = classifier.bias.expand(batch, height, width, -1).contiguous()
+    logits: Tensor = classifier.bias.repeat(batch, height, width, 1)
     for start in range(0, len(bias), size):
         group = slice(start, start + size)
         x = affine(finest, weights[0][group], bias[group])

@@ -43,7 +43,7 @@ def upsample_argmax(logits: Tensor, size: Sequence[int], align_corners: bool = F
 def is_resized(logits: Tensor, size: Sequence[int], align_corners: bool = False) -> bool:
     """elsewhere, if the logits are interpolated"""
     # This check comes first, because a recorded graph must not depend on the sizes compared below.
-    if is_recorded(logits):
+    if is_recorded(logits) or logits.is_meta:
         return False
     return logits.shape[2:] != tuple(size) and logits.numel() > 0
 

@@ -67,6 +67,11 @@ def _compare(device: torch.device) -> None:
     assert_agrees(sum_by_triton([in_float32(x, device) for x in maps]), upsample_sum.plain(maps))
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """A tensor in float32 if its type is smaller."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def positions(source: int, target: int, align_corners: bool, like: Tensor) -> tuple[Tensor, Tensor]:
     """Where each target pixel lies between two source cells, along one axis.
 

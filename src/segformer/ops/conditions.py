@@ -67,6 +67,15 @@ def is_plain(module: Any, *kinds: type[nn.Module]) -> bool:
     )
 
 
+def calls_forward_of(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether calling a module does what the ``forward`` of a base class defines, and no more."""
+    return (
+        type(module).forward is kind.forward
+        and "forward" not in module.__dict__
+        and not any(getattr(module, hooks) for hooks in HOOKS)
+    )
+
+
 def is_plain_convolution(
     module: Any, kernel_size: int, *, groups: int = 1, bias: bool | None = None
 ) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segformer.ops.bilinear import narrowed, places, strips, upsample
+from segformer.ops.bilinear import at_least_float32, narrowed, places, strips, upsample
 from segformer.ops.conditions import is_recorded, without_autocast
 from segformer.ops.registry import operator
 from segformer.ops.triton import assert_agrees, comparison, example, in_float32, runs_on
@@ -56,11 +57,11 @@ def _plain(
     smoothing: float,
 ) -> Tensor:
     """The sum of the pixels' cross-entropies, by PyTorch's own operations."""
-    dtype = torch.promote_types(logits.dtype, torch.float32)
+    logits = at_least_float32(logits)
     return F.cross_entropy(
-        upsample(logits, target.shape[-2:], align_corners).to(dtype),
+        upsample(logits, target.shape[-2:], align_corners),
         target,
-        None if weight is None else weight.to(dtype),
+        None if weight is None else weight.to(logits.dtype),
         ignore_index=ignore_index,
         reduction="sum",
         label_smoothing=smoothing,
@@ -88,9 +89,14 @@ def _denominator(
         return torch.full((), target.numel(), device=target.device)
     valid = target != ignore_index
     if weight is None:
-        return valid.sum().clamp_min(1e-9)
-    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))  # the sum exceeds float16
-    return (weight[target.where(valid, 0)] * valid).sum().clamp_min(1e-9)
+        return _or_infinity(valid.sum())
+    weight = at_least_float32(weight)  # the sum exceeds float16
+    return _or_infinity((weight[target.where(valid, 0)] * valid).sum())
+
+
+def _or_infinity(total: Tensor) -> Tensor:
+    """What a sum over no pixels is divided by, so that it is 0, and so are its gradients."""
+    return torch.where(total > 0, total, math.inf)
 
 
 def loss_by_triton(logits: Tensor, target: Tensor, *args: Any, **options: Any) -> bool:

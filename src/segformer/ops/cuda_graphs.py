@@ -9,13 +9,16 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from types import NoneType
+from copy import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 Function = Callable[[Tensor], Tensor]
+OWN = frozenset(vars(nn.Module()))  # the attributes of every module
+CONTAINERS = (list, dict, set)
+COMPARED = (bool, int, float, str, tuple, *CONTAINERS)
 
 
 def record(function: Function, x: Tensor) -> Function:
@@ -65,9 +68,9 @@ class Graphs:
     """The recorded functions of a module: the last few, by the shape of the input and a key.
 
     A replay uses weights that have changed in place. All records are dropped if a module, parameter
-    or buffer is added, removed, replaced or moved to other memory, if an attribute is added or
-    removed, or if a plain attribute or a function changes, such as a norm's epsilon or a
-    ``forward`` of one instance.
+    or buffer is added, removed, replaced or moved to other memory, or if an attribute is added,
+    removed or changed, such as a norm's epsilon, the list of an adapter's names, or a ``forward``
+    of one instance.
 
     Args:
         record: takes a function and an input, and returns a function that does the same for inputs
@@ -81,7 +84,7 @@ class Graphs:
         self.record, self.most = record, most
         self.records: OrderedDict[Hashable, Function] = OrderedDict()
         self.counts: list[tuple[dict[str, Any], int]] = []
-        self.seen: list[tuple[dict[str, Any], str, Any, int]] = []
+        self.seen: list[tuple[dict[str, Any], str, Any, tuple[Any, ...]]] = []
         self.settings: list[tuple[dict[str, Any], str, Any]] = []
         self.lock = threading.Lock()  # all threads write to the same memory of a record
 
@@ -129,7 +132,7 @@ def _places(module: nn.Module) -> tuple[dict[str, Any], ...]:
     return module._modules, module._parameters, module._buffers, module.__dict__
 
 
-def _contents(module: nn.Module) -> list[tuple[dict[str, Any], str, Any, int]]:
+def _contents(module: nn.Module) -> list[tuple[dict[str, Any], str, Any, tuple[Any, ...]]]:
     """The parts and tensors of a module."""
     return [
         (place, name, value, _address(value))
@@ -139,19 +142,27 @@ def _contents(module: nn.Module) -> list[tuple[dict[str, Any], str, Any, int]]:
 
 
 def _settings(module: nn.Module) -> list[tuple[dict[str, Any], str, Any]]:
-    """The plain attributes and functions of a module, but for its mode, which the function sets."""
-    kinds = (bool, int, float, str, tuple, NoneType)
+    """The attributes of a module, but for those of every module, such as its mode.
+
+    What may change in place is copied.
+    """
     return [
-        (module.__dict__, name, value)
+        (module.__dict__, name, copy(value) if isinstance(value, CONTAINERS) else value)
         for name, value in module.__dict__.items()
-        if (isinstance(value, kinds) or callable(value)) and name != "training"
+        if name not in OWN
     ]
 
 
 def _equal(now: Any, before: Any) -> bool:
-    """Whether a setting has not changed; comparing it with a tensor would give a tensor."""
-    return type(now) is type(before) and now == before
+    """Whether a setting has not changed; other kinds are compared by identity."""
+    try:
+        return type(now) is type(before) and isinstance(now, COMPARED) and bool(now == before)
+    except (RuntimeError, ValueError):  # of other tensors or arrays in it
+        return False
 
 
-def _address(value: Any) -> int:
-    return value.data_ptr() if isinstance(value, Tensor) else 0
+def _address(value: Any) -> tuple[Any, ...]:
+    """What changes if a tensor moves to other memory, or a module to another class."""
+    if isinstance(value, Tensor):
+        return value.data_ptr(), value.shape, value.stride()
+    return (type(value),)

@@ -27,6 +27,9 @@ _plain = ContextVar("plain", default=os.environ.get(VARIABLE, "0") not in ("", "
 def plain() -> Iterator[None]:
     """Context in which every operator of this thread runs its plain definition, for debugging.
 
+    With gradient checkpointing, which computes again in the backward pass and on GPUs in another
+    thread, set the variable instead.
+
     The environment variable SEGFORMER_PLAIN=1 does the same for a whole process.
     """
     token = _plain.set(True)

@@ -91,8 +91,7 @@ class EMA(WeightAveraging):
         self.decay = decay
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Makes the average when training begins."""
-        super().setup(trainer, pl_module, stage)
+        """Makes the average when training begins, on the device to which the model will move."""
         if stage == "fit":
-            device = self._device or pl_module.device
+            device = self._device or trainer.strategy.root_device
             self._average_model = Average(pl_module, self.decay, device, self._use_buffers)

@@ -272,7 +272,17 @@ class ResumableData(LightningDataModule):
     def _share_loader(
         self, samples: Any, batch_size: int, collate_fn: Callable[[Any], Any] | None = None
     ) -> DataLoader:
-        """Returns the batches of the samples that this process measures, in their order."""
+        """Returns the batches of the samples that this process measures, in their order.
+
+        Raises:
+            ValueError: If it has none.
+        """
+        processes = self._place[1]
+        if len(samples) < processes:
+            raise ValueError(
+                f"{len(samples)} images to measure on {processes} devices, and each needs one; use "
+                "fewer devices"
+            )
         sampler = Share(len(samples), *self._place)
         options = {"sampler": sampler, "collate_fn": collate_fn, **self._options()}
         return DataLoader(samples, batch_size, **options)

@@ -107,6 +107,11 @@ class SegmentationData(ResumableData):
         self.normalization = IMAGENET
         self.val_batch_size = val_batch_size
         self.mixing, self.sampling, self.last_steps = mixing, sampling, last_steps
+        if len(self.classes) < 2:
+            raise ValueError(
+                f"the data have one class, {', '.join(self.classes.names)}, and a network needs at "
+                "least two; name the background, too"
+            )
         if mixing is not None:
             mixing.check(self.classes)
         self.unlabelled: UnlabelledDataset | None = None

@@ -16,8 +16,8 @@ from segformer.data.normalization import Normalization
 from segformer.deploy import load_model
 from segformer.deploy.exported import Exported
 from segformer.models import SegmentationModel
-from segformer.ops import upsample, with_background
-from segformer.train.teacher import WithTeacher, at_least_float32, maps_and_logits
+from segformer.ops import at_least_float32, upsample, with_background
+from segformer.train.teacher import WithTeacher, maps_and_logits
 from segformer.train.weights import check_classes
 
 
@@ -53,7 +53,8 @@ class ChannelWise(_AtTemperature):
     """KL divergence of where each class is, after Shu et al. (CWD, arXiv 2011.13256, equation 4).
 
     Each class's logits become a distribution over the valid pixels of an image, by a softmax at the
-    temperature T. The result is T² times the divergence, as a mean over classes and images.
+    temperature T. The result is T² times the divergence, as a mean over classes and images. Of two
+    classes the difference of the logits is one map, as a network of one logit has it.
 
     Args:
         temperature: T, 4 in the paper.
@@ -64,6 +65,8 @@ class ChannelWise(_AtTemperature):
 
     def forward(self, student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
         """Returns a scalar of two logits (B, K, h, w), over the pixels ``valid`` (B, 1, h, w)."""
+        if student.shape[1] == 2:
+            student, teacher = (x[:, 1:] - x[:, :1] for x in (student, teacher))
         nowhere = torch.finfo(student.dtype).min  # not -inf: an image may have no valid pixel
         student, teacher = (
             (logits / self.temperature).masked_fill(~valid, nowhere).flatten(2)

@@ -57,6 +57,6 @@ class LastSteps:
             )
         accumulated = trainer.accumulate_grad_batches
         steps = int(optimizer_steps(trainer))
-        first = steps - round(self.share * steps)
+        first = steps - max(1, round(self.share * steps))
         epoch, in_epoch = divmod(first, -(-batches // accumulated))
         return epoch * batches + in_epoch * accumulated

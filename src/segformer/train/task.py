@@ -17,6 +17,7 @@ from segformer.evaluation import Protocol, own_size_labels
 from segformer.evaluation.metrics import Scores, confusion_matrix
 from segformer.losses import CrossEntropy
 from segformer.models import SegmentationModel
+from segformer.ops.conditions import calls_forward_of
 from segformer.train.auxiliary import Auxiliary
 from segformer.train.base import ResumableTask
 from segformer.train.consistency import Consistency
@@ -61,9 +62,9 @@ class SegmentationTask(ResumableTask):
             which takes less memory and more time.
 
     Raises:
-        ValueError: If the loss has weights for another number of classes, or ignores another value
-            than label maps have for no class; or ``frozen`` names nothing in the network, or all of
-            it.
+        ValueError: If the network has a forward pass of its own; the loss has weights for another
+            number of classes, or ignores another value than label maps have for no class; or
+            ``frozen`` names nothing in the network, or all of it.
     """
 
     def __init__(
@@ -83,6 +84,8 @@ class SegmentationTask(ResumableTask):
         grad_checkpointing: bool = False,
     ) -> None:
         super().__init__(optimizer, scheduler)
+        if isinstance(network, SegmentationModel):
+            _check_forward(network)
         self.network = network
         self.loss = loss or CrossEntropy()
         labels = max(2, network.num_classes)  # one logit separates two classes
@@ -134,6 +137,13 @@ class SegmentationTask(ResumableTask):
             raise ValueError(
                 "data.unlabelled_images are given and nothing learns from them; set "
                 "model.consistency, or leave them out"
+            )
+        precision = str(self.trainer.precision)
+        if self.consistency is not None and precision in ("bf16-true", "16-true"):
+            half = precision.removesuffix("-true")
+            raise ValueError(
+                f"trainer.precision is {precision}, which rounds away the steps of the teacher of "
+                f"model.consistency, a moving average; give {half}-mixed or 32-true"
             )
         if self.consistency is not None and data is not None and not is_given:
             raise ValueError(
@@ -233,6 +243,15 @@ class SegmentationTask(ResumableTask):
     def parameter_groups(self) -> list[dict[str, Any]]:
         parts = nn.ModuleList(part for part in (self.auxiliary, self.distillation) if part)
         return param_groups(self.network, self.head_lr_mult, parts, self.layer_decay)
+
+
+def _check_forward(network: SegmentationModel) -> None:
+    """Raises ValueError if a network has a forward pass that its training would not call."""
+    if not calls_forward_of(network, SegmentationModel):
+        raise ValueError(
+            f"the {type(network).__name__} has hooks or a forward of its own, which training does "
+            "not call: it takes the loss of the decode head's logits; change the head instead"
+        )
 
 
 def _check_loss(loss: nn.Module, labels: int) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from segformer.ops import with_background
+from segformer.ops import at_least_float32, with_background
 
 
 class WithTeacher(nn.Module):
@@ -53,8 +52,3 @@ def maps_and_logits(network: Any, images: Tensor) -> tuple[Sequence[Tensor], Ten
     """Returns a network's feature maps, and its logits (B, K, h, w) of at least float32."""
     maps = network.backbone(images)
     return maps, at_least_float32(with_background(network.decode_head(maps)))
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Returns a tensor that is float32 if its type is smaller."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
