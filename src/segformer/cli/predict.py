@@ -73,8 +73,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=int,
         nargs=2,
         metavar=("CROP", "STRIDE"),
-        help="label through square windows, such as 1024 768; memory holds the logits of one band "
-        "of windows, classes × CROP × width × 4 bytes",
+        help="label through square windows, such as 1024 768; the sums of logits take at most "
+        "1 GiB, or those of two windows",
     )
 
     parser.add_argument(

@@ -93,7 +93,7 @@ class WholeImages(Labeller):
 
 @dataclass(frozen=True)
 class InWindows(Labeller):
-    """Labels images in windows, with the logits of one row of windows in memory.
+    """Labels images in windows; the sums of logits take at most 1 GiB, or those of two windows.
 
     An image no larger than a window is labelled whole.
 
