@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -405,6 +406,13 @@ def test_fewer_images_than_a_batch_are_refused(
         SystemExit, match="8 training images make no batch of 9; set data.batch_size to 8 or less"
     ):
         run(monkeypatch, "fit", "--config", str(config), "--data.batch_size=9")
+
+
+def test_fewer_images_to_measure_than_devices_are_refused() -> None:
+    data: Any = halves()
+    data.trainer = SimpleNamespace(global_rank=0, world_size=7)
+    with pytest.raises(ValueError, match="6 images to measure on 7 devices, and each needs one"):
+        data.val_dataloader()
 
 
 def test_blocks_are_computed_again_in_the_backward_pass_and_nothing_else_changes(
