@@ -14,6 +14,7 @@ from torch._subclasses import FakeTensorMode
 
 from segformer import SegFormer
 from segformer.losses import OHEM, CrossEntropy, Dice, Focal, Lovasz, Sum
+from segformer.ops import upsample_cross_entropy
 
 LOSSES: dict[str, Callable[[], nn.Module]] = {
     "cross-entropy": CrossEntropy,
@@ -177,6 +178,13 @@ def test_weights_of_low_precision_change_little(options: dict[str, Any]) -> None
     exact = loss(logits, target)
     torch.testing.assert_close(loss.half()(logits, target), exact)
     assert loss(logits, torch.full_like(target, 255)) == 0
+
+
+def test_weights_that_ask_for_a_gradient_are_refused() -> None:
+    logits, target, _ = sample(3)
+    weight = torch.ones(3, dtype=logits.dtype, requires_grad=True)
+    with pytest.raises(ValueError, match="class weights are constants, and these ask"):
+        upsample_cross_entropy(logits, target, weight)
 
 
 def test_a_batch_of_a_class_without_weight_has_no_loss() -> None:

@@ -240,6 +240,25 @@ def test_pixels_that_are_not_square_keep_their_shape(
 
 
 @pytest.mark.extras
+@pytest.mark.parametrize("transfer", [1, 16, 18])
+def test_a_high_dynamic_range_is_said(
+    transfer: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import av
+
+    path = tmp_path / "clip.mp4"
+    with av.open(path, "w") as container:
+        stream: Any = container.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
+        stream.codec_context.color_trc = transfer
+        for pixels in pictures(2):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
+        container.mux(stream.encode(None))
+    assert len(list(VideoFile(path).frames())) == 2
+    assert ("has a high dynamic range" in caplog.text) == (transfer != 1)
+
+
+@pytest.mark.extras
 def test_frames_that_an_edit_list_cuts_off_are_not_missed(tmp_path: Path) -> None:
     """The edit list (ISO/IEC 14496-12, 8.6.6) begins after the second key frame."""
     import av

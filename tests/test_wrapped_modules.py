@@ -21,6 +21,7 @@ from torch.nn.utils import parametrizations, prune
 
 from segformer import SETR, ConvSegFormer, MLAHead, PUPHead, SegFormer, SegmentationModel
 from segformer.networks.all_mlp import MMSegHead
+from segformer.ops.modes import evaluating
 from segformer.train.task import SegmentationTask
 
 SIZE = (1, 3, 72, 104)
@@ -426,6 +427,19 @@ def test_predict_is_of_what_the_model_returns(change: Callable[[Any], Any]) -> N
     torch.testing.assert_close(probabilities, logits.softmax(1))
     with pytest.raises(ValueError, match="has hooks or a forward of its own, which training does"):
         SegmentationTask(model)
+
+
+def test_models_that_share_a_backbone_evaluate_it_until_both_are_done() -> None:
+    one = SegFormer(TINY, num_classes=3)
+    other = SegFormer(one.backbone, num_classes=2)
+    other.decode_head.eval()
+    with evaluating(other):
+        with evaluating(one):
+            assert not any(module.training for module in (*one.modules(), *other.modules()))
+        assert one.training
+        assert not any(module.training for module in other.modules())
+    assert all(module.training for module in (other, *one.modules()))
+    assert not any(module.training for module in other.decode_head.modules())
 
 
 def test_labels_of_images_without_values_have_a_shape() -> None:

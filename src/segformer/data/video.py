@@ -26,6 +26,7 @@ VIDEO_SUFFIXES = (
     *(".wmv", ".flv", ".ogv", ".3gp"),
 )
 AGAIN = "record it or copy it again"
+HIGH_RANGE = (16, 18)  # transfers of ITU-T H.273: PQ and HLG
 
 
 class Frame(NamedTuple):
@@ -123,6 +124,12 @@ class VideoFile(Clip):
             untimed = container.format.name == "avi"  # it holds no times of reordered frames
             start, time, size = None, Fraction(-1), None
             for index, frame in enumerate(self._decoded(container, stream)):
+                if index == 0 and frame.color_trc in HIGH_RANGE:
+                    logger.warning(
+                        "the video %r has a high dynamic range, which is read as if it had the "
+                        "usual one: its colours are pale; convert it first",
+                        str(self.path),
+                    )
                 pts = round(index / rate / unit) if frame.pts is None or untimed else frame.pts
                 start = pts if start is None else start
                 time = max(_on_grid((pts - start) * unit, rate, unit), time + unit)

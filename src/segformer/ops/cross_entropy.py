@@ -85,6 +85,8 @@ def _denominator(
         raise ValueError(
             f"{tuple(weight.shape)} class weights for {logits.shape[1]} classes; give one a class"
         )
+    if weight is not None and weight.requires_grad:
+        raise ValueError("class weights are constants, and these ask for a gradient; detach them")
     if over_all_pixels:
         return torch.full((), target.numel(), device=target.device)
     valid = target != ignore_index

@@ -5,44 +5,33 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
-_evaluating: WeakKeyDictionary[nn.Module, Evaluation] = WeakKeyDictionary()
+# The number of threads that evaluate a module now which was in training; models may share modules.
+_evaluating: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 _lock = threading.Lock()
-
-
-@dataclass
-class Evaluation:
-    """The number of threads that evaluate a model now, and its modules that were in training."""
-
-    threads: int
-    training: list[nn.Module]
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     """Evaluation mode inside; each module's own mode is restored after the last thread's exit."""
     with _lock:
-        if model not in _evaluating:
-            training = [module for module in model.modules() if module.training]
-            _evaluating[model] = Evaluation(0, training)
-        evaluation = _evaluating[model]
-        evaluation.threads += 1
-        for module in evaluation.training:
+        modules = [module for module in model.modules() if module.training or module in _evaluating]
+        for module in modules:
+            _evaluating[module] = _evaluating.get(module, 0) + 1
             module.training = False
     try:
         yield model
     finally:
         with _lock:
-            evaluation.threads -= 1
-            if not evaluation.threads:
-                del _evaluating[model]
-                for module in evaluation.training:
+            for module in modules:
+                _evaluating[module] -= 1
+                if not _evaluating[module]:
+                    del _evaluating[module]
                     module.training = True
 
 
