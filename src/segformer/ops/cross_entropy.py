@@ -41,7 +41,8 @@ def upsample_cross_entropy(
             does, instead of by the sum of the valid pixels' weights.
 
     Raises:
-        ValueError: if the target's shape, or the number of weights, does not fit the logits.
+        ValueError: if the target's shape, or the number of weights, does not fit the logits, or the
+            weights ask for a gradient.
     """
     total = _denominator(logits, target, weight, ignore_index, over_all_pixels)
     loss = _plain(logits, target, weight, ignore_index, align_corners, label_smoothing)
