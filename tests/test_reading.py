@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from collections import defaultdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from segformer import SETR, MiT, Pretrained, SegFormer, TimmBackbone
+from segformer import SETR, Classes, MiT, Pretrained, SegFormer, TimmBackbone
 from segformer.checkpoint import LAYOUTS, read, state_dict_as
+from segformer.data.normalization import Normalization
 from segformer.train.distillation import Distillation
 from segformer.train.task import SegmentationTask
 from segformer.train.weights import load_network
@@ -121,6 +124,112 @@ def test_containers_are_unwrapped(b0: SegFormer, state: State, wrap: Any, tmp_pa
     torch.save(wrap(state), tmp_path / "x.pth")
     again = SegFormer.from_pretrained(tmp_path / "x.pth")
     torch.testing.assert_close(again.state_dict(), b0.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("averaged", "raw"), [("ema_model", "model"), ("state_dict_ema", "state_dict"), ("ema", "net")]
+)
+def test_state_dicts_that_are_not_read_are_said(
+    averaged: str, raw: str, b0: SegFormer, state: State, tmp_path: Path
+) -> None:
+    other = {key: torch.zeros_like(tensor) for key, tensor in state.items()}
+    torch.save({raw: other, averaged: state}, tmp_path / "x.pth")
+    reading = read(tmp_path / "x.pth")
+    assert ("dropped", raw, f"{averaged} is read") in reading.report.rows
+    assert torch.equal(reading.decode_head.classifier.weight, b0.decode_head.classifier.weight)
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {"CLASSES": ["a", "b"], "PALETTE": [None, None]},
+        {"CLASSES": ["a", "b"], "PALETTE": [1, 2]},
+        {"CLASSES": ["a", "b"], "dataset_meta": [1]},
+        {0: 1, "CLASSES": ["a", "b"]},
+    ],
+    ids=str,
+)
+def test_odd_colours_leave_the_weights_and_names(meta: dict[Any, Any], tmp_path: Path) -> None:
+    model = SegFormer("b0", num_classes=2)
+    torch.save(
+        {"state_dict": state_dict_as(model, LAYOUTS["nvidia"]), "meta": meta}, tmp_path / "x.pth"
+    )
+    found = read(tmp_path / "x.pth", layout="nvidia")
+    assert list(found.classes.names) == ["a", "b"]
+
+
+def test_a_training_config_of_its_own_kind_of_dict_has_a_cure(state: State, tmp_path: Path) -> None:
+    torch.save({"state_dict": state, "cfg": defaultdict(dict, lr=0.1)}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match="holds more than tensors, .* save only its state dict"):
+        read(tmp_path / "x.pth")
+
+
+def test_a_decode_head_called_head_is_no_classifier(tmp_path: Path) -> None:
+    model = SegFormer("b0", num_classes=3)
+    state = {
+        key.replace("decode_head.", "head."): tensor
+        for key, tensor in state_dict_as(model, LAYOUTS["nvidia"]).items()
+    }
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match="left over: head"):
+        read(tmp_path / "x.pth", 3)
+
+
+def test_the_config_beside_weights_of_any_name_is_read(tmp_path: Path) -> None:
+    """As transformers' save_pretrained(variant="fp16") writes them."""
+    model = SegFormer(TINY, classes=Classes(["road", "car"]))
+    model.save(tmp_path / "folder", layout="huggingface")
+    weights = tmp_path / "folder" / "model.safetensors"
+    weights.rename(weights.with_name("model.fp16.safetensors"))
+    assert list(read(tmp_path / "folder").classes.names) == ["road", "car"]
+
+
+def test_shards_keep_their_licence(tmp_path: Path) -> None:
+    model = SegFormer(TINY, num_classes=2)
+    model.licence = "Apache-2.0"
+    model.save(tmp_path / "folder", layout="huggingface")
+    whole = tmp_path / "folder" / "model.safetensors"
+    state = load_file(whole)
+    names = {key: f"model-{number % 2}.safetensors" for number, key in enumerate(state)}
+    for name in set(names.values()):
+        part = {key: state[key] for key in state if names[key] == name}
+        save_file(part, whole.with_name(name), {"format": "pt", "licence": "Apache-2.0"})
+    whole.unlink()
+    index = whole.with_name("model.safetensors.index.json")
+    index.write_text(json.dumps({"weight_map": names}))
+    assert read(tmp_path / "folder").licence == "Apache-2.0"
+    for broken in ("x", {"a": 1}, {"a": index.name}):
+        index.write_text(json.dumps({"weight_map": broken}))
+        with pytest.raises(ValueError, match="has no weight_map"):
+            read(tmp_path / "folder")
+
+
+def test_an_older_processor_does_not_outlive_its_model(tmp_path: Path) -> None:
+    model = SegFormer(TINY, num_classes=2, normalization=Normalization([0.1] * 3, [0.3] * 3))
+    processor = tmp_path / "folder" / "processor_config.json"
+    processor.parent.mkdir()
+    processor.write_text(json.dumps({"image_processor": {"image_mean": [0.9] * 3}, "other": 1}))
+    model.save(tmp_path / "folder", layout="huggingface")
+    assert read(tmp_path / "folder").normalization.mean == (0.1, 0.1, 0.1)
+    assert json.loads(processor.read_text())["other"] == 1
+
+
+@pytest.mark.parametrize(
+    ("layout", "name", "lost"),
+    [
+        ("smp", "x.pth", "names and colours"),
+        ("nvidia", "x.safetensors", "names and colours"),
+        ("nvidia", "x.pth", ""),
+        ("huggingface", "folder", "colours"),
+    ],
+)
+def test_classes_that_a_layout_has_no_place_for_are_said(
+    layout: str, name: str, lost: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = SegFormer("b0", classes=Classes(["road", "car"], [(1, 2, 3), (4, 5, 6)]))
+    model.save(tmp_path / name, layout=layout)
+    said = f"no place for the classes' {lost} in such a file"
+    assert (said in caplog.text) == bool(lost)
 
 
 def test_an_averaged_model_of_pytorch_is_read(b0: SegFormer, tmp_path: Path) -> None:

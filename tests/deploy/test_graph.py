@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,8 +12,12 @@ import torch
 from conftest import TINY, randomized
 from torch import nn
 
-from segformer import SegFormer
+from segformer import SegFormer, deploy
+from segformer.data.normalization import Normalization
+from segformer.deploy.comparison import noise
+from segformer.deploy.description import Description
 from segformer.deploy.graph import ComposedHead, Graph
+from segformer.deploy.openvino import model_info
 
 
 def other_dropout(head: Any) -> None:
@@ -82,3 +88,36 @@ def test_a_head_that_is_not_plain_is_not_composed(
         torch.testing.assert_close(
             Graph(model, output="logits")(images), expected, rtol=1e-4, atol=1e-4
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_model_of_any_precision_is_exported(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = randomized(SegFormer(TINY, num_classes=5)).to(dtype)
+    deploy.export(model, tmp_path / "model.pt2", output="logits")
+    assert next(model.parameters()).dtype == dtype
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = model.float().eval()(images)
+    torch.testing.assert_close(
+        deploy.load(tmp_path / "model.pt2")(images), expected, rtol=1e-3, atol=1e-3
+    )
+
+
+def test_pixels_are_clipped_to_the_limits_of_the_model(tmp_path: Path) -> None:
+    normalization = Normalization([0.5] * 3, [0.2] * 3, limits=[(50, 200)] * 3)
+    model = randomized(SegFormer(TINY, num_classes=5, normalization=normalization)).eval()
+    pixels = torch.randint(0, 256, (1, 64, 96, 3), dtype=torch.uint8)
+    graph = Graph(model, "uint8", "logits")
+    with torch.no_grad():
+        expected = model(normalization(pixels.permute(0, 3, 1, 2)))
+        torch.testing.assert_close(graph(pixels), expected, rtol=1e-4, atol=1e-4)
+    description = Description.of(model, input="uint8", output="logits")
+    of_noise: Any = SimpleNamespace(description=description)
+    assert max(int(pixels.max()) for pixels in noise(of_noise)) > 200
+
+
+@pytest.mark.parametrize("given", ["normalized", "uint8"])
+def test_openvino_files_state_the_normalization_that_is_left(given: str) -> None:
+    model = SegFormer(TINY, num_classes=5)
+    keys = model_info(Description.of(model, input=given))
+    assert ("mean_values" in keys) == ("scale_values" in keys) == (given == "normalized")

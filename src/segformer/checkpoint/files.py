@@ -72,11 +72,20 @@ def open_weights(
     file = _read(path)
     if not is_local and str(source).startswith(NVIDIA_WEIGHTS):
         file.licence = NVIDIA_LICENCE
-    if path.name in STANDARD_NAMES and (path.parent / "config.json").is_file():
-        file.config = read_json(path.parent / "config.json")
+    config = path.parent / "config.json"
+    if config.is_file() and (path.name in STANDARD_NAMES or _is_segformers(config)):
+        file.config = read_json(config)
         found = _find_preprocessor(path.parent)
         file.preprocessor = None if found is None else found[0]
     return file
+
+
+def _is_segformers(config: Path) -> bool:
+    """Returns whether a file beside weights of any name is the configuration of a SegFormer."""
+    try:
+        return read_json(config).get("model_type") == "segformer"
+    except ValueError:  # it may be of another program
+        return False
 
 
 def open_preprocessor(source: str | os.PathLike[str]) -> tuple[dict[str, Any], Path]:
@@ -188,7 +197,10 @@ def read_json(path: Path) -> dict[str, Any]:
 def _read_shards(index: Path) -> WeightFile:
     """Returns the weights of all the files that an index lists."""
     weight_map = read_json(index).get("weight_map")
-    if not weight_map:
+    is_map = isinstance(weight_map, dict) and all(
+        isinstance(name, str) and not name.endswith(".index.json") for name in weight_map.values()
+    )
+    if not (weight_map and is_map):
         raise ValueError(
             f"{str(index)!r} has no weight_map, which lists the file of each tensor; "
             f"{DOWNLOAD_AGAIN}"
@@ -201,15 +213,18 @@ def _read_shards(index: Path) -> WeightFile:
             f"{some(missing)}; {DOWNLOAD_AGAIN}"
         )
     tensors: State = {}
-    for name in names:
-        tensors |= _read(index.parent / name).tensors
+    shards = [_read(index.parent / name) for name in names]
+    for shard in shards:
+        tensors |= shard.tensors
     missing = [key for key in weight_map if key not in tensors]
     if missing:
         raise ValueError(
             f"{str(index)!r} lists files for {some(missing)} that do not hold them; "
             f"{DOWNLOAD_AGAIN}"
         )
-    return WeightFile(index, tensors)
+    classes = next((shard.classes for shard in shards if shard.classes), None)
+    licence = next((shard.licence for shard in shards if shard.licence), None)
+    return WeightFile(index, tensors, classes=classes, licence=licence)
 
 
 def _read(path: Path) -> WeightFile:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ METADATA_KEY = "segformer"
 CONTAINERS = (
     "state_dict_ema",
     "model_ema",
+    "ema_model",
     "ema",
     "state_dict",
     "model_state_dict",
@@ -54,6 +56,7 @@ class WeightFile:
         config: Content of the ``config.json`` of a Hugging Face folder.
         preprocessor: Content of its ``preprocessor_config.json``.
         unwrapped: Names of the containers around the tensors.
+        beside: Names of other state dicts beside these containers.
         others: Names of the values beside the tensors that are not tensors.
         licence: Licence of the weights, if their source is known to have one.
     """
@@ -65,6 +68,7 @@ class WeightFile:
     config: dict[str, Any] | None = None
     preprocessor: dict[str, Any] | None = None
     unwrapped: list[str] = field(default_factory=list)
+    beside: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
     licence: str | None = None
 
@@ -110,7 +114,7 @@ def _description(text: Any, path: Path) -> dict[str, Any] | None:
     """Returns the description of the model that this package wrote; None if another wrote the text.
 
     Raises:
-        ValueError: If it is not valid JSON.
+        ValueError: If it is not valid JSON, or lacks a part.
     """
     if not isinstance(text, str) or not text.startswith("{"):
         return None
@@ -120,7 +124,14 @@ def _description(text: Any, path: Path) -> dict[str, Any] | None:
         raise ValueError(
             f"{str(path)!r} describes its model by broken JSON ({error}); {DOWNLOAD_AGAIN}"
         ) from error
-    return description if "backbone" in description else None
+    if "backbone" not in description:
+        return None
+    if missing := {"decode_head", "classes", "align_corners"} - description.keys():
+        raise ValueError(
+            f"{str(path)!r} describes its model wrongly: it lacks {some(sorted(missing))}; "
+            f"{DOWNLOAD_AGAIN}"
+        )
+    return description
 
 
 class Ignored:
@@ -141,7 +152,7 @@ def read_pickle(path: Path) -> WeightFile:
             read without running foreign code.
     """
     content = _load_pickle(path)
-    values, unwrapped = _unwrap_containers(content, path)
+    values, unwrapped, beside = _unwrap_containers(content, path)
     if not _holds_tensors(values):
         raise ValueError(
             f"{str(path)!r} holds {_kind_of_content(values)}, not a state dict of named tensors; "
@@ -156,6 +167,7 @@ def read_pickle(path: Path) -> WeightFile:
         _description(content.get(METADATA_KEY), path),
         _classes_in_meta(meta),
         unwrapped=unwrapped,
+        beside=beside,
         others=[str(key) for key, value in values.items() if not isinstance(value, Tensor)],
         licence=meta.get(LICENCE_KEY) if isinstance(meta, dict) else None,
     )
@@ -166,7 +178,8 @@ def _load_pickle(path: Path) -> Any:
         return _unpickle(path)
     # A broken file makes the unpickler raise anything: KeyError, EOFError, RuntimeError, …
     except Exception as error:
-        if isinstance(error, pickle.UnpicklingError) and "Unsupported global" in str(error):
+        foreign = "Unsupported global", Ignored.__name__, "blocklist"  # in the unpickler's messages
+        if isinstance(error, pickle.UnpicklingError) and any(map(str(error).__contains__, foreign)):
             raise ValueError(
                 f"{str(path)!r} holds more than tensors, and unpickling it could run foreign code; "
                 f"{SAVE_STATE_DICT}"
@@ -191,15 +204,19 @@ def _unpickle(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _unwrap_containers(content: Any, path: Path) -> tuple[Any, list[str]]:
-    """Returns the state dict in a file's content, and the names of the containers around it.
+def _unwrap_containers(content: Any, path: Path) -> tuple[Any, list[str], list[str]]:
+    """Returns a file's state dict, and the names of the containers around it and beside these.
 
     Raises:
         ValueError: If there are several, and their names do not show which is the model's.
     """
     unwrapped: list[str] = []
+    beside: list[str] = []
     while isinstance(content, dict):
-        names = [name for name in CONTAINERS if _holds_tensors(content.get(name))][:1]
+        names = [name for name in CONTAINERS if _holds_parameters(content.get(name))]
+        names = names or [name for name in CONTAINERS if _holds_tensors(content.get(name))]
+        beside += names[1:]
+        names = names[:1]
         if not names and not any(isinstance(value, Tensor) for value in content.values()):
             names = [name for name, value in content.items() if _holds_parameters(value)]
         if len(names) > 1:
@@ -211,7 +228,7 @@ def _unwrap_containers(content: Any, path: Path) -> tuple[Any, list[str]]:
             break
         content = content[names[0]]
         unwrapped.append(str(names[0]))
-    return content, unwrapped
+    return content, unwrapped, beside
 
 
 def _holds_tensors(content: Any) -> bool:
@@ -275,23 +292,23 @@ def _classes_in_meta(meta: Any) -> Classes | None:
     """Returns the classes in the ``meta`` of a checkpoint of mmsegmentation or NVIDIA's code."""
     if not isinstance(meta, dict):
         return None
-    entries = {**meta, **(meta.get("dataset_meta") or {})}
-    entries = {key.lower(): value for key, value in entries.items()}
+    more = meta.get("dataset_meta")
+    entries = {**meta, **(more if isinstance(more, dict) else {})}
+    entries = {str(key).lower(): value for key, value in entries.items()}
     names, palette = entries.get("classes"), entries.get("palette")
     if not isinstance(names, list | tuple):
         return None
-    colors = [tuple(color) for color in palette] if isinstance(palette, list | tuple) else []
-    return classes_or_none(list(names), colors)
+    return classes_or_none(list(names), palette if isinstance(palette, list | tuple) else [])
 
 
-def classes_or_none(names: list[str], colors: list[Any]) -> Classes | None:
+def classes_or_none(names: list[str], colors: Sequence[Any]) -> Classes | None:
     """Returns the classes, without colours if those are invalid, and None if the names are.
 
     Weights are worth reading even if their class names are not.
     """
     for palette in (colors, []):
         try:
-            return Classes(names, palette)
+            return Classes(names, [tuple(color) for color in palette])
         except (ValueError, TypeError):
             continue
     return None

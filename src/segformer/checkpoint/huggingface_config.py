@@ -43,6 +43,16 @@ def read_config(config: dict[str, Any], path: Path) -> tuple[Variant, str]:
         raise ValueError(
             f"the config.json of {str(path)!r} lacks {', '.join(missing)}; is it a SegFormer's?"
         )
+    try:
+        return _read_sizes(config, path)
+    except TypeError as error:
+        raise ValueError(
+            f"the config.json of {str(path)!r} has a value of another kind than SegFormer's "
+            f"({error}); copy or download it again"
+        ) from error
+
+
+def _read_sizes(config: dict[str, Any], path: Path) -> tuple[Variant, str]:
     if len(set(config["mlp_ratios"])) > 1:
         raise ValueError(
             f"{str(path)!r}: mlp_ratios {config['mlp_ratios']} differ from stage to stage; MiT has "

@@ -111,6 +111,8 @@ def _whole_model(tensors: State, layout: Layout, prefix: str, is_whole: bool) ->
 
 
 def _report_surroundings(file: WeightFile, prefix: str, report: Report) -> None:
+    if file.beside:
+        report.add("dropped", file.beside, f"{', '.join(file.unwrapped)} is read")
     if containers := [*file.unwrapped, *([prefix] if prefix else [])]:
         report.add("unwrapped", containers, "the containers of the model in the file")
     if outside := [key for key in file.tensors if not key.startswith(prefix)]:

@@ -68,7 +68,7 @@ def _drop_unused(layout: Layout, rest: State, report: Report) -> list[str]:
 
 
 def _reason_to_drop(layout: Layout, key: str) -> str | None:
-    if key.startswith(f"{layout.classifier}."):
+    if key in (f"{layout.classifier}.weight", f"{layout.classifier}.bias"):
         return "the ImageNet classifier"
     unused = {**UNUSED, **layout.unused}
     return next((reason for prefix, reason in unused.items() if key.startswith(prefix)), None)

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from segformer.checkpoint.descriptions import describe, stated_licence
+from segformer.checkpoint.files import read_json
 from segformer.checkpoint.formats import METADATA_KEY, State, own_memory
 from segformer.checkpoint.huggingface_config import config_of, preprocessor_of
 from segformer.checkpoint.layout import Layout
@@ -30,6 +31,7 @@ from segformer.checkpoint.segformer_layouts import (
     Numerics,
     SegFormerLayout,
 )
+from segformer.data.classes import Classes
 from segformer.data.normalization import IMAGENET
 from segformer.networks.initialization import without_values
 from segformer.networks.mit import VARIANTS, find_variant, variant_name
@@ -163,6 +165,13 @@ def _warn_of_lost_properties(model: Any, layout: Layout, path: Path) -> None:
             layout.name,
             normalization,
         )
+    lost = _lost_of_classes(model.classes, layout, path)
+    if lost:
+        logger.warning(
+            "the %s layout has no place for the classes' %s in such a file; a native file has",
+            layout.name,
+            lost,
+        )
     if layout is SMP and path.suffix != ".safetensors" and stated_licence(model):
         logger.warning(
             "the %s layout has no place for the licence %r in a %s file; a .safetensors file "
@@ -180,6 +189,18 @@ def _warn_of_lost_properties(model: Any, layout: Layout, path: Path) -> None:
             names[1],
             names[0],
         )
+
+
+def _lost_of_classes(classes: Classes, layout: Layout, path: Path) -> str:
+    """Returns what a layout has no place for: names and colours that are not the defaults."""
+    has_names = list(classes.names) != list(Classes.of_logits(len(classes)).names)
+    has_colors = list(classes.colors) != list(Classes(classes.names).colors)
+    holds_both = layout is NVIDIA and path.suffix != ".safetensors"
+    lost = {
+        "names": has_names and not holds_both and layout is not HUGGINGFACE,
+        "colours": has_colors and not holds_both,
+    }
+    return " and ".join(name for name, is_lost in lost.items() if is_lost)
 
 
 def _warn_of_numerics(model: Any, layout: SegFormerLayout, description: dict[str, Any]) -> None:
@@ -251,7 +272,10 @@ def _write_folder(path: Path, state: State, model: Any, description: dict[str, A
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     _write(path / "model.safetensors", lambda file: save_file(state, file, metadata_of(model)))
     _write_json(path / "config.json", config_of(description, dtype))
-    _write_json(path / "preprocessor_config.json", preprocessor_of(model.normalization))
+    preprocessor, newer = preprocessor_of(model.normalization), path / "processor_config.json"
+    _write_json(path / "preprocessor_config.json", preprocessor)
+    if newer.is_file():  # of an earlier model in this folder; readers prefer it
+        _write_json(newer, {**read_json(newer), "image_processor": preprocessor})
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from segformer.data.classes import ignore_index
 from segformer.data.labels import check_labels
 from segformer.deploy.comparison import GATES, smooth
 from segformer.deploy.exported import load
-from segformer.deploy.exporting import check_size, export
+from segformer.deploy.exporting import check_size, export, in_float32
 from segformer.deploy.formats import FORMATS, find_format
 from segformer.deploy.ranking import PYTORCH, Benchmark, Contestant
 from segformer.evaluation import own_size_labels
@@ -52,7 +52,8 @@ def benchmark(
     A format and precision that cannot be exported, run or measured is a row with the reason.
 
     Args:
-        model: A :class:`~segformer.SegmentationModel` on the CPU; it is not changed.
+        model: A :class:`~segformer.SegmentationModel`; it is not changed. A copy in float32 on the
+            CPU is measured if it is in another type or on another device.
         formats: Names of formats; by default all whose packages are installed, except for those
             that compile for minutes.
         precisions: Precisions of the files; by default all that a format has.
@@ -72,6 +73,7 @@ def benchmark(
         ValueError: If a format or precision is unknown, the size is too small, a number is out of
             its range, or the data have other classes than the model.
     """
+    model = in_float32(model)
     threads = torch.get_num_threads() if threads is None else threads
     _check_numbers(model, size, rounds, threads, max_drop)
     if dataset is not None:

@@ -153,7 +153,10 @@ def noise(exported: Exported) -> Iterator[Tensor]:
     counts = [d.batch] * len(sizes) if d.batch else [1, 3, 2]
     generator = torch.Generator().manual_seed(0)
     for count, (height, width) in zip(counts, sizes, strict=False):
-        yield d.normalization.pixels(smooth(count, d.channels, height, width, generator))
+        shares = smooth(count, d.channels, height, width, generator)
+        # The graph clips pixels to the limits itself.
+        of_all = replace(d.normalization, limits=()) if d.input == "uint8" else d.normalization
+        yield of_all.pixels(shares)
 
 
 def smooth(

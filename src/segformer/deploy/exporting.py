@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from segformer.checkpoint.writing import check_parent
@@ -38,7 +40,8 @@ def export(
     """Writes a model as a file for another runtime, and compares both.
 
     Args:
-        model: A :class:`~segformer.SegmentationModel`; it is not changed.
+        model: A :class:`~segformer.SegmentationModel`; it is not changed. Of another type than
+            float32, or on another device than the CPU, a copy is exported.
         path: The file, such as ``model.onnx``.
         format: ``"onnx"``, ``"openvino"``, ``"pt2"``, ``"aoti"`` or ``"executorch"``; by default
             the one of the path's suffix.
@@ -67,6 +70,7 @@ def export(
         ValueError: If the format, or what is asked of it, is unknown; a package is missing; or the
             file differs more from the model than its precision explains. Nothing is written then.
     """
+    model = in_float32(model)
     path = Path(path)
     name = format or format_of(path) or "onnx"
     made = find_format(name)
@@ -98,6 +102,14 @@ def export(
         for part in sorted(Path(folder).iterdir()):  # the files beside it, too
             _move(part, path.with_name(part.name))
     return comparison
+
+
+def in_float32(model: Any) -> Any:
+    """Returns a model, or a copy of it, in float32 on the CPU."""
+    floats = [x for x in (*model.parameters(), *model.buffers()) if x.is_floating_point()]
+    if all(x.dtype == torch.float32 and x.device.type == "cpu" for x in floats):
+        return model
+    return deepcopy(model).cpu().float()
 
 
 def _move(source: Path, target: Path) -> None:

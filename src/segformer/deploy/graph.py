@@ -21,6 +21,8 @@ class FromPixels(nn.Module):
 
     factor: Tensor
     offset: Tensor
+    lowest: Tensor
+    highest: Tensor
 
     def __init__(self, normalization: Normalization) -> None:
         super().__init__()
@@ -28,10 +30,16 @@ class FromPixels(nn.Module):
         std = torch.tensor(normalization.std)[:, None, None]
         self.register_buffer("factor", normalization.scale / std)
         self.register_buffer("offset", mean / std)
+        self.is_limited = bool(normalization.limits)
+        low, high = torch.tensor(normalization.limits or [(0.0, 255.0)]).T[..., None, None]
+        self.register_buffer("lowest", low)
+        self.register_buffer("highest", high)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        x: Tensor = pixels.permute(0, 3, 1, 2).float() * self.factor - self.offset
-        return x
+        x = pixels.permute(0, 3, 1, 2).float()
+        if self.is_limited:
+            x = torch.minimum(torch.maximum(x, self.lowest), self.highest)
+        return x * self.factor - self.offset
 
 
 class Logits(nn.Module):

@@ -52,15 +52,19 @@ def save(model: Any, path: Path, description: Description) -> None:
 def model_info(description: Description) -> dict[str, str]:
     """Returns the keys from which Intel's Model API makes a segmentation model."""
     names = [name.replace(" ", "_") for name in description.classes.names]
-    normalization = description.normalization
-    scale = normalization.scale
-    return {
+    keys = {
         "model_type": "Segmentation",
         "labels": " ".join(names),
-        "mean_values": " ".join(str(mean / scale) for mean in normalization.mean),
-        "scale_values": " ".join(str(std / scale) for std in normalization.std),
         "resize_type": "standard",
         "reverse_input_channels": "False",
+    }
+    if description.input == "uint8":  # the graph normalises
+        return keys
+    normalization = description.normalization
+    scale = normalization.scale
+    return keys | {
+        "mean_values": " ".join(str(mean / scale) for mean in normalization.mean),
+        "scale_values": " ".join(str(std / scale) for std in normalization.std),
     }
 
 
