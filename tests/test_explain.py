@@ -346,17 +346,17 @@ def test_a_model_of_other_classes_or_of_labels_only_is_refused() -> None:
 
 
 def test_one_logit_and_one_class() -> None:
-    """A model of one logit on data of two classes, and on data of one class and the rest."""
+    """A model of one logit on data of two classes, and on data of one beside the background."""
 
     class OneClass(Halves):
-        classes = Classes(["dark"])
+        classes = Classes(["bright"])
 
     network = randomized(SegFormer(TINY, num_classes=1))
     for data in (Halves(2), OneClass(2)):
         found = examine(network, {"val": data})
         assert torch.equal(found.confusion.double(), evaluate(network, data).confusion)
         names = list(found.to_dict()["scores"]["iou"])
-        assert names == (["dark", "bright"] if len(data.classes) == 2 else ["dark", "not dark"])
+        assert names == ["dark" if len(data.classes) == 2 else "background", "bright"]
 
 
 def test_the_examples_of_a_pair_are_its_largest_regions() -> None:

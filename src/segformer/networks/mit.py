@@ -26,8 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from segformer.networks.config import Config, check_at_least_1, check_heads
 from segformer.networks.images import check_images, refuse_scripting, smallest_side
 from segformer.networks.initialization import init_weights
-from segformer.ops import linear, mix_ffn
-from segformer.ops.layout import channels_last
+from segformer.ops import channels_last, linear, mix_ffn
 
 # They read shapes, which torch.fx does not have while it traces.
 torch.fx.wrap("channels_last")

@@ -7,6 +7,7 @@ from segformer.ops.all_mlp import all_mlp, linear_head, upsample_and_fuse
 from segformer.ops.argmax import upsample_argmax, with_background
 from segformer.ops.bilinear import at_least_float32, upsample, upsample_sum
 from segformer.ops.cross_entropy import upsample_cross_entropy
+from segformer.ops.layout import channels_last
 from segformer.ops.linear import linear
 from segformer.ops.mix_ffn import mix_ffn
 from segformer.ops.registry import OPERATORS, operator, plain, table
@@ -15,6 +16,7 @@ __all__ = [
     "OPERATORS",
     "all_mlp",
     "at_least_float32",
+    "channels_last",
     "linear",
     "linear_head",
     "mix_ffn",
