@@ -21,8 +21,7 @@ class FromPixels(nn.Module):
 
     factor: Tensor
     offset: Tensor
-    lowest: Tensor
-    highest: Tensor
+    limits: Tensor | None
 
     def __init__(self, normalization: Normalization) -> None:
         super().__init__()
@@ -30,15 +29,15 @@ class FromPixels(nn.Module):
         std = torch.tensor(normalization.std)[:, None, None]
         self.register_buffer("factor", normalization.scale / std)
         self.register_buffer("offset", mean / std)
-        self.is_limited = bool(normalization.limits)
-        low, high = torch.tensor(normalization.limits or [(0.0, 255.0)]).T[..., None, None]
-        self.register_buffer("lowest", low)
-        self.register_buffer("highest", high)
+        limits = None
+        if normalization.limits:
+            limits = torch.tensor(normalization.limits).T[..., None, None]  # (2, C, 1, 1)
+        self.register_buffer("limits", limits)
 
     def forward(self, pixels: Tensor) -> Tensor:
         x = pixels.permute(0, 3, 1, 2).float()
-        if self.is_limited:
-            x = torch.minimum(torch.maximum(x, self.lowest), self.highest)
+        if self.limits is not None:
+            x = torch.minimum(torch.maximum(x, self.limits[0]), self.limits[1])
         return x * self.factor - self.offset
 
 

@@ -36,7 +36,7 @@ def plan_videos(
     overwrite: bool = False,
     frames: bool = False,
     summaries: Sequence[Summary] = (),
-    others: Iterable[Path] = (),
+    others: Sequence[Path] = (),
 ) -> dict[Clip, tuple[Path, ...]]:
     """Returns the files to write for each clip: ``out/NAME.mp4``.
 
