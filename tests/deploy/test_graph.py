@@ -111,6 +111,7 @@ def test_pixels_are_clipped_to_the_limits_of_the_model(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = model(normalization(pixels.permute(0, 3, 1, 2)))
         torch.testing.assert_close(graph(pixels), expected, rtol=1e-4, atol=1e-4)
+    deploy.export(model, tmp_path / "model.pt2", input="uint8", output="logits")
     description = Description.of(model, input="uint8", output="logits")
     of_noise: Any = SimpleNamespace(description=description)
     assert max(int(pixels.max()) for pixels in noise(of_noise)) > 200

@@ -21,7 +21,7 @@ class FromPixels(nn.Module):
 
     factor: Tensor
     offset: Tensor
-    limits: Tensor | None
+    limits: Tensor | None  # (2, C, 1, 1)
 
     def __init__(self, normalization: Normalization) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class FromPixels(nn.Module):
         self.register_buffer("offset", mean / std)
         limits = None
         if normalization.limits:
-            limits = torch.tensor(normalization.limits).T[..., None, None]  # (2, C, 1, 1)
+            limits = torch.tensor(list(zip(*normalization.limits, strict=True)))[..., None, None]
         self.register_buffer("limits", limits)
 
     def forward(self, pixels: Tensor) -> Tensor:
