@@ -72,20 +72,25 @@ def open_weights(
     file = _read(path)
     if not is_local and str(source).startswith(NVIDIA_WEIGHTS):
         file.licence = NVIDIA_LICENCE
-    config = path.parent / "config.json"
-    if config.is_file() and (path.name in STANDARD_NAMES or _is_segformers(config)):
-        file.config = read_json(config)
+    file.config = _config_beside(path)
+    if file.config is not None:
         found = _find_preprocessor(path.parent)
         file.preprocessor = None if found is None else found[0]
     return file
 
 
-def _is_segformers(config: Path) -> bool:
-    """Returns whether a file beside weights of any name is the configuration of a SegFormer."""
+def _config_beside(path: Path) -> dict[str, Any] | None:
+    """Returns the configuration beside weights; beside a name of one's own, only a SegFormer's."""
+    config, is_standard = path.parent / "config.json", path.name in STANDARD_NAMES
+    if not config.is_file():
+        return None
     try:
-        return read_json(config).get("model_type") == "segformer"
-    except ValueError:  # it may be of another program
-        return False
+        content = read_json(config)
+    except ValueError:
+        if is_standard:
+            raise
+        return None  # it may be of another program
+    return content if is_standard or content.get("model_type") == "segformer" else None
 
 
 def open_preprocessor(source: str | os.PathLike[str]) -> tuple[dict[str, Any], Path]:

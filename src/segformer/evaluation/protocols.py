@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from segformer.data.classes import Classes
 from segformer.data.families.opened import starts
 from segformer.data.labels import check_labels
 from segformer.evaluation.batches import (
@@ -210,6 +211,15 @@ def check_logits(model: Any, protocol: Protocol) -> None:
         )
 
 
+def check_number_of_classes(classes: Classes, num_classes: int) -> None:
+    """Raises ValueError if a model has other classes than the data, by their number."""
+    if not classes.fit(num_classes):
+        raise ValueError(
+            f"the model has {num_classes} classes, and the data {len(classes)}; give weights that "
+            "were trained on the classes of these data"
+        )
+
+
 def _at_size(images: Tensor, size: Size) -> Tensor:
     return images if size == tuple(images.shape[-2:]) else upsample(images, size)
 
@@ -278,12 +288,8 @@ def evaluate(
     """
     protocol = protocol or Protocol()
     check_logits(model, protocol)
-    logits = getattr(model, "num_classes", None)
-    if logits is not None and not dataset.classes.fit(logits):
-        raise ValueError(
-            f"the model has {logits} classes, and the data {len(dataset.classes)}; give a model "
-            "for the classes of these data"
-        )
+    if (num_classes := getattr(model, "num_classes", None)) is not None:
+        check_number_of_classes(dataset.classes, num_classes)
     num_labels = max(2, len(dataset.classes))
     confusion = confusion_matrix(num_labels).to(device)
     for index in tqdm(range(len(dataset)), "evaluate", unit="image"):

@@ -20,7 +20,7 @@ from segformer.evaluation import Protocol, Scores, device_of
 from segformer.evaluation.batches import in_evaluation, normalized
 from segformer.evaluation.doubts import Region, doubt, regions, surprise
 from segformer.evaluation.metrics import confusion_of
-from segformer.evaluation.protocols import gives_logits
+from segformer.evaluation.protocols import check_number_of_classes, gives_logits
 
 LEAST_SCORE = 0.01  # of a region, as a share of the score of the label map's first one
 
@@ -282,9 +282,5 @@ def _classes_of(model: Any, datasets: Mapping[str, Any]) -> Classes:
             "with --output logits"
         )
     classes = next(iter(datasets.values())).classes
-    if not classes.fit(model.num_classes):
-        raise ValueError(
-            f"the model has {model.num_classes} classes, and the data {len(classes)}; give weights "
-            "that were trained on the classes of these data"
-        )
+    check_number_of_classes(classes, model.num_classes)
     return classes if len(classes) > 1 else classes.with_background()

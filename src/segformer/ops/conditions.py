@@ -60,8 +60,7 @@ def is_plain(module: Any, *kinds: type[nn.Module]) -> bool:
     """
     return (
         type(module) in kinds
-        and "forward" not in module.__dict__
-        and not any(getattr(module, hooks) for hooks in HOOKS)
+        and _is_unchanged(module)
         and not has_global_hooks()
         and all(map(_is_plain_tensor, (*module._parameters.values(), *module._buffers.values())))
     )
@@ -69,11 +68,16 @@ def is_plain(module: Any, *kinds: type[nn.Module]) -> bool:
 
 def calls_forward_of(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether calling a module does what the ``forward`` of a base class defines, and no more."""
-    return (
-        type(module).forward is kind.forward
-        and "forward" not in module.__dict__
-        and not any(getattr(module, hooks) for hooks in HOOKS)
-    )
+    return type(module).forward is kind.forward and _is_unchanged(module)
+
+
+def _is_unchanged(module: nn.Module) -> bool:
+    """Whether an instance has no ``forward`` of its own, and no hooks."""
+    return "forward" not in module.__dict__ and not _has_hooks(module)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return any(getattr(module, hooks) for hooks in HOOKS)
 
 
 def is_plain_convolution(
@@ -114,6 +118,6 @@ def hooked_module(model: nn.Module) -> str | None:
     if has_global_hooks():
         return "every module"
     for name, module in model.named_modules():
-        if any(getattr(module, hooks) for hooks in HOOKS):
+        if _has_hooks(module):
             return repr(name or type(module).__name__)
     return None

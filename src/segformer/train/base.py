@@ -277,13 +277,13 @@ class ResumableData(LightningDataModule):
         Raises:
             ValueError: If it has none.
         """
-        processes = self._place[1]
+        rank, processes = self._place
         if len(samples) < processes:
             raise ValueError(
                 f"{len(samples)} images to measure on {processes} devices, and each needs one; use "
                 "fewer devices"
             )
-        sampler = Share(len(samples), *self._place)
+        sampler = Share(len(samples), rank, processes)
         options = {"sampler": sampler, "collate_fn": collate_fn, **self._options()}
         return DataLoader(samples, batch_size, **options)
 

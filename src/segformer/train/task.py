@@ -127,6 +127,7 @@ class SegmentationTask(ResumableTask):
             data.normalize_as(self.network.normalization)
         if stage == "fit":
             self._check_unlabelled(data)
+            self._check_precision()
             if self.distillation is not None:
                 self.distillation.adapt_to(self.network)
 
@@ -138,17 +139,20 @@ class SegmentationTask(ResumableTask):
                 "data.unlabelled_images are given and nothing learns from them; set "
                 "model.consistency, or leave them out"
             )
+        if self.consistency is not None and data is not None and not is_given:
+            raise ValueError(
+                "model.consistency needs images without labels; set data.unlabelled_images, or "
+                "leave it out"
+            )
+
+    def _check_precision(self) -> None:
+        """Raises ValueError if a teacher that is a moving average would not move."""
         precision = str(self.trainer.precision)
         if self.consistency is not None and precision in ("bf16-true", "16-true"):
             half = precision.removesuffix("-true")
             raise ValueError(
                 f"trainer.precision is {precision}, which rounds away the steps of the teacher of "
                 f"model.consistency, a moving average; give {half}-mixed or 32-true"
-            )
-        if self.consistency is not None and data is not None and not is_given:
-            raise ValueError(
-                "model.consistency needs images without labels; set data.unlabelled_images, or "
-                "leave it out"
             )
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
