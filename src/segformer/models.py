@@ -104,7 +104,7 @@ class SegmentationModel(nn.Module):
                 f"{n} class names ({shown}{', …' if n > 3 else ''}) for a model of "
                 f"{self.num_classes} classes; pass num_classes={n} when you build or load it"
             )
-        self._classes = classes.with_background() if len(classes) == 1 else classes
+        self._classes = classes.of_labels()
 
     @property
     def normalization(self) -> Normalization:

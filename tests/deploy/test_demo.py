@@ -222,6 +222,29 @@ def test_a_port_in_use_is_refused_and_not_chosen() -> None:
 # The page in a browser.
 
 
+def test_the_page_has_the_given_name(
+    model: SegFormer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    titles: list[str] = []
+
+    def page(model: SegFormer, title: str, max_side: int) -> Any:
+        titles.append(title)
+        return SimpleNamespace(close=lambda verbose: None)
+
+    def interrupt(event: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "check_installed", lambda: None)
+    monkeypatch.setattr(demo, "page", page)
+    monkeypatch.setattr(demo, "_launch", lambda blocks, port: None)
+    monkeypatch.setattr("threading.Event.wait", interrupt)
+    monkeypatch.setattr("signal.signal", lambda number, handler: None)
+    with pytest.raises(KeyboardInterrupt):
+        demo.serve(model, "my streets")
+    assert titles == ["my streets"]
+    assert capsys.readouterr().out.startswith("my streets: http://127.0.0.1:")
+
+
 @pytest.fixture
 def served(model: SegFormer, tmp_path: Path) -> Iterator[str]:
     """The address of the page of ``model``, which another process serves."""

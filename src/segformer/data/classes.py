@@ -46,6 +46,11 @@ def _table(name: str) -> list[dict[str, str]]:
     return list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
 
 
+def number_of_labels(num_logits: int) -> int:
+    """Returns how many labels a number of logits gives: one logit separates two classes."""
+    return max(2, num_logits)
+
+
 def ignore_index(num_classes: int) -> int:
     """Returns the label of ignored pixels: 255, or 65535 for more than 255 classes.
 
@@ -145,11 +150,15 @@ class Classes:
     @classmethod
     def of_logits(cls, num_logits: int) -> Classes:
         """Returns the unnamed classes of a number of logits; one logit is for two classes."""
-        return cls.unnamed(max(2, num_logits))
+        return cls.unnamed(number_of_labels(num_logits))
 
     def fit(self, num_logits: int) -> bool:
         """Returns whether a number of logits fits: one for each class, or one for two classes."""
-        return len(self) in (num_logits, max(2, num_logits))
+        return len(self) in (num_logits, number_of_labels(num_logits))
+
+    def of_labels(self) -> Classes:
+        """Returns the classes of label maps: a single one is label 1, label 0 the background."""
+        return self.with_background() if len(self) == 1 else self
 
     def with_background(self) -> Classes:
         """Returns a black background class followed by these classes, for a model of one logit."""

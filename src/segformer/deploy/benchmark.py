@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from segformer.data.classes import ignore_index
+from segformer.data.classes import ignore_index, number_of_labels
 from segformer.data.labels import check_labels
 from segformer.deploy.comparison import GATES, smooth
 from segformer.deploy.exported import load
@@ -172,7 +172,7 @@ def _check_numbers(
 
 
 def _check_classes(model: Any, dataset: Any) -> None:
-    ours, theirs = (max(2, count) for count in (model.num_classes, len(dataset.classes)))
+    ours, theirs = (number_of_labels(count) for count in (model.num_classes, len(dataset.classes)))
     if ours != theirs:
         raise ValueError(
             f"the model has {ours} classes, the data have {theirs}; give the data that it was "
@@ -308,11 +308,13 @@ def compare_all(rows: Sequence[Contestant], samples: Any, num_classes: int) -> N
         samples: Images uint8 (C, H, W) at their own size, with labels (H, W) or None.
         num_classes: Number of logits.
     """
-    tallies = {row.name: Tally(max(2, num_classes)) for row in rows if row.model is not None}
+    tallies = {
+        row.name: Tally(number_of_labels(num_classes)) for row in rows if row.model is not None
+    }
     for index in tqdm(range(len(samples)), "compare", unit="image"):
         image, label = samples[index]
         if label is not None:
-            check_labels(label, max(2, num_classes), f"label map {index}")
+            check_labels(label, number_of_labels(num_classes), f"label map {index}")
         expected = _labels(rows[0], image)
         for row in rows:
             if row.model is None:

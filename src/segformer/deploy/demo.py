@@ -295,8 +295,8 @@ def serve(model: Any, name: str, port: int | None = None, max_side: int = MAX_SI
     port = free_port(PORTS if port is None else [port])
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     # Otherwise a signal, as of a closed terminal, would leave the temporary folder behind.
-    for name in {"SIGTERM", "SIGHUP"} & set(signal.Signals.__members__):  # Windows lacks one
-        signal.signal(signal.Signals[name], lambda number, _: sys.exit(128 + number))
+    for end in {"SIGTERM", "SIGHUP"} & set(signal.Signals.__members__):  # Windows lacks one
+        signal.signal(signal.Signals[end], lambda number, _: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="segformer-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         blocks = page(model, name, max_side)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from segformer.data.classes import number_of_labels
 from segformer.data.families.opened import Window
 from segformer.evaluation.batches import in_evaluation, normalized
 from segformer.evaluation.protocols import Slide, own_size_logits
@@ -144,7 +145,7 @@ def _check_arrays(image: Any, out: Any) -> None:
 def _num_labels(model: Any, read: Read, crop: tuple[int, int], device: str | torch.device) -> int:
     """Returns the number of labels; of a function that does not say it, from a first window."""
     if hasattr(model, "num_classes"):
-        return max(2, int(model.num_classes))
+        return number_of_labels(model.num_classes)
     return len(_logits(model, read, Window(0, 0, *crop), device))
 
 

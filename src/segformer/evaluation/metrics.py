@@ -123,17 +123,7 @@ class Scores:
 
     def names(self, classes: Classes) -> tuple[str, ...]:
         """Returns the names of the labels; a single class is label 1, beside the background."""
-        return label_names(classes, len(self.iou))
-
-
-def label_names(classes: Classes, labels: int) -> tuple[str, ...]:
-    """Returns the names of labels: those of the classes; a single one is label 1 of two.
-
-    Args:
-        classes: Names of the classes.
-        labels: Number of labels that are counted.
-    """
-    return tuple((classes.with_background() if (len(classes), labels) == (1, 2) else classes).names)
+        return tuple(classes.of_labels().names)
 
 
 def _without_nan(values: dict[str, float]) -> dict[str, float | None]:

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from segformer.data.classes import Classes
-from segformer.evaluation.metrics import label_names
 
 FIRST_COLUMNS = ("image", "labelled pixels", "mIoU", "boundary mIoU", "pixel accuracy")
 SAMPLES_AT_ONCE = 500  # of a bootstrap, to bound its memory
@@ -74,7 +73,7 @@ def table(images: Iterable[ImageScores], classes: Classes) -> Iterator[list[str]
     """
     for number, image in enumerate(images):
         if number == 0:
-            names = label_names(classes, len(image.iou))
+            names = classes.of_labels().names
             of_classes = [f"{what} {name}" for what in ("IoU", "boundary IoU") for name in names]
             yield [*FIRST_COLUMNS, *of_classes]
         boundary = image.boundary_iou

@@ -290,7 +290,7 @@ def evaluate(
     check_logits(model, protocol)
     if (num_classes := getattr(model, "num_classes", None)) is not None:
         check_number_of_classes(dataset.classes, num_classes)
-    num_labels = max(2, len(dataset.classes))
+    num_labels = len(dataset.classes.of_labels())
     confusion = confusion_matrix(num_labels).to(device)
     for index in tqdm(range(len(dataset)), "evaluate", unit="image"):
         image, label = dataset[index]

@@ -283,4 +283,4 @@ def _classes_of(model: Any, datasets: Mapping[str, Any]) -> Classes:
         )
     classes = next(iter(datasets.values())).classes
     check_number_of_classes(classes, model.num_classes)
-    return classes if len(classes) > 1 else classes.with_background()
+    return classes.of_labels()

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from segformer.data.classes import number_of_labels
 from segformer.data.families.opened import Window
 from segformer.data.labels import file_type
 from segformer.evaluation import (
@@ -130,7 +131,7 @@ class InWindows(Labeller):
         if height <= self.slide.crop_size[0] and width <= self.slide.crop_size[1]:
             return WholeImages().with_probabilities(model, image)
         labels = np.zeros((height, width), file_type(model.num_classes))
-        probabilities = np.zeros((max(2, model.num_classes), height, width), np.float32)
+        probabilities = np.zeros((number_of_labels(model.num_classes), height, width), np.float32)
 
         def take(window: Window, logits: Tensor) -> None:
             labels[window.slices] = self.decide(logits).numpy()

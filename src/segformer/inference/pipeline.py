@@ -200,8 +200,7 @@ class _Run:
 
     def __init__(self, model: Any, work: Work, labeller: Labeller) -> None:
         self.model, self.work, self.labeller = model, work, labeller
-        # one logit is for two classes
-        self.counts = np.zeros(max(2, len(model.classes)), dtype=np.int64)
+        self.counts = np.zeros(len(model.classes), dtype=np.int64)
         self.errors: list[str] = []
         self._chosen = [
             (journal, set(journal.summary.chosen(work.names))) for journal in work.journals
@@ -282,7 +281,7 @@ def _label_large(model: Any, job: Job, labeller: Labeller) -> LargeCounted:
     target, slide = job.target(Labels), labeller.windows
     assert target is not None
     assert slide is not None
-    num_labels = max(2, len(model.classes))
+    num_labels = len(model.classes)
     image, total = large_image(model, job.source, target), MeanEntropy(num_labels)
     others = [(result, path) for result, path in job.writes if path != target]
     with ExitStack() as stack:  # at its end the label map is complete

@@ -117,7 +117,7 @@ def label_videos(
             "frames of videos are 8-bit RGB, and the model takes images of other bands: "
             f"{model.normalization.bands}; label its images one by one"
         )
-    counts = np.zeros(max(2, len(model.classes)), dtype=np.int64)
+    counts = np.zeros(len(model.classes), dtype=np.int64)
     errors = []
     for clip, targets in targets_of.items():
         try:
@@ -188,7 +188,7 @@ def _label_frames(
     Args:
         entries: An entry of each frame is added for each summary.
     """
-    counts = np.zeros(max(2, len(model.classes)), dtype=np.int64)
+    counts = np.zeros(len(model.classes), dtype=np.int64)
     wanted = any(summary.uses_probabilities for summary in entries)
     bar = tqdm(clip.frames(), f"label {clip.path.name}", timing.count, unit="frame")
     for index, frame in enumerate(bar):

@@ -167,7 +167,7 @@ class SegmentationCLI(RunCLI):
         if not (config.per_image or config.compare):
             return
         self.datamodule.val_batch_size = 1  # changes no score
-        per_image = PerImage(dataset, max(2, self.datamodule.num_classes))
+        per_image = PerImage(dataset, len(dataset.classes.of_labels()))
         self.trainer.callbacks.append(per_image)  # type: ignore[attr-defined]
         if config.compare:
             allowed = limit if isinstance(limit, int) else int(limit * len(dataset))

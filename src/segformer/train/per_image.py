@@ -21,7 +21,7 @@ from segformer.data.datasets import files_of
 from segformer.evaluation import device_of
 from segformer.evaluation.batches import normalized
 from segformer.evaluation.boundaries import boundary_pixels
-from segformer.evaluation.metrics import confusion_of, counts_of, label_names
+from segformer.evaluation.metrics import confusion_of, counts_of
 from segformer.evaluation.per_image import (
     Comparison,
     ImageScores,
@@ -128,7 +128,7 @@ class Compared:
         write_images(second, classes, folder / "per_image_compared.csv")
         of_first, of_second = (torch.stack([i.counts for i in own]) for own in self.images)
         comparison = paired_bootstrap(of_first, of_second)
-        names = label_names(classes, len(comparison.iou))
+        names = classes.of_labels().names
         _write_csv(_cells(comparison, names), folder / "comparison.csv")
         lost, gained = lost_most(first, second), lost_most(second, first)
         if lost:

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from segformer.data.bands import valid_pixels
-from segformer.data.classes import IGNORE_INDEX, Classes, Color
+from segformer.data.classes import IGNORE_INDEX, Classes, Color, number_of_labels
 from segformer.data.datasets import DataError
 from segformer.data.images import Decoded, decode
 from segformer.data.labels import coding_of, to_indices
@@ -334,7 +334,7 @@ def _by_given_map(
             [named.names[place] for place in places], [chosen[place] for place in places if chosen]
         )
     else:
-        classes = Classes(_names(range(max(2, count))))
+        classes = Classes(_names(range(number_of_labels(count))))
     if named and places is None:
         said.append(
             f"the {len(named.names)} names in {str(named.path)!r} do not fit its {count} classes; "

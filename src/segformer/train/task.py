@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from segformer.checkpoint import METADATA_KEY, describe
-from segformer.data.classes import ignore_index
+from segformer.data.classes import ignore_index, number_of_labels
 from segformer.evaluation import Protocol, own_size_labels
 from segformer.evaluation.metrics import Scores, confusion_matrix
 from segformer.losses import CrossEntropy
@@ -88,7 +88,7 @@ class SegmentationTask(ResumableTask):
             _check_forward(network)
         self.network = network
         self.loss = loss or CrossEntropy()
-        labels = max(2, network.num_classes)  # one logit separates two classes
+        labels = number_of_labels(network.num_classes)
         _check_loss(self.loss, labels)
         if grad_checkpointing:
             network.set_grad_checkpointing()

@@ -36,7 +36,7 @@ class Probabilities(Result):
     @contextmanager
     def of_large(self, image: LargeImage, path: Path) -> Iterator[Also]:
         """A function that writes the probabilities of a window into the file (K, H, W)."""
-        shape = (max(2, len(image.classes)), *image.size)  # one logit is for two classes
+        shape = (len(image.classes), *image.size)
         with complete(path) as partial:
             out = np.lib.format.open_memmap(partial, "w+", np.float16, shape)
 
