@@ -580,3 +580,19 @@ def test_truncated_files_are_named(kind: str, tmp_path: Path) -> None:
     path = written(tmp_path, kind)
     path.write_bytes(path.read_bytes()[:-40])
     assert repr(str(path)) in faults(tmp_path)
+
+
+def test_areas_that_hold_no_pixel_are_refused(tmp_path: Path) -> None:
+    """Coordinates from 0 to 1, or longitude and latitude, are no pixels."""
+    path = written(tmp_path, "coco")
+    content = json.loads(path.read_text())
+    for annotation in content["annotations"]:
+        annotation["segmentation"] = [[0.1, 0.1, 0.3, 0.1, 0.3, 0.4]]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"no area of the image holds .* shares of the sides"):
+        opened(tmp_path).check_files()
+    label = opened(tmp_path, invalid_polygons="draw")[0][1]
+    assert set(label.unique().tolist()) == {0}
+    content["annotations"][0]["segmentation"] = [[5, 5, 9, 5, 9, 9]]
+    path.write_text(json.dumps(content))
+    opened(tmp_path).check_files()

@@ -20,7 +20,7 @@ from torch import Tensor
 from segformer import Classes, SegFormer
 from segformer.cli import main
 from segformer.data.bands import Bands, read_pixels, valid_pixels
-from segformer.data.datasets import DataError
+from segformer.data.datasets import DataError, FolderDataset
 from segformer.data.families import geotiff
 from segformer.data.families.opened import Window
 from segformer.data.images import read_image
@@ -554,3 +554,118 @@ def test_heif_is_read_where_its_package_is_installed(tmp_path: Path) -> None:
     heif.from_pillow(Image.fromarray(pixels)).save(tmp_path / "a.heic", quality=-1)
     found = read_image(tmp_path / "a.heic").permute(1, 2, 0).numpy()
     assert np.abs(found - pixels.astype(int)).max() <= 2
+
+
+def both_read(root: Path, classes: Classes, **options: Any) -> list[np.ndarray]:
+    """The label map as data sets of photographs and of bands read it."""
+    array = np.random.default_rng(0).integers(0, 256, (40, 48, 3), np.uint8)
+    (root / "images").mkdir(exist_ok=True)
+    Image.fromarray(array).save(root / "images/a.png")
+    folders = root / "images", root / "labels"
+    sets = FolderDataset(*folders, classes, **options), RasterDataset(*folders, classes, **options)
+    return [dataset[0][1].numpy() for dataset in sets]
+
+
+def test_a_palette_in_another_order_is_read_by_colour(tmp_path: Path) -> None:
+    classes = Classes(["road", "car"], [(128, 64, 128), (0, 0, 142)])
+    values = np.random.default_rng(0).integers(0, 2, (40, 48), np.uint8)
+    picture = Image.fromarray(values, "P")
+    picture.putpalette([0, 0, 142, 128, 64, 128])
+    (tmp_path / "labels").mkdir()
+    picture.save(tmp_path / "labels/a.tif")
+    for label in both_read(tmp_path, classes):
+        np.testing.assert_array_equal(label, 1 - values)
+    for label in both_read(tmp_path, classes, palette="index"):
+        np.testing.assert_array_equal(label, values)
+
+
+@pytest.mark.parametrize(
+    "options", [{"compress": "jpeg"}, {"compress": "lerc", "max_z_error": 2}], ids=str
+)
+def test_label_maps_whose_compression_changes_values_are_refused(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    write(tmp_path / "images/a.tif", noise(2, 40, 48))
+    labels = noise(1, 40, 48, high=4).astype(np.uint8) - 1
+    write(tmp_path / "labels/a.tif", labels, **options)
+    dataset = RasterDataset(tmp_path / "images", tmp_path / "labels", CLASSES)
+    with pytest.raises(DataError, match=r"a\.tif' is a TIFF .*compression may change values"):
+        dataset.check_files()
+    with pytest.raises(DataError, match="compression may change values"):
+        read_label_maps([tmp_path / "labels/a.tif"])
+
+
+def test_label_maps_of_floats_hold_whole_numbers(tmp_path: Path) -> None:
+    """gdal_rasterize writes float64, which Pillow does not read."""
+    write(tmp_path / "images/a.tif", noise(2, 40, 48))
+    labels = noise(1, 40, 48, high=4).astype(np.float64) - 1
+    labels[0, :5] = -9999
+    path = write(tmp_path / "labels/a.tif", labels, nodata=-9999)
+    folders = tmp_path / "images", tmp_path / "labels"
+    expected = np.where(labels[0] < 0, 255, labels[0])
+    assert np.array_equal(RasterDataset(*folders, CLASSES)[0][1], expected)
+    assert sum(labelling(read_label_maps([path])).pixels) == 35 * 48
+    write(path, labels + 0.5, nodata=-9998.5)
+    with pytest.raises(ValueError, match=r"holds \d\.5, which is no class index; save integers"):
+        RasterDataset(*folders, CLASSES)[0]
+
+
+def test_masks_of_0_and_255_beside_bands_are_no_labels(tmp_path: Path) -> None:
+    write(tmp_path / "images/a.tif", noise(2, 40, 48), nodata=0)
+    (tmp_path / "labels").mkdir()
+    mask = np.where(np.arange(40 * 48).reshape(40, 48) % 3 == 0, 255, 0).astype(np.uint8)
+    Image.fromarray(mask).save(tmp_path / "labels/a.png")
+    classes = Classes(["background", "lesion"])
+    dataset = RasterDataset(tmp_path / "images", tmp_path / "labels", classes)
+    with pytest.raises(DataError, match=r"set `label_map: \{0: 0, 255: 1\}` if 255 is a class"):
+        dataset.check_files()
+    (tmp_path / "labels/a.png").unlink()  # of one class, beside the file's value for no data
+    write(tmp_path / "labels/a.tif", mask[None], nodata=255)
+    RasterDataset(tmp_path / "images", tmp_path / "labels", classes).check_files()
+
+
+def test_negative_values_are_mapped(tmp_path: Path) -> None:
+    labels = np.random.default_rng(0).choice(np.array([-1, 1, 7], np.int16), (1, 40, 48))
+    write(tmp_path / "images/a.tif", noise(2, 40, 48))
+    path = write(tmp_path / "labels/a.tif", labels)
+    found = labelling(read_label_maps([path]), ignore_index=-1)
+    assert found.options == {"label_map": {-1: 255, 255: 255, 1: 0, 7: 1}}
+    dataset = RasterDataset(
+        tmp_path / "images", tmp_path / "labels", found.classes, **found.options
+    )
+    expected = np.select([labels[0] == 1, labels[0] == 7], [0, 1], 255)
+    assert np.array_equal(dataset[0][1], expected)
+
+
+@pytest.mark.parametrize("crs", [UTM33, "EPSG:4326"])
+def test_places_that_differ_by_rounding_are_one(crs: str, tmp_path: Path) -> None:
+    place, size = (12 + 1 / 3, 50 / 7), 0.1  # whose border is computed, and the pixels from it
+    right, bottom = place[0] + size * 130, place[1] - size * 100
+    rounded = ((right - place[0]) / 130, (place[1] - bottom) / 100)
+    assert rounded != (size, size)
+    labels = noise(1, 100, 130, high=3).astype("uint8")
+    for folder, (width, height) in (("images", (size, size)), ("labels", rounded)):
+        array = labels if folder == "labels" else noise(2, 100, 130)
+        transform = Affine(width, 0, place[0], 0, -height, place[1])
+        write(tmp_path / folder / "a.tif", array, crs=crs, transform=transform)
+    dataset = RasterDataset(tmp_path / "images", tmp_path / "labels", CLASSES)
+    assert np.array_equal(dataset[0][1], labels[0])
+
+
+@pytest.mark.parametrize("bits", [12, 15, 16])
+def test_jpeg_2000_keeps_its_values(bits: int, tmp_path: Path) -> None:
+    array = noise(3, 64, 64, high=1 << bits)
+    path = write(
+        tmp_path / "a.jp2", array, driver="JP2OpenJPEG", QUALITY="100", REVERSIBLE="YES", NBITS=bits
+    )
+    image = Bands().open(path)
+    assert np.array_equal(read_pixels(image).numpy(), array)
+    assert image.grid is not None
+
+
+def test_infinite_values_are_named(tmp_path: Path) -> None:
+    array = noise(2, 40, 48).astype(np.float32)
+    array[1, :4] = -np.inf
+    path = write(tmp_path / "a.tif", array)
+    with pytest.raises(ValueError, match=r"a\.tif' has infinite values in band 2; save them as"):
+        statistics_of(Bands(), [Part(path)])

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from segformer.train.arrangement import Arrangement, find, found_lists, listed
+from segformer.train.class_names import find_named_classes
 
 TRAIN, VAL = ("a", "b", "c"), ("d",)
 
@@ -169,3 +170,17 @@ def test_lists_of_voc_are_those_of_segmentation(tmp_path: Path) -> None:
     (tmp_path / "ImageSets" / "train.txt").write_text("a")
     with pytest.raises(ValueError, match="choose by --train_names and --val_names"):
         found_lists(tmp_path)
+
+
+def test_lists_and_names_behind_a_link_are_found(tmp_path: Path) -> None:
+    """As the images behind it are."""
+    (tmp_path / "store" / "lists").mkdir(parents=True)
+    for name in ("train", "val"):
+        (tmp_path / "store" / "lists" / f"{name}.txt").write_text("a\n")
+    (tmp_path / "store" / "classes.txt").write_text("sky\nroad\n")
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "set").symlink_to(tmp_path / "store", target_is_directory=True)
+    assert found_lists(tmp_path / "links").keys() == {"train", "val"}
+    named = find_named_classes(tmp_path / "links")
+    assert named is not None
+    assert named.names == ("sky", "road")

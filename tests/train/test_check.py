@@ -19,6 +19,7 @@ from torch import Tensor
 from segformer import Classes
 from segformer.data.datasets import DataError
 from segformer.data.transforms import TrainTransform
+from segformer.data.unlabelled import UnlabelledImages, WeakAndStrong
 from segformer.train.check import Samples, check, draw, main
 from segformer.train.data import FolderData, SegmentationData
 
@@ -251,3 +252,26 @@ def test_the_command(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit, match="1"):
         main(["--config", str(config), "--out", str(tmp_path / "sheet.png"), "--num_workers", "0"])
     assert "1 problem\n" in capsys.readouterr().out
+
+
+def test_images_without_labels_are_read_and_compared(root: Path) -> None:
+    """The headers say nothing of dark images of 16 bits; those that measure give a warning."""
+    dark = np.random.default_rng(0).integers(0, 4096, (20, 30), np.uint16)
+    (root / "more").mkdir()
+    Image.fromarray(dark).save(root / "more" / "dark.png")
+    shutil.copy(root / "images" / "val" / "0.png", root / "more")
+    shutil.copy(root / "images" / "train" / "0.png", root / "more" / "of_train.png")
+    views = WeakAndStrong((32, 32))
+    module = FolderData(
+        root,
+        Classes(["ground", "car", "tree"]),
+        TrainTransform((32, 32)),
+        unlabelled_images=UnlabelledImages(["more"], views, 2),
+    )
+    findings = check(module, 0)
+    assert len(findings.problems) == 1
+    assert "dark.png" in findings.problems[0]
+    assert len(findings.warnings) == 1
+    assert re.match(r"1 images of other splits .*0\.png \(val\)", findings.warnings[0])
+    with pytest.raises(DataError, match=r"dark\.png.* has 16 bits and no value above"):
+        module.check_files()

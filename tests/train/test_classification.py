@@ -32,6 +32,7 @@ from segformer import Classes, SegFormer, TimmBackbone
 from segformer.checkpoint import METADATA_KEY, describe
 from segformer.cli import main
 from segformer.data.classification import CenterCrop, ClassFolders, RandAugmentation
+from segformer.data.images import read_image
 from segformer.data.scenes import Scenes
 from segformer.networks.timm_backbone import timms_normalization
 from segformer.timm_models import TimmClassifier
@@ -489,6 +490,26 @@ def test_a_broken_image_and_other_classes_are_named(tmp_path: Path) -> None:
     (root / "val" / "class_2").rename(root / "val" / "other")
     with pytest.raises(ValueError, match=r"3 classes in train and 3 in val.* class_2, other"):
         data(root)
+
+
+def test_images_are_read_as_everywhere(tmp_path: Path) -> None:
+    """16 bits, turned ones, other suffixes; folders that programs add are no classes."""
+    root = write_folders(tmp_path, train=2)
+    folder = root / "train" / "class_0"
+    ramp = np.linspace(0, 65535, 32 * 48).reshape(32, 48).astype(np.uint16)
+    Image.fromarray(ramp).save(folder / "a.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 6, 3), np.uint8))
+    picture.save(folder / "b.jpg", exif=turned)
+    picture.save(folder / "c.jfif", "JPEG")
+    (root / "train" / ".ipynb_checkpoints").mkdir()
+    found = ClassFolders(root / "train")
+    assert found.classes == ["class_0", "class_1", "class_2"]
+    paths = [Path(path) for path, _ in found.samples]
+    assert {"a.png", "b.jpg", "c.jfif"} <= {path.name for path in paths}
+    for path, (image, _) in zip(paths, found, strict=True):
+        np.testing.assert_array_equal(np.array(image), read_image(path).permute(1, 2, 0))
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])

@@ -18,7 +18,7 @@ from segformer.data.datasets import DataError
 from segformer.data.transforms import PadTo, RandomScaledCrop, TrainTransform
 from segformer.evaluation import Protocol, evaluate, find_protocol
 from segformer.train.data import FolderData, SegmentationData
-from segformer.train.samples import by_size
+from segformer.train.samples import Transformed, by_size
 from segformer.train.task import SegmentationTask
 
 pytestmark = pytest.mark.filterwarnings(
@@ -197,3 +197,20 @@ def test_loader_processes_for_validation_stay_and_change_no_sample() -> None:
         for alone, together in zip(*loaders, strict=True):
             for one, two in zip(alone, together, strict=True):
                 assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (torch.zeros(8, 8), "has the type torch.float32; give class indices as integers"),
+        (torch.zeros(1, 8, 8, dtype=torch.uint8), r"is a Tensor, \(1, 8, 8\); give a tensor of"),
+        (np.zeros((8, 8), np.uint8), r"is a ndarray, \(8, 8\); give a tensor of class indices"),
+    ],
+)
+def test_labels_of_ones_own_data_set_are_checked(label: Any, message: str) -> None:
+    class Own(Halves):
+        def __getitem__(self, index: int) -> Any:
+            return super().__getitem__(index)[0], label
+
+    with pytest.raises(ValueError, match=f"^label map 0 of Own {message}"):
+        Transformed(Own(), lambda image, label: (image, label))[0]

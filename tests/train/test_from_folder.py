@@ -199,6 +199,9 @@ def test_divisions_by_options(photos: Path) -> None:
     assert len(names_of(by_frame, "val")) == 3
     singly = plan_of(photos, "--group", ".+")
     assert len(names_of(singly, "val")) == 2
+    far = "3 groups cannot be divided nearer to 20 %"  # three videos: one is 33 %
+    assert any(sentence.startswith(far) for sentence in plan_of(photos).said)
+    assert not any("nearer" in sentence for sentence in (*by_frame.said, *singly.said))
     seeds = {frozenset(names_of(plan_of(photos, f"--val_seed={k}"), "val")) for k in range(8)}
     assert len(seeds) == 3
 

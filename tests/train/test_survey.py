@@ -139,6 +139,41 @@ def test_values_above_255_are_classes_or_mapped(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read(tmp_path, classes), maps)
 
 
+def test_65535_is_no_class(tmp_path: Path) -> None:
+    """Beside few values, and beside more than 255, of which 255 is a class."""
+
+    def wide(label: np.ndarray, path: Path) -> None:
+        Image.fromarray(label.astype(np.uint16)).save(path)
+
+    void = np.zeros(SHAPE, bool)
+    void[:4] = True
+    few = [np.where(void, 65535, label.astype(np.uint16)) for label in drawn()]
+    many = [np.where(void, 65535, np.resize(np.arange(300), SHAPE))]
+    for folder, maps, count in ((tmp_path / "few", few, 4), (tmp_path / "many", many, 300)):
+        classes = found(folder, maps, wide)
+        assert len(classes.classes) == count
+        ignored = classes.classes.ignore_index
+        expected = [np.where(void, ignored, label) for label in maps]
+        np.testing.assert_array_equal(read(folder, classes), expected)
+        assert any("65535 means no class" in sentence for sentence in classes.said)
+    without = found(tmp_path / "without", [np.resize(np.arange(300), SHAPE)], wide)
+    assert not any("no class" in sentence for sentence in without.said)
+
+
+def test_the_files_value_for_no_data_is_no_class(tmp_path: Path) -> None:
+    """As GDAL writes it into a TIFF: the classes are the same to those who read them."""
+    root = tmp_path
+    maps = drawn(5)
+    write(root, maps, values)
+    for path, label in zip(sorted((root / "labels").iterdir()), maps, strict=True):
+        path.unlink()
+        Image.fromarray(label).save(path.with_suffix(".tif"), tiffinfo={42113: "0"})
+    classes = labelling(read_label_maps(sorted((root / "labels").iterdir())))
+    assert classes.pixels == tuple(sum(int((m == k).sum()) for m in maps) for k in range(1, 5))
+    expected = [np.where(label == 0, 255, label - 1.0) for label in maps]
+    np.testing.assert_array_equal(read(root, classes), expected)
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [

@@ -17,11 +17,12 @@ from segformer.data.families import geotiff
 from segformer.data.families.arrays import open_array
 from segformer.data.families.dicom import is_dicom, open_dicom
 from segformer.data.families.opened import Opened, Window
-from segformer.data.families.pillow import open_pillow
+from segformer.data.families.pillow import JPEG2000, open_pillow
 
 NAME = "{name}"  # is replaced by the name of an image in a pattern
 SPLIT = "{split}"  # and this by the name of a split
 SUFFIXES = (".npy", ".npz", ".dcm", ".dicom", ".svs", ".vrt")  # beside those of photographs
+READ_BY_RASTERIO = (*geotiff.MAGIC, b"\x89PNG", *JPEG2000)
 START = 132  # bytes that tell the family of a file
 # Types that PyTorch computes with; others are converted without loss.
 TORCH_TYPES = {"float64": "float32", "float16": "float32", "uint32": "float32", "int8": "int16"}
@@ -31,8 +32,8 @@ TORCH_TYPES = {"float64": "float32", "float16": "float32", "uint32": "float32", 
 class Bands:
     """Which bands of image files a network takes, with the values that the files store.
 
-    A file's family is told by its content: NumPy's, DICOM, TIFF with or without georeference, and
-    the formats of Pillow.
+    A file's family is told by its content: NumPy's, DICOM, TIFF and JPEG 2000 with or without
+    georeference, and the formats of Pillow.
 
     Args:
         names: Names of the bands, in the network's order.
@@ -100,7 +101,7 @@ class Bands:
             ValueError: If it cannot be read, or has other bands. The message names it.
         """
         image = _stacked([self.open_file(part, page) for part in self.parts(Path(path))])
-        if image.has_palette:
+        if image.palette:
             raise ValueError(
                 f"image {str(path)!r} has a palette, whose values are no bands; save it as RGB"
             )
@@ -144,7 +145,7 @@ class Bands:
                 return open_array(path, self.layout)
             if is_dicom(start):
                 return open_dicom(path)
-            if geotiff.is_installed() and start.startswith((*geotiff.MAGIC, b"\x89PNG")):
+            if geotiff.is_installed() and start.startswith(READ_BY_RASTERIO):
                 return geotiff.open_raster(path, self.pages, self.level, page)
             return self._open_pillow(path, start)
         except FileNotFoundError:
@@ -261,15 +262,16 @@ def _stacked(images: list[Opened]) -> Opened:
     """
     first, *others = images
     for image in others:
-        for name, one, two in (
-            ("size", first.size, image.size),
-            ("type", first.dtype, image.dtype),
-            ("place on the earth", first.grid, image.grid),
-        ):
-            if one != two:
+        differences = {
+            "size": f"{first.size} and {image.size}" if first.size != image.size else "",
+            "type": f"{first.dtype} and {image.dtype}" if first.dtype != image.dtype else "",
+            "place on the earth": geotiff.difference(first.grid, image.grid, first.size),
+        }
+        for name, difference in differences.items():
+            if difference:
                 raise ValueError(
                     f"{str(first.path)!r} and {str(image.path)!r} are bands of one image and "
-                    f"differ in {name}: {one} and {two}; resample them to one grid"
+                    f"differ in {name}: {difference}; resample them to one grid"
                 )
     if not others:
         return first

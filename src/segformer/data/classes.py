@@ -10,6 +10,7 @@ from importlib import resources
 
 Color = tuple[int, int, int]
 IGNORE_INDEX = 255  # up to 255 classes
+IGNORED_16_BITS = 65535  # of more
 VOC_NAMES = {"aeroplane", "motorbike", "sheep", "sofa"}  # some of them
 
 
@@ -57,12 +58,12 @@ def ignore_index(num_classes: int) -> int:
     Raises:
         ValueError: If there are more than 65535 classes.
     """
-    if num_classes > 65535:
+    if num_classes > IGNORED_16_BITS:
         raise ValueError(
             f"{num_classes} classes; use at most 65535, as 16-bit label maps hold no more beside "
             "the ignored value"
         )
-    return IGNORE_INDEX if num_classes <= IGNORE_INDEX else 65535
+    return IGNORE_INDEX if num_classes <= IGNORE_INDEX else IGNORED_16_BITS
 
 
 @dataclass(frozen=True)

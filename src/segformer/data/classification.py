@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 from torchvision.datasets import ImageFolder
-from torchvision.datasets.folder import pil_loader
+from torchvision.datasets.folder import find_classes
 
-from segformer.data.images import errors_with_path
+from segformer.data.images import READ_SUFFIXES, SYSTEM_FOLDERS, decode_rgb
 from segformer.data.normalization import IMAGENET, Normalization
 
 
 class ClassFolders(ImageFolder):
     """Samples (image, class) of a folder with one folder of images for each class.
 
-    The classes are the folders' names in alphabetical order.
+    The classes are the folders' names in alphabetical order, without folders whose name starts with
+    a dot, and those that operating systems add. Images are read as by
+    :func:`~segformer.data.images.read_image`.
 
     Args:
         root: The folder, such as ``imagenet/train``.
@@ -29,17 +32,27 @@ class ClassFolders(ImageFolder):
     """
 
     def __init__(self, root: str | os.PathLike[str], transform: Any | None = None) -> None:
-        super().__init__(root, transform, loader=read_rgb)
+        super().__init__(root, transform, loader=read_rgb, is_valid_file=_is_image)
+
+    def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
+        """Returns the names of the classes, and the number of each."""
+        names, _ = find_classes(directory)
+        names = [name for name in names if name[0] != "." and name not in SYSTEM_FOLDERS]
+        return names, {name: number for number, name in enumerate(names)}
+
+
+def _is_image(path: str) -> bool:
+    return Path(path).suffix.lower() in READ_SUFFIXES and not Path(path).name.startswith(".")
 
 
 def read_rgb(path: str) -> Image.Image:
-    """Returns an image file as RGB.
+    """Returns an image file as RGB, turned upright by its EXIF orientation.
 
     Raises:
-        ValueError: If the file cannot be decoded.
+        ValueError: If the file cannot be decoded, or its values do not show which of them is white.
     """
-    with errors_with_path(path):
-        return pil_loader(path)
+    _, pixels = decode_rgb(path)
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
 class TimmTransform:

@@ -39,6 +39,7 @@ from segformer.data.labels import (
     label_type,
     read_label_map,
     to_indices,
+    valid_values,
 )
 from segformer.data.pairing import find_pairs
 
@@ -53,6 +54,7 @@ __all__ = [
 ]
 
 NUM_VALUES = 1 << 16  # of a 16-bit label map
+LEAST_VALUE = -(1 << 15)  # of a 16-bit label map with signs
 SAMPLED_PAIRS = 64  # whose pixels are read before a run
 # Options of annotations and of label maps, and those that the other kind has for the same.
 INSTEAD = dict.fromkeys(("unlabelled", "class_map"), "ignore_index or label_map") | dict.fromkeys(
@@ -207,12 +209,26 @@ class FolderDataset(Dataset):
 
     def _classes_of(self, file: Decoded) -> tv_tensors.Mask:
         """Returns the class indices of a decoded label map."""
-        return self._classes_of_values(
-            to_indices(file, self.classes, self.palette), file.header.path
-        )
+        return self._classes_of_values(*self._values(file), file.header.path)
 
-    def _classes_of_values(self, label: Tensor, path: Path) -> tv_tensors.Mask:
-        """Returns the class indices of a label map's values (H, W)."""
+    def _values(self, file: Decoded) -> tuple[Tensor, Tensor | None]:
+        """Returns the values of a decoded label map, and where they are data (None: everywhere)."""
+        values = to_indices(file, self.classes, self.palette)
+        return values, valid_values(file.header, values, self.classes, self.palette)
+
+    def _classes_of_values(
+        self, values: Tensor, valid: Tensor | None, path: Path
+    ) -> tv_tensors.Mask:
+        """Returns the class indices of a label map's values (H, W); no data are ignored."""
+        if valid is None:
+            return tv_tensors.Mask(self._known_classes(values, path))
+        known = self._known_classes(values[valid], path)
+        label = known.new_full(values.shape, self.classes.ignore_index)
+        label[valid] = known
+        return tv_tensors.Mask(label)
+
+    def _known_classes(self, label: Tensor, path: Path) -> Tensor:
+        """Returns the class indices of values."""
         what = f"label map {str(path)!r}"
         label = label.to(torch.promote_types(label.dtype, label_type(len(self.classes))))
         if self.label_map is not None:
@@ -221,7 +237,7 @@ class FolderDataset(Dataset):
             label = label.int()  # PyTorch compares uint8 with numbers above 255 modulo 256
             label = label.masked_fill(label == self.ignore_index, self.classes.ignore_index)
         check_labels(label, len(self.classes), what)
-        return tv_tensors.Mask(label.to(label_type(len(self.classes))))
+        return label.to(label_type(len(self.classes)))
 
     def faults_of(self, index: int) -> list[str]:
         """Reads a pair; returns one sentence for each error."""
@@ -276,6 +292,17 @@ class FolderDataset(Dataset):
             lambda: _check_pair(read_header(image), read_header(label)),
         )
 
+    def _holds_ignored_value(self, index: int) -> bool:
+        """Returns whether a label map of values holds the one that is ignored, which is data."""
+        file = decode(self.pairs[index][1])
+        if coding_of(file.header, self.classes, self.palette) == "color":
+            return False
+        return self._is_ignored_anywhere(*self._values(file))
+
+    def _is_ignored_anywhere(self, values: Tensor, valid: Tensor | None) -> bool:
+        held = values if valid is None else values[valid]
+        return bool((held == self.ignore_index).any())
+
     def problems_of_one_class(self, histogram: np.ndarray) -> list[str]:
         """Returns an error if the label maps hold at most one class, and the ignored value.
 
@@ -288,7 +315,7 @@ class FolderDataset(Dataset):
         found = np.flatnonzero(histogram[:-1]).tolist()
         if self.label_map is not None or not histogram[-1] or len(found) > 1 or self.drawn:
             return []
-        if coding_of(read_header(self.pairs[0][1]), self.classes, self.palette) != "index":
+        if not any(self._holds_ignored_value(k) for k in range(min(len(self), SAMPLED_PAIRS))):
             return []
         ignored, own = self.ignore_index, self.classes.ignore_index
         values = f"{found[0]} and {ignored}" if found else f"{ignored}"
@@ -401,15 +428,15 @@ def check_sizes(
 
 
 def _mapped(label: Tensor, table: Tensor, ignored: int, what: str) -> Tensor:
-    """Returns the entries of a table at a label map's values.
+    """Returns the entries at a label map's values of a table, which begins at ``LEAST_VALUE``.
 
     Raises:
         ValueError: If the table has no entry for a value. The message states ``what``, the most
             frequent such value, and that ``ignored`` is the class of ignored values.
     """
     label = label.long()
-    is_value = (label >= 0) & (label < NUM_VALUES)
-    mapped = table[label.where(is_value, 0)].where(is_value, -1)
+    is_value = (label >= LEAST_VALUE) & (label < NUM_VALUES)
+    mapped = table[label.where(is_value, 0) - LEAST_VALUE].where(is_value, -1)
     if (mapped < 0).any():
         values, counts = label[mapped < 0].unique(return_counts=True)
         raise ValueError(
@@ -421,17 +448,18 @@ def _mapped(label: Tensor, table: Tensor, ignored: int, what: str) -> Tensor:
 
 
 def _table(label_map: Mapping[int, int], classes: Classes) -> Tensor:
-    """Returns the class of each possible value of a label map, -1 for unlisted values."""
-    table = torch.full((NUM_VALUES,), -1, dtype=torch.int32)
+    """Returns the class of each value from ``LEAST_VALUE``, -1 for unlisted values."""
+    table = torch.full((NUM_VALUES - LEAST_VALUE,), -1, dtype=torch.int32)
     for value, k in label_map.items():
-        if not 0 <= int(value) < NUM_VALUES:
+        if not LEAST_VALUE <= int(value) < NUM_VALUES:
             raise ValueError(
-                f"label_map lists the value {value}; label maps hold only 0 to {NUM_VALUES - 1}"
+                f"label_map lists the value {value}; it maps only those from {LEAST_VALUE} to "
+                f"{NUM_VALUES - 1}"
             )
         if not (0 <= k < len(classes) or k == classes.ignore_index):
             raise ValueError(
                 f"label_map maps {value} to the class {k}; use 0 to {len(classes) - 1}, or "
                 f"{classes.ignore_index} to ignore it"
             )
-        table[int(value)] = k
+        table[int(value) - LEAST_VALUE] = k
     return table

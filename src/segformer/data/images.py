@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 ORIENTATION = 0x0112  # EXIF's tag
 SUBFILE_TYPE, BITS_PER_SAMPLE, PHOTOMETRIC = 254, 258, 262  # TIFF's tags
+GEO_KEYS, NO_DATA = 34735, 42113  # and those of GeoTIFF and GDAL
 READ_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".avif"),
@@ -58,13 +59,22 @@ def find_images(
         raise FileNotFoundError(f"no folder {str(root)!r}")
     suffixes = (*IMAGE_SUFFIXES, *also)
     left_out = without.resolve() if without and without.resolve() != root.resolve() else None
-    paths = sorted(path for path in _files(root, (), left_out) if path.suffix.lower() in suffixes)
+    paths = sorted(path for path in files_below(root, left_out) if path.suffix.lower() in suffixes)
     if not paths:
         raise FileNotFoundError(f"no image in {str(root)!r}; looked for {' '.join(suffixes)}")
     return paths
 
 
-def _files(folder: Path, parents: tuple[Path, ...], left_out: Path | None) -> Iterator[Path]:
+def files_below(
+    folder: Path, left_out: Path | None = None, parents: tuple[Path, ...] = ()
+) -> Iterator[Path]:
+    """Yields the files below a folder, as :func:`find_images` looks for them.
+
+    Args:
+        folder: Path of the folder.
+        left_out: The resolved path of a folder below it that is left out, with a warning.
+        parents: The resolved paths of the folders that this one was found in.
+    """
     resolved = folder.resolve()
     if resolved in parents:  # a link to a folder above it
         return
@@ -75,7 +85,7 @@ def _files(folder: Path, parents: tuple[Path, ...], left_out: Path | None) -> It
         if path.name.startswith(".") or path.name in SYSTEM_FOLDERS:
             continue
         if path.is_dir():
-            yield from _files(path, (*parents, resolved), left_out)
+            yield from files_below(path, left_out, (*parents, resolved))
         elif path.is_file():
             yield path
 
@@ -96,6 +106,8 @@ class Header:
         palette: Colours of a palette image's values.
         transparent: Whether some of these colours are transparent.
         inverted: Whether the file stores 0 as white.
+        no_data: Value of pixels without data, as GDAL writes it into a TIFF, or None.
+        is_on_earth: Whether it is a GeoTIFF.
     """
 
     path: Path
@@ -109,6 +121,8 @@ class Header:
     palette: tuple[Color, ...]
     transparent: bool
     inverted: bool
+    no_data: float | None = None
+    is_on_earth: bool = False
 
     @property
     def shown_size(self) -> tuple[int, int]:
@@ -227,7 +241,16 @@ def _header(path: Path, image: Any) -> Header:
         palette=_palette(image) if image.mode == "P" else (),
         transparent="transparency" in image.info,
         inverted=_raw_mode(image) == "1;I" or tags.get(PHOTOMETRIC) == 0,
+        no_data=_no_data(tags.get(NO_DATA)),
+        is_on_earth=GEO_KEYS in tags,
     )
+
+
+def _no_data(tag: Any) -> float | None:
+    try:
+        return float(str(tag).strip("\0 "))
+    except ValueError:  # there is none
+        return None
 
 
 def _orientation(exif: Any) -> int | None:

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 from torchvision import tv_tensors
 
-from segformer.data.classes import Classes, Color, ignore_index, voc_palette
+from segformer.data.classes import (
+    IGNORE_INDEX,
+    IGNORED_16_BITS,
+    Classes,
+    Color,
+    ignore_index,
+    voc_palette,
+)
 from segformer.data.images import Decoded, Header, decode
 
 Coding = Literal["index", "color"]
@@ -66,7 +73,20 @@ def to_indices(file: Decoded, classes: Classes | None, palette: Coding | None) -
     if coding == "color":
         assert classes is not None
         return torch.from_numpy(_by_color(np.array(image.convert("RGB")), classes, what))
-    return torch.from_numpy(_whole_numbers(np.array(image), header, what))
+    return torch.from_numpy(whole_numbers(np.array(image), header))
+
+
+def valid_values(
+    header: Header, values: Tensor, classes: Classes | None, palette: Coding | None
+) -> Tensor | None:
+    """Returns where a label map's values are not the file's own value for no data.
+
+    None if that is everywhere: a file of colours has no such value.
+    """
+    if header.no_data is None or coding_of(header, classes, palette) != "index":
+        return None
+    valid = values != header.no_data
+    return None if valid.all() else valid
 
 
 def coding_of(
@@ -207,16 +227,21 @@ def _by_color(pixels: np.ndarray, classes: Classes, what: str) -> np.ndarray:
     return np.array([index_of[color] for color in colors], dtype)[inverse.reshape(packed.shape)]
 
 
-def _whole_numbers(values: np.ndarray, header: Header, what: str) -> np.ndarray:
-    """Returns the file's own values as integers; Pillow scales some of them to 8 or 16 bits."""
+def whole_numbers(values: np.ndarray, header: Header) -> np.ndarray:
+    """Returns the file's own values as integers; Pillow scales some of them to 8 or 16 bits.
+
+    Raises:
+        ValueError: If one is a fraction, or has more than 32 bits.
+    """
     if values.dtype == bool:
         return values.astype(np.uint8)
     if values.dtype.kind == "f":
         wrong = values[values != np.round(values)]  # without infinities, which are too large
         if wrong.size or not (np.abs(values) < 1 << 31).all():
             raise ValueError(
-                f"{what} holds {float(wrong[0]) if wrong.size else float(np.abs(values).max())}, "
-                "which is no class index; save integers"
+                f"{_what(header)} holds "
+                f"{float(wrong[0]) if wrong.size else float(np.abs(values).max())}, which is no "
+                "class index; save integers"
             )
     scaled_to = {"L": 255, "I": 65535}.get(header.mode)
     if header.mode == "L" and header.greatest in (3, 15):  # 2 and 4 bits
@@ -278,9 +303,11 @@ def check_labels(label: Tensor, num_classes: int, what: str) -> None:
         what: Name of the label map for the message.
 
     Raises:
-        ValueError: If one is neither. The message states ``what``, the most frequent wrong value,
-            its number of pixels, and the likely cure.
+        ValueError: If they are no integers, or one is neither. The message states ``what``, the
+            most frequent wrong value, its number of pixels, and the likely cure.
     """
+    if label.is_floating_point() or label.is_complex():
+        raise ValueError(f"{what} has the type {label.dtype}; give class indices as integers")
     ignored = ignore_index(num_classes)
     if label.dtype == torch.uint8 and label.numel() and int((label + 1).amax()) <= num_classes:
         return  # in uint8, 255 + 1 is 0; much faster than the lines below
@@ -317,7 +344,7 @@ def label_type(num_classes: int) -> torch.dtype:
 
 def ignored_in(label: Tensor) -> int:
     """Returns the ignored value of a label map by its type: 65535 for int32, 255 for others."""
-    return 65535 if label.dtype == torch.int32 else 255
+    return IGNORED_16_BITS if label.dtype == torch.int32 else IGNORE_INDEX
 
 
 def file_type(num_classes: int) -> type[np.uint8] | type[np.uint16]:

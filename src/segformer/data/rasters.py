@@ -16,12 +16,13 @@ from torchvision import tv_tensors
 from tqdm import tqdm
 
 from segformer.data.annotations.areas import Picture
-from segformer.data.bands import SUFFIXES, Bands, read_pixels, valid_bands, valid_pixels
+from segformer.data.bands import SUFFIXES, Bands, read_pixels, valid_bands
 from segformer.data.classes import Classes
 from segformer.data.datasets import DataError, FolderDataset, check_sizes, faults_in
 from segformer.data.families import geotiff
 from segformer.data.families.opened import Opened, Window, starts
 from segformer.data.images import decode, read_header
+from segformer.data.label_rasters import label_raster, values_of
 from segformer.data.normalization import Normalization
 
 SAMPLED_PIXELS = 1 << 23  # of all images, for statistics
@@ -42,7 +43,7 @@ class RasterDataset(FolderDataset):
         bands: Which bands of the files are read.
         tile: Height and width in pixels of the windows that large images are read in, each a sample
             of its own; by default images are read whole. The last windows of a row or column are
-            moved back to the border.
+            moved back to the border: pixels in two windows count twice, in scores, too.
         normalization: Statistics of the bands, which each image that is read must fit.
 
     Raises:
@@ -133,18 +134,17 @@ class RasterDataset(FolderDataset):
         if raster is None:
             label = self._classes_of(decode(path))
             return label if window is None else tv_tensors.Mask(label[window.slices])
-        values = torch.from_numpy(raster.read(window or raster.whole)[0].astype(np.int64))
-        found = valid_pixels(raster, window)
-        if found is None:
-            return self._classes_of_values(values, path)
-        valid = torch.from_numpy(found)
-        known = self._classes_of_values(values[valid], path)  # the value for no data is none
-        label = known.new_full(values.shape, self.classes.ignore_index)
-        label[valid] = known
-        return tv_tensors.Mask(label)
+        return self._classes_of_values(*values_of(raster, window), path)
 
     def _label_raster(self, path: Path, page: int | None) -> Opened | None:
-        return None if self.palette == "color" else label_raster(path, page)
+        return label_raster(path, page, self.classes, self.palette)
+
+    def _holds_ignored_value(self, index: int) -> bool:
+        path, (_, page, window) = self.pairs[index][1], self.parts[index]
+        raster = self._label_raster(path, page)
+        if raster is None:
+            return super()._holds_ignored_value(index)
+        return self._is_ignored_anywhere(*values_of(raster, window))
 
     def faults_of(self, index: int) -> list[str]:
         return faults_in(lambda: self[index])
@@ -178,11 +178,11 @@ class RasterDataset(FolderDataset):
                 if crs is not None:
                     first.setdefault(crs, path)
         if len(first) > 1:
-            (one, path), (other, another), *_ = first.items()
+            shown = [f"{str(path)!r} has {geotiff.short_name(crs)}" for crs, path in first.items()]
             raise DataError(
                 [
-                    f"{str(path)!r} has the coordinate reference system {_short(one)} and "
-                    f"{str(another)!r} {_short(other)}; reproject the images to one"
+                    "the images have several coordinate reference systems: "
+                    f"{' and '.join(shown[:2])}; reproject them to one"
                 ],
                 self,
             )
@@ -193,9 +193,6 @@ class RasterDataset(FolderDataset):
         except (OSError, ValueError):
             return path, None  # its fault is said with the others
         return path, grid.crs if grid else None
-
-    def problems_of_one_class(self, histogram: np.ndarray) -> list[str]:
-        return []  # a raster says itself which value is no data
 
 
 class Part(NamedTuple):
@@ -234,19 +231,6 @@ def tiles(image: Opened, size: Sequence[int]) -> list[Window]:
     ]
 
 
-def label_raster(path: Path, page: int | None = None) -> Opened | None:
-    """Returns a label map of indices that rasterio reads, None for other label maps.
-
-    Args:
-        path: Path of the file.
-        page: Its page, for the page of an image; by default it has one.
-    """
-    if not (geotiff.is_installed() and geotiff.is_raster(path)):
-        return None
-    raster = Bands(pages=None if page is None else "images").open_file(path, page)
-    return raster if raster.shape[0] == 1 and raster.dtype[0] in "ui" else None
-
-
 def _check_upright(path: Path) -> None:
     """Raises ValueError if a picture is turned by its EXIF orientation: not all readers turn it."""
     try:
@@ -280,17 +264,12 @@ def _check_pair(image: Opened, label: Path, raster: Opened | None) -> None:
     check_sizes(
         image.path, image.size, label, raster.size if raster else read_header(label).shown_size
     )
-    if raster and raster.grid and image.grid and raster.grid != image.grid:
+    difference = geotiff.difference(image.grid, raster.grid if raster else None, image.size)
+    if difference:
         raise ValueError(
             f"image {str(image.path)!r} and its label map {str(label)!r} lie at different "
-            f"places on the earth: {image.grid} and {raster.grid}; resample the label map to "
-            "the image's grid"
+            f"places on the earth: {difference}; resample the label map to the image's grid"
         )
-
-
-def _short(crs: str) -> str:
-    """Returns the name in a WKT, such as "WGS 84 / UTM zone 33N"."""
-    return crs.split('"')[1] if '"' in crs else crs
 
 
 def statistics_of(bands: Bands, parts: Sequence[Part]) -> Normalization:
@@ -306,7 +285,7 @@ def statistics_of(bands: Bands, parts: Sequence[Part]) -> Normalization:
 
     Raises:
         ValueError: If two images have other numbers or types of bands, an image cannot be read, or
-            a band has one value only.
+            a band has one value only, or infinite ones.
     """
     sampled: list[Tensor] = []
     taken = max(1, min(MOST_PIXELS, SAMPLED_PIXELS // max(1, len(parts))))
@@ -324,6 +303,12 @@ def statistics_of(bands: Bands, parts: Sequence[Part]) -> Normalization:
                 f"before it {kind[1]} of {kind[0]}; convert the images to one kind"
             )
         values = pixels.as_subclass(Tensor).flatten(1)
+        if values.isinf().any():
+            band = int(values.isinf().any(1).nonzero()[0]) + 1
+            raise ValueError(
+                f"image {str(path)!r} has infinite values in band {band}; save them as NaN, which "
+                "is no data"
+            )
         if valid is not None:
             valid = valid.flatten(1)
             values, valid = values[:, valid.any(0)], valid[:, valid.any(0)]

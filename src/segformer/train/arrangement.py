@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from segformer.data.bands import SPLIT, SUFFIXES
-from segformer.data.images import find_images
+from segformer.data.images import files_below, find_images
 from segformer.data.pairing import composed, read_names
 from segformer.train.data import SPLIT_NAMES
 
@@ -448,8 +448,8 @@ def found_lists(root: Path) -> dict[str, Path]:
         ValueError: If more than one folder has such files.
     """
     lists: dict[Path, dict[str, Path]] = defaultdict(dict)
-    for path in sorted(root.rglob("*.txt")):
-        if path.stem.lower() in SPLIT_OF:
+    for path in sorted(files_below(root)):
+        if path.suffix == ".txt" and path.stem.lower() in SPLIT_OF:
             lists[path.parent][SPLIT_OF[path.stem.lower()]] = path
     complete = {
         folder: files for folder, files in lists.items() if {"train", "val"} <= files.keys()

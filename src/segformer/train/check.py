@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from segformer.data.annotations.drawing import said_of_invalid
 from segformer.data.classes import Classes
 from segformer.data.complete import complete
 from segformer.data.datasets import DataError, FolderDataset, count_labels, files_of
-from segformer.data.images import is_transparent, read_header
+from segformer.data.images import is_transparent, read_header, read_image
 from segformer.data.rasters import RasterDataset, statistics_of
 from segformer.inference.pictures import GAP, beside, contact_sheet, fitted, overlay, shown
 from segformer.train.data import SegmentationData
@@ -180,13 +180,10 @@ class Samples(Dataset):
         except (ValueError, OSError) as error:
             faults = self.dataset.faults_of(index) if is_folder else []
             return Sample(problems=tuple(faults or [str(error)]))
-        pixels = image.numpy()
-        is_blank = np.array_equal(pixels, np.broadcast_to(pixels[:, :1, :1], pixels.shape), True)
-        content = pixels.tobytes() + str(pixels.shape).encode()
         return Sample(
             (label.shape[0], label.shape[1]),
             count_labels(label, len(self.dataset.classes)),
-            "" if is_blank else hashlib.blake2b(content, digest_size=16).hexdigest(),
+            _digest(image.numpy()),
             is_folder and self._is_transparent(index),
             self._invalid(index) if is_folder else 0,
         )
@@ -204,6 +201,30 @@ class Samples(Dataset):
         """Returns the image file of a pair, or its index if the data set has no files."""
         pairs = getattr(self.dataset, "pairs", None)
         return str(pairs[index][0]) if pairs else f"sample {index}"
+
+
+class Photographs(Dataset):
+    """The digest of each image without labels, and what is wrong with it."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[str, str]:
+        try:
+            return _digest(read_image(self.paths[index]).numpy()), ""
+        except (ValueError, OSError) as error:
+            return "", str(error)
+
+
+def _digest(pixels: np.ndarray) -> str:
+    """Returns the hash of an image; none if its pixels are equal, as of a tile without data."""
+    if np.array_equal(pixels, np.broadcast_to(pixels[:, :1, :1], pixels.shape), True):
+        return ""
+    content = pixels.tobytes() + str(pixels.shape).encode()
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def _unchanged(image: Any, label: Any) -> tuple[Any, Any]:
@@ -280,7 +301,10 @@ def _number_of_problems(problems: Sequence[object]) -> str:
 
 
 def check(data: SegmentationData, num_workers: int = 2) -> Findings:
-    """Reads every pair of a data module's splits, with a progress bar."""
+    """Reads every pair of a data module's splits, and its images without labels.
+
+    Progress bars show how far it is.
+    """
     findings = Findings()
     images: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for split in SPLITS:
@@ -290,7 +314,35 @@ def check(data: SegmentationData, num_workers: int = 2) -> Findings:
                 if digest:
                     images[digest].append((split, name))
     _find_repeated(findings, list(images.values()))
+    if data.unlabelled is not None:
+        _check_unlabelled(findings, data.unlabelled.paths, images, num_workers)
     return findings
+
+
+def _check_unlabelled(
+    findings: Findings,
+    paths: Sequence[Path],
+    images: Mapping[str, list[tuple[str, str]]],
+    num_workers: int,
+) -> None:
+    """Adds what is wrong with images without labels, and which of them measure the network.
+
+    Args:
+        findings: The result of the check.
+        paths: Files of these images.
+        images: Splits and names of the images of each digest.
+    """
+    loader = DataLoader(Photographs(paths), batch_size=None, num_workers=num_workers)
+    measuring = []
+    for path, (digest, problem) in zip(paths, tqdm(loader, "check unlabelled"), strict=True):
+        findings.problems += [problem] if problem else []
+        splits = {split for split, _ in images.get(digest, ())} - {"train"}
+        measuring += [f"{path} ({', '.join(sorted(splits))})"] if splits else []
+    if measuring:
+        findings.warnings.append(
+            f"{len(measuring)} images of other splits are among the images without labels: "
+            f"{measuring[0]}, …; scores on them say little about other images"
+        )
 
 
 def _check_split(

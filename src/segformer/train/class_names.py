@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from segformer.data.classes import Color
+from segformer.data.images import files_below
 from segformer.data.pairing import read_names
 
 TABLES = ("_classes.csv", "classes.csv", "class_dict.csv")
@@ -47,7 +47,7 @@ def find_named_classes(root: Path) -> NamedClasses | None:
     """
     readers = {CVAT: _of_cvat, JSON: _of_json}
     readers |= dict.fromkeys(TABLES, _of_table) | dict.fromkeys(LINES, _of_lines)
-    paths = sorted(path for path in _files(root) if path.name in readers)
+    paths = sorted(path for path in files_below(root) if path.name in readers)
     found = [readers[path.name](path) for path in paths]
     for other in found[1:]:
         if replace(other, path=found[0].path) != found[0]:
@@ -55,11 +55,6 @@ def find_named_classes(root: Path) -> NamedClasses | None:
                 f"{str(found[0].path)!r} and {str(other.path)!r} name other classes; remove one"
             )
     return found[0] if found else None
-
-
-def _files(root: Path) -> Iterable[Path]:
-    for folder, _, names in os.walk(root):
-        yield from (Path(folder, name) for name in names)
 
 
 def _of_lines(path: Path) -> NamedClasses:

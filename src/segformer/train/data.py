@@ -21,7 +21,7 @@ from segformer.data.annotations.matching import without_image
 from segformer.data.bands import NAME, SPLIT, Bands
 from segformer.data.classes import Classes
 from segformer.data.datasets import SAMPLED_PAIRS, DataError, FolderDataset, faults_in
-from segformer.data.images import read_header
+from segformer.data.images import read_header, read_image
 from segformer.data.labels import Coding
 from segformer.data.mixing import Mixing
 from segformer.data.normalization import IMAGENET, Normalization
@@ -194,7 +194,10 @@ class SegmentationData(ResumableData):
                 looked = f"{min(SAMPLED_PAIRS, len(dataset))} of {len(dataset)} {split} label maps"
                 rank_zero_info(f"{looked} were read: none holds {', '.join(absent[:10])}{more}")
         if self.unlabelled is not None:
-            faults += faults_in(*(partial(read_header, path) for path in self.unlabelled.paths))
+            paths = self.unlabelled.paths
+            sampled = paths[:: -(-len(paths) // SAMPLED_PAIRS)]  # the headers of the others
+            faults += faults_in(*(partial(read_image, path) for path in sampled))
+            faults += faults_in(*(partial(read_header, path) for path in paths))
         if faults:
             raise DataError(faults, self)
 
@@ -456,6 +459,11 @@ def _reader(
 def _first_file(patterns: list[str]) -> tuple[str, str]:
     """Returns the folder and the suffix of the first of several files of an image."""
     folder, _, suffix = patterns[0].partition(NAME)
+    if folder and not folder.endswith("/"):
+        raise ValueError(
+            f"the pattern {patterns[0]!r} has {folder.rpartition('/')[2]!r} before {NAME}; a pair "
+            f"is named by the beginning of its files: write {NAME} there, and rename the files"
+        )
     return folder.rstrip("/"), suffix
 
 

@@ -33,7 +33,7 @@ from segformer.train.annotated import find_annotated, survey_annotations
 from segformer.train.arrangement import Arrangement, Pair, find, found_lists, listed
 from segformer.train.class_names import find_named_classes
 from segformer.train.data import SPLIT_NAMES
-from segformer.train.division import divide, groups_by, groups_of
+from segformer.train.division import SINGLY, divide, groups_by, groups_of
 from segformer.train.folder_options import Options, parse, with_option
 from segformer.train.folders import CSV, FOLLOWERS, Runs, refuse_to_overwrite
 from segformer.train.kinds import Images, survey_images
@@ -312,11 +312,18 @@ def _by_share(pairs: Sequence[Pair], options: Options) -> tuple[dict[str, list[P
     val = [pair for pair, chosen in zip(pairs, validates, strict=True) if chosen]
     train = [pair for pair, chosen in zip(pairs, validates, strict=True) if not chosen]
     percent = 100 * len(val) / len(pairs)
-    return {"train": train, "val": val}, [
+    decisions = [
         said,
         f"train {len(train)}, val {len(val)} ({percent:.0f} %; wanted {100 * share:.0f} %, seed "
         f"{options.val_seed})",
     ]
+    is_near = 0.5 < len(val) / (share * len(pairs)) < 1.5
+    if len(set(groups)) < len(pairs) and not is_near:
+        decisions.append(
+            f"{len(set(groups))} groups cannot be divided nearer to {100 * share:.0f} %; if they "
+            f"are kinds of images, such as classes, {SINGLY} divides them singly"
+        )
+    return {"train": train, "val": val}, decisions
 
 
 def _situation(

@@ -86,7 +86,7 @@ def _survey(pair: tuple[Path, Path], size: tuple[int, int], bands: Bands | None)
         if bands is None:
             header = read_header(path)
             kind = f"{header.mode} with {header.greatest.bit_length()} bits"
-            is_on_earth, own = False, header.shown_size
+            is_on_earth, own = header.is_on_earth, header.shown_size
         else:
             image = bands.open(path)
             count = image.shape[0]

@@ -24,9 +24,14 @@ class Transformed(Dataset):
 
     def __getitem__(self, index: int) -> Any:
         image, label = self.dataset[index]
-        check_labels(
-            label, len(self.dataset.classes), f"label map {index} of {type(self.dataset).__name__}"
-        )
+        what = f"label map {index} of {type(self.dataset).__name__}"
+        if not isinstance(label, Tensor) or label.ndim != 2:
+            shown = tuple(label.shape) if hasattr(label, "shape") else label
+            raise ValueError(
+                f"{what} is a {type(label).__name__}, {shown}; give a tensor of class indices "
+                "(H, W)"
+            )
+        check_labels(label, len(self.dataset.classes), what)
         label = label.to(label_type(len(self.dataset.classes)))
         # A label that is no Mask would not be cropped with its image.
         return self.transform(tv_tensors.Image(image), tv_tensors.Mask(label))

@@ -12,12 +12,18 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from segformer.data.bands import valid_pixels
-from segformer.data.classes import IGNORE_INDEX, Classes, Color, number_of_labels
+from segformer.data.classes import (
+    IGNORE_INDEX,
+    IGNORED_16_BITS,
+    Classes,
+    Color,
+    number_of_labels,
+)
+from segformer.data.classes import ignore_index as own_ignore_index
 from segformer.data.datasets import DataError
 from segformer.data.images import Decoded, decode
-from segformer.data.labels import coding_of, to_indices
-from segformer.data.rasters import label_raster
+from segformer.data.label_rasters import label_raster, values_of
+from segformer.data.labels import coding_of, to_indices, valid_values
 from segformer.train.class_names import NamedClasses
 
 READERS = 8  # threads
@@ -97,23 +103,26 @@ class _Content:
 def _content(path: Path) -> _Content | str:
     """Returns what a label map holds, or one sentence for its error."""
     try:
-        file = decode(path)
-        coding_of(file.header)  # checks the format
-        if file.image.mode in ("RGB", "RGBX", "RGBA"):
-            return _of_channels(file)
-        indices = to_indices(file, None, None).numpy()
-        raster = label_raster(path)
-        valid = valid_pixels(raster) if raster else None
-        values = _counts(indices if valid is None else indices[valid])
+        if raster := label_raster(path):
+            values, valid = values_of(raster)
+            size, palette = raster.size, raster.palette
+        else:
+            file = decode(path)
+            coding_of(file.header)  # checks the format
+            if file.image.mode in ("RGB", "RGBX", "RGBA"):
+                return _of_channels(file)
+            values = to_indices(file, None, None)
+            valid = valid_values(file.header, values, None, None)
+            size, palette = file.header.shown_size, file.header.palette
     except (OSError, ValueError) as error:
         return str(error)
-    size, palette = file.header.shown_size, file.header.palette
+    counts = _counts((values if valid is None else values[valid]).numpy())
     if not palette:
-        return _Content("value", size, values, {})
+        return _Content("value", size, counts, {})
     colors: Counter[Color] = Counter()
-    for value, count in values.items():
+    for value, count in counts.items():
         colors[palette[value] if value < len(palette) else (0, 0, 0)] += count
-    return _Content("palette", size, values, colors, palette)
+    return _Content("palette", size, counts, colors, palette)
 
 
 def _of_channels(file: Decoded) -> _Content:
@@ -186,9 +195,13 @@ def labelling(
     elif named:
         order, said = _counted(values, named, found, ignore_index)
     else:
-        order, said = _unnamed(values, found)
+        order, said = _unnamed([value for value in values if value != IGNORED_16_BITS], found)
     if ignore_index is not None:
         said = [*said, f"value {ignore_index} means no class, as it is given"]
+    given = {ignore_index} if ignore_index is not None else set()
+    if not named and IGNORED_16_BITS in values:
+        given.add(IGNORED_16_BITS)
+        said = [*said, f"value {IGNORED_16_BITS} means no class"]
     names = list(named.names) if named else _names(order)
     void = {v for v, name in zip(order, names, strict=True) if name.lower() in UNLABELLED}
     if void:
@@ -200,8 +213,7 @@ def labelling(
             f"the label maps, such as {_example(found)!r}, hold only {_shown(values)}, which is "
             "one class; a network needs at least two"
         )
-    ignored = void | ({ignore_index} if ignore_index is not None else set())
-    options = _reading(order, ignored, found)
+    options = _reading(order, void | given, found)
     classes = Classes(names, _colors(found, named, order))
     pixels = tuple(found.values[value] for value in order)
     return Labelling(classes, pixels, options, (*said, *summary(classes, pixels)))
@@ -215,7 +227,7 @@ def _reading(order: list[int], ignored: set[int], found: LabelMaps) -> dict[str,
         ignored: Values that mean no class, beside 255 (65535).
         found: What the label maps hold.
     """
-    own = _ignored(len(order))
+    own = own_ignore_index(len(order))
     options: dict[str, Any] = {}
     if order != list(range(len(order))) or len(ignored - {own}) > 1:
         label_map = dict.fromkeys({*ignored, own} - set(order), own)
@@ -324,7 +336,7 @@ def _by_named_color(found: LabelMaps, named: NamedClasses) -> Labelling:
 def _by_given_map(
     found: LabelMaps, named: NamedClasses | None, label_map: Mapping[int, int]
 ) -> Labelling:
-    ignored = (IGNORE_INDEX, 65535)
+    ignored = (IGNORE_INDEX, IGNORED_16_BITS)
     count = max((k for k in label_map.values() if k not in ignored), default=-1) + 1
     said = ["label_map is given"]
     places = _places(named, label_map, count) if named else None
@@ -366,7 +378,7 @@ def _listed(values: list[int], named: NamedClasses) -> tuple[list[int], list[str
     """Returns the value of each class as a file lists it."""
     assert named.values is not None
     order = list(named.values)
-    unknown = [value for value in values if value not in (*order, _ignored(len(order)))]
+    unknown = [value for value in values if value not in (*order, own_ignore_index(len(order)))]
     if unknown:
         raise ValueError(
             f"the label maps hold {_shown(unknown)}, which {str(named.path)!r} does not list; add "
@@ -380,7 +392,7 @@ def _counted(
 ) -> tuple[list[int], list[str]]:
     """Returns the value of each class of a file that lists names alone."""
     count = len(named.names)
-    held = [value for value in values if value != _ignored(count)]
+    held = [value for value in values if value != own_ignore_index(count)]
     said = [f"{str(named.path)!r} names the {count} classes"]
     if values == [0, 255] and count == 2:
         return values, [*said, "values 0 and 255 are the two classes"]
@@ -403,12 +415,13 @@ def _counted(
 
 def _map_from(first: int, count: int) -> dict[int, int]:
     """Returns the label_map of values that are counted from a number."""
-    return {first + k: k for k in range(count)} | {_ignored(count): _ignored(count)}
+    return {first + k: k for k in range(count)} | {own_ignore_index(count): own_ignore_index(count)}
 
 
 def _unnamed(values: list[int], found: LabelMaps) -> tuple[list[int], list[str]]:
     """Returns the value of each class of label maps without a file of names."""
-    held = [value for value in values if value != IGNORE_INDEX]
+    # Beside greater values, 255 is one as any other.
+    held = values[:-1] if values[-1:] == [IGNORE_INDEX] else values
     if values == [0, IGNORE_INDEX]:
         return values, ["values 0 and 255 are background and object"]
     is_dense = bool(held) and 2 * len(held) > held[-1] + 1
@@ -424,11 +437,13 @@ def _unnamed(values: list[int], found: LabelMaps) -> tuple[list[int], list[str]]
         if absent:
             said.append(f"no pixel has the value {_shown(absent)}, which is a class nevertheless")
         return list(range(held[-1] + 1)), said
-    if held != values:
+    if IGNORE_INDEX in values:
+        classes = [value for value in values if value != IGNORE_INDEX]
+        label_map = {value: k for k, value in enumerate(classes)} | {IGNORE_INDEX: IGNORE_INDEX}
         raise ValueError(
             f"the label maps, such as {_example(found)!r}, hold {_shown(values)}, and 255 may be a "
             "class or mean no class; pass --data.label_map with a class for each value, such as "
-            f"'{dict(zip(values, [*range(len(held)), 255], strict=True))}' for no class"
+            f"'{label_map}' for no class"
         )
     return held, [*said, f"each of the values {_shown(held)} is a class (label_map)"]
 
@@ -444,10 +459,6 @@ def _refuse_soft_edges(values: list[int], is_dense: bool, found: LabelMaps) -> N
             f"{_shown(values)}: edges were smoothed, or they are photographs; save masks with 0 "
             "and 255 alone, or class indices"
         )
-
-
-def _ignored(count: int) -> int:
-    return IGNORE_INDEX if count <= IGNORE_INDEX else 65535
 
 
 def _names(order: Sequence[int]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -24,6 +25,7 @@ from segformer.data.annotations.painting import (
     check_outlines,
     in_window,
     invalid_polygons,
+    none_holds_a_pixel,
     paint,
 )
 from segformer.data.classes import Classes
@@ -213,13 +215,12 @@ class Drawn:
             annotated = self.sources[picture.path].of(picture)
             check_size(annotated, picture)
             check_outlines(annotated, picture.size)
-            invalid = invalid_polygons(annotated)
+            bounds = bounds_of(annotated)
+            invalid = chain(invalid_polygons(annotated), none_holds_a_pixel(annotated, bounds))
             if not self.drawing.draws_invalid:
                 for error in invalid:
                     raise error
-            self._read[picture.path] = Checked(
-                annotated, bounds_of(annotated), sum(1 for _ in invalid)
-            )
+            self._read[picture.path] = Checked(annotated, bounds, sum(1 for _ in invalid))
         return self._read[picture.path]
 
 

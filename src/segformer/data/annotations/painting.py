@@ -65,6 +65,25 @@ def bounds_of(annotated: Annotated) -> np.ndarray:
     return np.array(found).reshape(-1, 4)
 
 
+def none_holds_a_pixel(annotated: Annotated, bounds: np.ndarray) -> Iterator[ValueError]:
+    """Yields an error if an image has areas, and none of them holds the centre of a pixel.
+
+    Args:
+        annotated: The areas of the image.
+        bounds: Their bounds, from :func:`bounds_of`.
+    """
+    first, last = np.ceil(bounds[:, :2] - 0.5), np.floor(bounds[:, 2:] - 0.5)  # pixels
+    if len(bounds) and (first > last).any(1).all():
+        left, top, right, bottom = (f"{value:g}" for value in bounds[0])
+        yield fault(
+            annotated.path,
+            annotated.areas[0].where,
+            f"it is at x from {left} to {right} and y from {top} to {bottom}, and no area of the "
+            "image holds the centre of a pixel: if these are shares of the sides, or longitude and "
+            f"latitude, save them in pixels; {CURE}",
+        )
+
+
 def in_window(annotated: Annotated, bounds: np.ndarray, window: Window) -> Annotated:
     """Returns the areas that may reach into a window.
 

@@ -1,4 +1,4 @@
-"""Rasters, by rasterio: GeoTIFF, TIFF of any bands, GDAL's VRT, 16-bit colour PNG."""
+"""Rasters, by rasterio: GeoTIFF, TIFF of any bands, GDAL's VRT, JPEG 2000, 16-bit colour PNG."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from segformer.data.classes import Color
 from segformer.data.families.opened import Grid, Opened, Window, missing
 
 ALPHA = 4  # GDAL's flag of a mask that is a band of the file
+BLACK_AND_WHITE = ((0, 0, 0), (255, 255, 255))
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"<VRT")  # how TIFF and VRT files begin
 
 
@@ -78,7 +80,7 @@ def open_raster(path: Path, pages: str | None, level: int, page: int | None = No
             names += [name or "" for name in raster.descriptions]
             has_gaps |= any(flags != [1] for flags in _flags(raster))
             grid, has_alpha = _grid(raster), any(ALPHA in flags for flags in _flags(raster))
-            has_palette = any(band.name == "palette" for band in raster.colorinterp)
+            palette, lossy = _palette(raster), _lossy_compression(raster)
     if len(dtypes) > 1 or len({shape[1:] for shape in shapes}) > 1:
         raise ValueError(
             f"its bands have the types {', '.join(sorted(dtypes))} and the sizes "
@@ -98,7 +100,8 @@ def open_raster(path: Path, pages: str | None, level: int, page: int | None = No
     return Opened(
         *(path, shape, dtype, read, valid if has_gaps else None, grid, known),
         has_alpha=has_alpha,
-        has_palette=has_palette,
+        palette=palette,
+        lossy_compression=lossy,
     )
 
 
@@ -150,6 +153,23 @@ def _flags(raster: Any) -> list[list[int]]:
     return [[int(flag) for flag in flags] for flags in raster.mask_flag_enums]
 
 
+def _palette(raster: Any) -> tuple[Color, ...]:
+    """Returns the colours of a raster's values; empty if it has no palette."""
+    if all(band.name != "palette" for band in raster.colorinterp):
+        return ()
+    colors = raster.colormap(1)
+    palette = tuple(colors[value][:3] for value in sorted(colors))
+    return () if palette == BLACK_AND_WHITE else palette  # of one bit, without a palette
+
+
+def _lossy_compression(raster: Any) -> str:
+    """Returns the name of a raster's compression if it may change values."""
+    tags = raster.tags(ns="IMAGE_STRUCTURE")
+    name = str(tags.get("COMPRESSION", ""))
+    has_errors = tags.get("COMPRESSION_REVERSIBILITY") == "LOSSY" or "JPEG" in name
+    return name if has_errors or float(tags.get("MAX_Z_ERROR", 0)) > 0 else ""
+
+
 def _grid(raster: Any) -> Grid | None:
     if raster.crs is None:
         return None
@@ -166,6 +186,37 @@ def pixel_area(grid: Grid) -> float | None:
     _, metres = crs.linear_units_factor
     a, b, _, d, e, _ = grid.transform
     return float(abs(a * e - b * d) * metres**2)
+
+
+def difference(one: Grid | None, two: Grid | None, size: tuple[int, int]) -> str:
+    """Returns how the places of two images on the earth differ; empty if they do not.
+
+    Images without a place are everywhere, and so are differences below a hundredth of a pixel:
+    software rounds coordinates.
+
+    Args:
+        one: Place of the first image.
+        two: Place of the second.
+        size: Height and width of both in pixels.
+    """
+    if one is None or two is None or one == two:
+        return ""
+    from rasterio.crs import CRS
+
+    if CRS.from_wkt(one.crs) != CRS.from_wkt(two.crs):
+        return f"{short_name(one.crs)} and {short_name(two.crs)}"
+    height, width = size
+    corners = np.array([(0, 0, 1), (width, 0, 1), (0, height, 1), (width, height, 1)]).T
+    placed = [np.reshape(grid.transform, (2, 3)) @ corners for grid in (one, two)]
+    pixel = np.abs(np.reshape(one.transform, (2, 3))[:, :2]).max()
+    if np.abs(placed[0] - placed[1]).max() <= pixel / 100:
+        return ""
+    return f"{one.transform} and {two.transform}, the coefficients of x and y"
+
+
+def short_name(crs: str) -> str:
+    """Returns the name in a WKT, such as "WGS 84 / UTM zone 33N"."""
+    return crs.split('"')[1] if '"' in crs else crs
 
 
 def window_of(window: Window) -> Any:

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from segformer.data.classes import Color
+
 
 class Window(NamedTuple):
     """A part of an image, in pixels."""
@@ -60,7 +62,8 @@ class Opened:
         grid: Where it lies on the earth, if the file says so.
         names: Names of the bands that the file states; may be empty.
         has_alpha: Whether the last band is the mask of the others.
-        has_palette: Whether its values are indices of colours.
+        palette: Colours of its values, if these are indices of colours.
+        lossy_compression: Name of its compression, if that may change values.
     """
 
     path: Path
@@ -71,7 +74,8 @@ class Opened:
     grid: Grid | None = None
     names: tuple[str, ...] = ()
     has_alpha: bool = False
-    has_palette: bool = False
+    palette: tuple[Color, ...] = ()
+    lossy_compression: str = ""
 
     @property
     def size(self) -> tuple[int, int]:

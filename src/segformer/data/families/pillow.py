@@ -9,6 +9,7 @@ import numpy as np
 from segformer.data.families.opened import Opened, of_array
 from segformer.data.images import decode
 
+JPEG2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")  # how its files begin
 UNKNOWN = ("P", "PA", "YCbCr", "LAB", "HSV", "RGBa", "La")  # modes whose values are no bands
 
 
@@ -25,6 +26,11 @@ def open_pillow(path: Path) -> Opened:
         raise ValueError(
             f"it has {len(image.getbands())} bands of values up to {header.greatest}, of which "
             "Pillow keeps 8 bits; install segformer[geo]"
+        )
+    if header.format == "JPEG2000" and image.mode.startswith("I"):
+        raise ValueError(
+            "it is a JPEG 2000 file of more than 8 bits, which Pillow scales to 16; install "
+            "segformer[geo]"
         )
     if header.inverted:
         raise ValueError("it stores 0 as white; save it with 0 as black")
