@@ -48,6 +48,23 @@ def test_the_average_of_16_bit_weights_has_32() -> None:
     torch.testing.assert_close(average.module.weight.detach(), expected.detach())
 
 
+def test_a_validation_rounds_no_average(tmp_path: Path) -> None:
+    """A model of 16 bits is measured with the average rounded, which has 32 before and after."""
+    task, ema = SegmentationTask(SegFormer(TINY, num_classes=2)), EMA(0.9)
+    ema.setup(quiet_trainer(tmp_path, max_steps=1), task, "fit")
+    assert ema._average_model is not None
+    task.bfloat16()
+    average = {k: x.clone() for k, x in ema._average_model.module.state_dict().items()}
+    trained = {k: x.clone() for k, x in task.state_dict().items()}
+    ema._swap_models(task)
+    for name, tensor in task.state_dict().items():
+        torch.testing.assert_close(tensor, average[name].to(tensor), rtol=0, atol=0)
+    ema._swap_models(task)
+    torch.testing.assert_close(dict(task.state_dict()), trained, rtol=0, atol=0)
+    own = dict(ema._average_model.module.state_dict())
+    torch.testing.assert_close(own, average, rtol=0, atol=0)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_short_run_does_not_end_near_its_start(tmp_path: Path) -> None:
     """Thirty steps of camvid.yaml's recipe."""

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,12 +14,14 @@ import torch
 import yaml
 from conftest import TINY
 from halves import small_config
+from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from segformer import AllMLPHead, SegFormer, SegmentationModel, TimmBackbone
 from segformer.cli import main
 from segformer.deploy import export
+from segformer.train.folders import RunFolder
 
 pytestmark = [
     pytest.mark.usefixtures("without_pictures"),
@@ -284,6 +287,63 @@ def test_what_is_measured_needs_nothing_that_training_started_from(
         json.loads((first.with_name(f"version_{n}") / "results.json").read_text()) for n in range(4)
     ]
     assert scores[0] == scores[1] == scores[2] != scores[3]
+
+
+def test_only_paths_in_the_runs_folder_move_with_it(tmp_path: Path) -> None:
+    here, old, other = tmp_path / "new" / "checkpoints", "/old/checkpoints", "/elsewhere"
+    here.mkdir(parents=True)
+
+    def state(folder: str) -> dict[str, Any]:
+        paths = dict.fromkeys(
+            ("best_model_path", "kth_best_model_path", "last_model_path"), f"{folder}/a.ckpt"
+        )
+        return {**paths, "best_k_models": {f"{folder}/a.ckpt": 1.0}, "dirpath": folder}
+
+    states = {"Resumable{}": state(old), "ModelCheckpoint{1}": state(old)}
+    states["ModelCheckpoint{2}"] = state(other)
+    trainer: Any = SimpleNamespace(ckpt_path=here / "resume-step=2.ckpt")
+    folder = RunFolder(None, Namespace(), here.parent, Namespace())
+    folder.on_load_checkpoint(trainer, Any, {"callbacks": states})
+    moved = [state(str(here)), state(str(here)), state(other)]
+    assert list(states.values()) == moved
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("monitor=val/mIoU", "checkpoint.monitor='val/mIoU' is no score; did you mean 'val/miou'"),
+        ("dirpath=elsewhere", "a run's checkpoints are in its folder, where --ckpt_path finds"),
+        ("save_weights_only=true", "a run goes on from its checkpoints; leave it out"),
+    ],
+)
+def test_checkpoints_that_would_not_be_found_are_refused(
+    option: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SystemExit, match=message):
+        run(monkeypatch, "fit", "--config", str(small_config(tmp_path)), f"--checkpoint.{option}")
+
+
+def test_a_run_does_not_go_on_from_weights_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save({"state_dict": {}, "global_step": 2}, tmp_path / "a.ckpt")
+    words = ["--config", str(small_config(tmp_path)), f"--ckpt_path={tmp_path / 'a.ckpt'}"]
+    with pytest.raises(SystemExit, match=r"a\.ckpt' holds weights alone, .* new run from these"):
+        run(monkeypatch, "fit", *words)
+    classifier = {"model.head.weight": torch.zeros(2)}
+    adapted = {"network.backbone.q.lora_A.default.weight": torch.zeros(2)}
+    for state, said in (
+        (classifier, "has no network that segments, as one of segformer pretrain; give the config"),
+        (adapted, r"was trained with model\.lora; give the config\.yaml of its run"),
+        (
+            {"network.other": torch.zeros(2)},
+            r"missing weights: \d+, such as .*; unexpected weights: 1, such as other",
+        ),
+    ):
+        torch.save({"state_dict": state, "callbacks": {}}, tmp_path / "a.ckpt")
+        with pytest.raises(SystemExit, match=said) as refused:
+            run(monkeypatch, "validate", *words)
+        assert len(str(refused.value)) < 600
 
 
 def test_a_moved_run_still_has_its_best_score(

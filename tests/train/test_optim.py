@@ -73,6 +73,18 @@ def test_poly_ends_at_zero_and_shortens_its_warm_up_in_short_runs() -> None:
     assert found == pytest.approx({10: 0.9, 50: 0.5, 100: 0.0})
 
 
+@pytest.mark.parametrize("schedule", [Poly, WarmupCosine])
+def test_the_least_rate_is_at_most_that_of_a_group(schedule: Any) -> None:
+    """With layer_decay, the first layers have rates below min_lr; none rises at the end."""
+    groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (1e-4, 1e-7)]
+    found = schedule(torch.optim.AdamW(groups), 100, min_lr=1e-5)
+    for _ in range(100):
+        found.optimizer.step()
+        found.step()
+        assert found.get_last_lr()[1] <= 1e-7 * (1 + 1e-9)
+    assert found.get_last_lr() == pytest.approx([1e-5, 1e-7])
+
+
 def test_one_cycle_equals_torchs() -> None:
     """PyTorch counts its total to one past the last step, and its peak from one before."""
     torchs = torch.optim.lr_scheduler.OneCycleLR(

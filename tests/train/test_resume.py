@@ -356,9 +356,10 @@ def test_a_changing_accumulation_ends_its_schedule_with_the_run(tmp_path: Path) 
 def test_a_run_is_not_resumed_with_other_batches(tmp_path: Path) -> None:
     fit(tmp_path, Signal(2, signal.SIGTERM), max_epochs=2)
     checkpoint = str(newest_checkpoint(tmp_path))
-    for length, batch_size, message in (
-        (18, 2, "images a step of all devices was 4 and is 2"),
-        (20, 4, "training images was 18 and is 20"),
+    for length, batch_size, accumulated, message in (
+        (18, 2, 1, "images a step of all devices was 4 and is 2"),
+        (20, 4, 1, "training images was 18 and is 20"),
+        (18, 4, 2, "trainer.accumulate_grad_batches was 1 and is 2"),
     ):
         data = SegmentationData(
             Halves(length),
@@ -367,10 +368,27 @@ def test_a_run_is_not_resumed_with_other_batches(tmp_path: Path) -> None:
             batch_size=batch_size,
             num_workers=0,
         )
+        options: dict[str, Any] = {"accumulate_grad_batches": accumulated, "callbacks": [EMA(0.9)]}
         with pytest.raises(ValueError, match=message):
-            quiet_trainer(tmp_path, max_epochs=2).fit(
+            quiet_trainer(tmp_path, max_epochs=2, **options).fit(
                 SegmentationTask(SegFormer(TINY, num_classes=2)), data, ckpt_path=checkpoint
             )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_is_not_resumed_without_its_average_and_says_another_schedule(tmp_path: Path) -> None:
+    fit(tmp_path, Signal(2, signal.SIGTERM), max_epochs=2)
+    checkpoint = str(newest_checkpoint(tmp_path))
+    data = SegmentationData(
+        Halves(18), Halves(2), TrainTransform((32, 32)), batch_size=4, num_workers=0
+    )
+    task = partial(SegmentationTask, SegFormer(TINY, num_classes=2))
+    with pytest.raises(ValueError, match=r"without the average of its weights.*averaging\.EMA"):
+        quiet_trainer(tmp_path, max_epochs=2).fit(task(), data, ckpt_path=checkpoint)
+    longer = quiet_trainer(tmp_path, max_epochs=3, callbacks=[EMA(0.9)])
+    with pytest.warns(UserWarning, match="schedule was Poly of 8 steps and is Poly of 12 steps"):
+        longer.fit(task(), data, ckpt_path=checkpoint)
+    assert longer.global_step == 12
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -384,13 +402,19 @@ def test_a_run_is_not_resumed_with_another_optimizer(tmp_path: Path) -> None:
         ({"optimizer": Muon}, "the optimizer was OfficialAdamW and is Muon"),
         ({"optimizer": partial(OfficialAdamW, lr=1e-3)}, r"initial_lr .* was \[6e.* is \[0.001"),
         ({"optimizer": partial(OfficialAdamW, weight_decay=0.1)}, "weight_decay of its groups was"),
+        (
+            {"optimizer": lambda own: OfficialAdamW([{**g, "betas": (0.5, 0.6)} for g in own])},
+            r"betas of its groups was .*0.999.* and is .*0.6",
+        ),
         ({"head_lr_mult": 1.0}, r"initial_lr of its groups was \[6e-05, 6e-05, 0.0006"),
         ({"frozen": ["backbone.stages.0"]}, r"its groups had \[.*\] parameters and have \["),
     ]
     for options, message in cases:
         task = SegmentationTask(SegFormer(TINY, num_classes=2), **options)
         with pytest.raises(ValueError, match=f"resumed with another optimizer.*{message}"):
-            quiet_trainer(tmp_path, max_epochs=2).fit(task, data, ckpt_path=checkpoint)
+            quiet_trainer(tmp_path, max_epochs=2, callbacks=[EMA(0.9)]).fit(
+                task, data, ckpt_path=checkpoint
+            )
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -161,6 +161,7 @@ def folder_data(config: Path) -> FolderData:
     )
 
 
+@pytest.mark.filterwarnings("ignore:the schedule was OneCycle of 6 steps and is OneCycle of 9")
 def test_fit_resumes_in_its_own_folder(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -438,6 +439,30 @@ def test_blocks_are_computed_again_in_the_backward_pass_and_nothing_else_changes
 def test_weights_of_the_loss_must_match_the_classes() -> None:
     with pytest.raises(ValueError, match="the loss weighs 3 classes, the network has 2"):
         SegmentationTask(SegFormer(TINY, num_classes=2), loss=CrossEntropy([1, 2, 3]))
+
+
+class Edges(nn.Module):
+    """A loss with a fixed filter, a number called weight, and a weight that it learns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = 0.5
+        self.sobel = nn.Conv2d(1, 1, 3).requires_grad_(False)
+        self.log_variance = nn.Parameter(torch.zeros(()))
+
+    def forward(self, logits: Tensor, target: Tensor, align_corners: bool) -> Tensor:
+        edges = self.sobel(logits[:, :1]).square().mean()
+        return CrossEntropy()(logits, target, align_corners) * (-self.log_variance).exp() + edges
+
+
+def test_a_loss_of_the_users_is_trained(tmp_path: Path) -> None:
+    loss = Edges()
+    task = SegmentationTask(SegFormer(TINY, num_classes=2), loss)
+    trained = [p for group in task.parameter_groups() for p in group["params"]]
+    assert sum(p is loss.log_variance for p in trained) == 1
+    assert not any(p is loss.sobel.weight for p in trained)
+    quiet_trainer(tmp_path, max_steps=3).fit(task, halves())
+    assert loss.log_variance != 0
 
 
 @pytest.mark.parametrize("loss", [CrossEntropy(ignore_index=11), Sum([Lovasz(ignore_index=11)])])

@@ -89,9 +89,23 @@ class EMA(WeightAveraging):
             raise ValueError(f"decay={decay}; give a number from 0 to below 1, such as 0.999")
         super().__init__(device, use_buffers)
         self.decay = decay
+        self._kept: list[torch.Tensor] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Makes the average when training begins, on the device to which the model will move."""
         if stage == "fit":
             device = self._device or trainer.strategy.root_device
             self._average_model = Average(pl_module, self.decay, device, self._use_buffers)
+
+    def _swap_models(self, pl_module: LightningModule) -> None:
+        """Exchanges the model's weights and the average for a validation, or exchanges them back.
+
+        A model of another precision rounds the average, whose own values are kept meanwhile.
+        """
+        assert self._average_model is not None
+        average, kept = list(_tensors(self._average_model.module)), self._kept
+        rounds = any(a.dtype != b.dtype for a, b in zip(average, _tensors(pl_module), strict=True))
+        self._kept = [tensor.clone() for tensor in average] if rounds and kept is None else None
+        super()._swap_models(pl_module)
+        for tensor, own in zip(average, kept or (), strict=False):
+            tensor.data.copy_(own)

@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 
 import torch
 from lightning import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, WeightAveraging
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -25,6 +26,8 @@ from segformer.train.order import Batches, Order, ResumableLoader, Seeded, Share
 
 OPTIMIZER_KEY = "optimizer_class"
 GRADIENTS_KEY = "accumulated_gradients"
+SCHEDULE_KEY = "schedule"
+AVERAGED_KEY = "current_model_state"  # of Lightning's WeightAveraging: the weights before it
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,10 @@ class ResumableTask(LightningModule):
         self.make_scheduler = scheduler
         # Gradients of a run that is resumed between two batches of an optimizer step.
         self._accumulated: dict[str, Tensor] = {}
-        # The optimizer's name and groups in a checkpoint that is loaded.
+        # The optimizer's name and groups, and the schedule, in a checkpoint that is loaded.
         self._resumed: tuple[str | None, list[dict[str, Any]]] | None = None
+        self._schedule: str | None = None
+        self._resumed_schedule: str | None = None
         self._unchecked: list[tuple[Tensor, Place]] = []  # losses
 
     @abstractmethod
@@ -126,12 +131,22 @@ class ResumableTask(LightningModule):
         self._check_losses()
 
     def on_validation_epoch_start(self) -> None:
+        """Gives all processes the first one's buffers, such as BatchNorm's statistics.
+
+        Between the batches of one optimizer step they differ, and each would measure another
+        network.
+        """
         self._check_losses()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            for buffer in self.buffers():
+                if buffer.is_floating_point():
+                    torch.distributed.broadcast(buffer, 0)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds gradients that are accumulated, the mean of those of all processes."""
         self._check_losses()
         checkpoint[OPTIMIZER_KEY] = type(self.trainer.optimizers[0]).__name__
+        checkpoint[SCHEDULE_KEY] = self._schedule
         if self.trainer.fit_loop._should_accumulate():
             reduce = self.trainer.strategy.reduce
             gradients = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
@@ -144,6 +159,16 @@ class ResumableTask(LightningModule):
         states = checkpoint.get("optimizer_states")
         if states:
             self._resumed = checkpoint.get(OPTIMIZER_KEY), states[0]["param_groups"]
+            self._resumed_schedule = checkpoint.get(SCHEDULE_KEY)
+        trainer: Any = self._trainer
+        if trainer is None or trainer.state.fn != "fit" or AVERAGED_KEY not in checkpoint:
+            return
+        if not any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks):
+            raise ValueError(
+                "the run cannot be resumed without the average of its weights, from which it would "
+                "go on; restore the callback in trainer.callbacks, such as "
+                "segformer.train.averaging.EMA"
+            )
 
     def on_train_start(self) -> None:
         """Restores accumulated gradients; Lightning sets all gradients to zero before this."""
@@ -160,7 +185,14 @@ class ResumableTask(LightningModule):
                 "the schedule needs the run's length; set trainer.max_steps or trainer.max_epochs"
             )
         scheduler = self.make_scheduler(optimizer, int(steps))
+        self._schedule = f"{type(scheduler).__name__} of {int(steps)} steps"
         self._check_resumed(optimizer)
+        was = self._resumed_schedule
+        if was not in (None, self._schedule):
+            rank_zero_warn(
+                f"the schedule was {was} and is {self._schedule}: the learning rate goes on from "
+                "where the new one is at this step"
+            )
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
@@ -170,7 +202,7 @@ class ResumableTask(LightningModule):
         """Checks that a resumed run keeps its optimizer, whose settings its checkpoint restores.
 
         Raises:
-            ValueError: If the optimizer, its parameters, rates or decays are others.
+            ValueError: If the optimizer, its parameters, rates or other settings are others.
         """
         if self._resumed is None:
             return
@@ -182,7 +214,7 @@ class ResumableTask(LightningModule):
         elif (sizes := _sizes(before)) != _sizes(now):
             changed.append(f"its groups had {sizes} parameters and have {_sizes(now)}")
         else:
-            for key in ("initial_lr", "weight_decay"):
+            for key in sorted(_settings(before) & _settings(now)):
                 was, own = ([group.get(key) for group in groups] for groups in (before, now))
                 if was != own:
                     changed.append(f"{key} of its groups was {was} and is {own}")
@@ -193,6 +225,14 @@ class ResumableTask(LightningModule):
                 "its settings, or start a new run from its weights"
                 + (f" with {data.FROM_WEIGHTS}" if isinstance(data, ResumableData) else "")
             )
+
+
+def _settings(groups: Sequence[dict[str, Any]]) -> set[str]:
+    """Returns the names of an optimizer's settings that neither schedule nor device changes."""
+    changed = {"params", "lr", "foreach", "fused", "capturable", "differentiable"}
+    if any("max_momentum" in group for group in groups):  # by PyTorch's OneCycleLR
+        changed |= {"betas", "momentum", "max_momentum", "base_momentum", "max_lr", "min_lr"}
+    return {key for group in groups for key in group} - changed
 
 
 def _sizes(groups: Sequence[dict[str, Any]]) -> list[int]:
@@ -330,7 +370,15 @@ class ResumableData(LightningDataModule):
             "images a step of all devices": self.batch_size * trainer.world_size,
             "trainer.limit_train_batches": trainer.limit_train_batches,
             "trainer.overfit_batches": trainer.overfit_batches,
+            "trainer.accumulate_grad_batches": self._accumulated_batches(),
         }
+
+    def _accumulated_batches(self) -> int | str:
+        """Returns the number of batches of an optimizer step, or that a callback changes it."""
+        trainer: Any = self.trainer
+        if any(isinstance(c, GradientAccumulationScheduler) for c in trainer.callbacks):
+            return "that of a GradientAccumulationScheduler"
+        return int(trainer.accumulate_grad_batches)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Checks that a resumed run gets the batches that it would have had.

@@ -33,6 +33,7 @@ class ClassificationCLI(RunCLI):
 
     VERBS = ("fit",)
     WEIGHTS = "--model.network.checkpoint_path"
+    LOGGED = ("val/top1", "val/top5", "train/loss")
 
     def __init__(self, args: list[str] | None = None, run: bool = True) -> None:
         super().__init__(ClassificationTask, ImageFolderData, args, run)

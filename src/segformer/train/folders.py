@@ -16,6 +16,7 @@ CSV = "lightning.pytorch.loggers.CSVLogger"
 FOLLOWERS = ("CSVLogger", "TensorBoardLogger")  # loggers that write into SAVE_DIR/NAME/VERSION
 NAMES = ("name", "project", "experiment_name")  # options of loggers for the name of several runs
 UNNAMED = "lightning_logs"  # Lightning's default name
+OWN = "Resumable"  # callback whose checkpoints are always in the run's folder
 CHECKPOINTS = "checkpoints"  # folder of the checkpoints in a run's folder
 
 
@@ -158,8 +159,10 @@ class RunFolder(SaveConfigCallback):
         path = Path(str(trainer.ckpt_path))
         if path.resolve().parent != here.resolve():
             return
-        for state in checkpoint["callbacks"].values():
-            if state.get("dirpath") and (here / path.name).exists():
+        states = checkpoint["callbacks"]
+        old = next((s["dirpath"] for name, s in states.items() if name.startswith(OWN)), None)
+        for state in states.values():
+            if old is not None and state.get("dirpath") == old:  # others are where they were
                 _move(state, str(here))
 
 

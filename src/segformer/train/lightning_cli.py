@@ -52,6 +52,7 @@ class SegmentationCLI(RunCLI):
 
     VERBS = ("fit", "validate", "test")
     WEIGHTS = "--weights"
+    LOGGED = ("val/miou", "val/pixel_accuracy", "train/loss")
 
     def __init__(self, args: list[str] | None = None, run: bool = True) -> None:
         super().__init__(SegmentationTask, SegmentationData, args, run)

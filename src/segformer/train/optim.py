@@ -124,7 +124,7 @@ class Poly(LambdaLR):
         warmup_steps: Number of steps of the warm-up, at most a tenth of the run.
         warmup_ratio: Factor of the learning rate at the first step.
         power: Exponent of the decay; 1.0 is linear.
-        min_lr: Learning rate of each group at the end of the run.
+        min_lr: Learning rate of each group at the end of the run, at most its highest.
     """
 
     def __init__(
@@ -144,7 +144,8 @@ class Poly(LambdaLR):
                 return poly
             return poly * (1 - (1 - step / warmup_steps) * (1 - warmup_ratio))
 
-        floors = [min_lr / group["lr"] if min_lr else 0.0 for group in optimizer.param_groups]
+        rates = [group["lr"] for group in optimizer.param_groups]
+        floors = [min(1.0, min_lr / rate) if min_lr else 0.0 for rate in rates]
         super().__init__(optimizer, [partial(factor, floor=floor) for floor in floors])
 
 
@@ -191,8 +192,8 @@ class WarmupCosine(LambdaLR):
         optimizer: Optimizer with the highest learning rates.
         total_steps: Number of optimizer steps of the whole run.
         warmup: Share of the run that is warm-up: by default 5 of 300 epochs.
-        warmup_lr: Learning rate of each group at the first step.
-        min_lr: Learning rate of each group at the end of the run.
+        warmup_lr: Learning rate of each group at the first step, at most its highest.
+        min_lr: Learning rate of each group at the end of the run, at most its highest.
 
     Raises:
         ValueError: If ``warmup`` is below 0, or the whole run.
@@ -211,8 +212,9 @@ class WarmupCosine(LambdaLR):
 
         def factor(step: int, lr: float) -> float:
             if step < warmup_steps:
-                return (warmup_lr + (lr - warmup_lr) * step / warmup_steps) / lr
-            return _cosine(1.0, min_lr / lr, min(1.0, step / total_steps))
+                first = min(1.0, warmup_lr / lr)
+                return first + (1 - first) * step / warmup_steps
+            return _cosine(1.0, min(1.0, min_lr / lr), min(1.0, step / total_steps))
 
         groups = optimizer.param_groups
         super().__init__(optimizer, [partial(factor, lr=group["lr"]) for group in groups])

@@ -185,8 +185,9 @@ def best_checkpoint(newest: Path, monitor: str | None = None) -> Path | None:
     callbacks = read_checkpoint(newest)["callbacks"].items()
     states = [state for key, state in callbacks if key.startswith("ModelCheckpoint")]
     own = [state for state in states if state.get("monitor") == monitor] or states
-    named = [state["best_model_path"] for state in reversed(own)]
-    paths = [newest.with_name(Path(path).name) for path in named if path]
+    named = [Path(state["best_model_path"]) for state in reversed(own) if state["best_model_path"]]
+    # Beside the newest, if the run's folder was moved, or where a callback of the user has it.
+    paths = [path for best in named for path in (newest.with_name(best.name), best)]
     return next((path for path in paths if path.is_file()), None)
 
 

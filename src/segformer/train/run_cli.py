@@ -38,6 +38,7 @@ class RunCLI(LightningCLI):
     """
 
     VERBS: ClassVar[tuple[str, ...]]  # of Lightning's
+    LOGGED: ClassVar[tuple[str, ...]]  # names of the scores and losses that the task logs
     WEIGHTS: ClassVar[str]  # option that takes weights of any layout
 
     def __init__(
@@ -74,10 +75,18 @@ class RunCLI(LightningCLI):
         """Parses the arguments; raises ValueError if ``--ckpt_path`` is no checkpoint of a run."""
         self.config = parser.parse_args(args)  # type: ignore[arg-type]
         path = self._settings.get("ckpt_path")
-        if path and Path(path).is_file() and "state_dict" not in read_checkpoint(Path(path)):
+        if not path or not Path(path).is_file():
+            return
+        content = read_checkpoint(Path(path))
+        if "state_dict" not in content:
             raise ValueError(
                 f"{path!r} is no checkpoint of a run; give weights of other layouts with "
                 f"{self.WEIGHTS}"
+            )
+        if self.config.get("subcommand") == "fit" and "optimizer_states" not in content:
+            raise ValueError(
+                f"{path!r} holds weights alone, and a run goes on from its optimizer's state, too; "
+                "give another checkpoint, or start a new run from these weights"
             )
 
     @property
@@ -87,6 +96,7 @@ class RunCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Chooses the run's folder; a resumed run keeps its own."""
         config = self._settings
+        self._check_checkpoints(config.checkpoint)
         given = config.clone()
         given.pop("ckpt_path", None)
         runs = Runs.of(config.trainer)
@@ -101,6 +111,26 @@ class RunCLI(LightningCLI):
         if not validates and str(config.checkpoint.monitor).startswith("val/"):
             config.checkpoint.monitor = None
         self.save_config_kwargs = {"folder": folder, "given": given}
+
+    def _check_checkpoints(self, options: Any) -> None:
+        """Raises ValueError if the best checkpoint would not be found, by its score or its place.
+
+        Callbacks of the user may log other scores.
+        """
+        monitor = str(options.monitor)
+        meant = next((name for name in self.LOGGED if _letters(name) == _letters(monitor)), monitor)
+        if meant != monitor:
+            raise ValueError(f"checkpoint.monitor={monitor!r} is no score; did you mean {meant!r}?")
+        if options.dirpath is not None:
+            raise ValueError(
+                f"checkpoint.dirpath={str(options.dirpath)!r}: a run's checkpoints are in its "
+                "folder, where --ckpt_path finds them; give trainer.logger.init_args.save_dir"
+            )
+        if options.save_weights_only:
+            raise ValueError(
+                "checkpoint.save_weights_only=true: a run goes on from its checkpoints; leave it "
+                "out, as the finished run's model.safetensors holds the weights alone"
+            )
 
     def _find_checkpoint(self, runs: Runs) -> Path | None:
         named = self._settings.get("ckpt_path")
@@ -151,3 +181,8 @@ class RunCLI(LightningCLI):
     def _folder(self) -> Path:
         callback: Any = find_callback(self.trainer, RunFolder)
         return callback.folder
+
+
+def _letters(name: str) -> str:
+    """Returns the lower-case letters and digits of a name."""
+    return "".join(filter(str.isalnum, name.lower()))

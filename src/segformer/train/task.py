@@ -27,6 +27,7 @@ from segformer.train.lora import LoRA
 from segformer.train.optim import OfficialAdamW, Poly, param_groups
 
 TEACHER_KEY = "consistency_teacher"
+LOSSES = (CrossEntropy.__module__, nn.CrossEntropyLoss.__module__)  # weights are of classes
 
 
 class SegmentationTask(ResumableTask):
@@ -39,7 +40,8 @@ class SegmentationTask(ResumableTask):
     Args:
         network: The model to train.
         loss: Computes a scalar from stride-4 logits (B, K, h, w), the target (B, H, W) and the
-            network's ``align_corners``; by default cross-entropy.
+            network's ``align_corners``; by default cross-entropy. Parameters of its own are trained
+            at the rate of the heads.
         optimizer: Makes the optimizer from parameter groups.
         scheduler: Makes the schedule from the optimizer and the run's number of optimizer steps.
         head_lr_mult: Learning rate of the decode head and the auxiliary heads over that of the
@@ -245,7 +247,9 @@ class SegmentationTask(ResumableTask):
         self.log(f"{split}/pixel_accuracy", self.scores.pixel_accuracy)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        parts = nn.ModuleList(part for part in (self.auxiliary, self.distillation) if part)
+        parts = nn.ModuleList(
+            part for part in (self.loss, self.auxiliary, self.distillation) if part is not None
+        )
         return param_groups(self.network, self.head_lr_mult, parts, self.layer_decay)
 
 
@@ -261,7 +265,8 @@ def _check_forward(network: SegmentationModel) -> None:
 def _check_loss(loss: nn.Module, labels: int) -> None:
     """Raises ValueError if a loss is made for another number of classes, or other label maps."""
     for module in loss.modules():
-        weight = getattr(module, "weight", None)
+        is_known = type(module).__module__ in LOSSES
+        weight = getattr(module, "weight", None) if is_known else None
         if weight is not None and len(weight) != labels:
             raise ValueError(
                 f"the loss weighs {len(weight)} classes, the network has {labels}; "
