@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 
-from segformer.data.datasets import IGNORE_INDEX
+from segformer.data.classes import IGNORE_INDEX
 from segformer.evaluation import evaluate
 from segformer.ops.memory import keep_large_blocks
 from segformer.train.lightning_cli import SegmentationCLI

@@ -118,7 +118,7 @@ def run(options: argparse.Namespace) -> None:
             for split in row.missing(result):
                 row.measure(split, root, result)
                 save(row.key, result, options.out)
-                print(said(result, split), flush=True)
+                print(line_of(result, split), flush=True)
         except CommandError as error:
             print(error, file=sys.stderr, flush=True)
             failed += 1
@@ -153,7 +153,7 @@ def save(key: str, row: Row, path: Path) -> None:
         partial.write_text(json.dumps({**saved(path), key: row}, indent=1) + "\n")
 
 
-def said(row: Row, split: str) -> str:
+def line_of(row: Row, split: str) -> str:
     """A row in a line."""
     scores = row["scores"][split]
     return (

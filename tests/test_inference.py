@@ -15,7 +15,7 @@ from PIL import Image
 from segformer import Classes, SegFormer
 from segformer.cli import main as command
 from segformer.data.bands import Bands
-from segformer.data.datasets import read_image
+from segformer.data.images import read_image
 from segformer.data.normalization import Normalization
 from segformer.data.transforms import Normalize
 from segformer.evaluation import Slide

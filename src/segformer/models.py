@@ -536,24 +536,33 @@ class SETR(SegmentationModel):
             raise ValueError(
                 f"unknown backbone {backbone!r}; choose one of {', '.join(self.BACKBONES)}"
             )
-        reads: Any = head
-        if not (hasattr(head, "BLOCKS") and hasattr(head, "CLASS_TOKEN")):
-            raise ValueError(
-                f"head={head!r} has no BLOCKS and CLASS_TOKEN; choose one of NaiveHead, PUPHead, "
-                "MLAHead"
-            )
+        blocks, class_token = _what_it_reads(head)
         name, depth = self.BACKBONES[backbone]
         vit = TimmBackbone(
             name,
             pretrained=pretrained,
             in_channels=in_channels,
-            out_indices=[block * depth // 24 - 1 for block in reads.BLOCKS],
-            class_token=reads.CLASS_TOKEN,
+            out_indices=[block * depth // 24 - 1 for block in blocks],
+            class_token=class_token,
             img_size=img_size if isinstance(img_size, int) else tuple(img_size),
             drop_path_rate=drop_path,
         )
         decode_head = head(vit.channels, number_of_classes(num_classes, classes), channels)
         super().__init__(vit, decode_head, classes, normalization=normalization)
+
+
+def _what_it_reads(head: Any) -> tuple[Sequence[int], bool]:
+    """Returns the blocks that a head of SETR reads, and whether a class token passes through them.
+
+    Raises:
+        ValueError: If it does not say so.
+    """
+    if not (hasattr(head, "BLOCKS") and hasattr(head, "CLASS_TOKEN")):
+        raise ValueError(
+            f"head={head!r} has no BLOCKS and CLASS_TOKEN; choose one of NaiveHead, PUPHead, "
+            "MLAHead"
+        )
+    return head.BLOCKS, head.CLASS_TOKEN
 
 
 class ConvSegFormer(SegmentationModel):

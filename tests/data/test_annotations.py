@@ -253,18 +253,18 @@ def test_areas_of_no_class_are_no_pixels_without_annotation(tmp_path: Path) -> N
     data = plan.settings["data"]["init_args"]
     assert data["classes"]["names"] == ["car", "road"]
     assert data["unlabelled"] == "ignore"
-    assert "pixels without annotation, 0.0 %, are ignored" in plan.said
+    assert "pixels without annotation, 0.0 %, are ignored" in plan.decisions
     coco_of_boxes(tmp_path / "all.json", {f"{k}.png": {"road": (0, half)} for k in range(4)})
     for options in ((), ("--data.unlabelled=background",)):
         plan = make_plan(parse("fit", [str(tmp_path), *options]))
-        assert any("background 50.0 %, road 50.0 %" in sentence for sentence in plan.said)
+        assert any("background 50.0 %, road 50.0 %" in sentence for sentence in plan.decisions)
     for unlabelled in ("road", "0"):
         areas = {"car": (0, half), "road": (half, half + 9)}
         coco_of_boxes(tmp_path / "all.json", {f"{k}.png": areas for k in range(4)})
         plan = make_plan(parse("fit", [str(tmp_path), f"--data.unlabelled={unlabelled}"]))
         shares = {"road": 50.0, "0": 100 * (WIDTH - 9) / WIDTH}[unlabelled]
         name = {"road": "road", "0": "car"}[unlabelled]
-        assert any(f"{name} {shares:.1f} %" in sentence for sentence in plan.said)
+        assert any(f"{name} {shares:.1f} %" in sentence for sentence in plan.decisions)
 
 
 def test_pixel_masks_of_label_studio(tmp_path: Path) -> None:
@@ -352,7 +352,7 @@ def test_a_folder_of_annotations_becomes_a_config(kind: str, tmp_path: Path) -> 
     assert (len(data.train), len(data.val)) == (4, 2)
     found = np.array(data.classes.names)[data.train[0][1].numpy()]
     np.testing.assert_array_equal(found, np.array(CLASSES.names)[label_map()])
-    assert any("pixels without annotation" in sentence for sentence in plan.said)
+    assert any("pixels without annotation" in sentence for sentence in plan.decisions)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -8,13 +8,9 @@ import torch
 from PIL import Image
 
 from segformer import Classes
-from segformer.data.datasets import (
-    DataError,
-    FolderDataset,
-    check_labels,
-    read_image,
-    read_label_map,
-)
+from segformer.data.datasets import DataError, FolderDataset
+from segformer.data.images import read_image
+from segformer.data.labels import check_labels, read_label_map
 
 CLASSES = Classes(["a", "b", "c"])
 

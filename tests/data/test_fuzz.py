@@ -17,7 +17,9 @@ import torch
 from PIL import Image
 
 from segformer import Classes
-from segformer.data.datasets import FolderDataset, find_images, read_image, read_label_map
+from segformer.data.datasets import FolderDataset
+from segformer.data.images import find_images, read_image
+from segformer.data.labels import read_label_map
 
 Random = random.Random
 CLASSES = Classes([f"class {k}" for k in range(5)])

@@ -13,14 +13,9 @@ from PIL import Image
 from png import png
 
 from segformer import Classes
-from segformer.data.datasets import (
-    DataError,
-    FolderDataset,
-    find_images,
-    read_image,
-    read_label_map,
-)
-from segformer.data.images import ORIENTATION, decode_rgb
+from segformer.data.datasets import DataError, FolderDataset
+from segformer.data.images import ORIENTATION, decode_rgb, find_images, read_image
+from segformer.data.labels import read_label_map
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
 

@@ -531,7 +531,7 @@ def test_a_folder_of_rasters_is_trained_without_a_config(tmp_path: Path) -> None
     plan.write(tmp_path / "run.yaml")
     read = build_data(data_parser("data").parse_args([f"--config={tmp_path / 'run.yaml'}"]).data)
     assert len(read.train) + len(read.val) == 3 * 3
-    assert f"passes over {len(read.train)} training tiles" in " ".join(plan.said)
+    assert f"passes over {len(read.train)} training tiles" in " ".join(plan.decisions)
     image, label = read.train[0]
     assert image.shape == (2, 40, 1024)
     assert (label[:, :9] == 255).all()

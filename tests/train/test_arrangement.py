@@ -102,7 +102,7 @@ def test_test_images_without_label_maps_are_left_out_and_named(tmp_path: Path) -
         tmp_path, "images/{split}/{name}.jpg", "labels/{split}/{name}.png", "train", "val"
     )
     assert found.pairs.keys() == {"train", "val"}
-    assert "2 test images have no label maps and are left out" in found.said
+    assert "2 test images have no label maps and are left out" in found.decisions
 
 
 @pytest.mark.parametrize(

@@ -173,11 +173,11 @@ def test_batches_are_those_of_the_seed(folder: Path) -> None:
 
 def test_every_unlabelled_image_comes_as_often() -> None:
     """Four batches an epoch of three batches of others: twelve batches show each image 4 times."""
-    from segformer.train.order import Batches, BothBatches
+    from segformer.train.order import Batches, InterleavedBatches
 
     epoch = 0
     first = Batches(8, 2, seed=0, start=lambda: (epoch, 0))
-    both = BothBatches(first, Batches(6, 2, seed=1))
+    both = InterleavedBatches(first, Batches(6, 2, seed=1))
     seen = []
     for epoch in range(3):  # noqa: B007 - start returns it
         seen += [draw for batch in both for which, draw in batch if which == 1]

@@ -26,7 +26,7 @@ from segformer.train.arrangement import find
 from segformer.train.folder_options import own_parser, parse, with_option
 from segformer.train.from_folder import make_plan
 from segformer.train.parser import build_data, data_parser
-from segformer.train.recipe import STEPS, Situation, class_weights, said, settings
+from segformer.train.recipe import STEPS, Situation, class_weights, decisions, settings
 
 pytestmark = [
     pytest.mark.usefixtures("without_pictures"),
@@ -113,6 +113,7 @@ def test_one_command_trains_to_the_weights_of_the_yaml_that_it_wrote(
     assert not videos[0] & videos[1]
 
 
+@pytest.mark.filterwarnings("ignore:the schedule was OneCycle of")  # it gets more steps
 def test_the_run_goes_on_from_its_own_files(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     segformer(monkeypatch, "fit", photos, *SMALL)
     run = Path("runs/photos/version_0")
@@ -200,8 +201,8 @@ def test_divisions_by_options(photos: Path) -> None:
     singly = plan_of(photos, "--group", ".+")
     assert len(names_of(singly, "val")) == 2
     far = "3 groups cannot be divided nearer to 20 %"  # three videos: one is 33 %
-    assert any(sentence.startswith(far) for sentence in plan_of(photos).said)
-    assert not any("nearer" in sentence for sentence in (*by_frame.said, *singly.said))
+    assert any(sentence.startswith(far) for sentence in plan_of(photos).decisions)
+    assert not any("nearer" in sentence for sentence in (*by_frame.decisions, *singly.decisions))
     seeds = {frozenset(names_of(plan_of(photos, f"--val_seed={k}"), "val")) for k in range(8)}
     assert len(seeds) == 3
 
@@ -216,7 +217,7 @@ def test_divisions_by_lists(photos: Path) -> None:
     plan = plan_of(photos)
     assert names_of(plan, "train") == set(NAMES[3:6])
     assert names_of(plan, "val") == set(NAMES[6:8])
-    assert "4 pairs that no list names are left out" in plan.said
+    assert "4 pairs that no list names are left out" in plan.decisions
 
 
 def test_a_folder_with_train_and_test_gets_its_validation_from_train(tmp_path: Path) -> None:
@@ -334,7 +335,7 @@ def test_options_change_the_yaml_as_they_change_a_config(
     changed = plan.settings
     for key, value in OPTIONS.items():
         changed = with_option(changed, key, value)
-    type(plan)(changed, plan.lists, plan.said).write(Path("changed.yaml"))
+    type(plan)(changed, plan.lists, plan.decisions).write(Path("changed.yaml"))
     printed = []
     for arguments in (["plain.yaml", *options], ["changed.yaml"]):
         with pytest.raises(SystemExit):
@@ -355,8 +356,10 @@ def test_a_step_of_several_batches_makes_as_many_validations() -> None:
     assert four.steps == one.steps
     intervals = [settings(of)["trainer"]["val_check_interval"] for of in (one, four)]
     assert intervals[1] == 4 * intervals[0]
-    assert said(one)[0].startswith("4000 steps of 8 crops of 256×256: 200 passes over 160 training")
-    assert ": 800 passes over 160 training images" in said(four)[0]
+    assert decisions(one)[0].startswith(
+        "4000 steps of 8 crops of 256×256: 200 passes over 160 training"
+    )
+    assert ": 800 passes over 160 training images" in decisions(four)[0]
     options = {"trainer.max_epochs": 5, **options}
     assert situation(images=160, given=options).steps == 5 * 160 // 32
 

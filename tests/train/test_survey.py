@@ -119,7 +119,7 @@ def test_masks_of_0_and_255_are_background_and_object(tmp_path: Path) -> None:
 def test_255_is_no_class_beside_others(tmp_path: Path) -> None:
     classes = found(tmp_path, drawn(4), by([0, 1, 2, 255]))
     assert len(classes.classes) == 3
-    assert "value 255 means no class" in classes.said
+    assert "value 255 means no class" in classes.decisions
     assert set(np.unique(read(tmp_path, classes))) == {0, 1, 2, 255}
 
 
@@ -127,7 +127,7 @@ def test_a_value_between_others_that_no_pixel_has_is_a_class(tmp_path: Path) -> 
     classes = found(tmp_path, drawn(4), by([0, 1, 3, 4]))
     assert classes.classes.names[2] == "class 2"
     assert classes.pixels[2] == 0
-    assert any("no pixel has the value 2" in sentence for sentence in classes.said)
+    assert any("no pixel has the value 2" in sentence for sentence in classes.decisions)
 
 
 def test_values_above_255_are_classes_or_mapped(tmp_path: Path) -> None:
@@ -155,9 +155,9 @@ def test_65535_is_no_class(tmp_path: Path) -> None:
         ignored = classes.classes.ignore_index
         expected = [np.where(void, ignored, label) for label in maps]
         np.testing.assert_array_equal(read(folder, classes), expected)
-        assert any("65535 means no class" in sentence for sentence in classes.said)
+        assert any("65535 means no class" in sentence for sentence in classes.decisions)
     without = found(tmp_path / "without", [np.resize(np.arange(300), SHAPE)], wide)
-    assert not any("no class" in sentence for sentence in without.said)
+    assert not any("no class" in sentence for sentence in without.decisions)
 
 
 def test_the_files_value_for_no_data_is_no_class(tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_a_label_map_takes_the_names_of_its_values(tmp_path: Path) -> None:
     ):
         classes = labelling(contents, named, label_map=label_map)
         assert classes.classes.names == names
-        assert ("do not fit its 2 classes" in " ".join(classes.said)) == (len(names) == 2)
+        assert ("do not fit its 2 classes" in " ".join(classes.decisions)) == (len(names) == 2)
 
 
 def test_zero_as_no_class_counts_from_1(tmp_path: Path) -> None:

@@ -19,15 +19,13 @@ from segformer.data.annotations.areas import Picture
 from segformer.data.annotations.drawing import Drawing, Drawn, Treatment
 from segformer.data.annotations.formats import Annotations
 from segformer.data.annotations.matching import find_sources
-from segformer.data.classes import IGNORE_INDEX, Classes
+from segformer.data.classes import Classes
 from segformer.data.images import (
     Decoded,
     Header,
     decode,
     decode_rgb,
-    find_images,
     read_header,
-    read_image,
     rgb,
 )
 from segformer.data.labels import (
@@ -37,21 +35,10 @@ from segformer.data.labels import (
     check_turned,
     coding_of,
     label_type,
-    read_label_map,
     to_indices,
     valid_values,
 )
 from segformer.data.pairing import find_pairs
-
-__all__ = [
-    "IGNORE_INDEX",
-    "DataError",
-    "FolderDataset",
-    "check_labels",
-    "find_images",
-    "read_image",
-    "read_label_map",
-]
 
 NUM_VALUES = 1 << 16  # of a 16-bit label map
 LEAST_VALUE = -(1 << 15)  # of a 16-bit label map with signs

@@ -191,7 +191,7 @@ class RasterDataset(FolderDataset):
         try:
             grid = self.bands.open(path, 0).grid
         except (OSError, ValueError):
-            return path, None  # its fault is said with the others
+            return path, None  # its error is reported with the others
         return path, grid.crs if grid else None
 
 

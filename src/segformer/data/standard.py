@@ -8,8 +8,8 @@ from typing import Any
 
 from torchvision import datasets
 
-from segformer.data.classes import Classes
-from segformer.data.datasets import IGNORE_INDEX, FolderDataset
+from segformer.data.classes import IGNORE_INDEX, Classes
+from segformer.data.datasets import FolderDataset
 
 Root = str | os.PathLike[str]
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from segformer.data.classes import ignore_index, number_of_labels
+from segformer.data.classes import number_of_labels
 from segformer.data.labels import check_labels
 from segformer.deploy.comparison import GATES, smooth
 from segformer.deploy.exported import load
@@ -25,7 +25,7 @@ from segformer.deploy.formats import FORMATS, find_format
 from segformer.deploy.ranking import PYTORCH, Benchmark, Contestant
 from segformer.evaluation import own_size_labels
 from segformer.evaluation.batches import normalized
-from segformer.evaluation.metrics import Scores
+from segformer.evaluation.metrics import Scores, confusion_of
 
 COMPILED = ("aoti", "executorch")  # formats whose export takes minutes
 PROBES = 4  # images of noise, if there are no data
@@ -351,11 +351,8 @@ class Tally:
         self.num_equal += int((labels == expected).sum())
         self.total += labels.numel()
         if truth is not None:
-            count = len(self.confusion)
-            truth = truth.as_subclass(Tensor).long()
-            valid = truth != ignore_index(count)
-            pairs = count * truth[valid] + labels[valid]
-            self.confusion += pairs.bincount(minlength=count**2).view(count, count)
+            truth = truth.as_subclass(Tensor)
+            self.confusion += confusion_of(labels, truth, len(self.confusion))
 
     @property
     def equal(self) -> float:

@@ -144,7 +144,7 @@ class Exported(nn.Module):
         logits = self._logits(images, (int(height), int(width)))
         return logits if logits.shape[-2:] == (height, width) else upsample(logits, (height, width))
 
-    def _logits(self, images: Tensor, size: tuple[int, int] | None) -> Tensor:
+    def _logits(self, images: Tensor, size: tuple[int, int]) -> Tensor:
         """Returns the logits of the images' size, or of *size* if the graph takes one."""
         if not self.gives_logits:
             raise ValueError(
@@ -202,10 +202,9 @@ class Exported(nn.Module):
         probabilities = upsample(at_least_float32(logits), size).softmax(1)
         return upsample_argmax(logits, size), probabilities.float()
 
-    def _run(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    def _run(self, images: Tensor, size: tuple[int, int]) -> Tensor:
         """Returns the output of the graph, at the images' size, or at *size* if it takes one."""
-        takes_size = self.description.takes_size
-        height, width = size if takes_size and size else images.shape[-2:]
+        height, width = size if self.description.takes_size else images.shape[-2:]
         x, *wanted = self.inputs(images, size)
         result = torch.cat(
             [self._run_batch(part, *wanted) for part in x.split(self.description.batch or len(x))]

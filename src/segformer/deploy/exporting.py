@@ -43,8 +43,8 @@ def export(
         model: A :class:`~segformer.SegmentationModel`; it is not changed. Of another type than
             float32, or on another device than the CPU, a copy is exported.
         path: The file, such as ``model.onnx``.
-        format: ``"onnx"``, ``"openvino"``, ``"pt2"``, ``"aoti"`` or ``"executorch"``; by default
-            the one of the path's suffix.
+        format: ``"onnx"``, ``"openvino"``, ``"pt2"``, ``"aoti"``, ``"executorch"`` or ``"triton"``;
+            by default that of the path's suffix, or ``"onnx"``.
         output: ``"labels"``, uint8 (B, H, W), uint16 for more than 255 classes; ``"logits"`` or
             ``"probabilities"``, float32 (B, K, H, W).
         input: ``"normalized"``, float32 (B, C, H, W), or ``"uint8"``, pixels (B, H, W, C), which

@@ -66,8 +66,8 @@ class Labels(nn.Module):
 class LabelsOfMaxima(nn.Module):
     """Labels as :class:`Labels` returns them: the first class whose logit is the greatest.
 
-    OpenVINO finds it so in half of the time that its argmax over many channels takes. The ranks are
-    exact in bfloat16, in which a device may compute.
+    OpenVINO computes this in half the time of its argmax over many channels. The ranks are exact in
+    bfloat16, in which a device may compute.
     """
 
     MAX_CLASSES = 255

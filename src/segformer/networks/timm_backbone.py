@@ -38,7 +38,7 @@ BUILDERS = {
 
 @dataclass(frozen=True)
 class TimmConfig(Config):
-    """The arguments of :class:`TimmBackbone`, which describes them, but for ``pretrained``.
+    """The arguments of :class:`TimmBackbone` except ``pretrained``; they are described there.
 
     The entries of ``options`` are entries of this mapping, too.
 
@@ -408,7 +408,10 @@ def _spread(strides: list[int]) -> list[int]:
 
 @torch.no_grad()
 def _multiple(model: Any, in_channels: int, strides: Sequence[int]) -> int:
-    """What height and width must divide by for maps of ⌈side/stride⌉; an odd size is tried."""
+    """The number of which height and width must be multiples.
+
+    It is 1 if a trial with an odd size gives maps of ⌈side/stride⌉, else the greatest stride.
+    """
     side = 2 * max(strides) + 1
     images = torch.empty(1, in_channels, side, side, device="meta")
     try:

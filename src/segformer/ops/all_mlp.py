@@ -129,14 +129,14 @@ def _channel(finest: Tensor, fuse: nn.Conv2d) -> int:
     return finest[:, 0].numel() * fuse.weight.element_size()
 
 
-def fusion_is_plain(
+def head_fuses_plainly(
     features: Sequence[Tensor], projections: Iterable[Any], fuse: Any, *layers: Any
 ) -> bool:
     """elsewhere, for a plain fusion"""
     return is_plain_convolution(fuse, 1, bias=False)
 
 
-@all_mlp.implementation(when=fusion_is_plain)
+@all_mlp.implementation(when=head_fuses_plainly)
 def fused_at_each_level(
     features: Sequence[Tensor],
     projections: Iterable[Any],
@@ -230,12 +230,12 @@ def upsample_and_fuse(levels: Sequence[Tensor], fuse: Layer) -> Tensor:
     return fuse(torch.cat([upsample(x, size) for x in levels], 1))
 
 
-def is_plain_fusion(levels: Sequence[Tensor], fuse: Any) -> bool:
+def levels_fuse_plainly(levels: Sequence[Tensor], fuse: Any) -> bool:
     """for a plain fusion"""
     return is_plain_convolution(fuse, 1, bias=False)
 
 
-@upsample_and_fuse.implementation(when=is_plain_fusion)
+@upsample_and_fuse.implementation(when=levels_fuse_plainly)
 def fused_before_upsampling(levels: Sequence[Tensor], fuse: Any) -> Tensor:
     """Σ up(F_i x_i): each level fused at its own resolution."""
     blocks = fuse.weight.split([x.shape[1] for x in levels], 1)  # F_i

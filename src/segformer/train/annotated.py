@@ -18,7 +18,7 @@ from segformer.data.annotations.drawing import (
     Drawing,
     Drawn,
     Treatment,
-    said_of_invalid,
+    sentence_on_invalid,
 )
 from segformer.data.annotations.formats import (
     annotation_files,
@@ -79,7 +79,7 @@ def _with_annotations(root: Path, images: list[Path], files: list[Path]) -> Arra
         found = _by_index(root, images, files)
         how = f"{', '.join(str(path.relative_to(root)) for path in files[:3])}"
     count = sum(map(len, found.pairs.values()))
-    found.said.insert(0, f"{count} images with annotations ({how})")
+    found.decisions.insert(0, f"{count} images with annotations ({how})")
     found.is_annotated = True
     return found
 
@@ -112,8 +112,8 @@ def _by_index(root: Path, images: list[Path], files: list[Path]) -> Arrangement:
                 break
     _refuse_missing((a for _, _, annotations in indices for a in annotations.listed), taken, root)
     left = len(images) - sum(map(len, pairs.values()))
-    said = [f"{left} images that no file of annotations lists are left out"] if left else []
-    return Arrangement(root, in_order(root, pairs), None, said)
+    decisions = [f"{left} images that no file of annotations lists are left out"] if left else []
+    return Arrangement(root, in_order(root, pairs), None, decisions)
 
 
 def _refuse_missing(listed: Iterable[Annotated], taken: set[int], root: Path) -> None:
@@ -150,10 +150,10 @@ def _with_class_masks(root: Path, images: list[Path]) -> Arrangement | None:
     pairs: dict[str, list[Pair]] = defaultdict(list)
     for name, (pattern,) in patterns.items():
         pairs[image_of[name].split or ""].append(Pair(name, image_of[name].path, pattern))
-    said = [f"{len(patterns)} images with a mask for each class"]
+    decisions = [f"{len(patterns)} images with a mask for each class"]
     if left := len(image_of) - len(patterns):
-        said.append(f"{left} images without a mask are left out")
-    return Arrangement(root, in_order(root, pairs), None, said, True, tuple(sorted(classes)))
+        decisions.append(f"{left} images without a mask are left out")
+    return Arrangement(root, in_order(root, pairs), None, decisions, True, tuple(sorted(classes)))
 
 
 def _name(file: File) -> str:
@@ -217,7 +217,9 @@ def survey_annotations(
     sizes = {path: picture.size for path, picture in pictures.items()}
     labelling = _labelling(names, counts, class_map, unlabelled)
     if invalid := sum(map(drawn.invalid, pictures)):
-        labelling = replace(labelling, said=(*labelling.said, said_of_invalid(invalid)))
+        labelling = replace(
+            labelling, decisions=(*labelling.decisions, sentence_on_invalid(invalid))
+        )
     return labelling, sizes
 
 
@@ -257,18 +259,20 @@ def _labelling(
     chosen: int | str = IGNORE
     if unlabelled is not None:
         chosen = unlabelled
-        said = f"pixels without annotation, {100 * share:.1f} %, are {unlabelled}, as it is given"
+        decision = (
+            f"pixels without annotation, {100 * share:.1f} %, are {unlabelled}, as it is given"
+        )
         is_index = str(unlabelled).isdecimal() and int(unlabelled) < len(names)
         own = names[int(unlabelled)] if is_index else str(unlabelled)
         if own != IGNORE:
             pixels = {**({} if own in pixels else {own: 0}), **pixels}
             pixels[own] += without
     elif share <= MOST_UNLABELLED:
-        said = f"pixels without annotation, {100 * share:.1f} %, are ignored"
+        decision = f"pixels without annotation, {100 * share:.1f} %, are ignored"
     else:
         chosen = rest or BACKGROUND[0]
         pixels = {chosen: pixels.pop(chosen, 0) + without, **pixels}
-        said = (
+        decision = (
             f"pixels without annotation, {100 * share:.1f} %, are {chosen!r}; pass "
             f"--data.unlabelled {IGNORE} if they may be anything"
         )
@@ -282,4 +286,4 @@ def _labelling(
             f"the annotations have one class, {classes.names[0]!r}, on all pixels; a network needs "
             "at least two"
         )
-    return Labelling(classes, shares, options, (said, *summary(classes, shares)))
+    return Labelling(classes, shares, options, (decision, *summary(classes, shares)))

@@ -56,7 +56,7 @@ class File:
         path: Path below the folder.
         role: Whether it is an image or a label map, if that is known.
         split: ``train``, ``val`` or ``test``, if a folder's name says so.
-        folder: Names of its folders that say neither.
+        folder: Names of its folders that state neither a role nor a split.
         pattern: Its folders down to the last one that says either, with ``{split}`` in place of
             the name of the split.
         word: Name of the split in that path.
@@ -98,7 +98,7 @@ class Arrangement:
         pairs: Pairs of each split; those of a folder without splits have the key ``""``.
         patterns: Options of :class:`~segformer.train.data.FolderData` that may read the same
             pairs; None if there are none.
-        said: One sentence for each decision.
+        decisions: One sentence for each decision.
         is_annotated: Whether the labels are annotations, not label maps.
         masks: Names of the classes, if each has masks of its own.
     """
@@ -106,7 +106,7 @@ class Arrangement:
     root: Path
     pairs: dict[str, list[Pair]]
     patterns: dict[str, str] | None = None
-    said: list[str] = field(default_factory=list)
+    decisions: list[str] = field(default_factory=list)
     is_annotated: bool = False
     masks: tuple[str, ...] = ()
 
@@ -127,7 +127,7 @@ def find(root: str | os.PathLike[str]) -> Arrangement:
     _refuse_published(folder)
     files = [file_of(path.relative_to(folder)) for path in find_images(folder, SUFFIXES)]
     kept = [file for file in files if not set(SKIPPED_FOLDERS) & set(file.path.parts)]
-    said = ["label maps of objects (SegmentationObject) are left out"] if kept != files else []
+    decisions = ["label maps of objects (SegmentationObject) are left out"] if kept != files else []
     files, how = _with_roles(kept, folder)
     images = [file for file in files if file.role == "image"]
     labels = [file for file in files if file.role == "label"]
@@ -136,9 +136,9 @@ def find(root: str | os.PathLike[str]) -> Arrangement:
     found = paired(folder, images, labels)
     splits = ", ".join(f"{name} {len(pairs)}" for name, pairs in found.pairs.items() if name)
     count = sum(map(len, found.pairs.values()))
-    said.append(f"{count} pairs of an image and a label map ({how})")
-    said.append(f"splits of the folder: {splits}" if splits else "the folder has no splits")
-    found.said[:0] = said
+    decisions.append(f"{count} pairs of an image and a label map ({how})")
+    decisions.append(f"splits of the folder: {splits}" if splits else "the folder has no splits")
+    found.decisions[:0] = decisions
     return found
 
 
@@ -152,6 +152,11 @@ def _refuse_published(folder: Path) -> None:
 
 
 def file_of(path: Path) -> File:
+    """Returns a file with the role and the split that its folders state.
+
+    Raises:
+        ValueError: If they state two splits.
+    """
     role: Role | None = None
     split, word, last = None, "", 0
     folder = []
@@ -196,7 +201,7 @@ def _read_name(name: str) -> tuple[Role | None, str | None, str]:
 
 
 def _role(words: Sequence[str]) -> Role | None:
-    """Returns the role that the last of the words which says one names."""
+    """Returns the role of the last word that names one; None without such a word."""
     for word in reversed(words):
         if word in LABEL_WORDS:
             return "label"
@@ -240,7 +245,7 @@ def _no_pairs(folder: Path, files: list[File]) -> str:
 
 
 def _by_words(files: list[File]) -> list[Role]:
-    """Label maps have names that end in a word such as _mask."""
+    """Returns the role of each file: the name of a label map ends in a word such as _mask."""
 
     def role(file: File) -> Role:
         *others, last = re.split(r"[ _.-]+", file.stem)
@@ -251,7 +256,10 @@ def _by_words(files: list[File]) -> list[Role]:
 
 
 def _by_longer_name(files: list[File]) -> list[Role]:
-    """Label maps have the name of another file, and an end without digits."""
+    """Returns the role of each file: a label map is named as another file, with a suffix.
+
+    The suffix has no digits. There are no roles if half of the files do not fit.
+    """
     names = {(file.split, file.folder, file.stem) for file in files}
 
     def ends(file: File) -> set[str]:
@@ -284,8 +292,8 @@ def paired(root: Path, images: list[File], labels: list[File]) -> Arrangement:
     Raises:
         ValueError: If a file has no partner, or two.
     """
-    said: list[str] = []
-    images, labels = _without_unlabelled_test(images, labels, said)
+    decisions: list[str] = []
+    images, labels = _without_unlabelled_test(images, labels, decisions)
     both = all(any(file.split for file in files) for files in (images, labels))
     image_suffix, label_suffix = _suffixes(images, labels)
     if image_suffix or label_suffix:
@@ -294,7 +302,7 @@ def paired(root: Path, images: list[File], labels: list[File]) -> Arrangement:
             for word, end in (("images", image_suffix), ("label maps", label_suffix))
             if end
         ]
-        said.append(f"names of {' and of '.join(ends)}")
+        decisions.append(f"names of {' and of '.join(ends)}")
     image_of = _by_key(root, images, image_suffix, both)
     label_of = _by_key(root, labels, label_suffix, both)
     _refuse_alone(root, image_of, label_of)
@@ -305,16 +313,16 @@ def paired(root: Path, images: list[File], labels: list[File]) -> Arrangement:
         pairs[image.split or label.split or ""].append(Pair(name, image.path, label.path))
     ordered = in_order(root, pairs)
     patterns = _patterns(images, labels, image_suffix, label_suffix) if both else None
-    return Arrangement(root, ordered, patterns, said)
+    return Arrangement(root, ordered, patterns, decisions)
 
 
 def _without_unlabelled_test(
-    images: list[File], labels: list[File], said: list[str]
+    images: list[File], labels: list[File], decisions: list[str]
 ) -> tuple[list[File], list[File]]:
     splits = {file.split for file in labels}
     tested = [file for file in images if file.split == "test"]
     if tested and "test" not in splits and splits != {None}:
-        said.append(f"{len(tested)} test images have no label maps and are left out")
+        decisions.append(f"{len(tested)} test images have no label maps and are left out")
         images = [file for file in images if file.split != "test"]
     return images, labels
 

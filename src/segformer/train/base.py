@@ -22,7 +22,15 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 
 from segformer.train.optim import apply_lr_mult
-from segformer.train.order import Batches, Order, ResumableLoader, Seeded, Share, mixed, run_seed
+from segformer.train.order import (
+    Batches,
+    Order,
+    ResumableLoader,
+    Seeded,
+    Share,
+    combined_seed,
+    run_seed,
+)
 
 OPTIMIZER_KEY = "optimizer_class"
 GRADIENTS_KEY = "accumulated_gradients"
@@ -32,7 +40,14 @@ AVERAGED_KEY = "current_model_state"  # of Lightning's WeightAveraging: the weig
 
 @dataclass(frozen=True)
 class Place:
-    """Where in a run a batch is: its optimizer step, its epoch, and its number in these."""
+    """Where in a run a batch is.
+
+    Args:
+        step: Number of optimizer steps before it.
+        epoch: Its epoch.
+        in_epoch: Its number in the epoch.
+        in_run: Its number in the run.
+    """
 
     step: int
     epoch: int
@@ -74,7 +89,7 @@ class ResumableTask(LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seeds dropout by the run's seed, the batch's number in the run and the process."""
         torch.manual_seed(
-            mixed(run_seed(), self.trainer.fit_loop.total_batch_idx, self.global_rank)
+            combined_seed(run_seed(), self.trainer.fit_loop.total_batch_idx, self.global_rank)
         )
 
     def checked(self, loss: Tensor, batch_idx: int) -> Tensor:
@@ -298,7 +313,7 @@ class ResumableData(LightningDataModule):
         Raises:
             ValueError: If there are none. It advises a size that is a multiple of ``multiple``.
         """
-        rank, world_size = self._place
+        rank, world_size = self._rank_and_processes
         if length < batch_size * world_size:
             possible = length // world_size // multiple * multiple
             raise ValueError(
@@ -317,7 +332,7 @@ class ResumableData(LightningDataModule):
         Raises:
             ValueError: If it has none.
         """
-        rank, processes = self._place
+        rank, processes = self._rank_and_processes
         if len(samples) < processes:
             raise ValueError(
                 f"{len(samples)} images to measure on {processes} devices, and each needs one; use "
@@ -335,7 +350,7 @@ class ResumableData(LightningDataModule):
         }
 
     @property
-    def _place(self) -> tuple[int, int]:
+    def _rank_and_processes(self) -> tuple[int, int]:
         """The index of this process, and the number of processes."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 

@@ -17,7 +17,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from segformer.data.annotations.drawing import said_of_invalid
+from segformer.data.annotations.drawing import sentence_on_invalid
 from segformer.data.classes import Classes
 from segformer.data.complete import complete
 from segformer.data.datasets import DataError, FolderDataset, count_labels, files_of
@@ -272,7 +272,7 @@ class Findings:
 
     def _invalid_of(self, split: str) -> str:
         counts = self.invalid[split]
-        sentence = said_of_invalid(sum(counts.values()))
+        sentence = sentence_on_invalid(sum(counts.values()))
         return (
             f"{split}: {sentence}; they are on {len(counts)} images, such as {next(iter(counts))}"
         )

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
 from segformer.data.annotations.areas import Source
-from segformer.data.annotations.drawing import Treatment, said
+from segformer.data.annotations.drawing import Treatment, notes
 from segformer.data.annotations.formats import Annotations, find_annotations
 from segformer.data.annotations.matching import without_image
 from segformer.data.bands import NAME, SPLIT, Bands
@@ -31,14 +31,14 @@ from segformer.data.unlabelled import UnlabelledDataset, UnlabelledImages
 from segformer.train.base import ResumableData
 from segformer.train.last_steps import LastSteps
 from segformer.train.order import (
-    Both,
-    BothBatches,
-    InTwoPhases,
+    InterleavedBatches,
     Mixed,
     Order,
+    PhasedBatches,
     ResumableLoader,
     Seeded,
-    mixed,
+    TwoDatasets,
+    combined_seed,
     run_seed,
 )
 from segformer.train.samples import Pixels, Transformed, both_collated, by_size, collated
@@ -59,7 +59,8 @@ class SegmentationData(ResumableData):
     """Training, validation and test sets with the same classes.
 
     Args:
-        train: Samples (image (3, H, W) uint8, label (H, W) of integers), with ``classes``.
+        train: Samples (image (C, H, W), label (H, W) of integers), with ``classes``. Images are
+            uint8 RGB unless they are read with bands.
         val: Samples measured during and after training.
         train_transform: Makes a training sample of a fixed size from a sample of any size.
         test: Samples measured once, after training.
@@ -134,7 +135,7 @@ class SegmentationData(ResumableData):
 
     @property
     def statistics(self) -> Normalization | None:
-        """The statistics that belong to the images; None for photographs, which have no own."""
+        """Statistics of images with bands; None for photographs, whose network has its own."""
         return getattr(self.train, "normalization", None)
 
     @property
@@ -205,19 +206,19 @@ class SegmentationData(ResumableData):
         samples: Any = self._seeded(self.train_transform)
         collate: Callable[..., Any] = collated
         if self.last_steps is not None:
-            samples = Both(samples, self._seeded(self.last_steps.transform))
-            batches = InTwoPhases(batches, self._batches_to_the_last)
+            samples = TwoDatasets(samples, self._seeded(self.last_steps.transform))
+            batches = PhasedBatches(batches, self._batches_to_the_last)
         if self.unlabelled is not None:
             others = self._batches(
                 len(self.unlabelled),
                 self.unlabelled_batch_size,
-                mixed(run_seed(), 1),  # another order than that of the labelled images
+                combined_seed(run_seed(), 1),  # another order than that of the labelled images
                 "unlabelled",
                 "data.unlabelled_images.batch_size",
                 multiple=2,
             )
-            samples = Both(samples, Seeded(self.unlabelled))
-            batches = BothBatches(batches, others)
+            samples = TwoDatasets(samples, Seeded(self.unlabelled))
+            batches = InterleavedBatches(batches, others)
             collate = partial(both_collated, self.batch_size)
         return ResumableLoader(
             samples, batch_sampler=batches, collate_fn=collate, **self._options()
@@ -411,7 +412,7 @@ class FolderData(SegmentationData):
         super().__init__(train, val, train_transform, test, root=root, **options)
         if shared:
             faults += without_image(shared, _sources(train, val, test), "the folders of the splits")
-        _say(train, val, test)
+        _log_notes(train, val, test)
         if faults:
             raise DataError(faults, self)
 
@@ -430,9 +431,9 @@ def _sources(*datasets: FolderDataset | None) -> list[Source]:
     ]
 
 
-def _say(*datasets: FolderDataset | None) -> None:
+def _log_notes(*datasets: FolderDataset | None) -> None:
     """Logs what a user should know about annotations, once for all splits."""
-    for sentence in said([dataset.drawn for dataset in datasets if dataset and dataset.drawn]):
+    for sentence in notes([dataset.drawn for dataset in datasets if dataset and dataset.drawn]):
         rank_zero_info(sentence)
 
 
@@ -534,7 +535,7 @@ class ListedData(SegmentationData):
         read_train, read_val = (_collecting(faults, listed, pairs) for pairs in (train, val))
         read_test = _collecting(faults, listed, test) if test is not None else None
         super().__init__(read_train, read_val, train_transform, read_test, root=root, **options)
-        _say(read_train, read_val, read_test)
+        _log_notes(read_train, read_val, read_test)
         if faults:
             raise DataError(faults, self)
 

@@ -54,12 +54,12 @@ class Plan:
     Args:
         settings: The content of the YAML file.
         lists: Pairs of each split that are written beside it, for a folder without splits.
-        said: One sentence for each decision.
+        decisions: One sentence for each decision.
     """
 
     settings: dict[str, Any]
     lists: dict[str, list[Pair]]
-    said: list[str]
+    decisions: list[str]
 
     def write(self, path: Path) -> None:
         """Writes the YAML file, and the lists of its splits beside it.
@@ -72,7 +72,7 @@ class Plan:
             name = path.with_name(f"{path.stem}_{split}.csv").absolute()
             settings = with_option(settings, f"data.{split}", str(name))
             texts[name] = _table(pairs)
-        lines = ["What segformer fit found in the folder, and chose:", *self.said]
+        lines = ["What segformer fit found in the folder, and chose:", *self.decisions]
         header = "".join(f"{_comment(line)}\n" for line in lines)
         body = yaml.safe_dump(
             settings, sort_keys=False, default_flow_style=None, allow_unicode=True, width=100
@@ -115,7 +115,7 @@ def main(arguments: list[str]) -> None:
 
 def _fit(options: Options) -> None:
     plan = make_plan(options)
-    print("\n".join(plan.said), flush=True)
+    print("\n".join(plan.decisions), flush=True)
     folder = _run_folder(plan.settings["trainer"], options)
     config = options.out or folder / CONFIG
     plan.write(config)
@@ -154,7 +154,7 @@ def _run_folder(trainer: Mapping[str, Any], options: Options) -> Path:
 
 def _check(options: Options) -> None:
     plan = make_plan(options)
-    print("\n".join(plan.said), flush=True)
+    print("\n".join(plan.decisions), flush=True)
     picture = [f"--out={options.out}"] if options.out else []
     workers = [f"--num_workers={options.num_workers}"]
     with tempfile.TemporaryDirectory() as folder:
@@ -172,7 +172,7 @@ def make_plan(options: Options) -> Plan:
     """
     _check_weights(options.weights)
     found = _found(options.folder)
-    pairs, said = divided(found, options)
+    pairs, decisions = divided(found, options)
     files = [
         (options.folder / pair.image, options.folder / pair.label)
         for split in pairs.values()
@@ -180,14 +180,19 @@ def make_plan(options: Options) -> Plan:
     ]
     classes, images, sizes = _surveyed(found, files, options)
     situation = _situation(options, classes, images, pairs["train"], sizes)
-    sentences = [*found.said, *said, *classes.said, f"{images.said}; {_sizes(sizes)}"]
+    sentences = [
+        *found.decisions,
+        *decisions,
+        *classes.decisions,
+        f"{images.summary}; {_sizes(sizes)}",
+    ]
     data, lists = _data(found, pairs, classes, images)
     data["init_args"].update(recipe.data_settings(situation))
     if images.bands is not None:
         bands, more = _band_settings(options, images.bands, pairs["train"])
         data["init_args"].update(bands)
         sentences += more
-    sentences += recipe.said(situation)
+    sentences += recipe.decisions(situation)
     settings = {"seed_everything": 0, "data": data, **recipe.settings(situation)}
     settings["trainer"]["logger"] = {
         "class_path": CSV,
@@ -266,8 +271,8 @@ def divided(found: Arrangement, options: Options) -> tuple[dict[str, list[Pair]]
     lists = {} if divides or tested else found_lists(found.root)
     if lists:
         return _by_lists(found, lists["train"], lists["val"], lists.get("test"))
-    parts, said = _by_share(undivided, options)
-    return {**parts, **tested}, said
+    parts, decisions = _by_share(undivided, options)
+    return {**parts, **tested}, decisions
 
 
 def _by_lists(
@@ -277,7 +282,7 @@ def _by_lists(
     every = [pair for pairs in found.pairs.values() for pair in pairs]
     given = {"train": train, "val": val, "test": test}
     parts = {split: listed(every, path) for split, path in given.items() if path}
-    said = [f"{split}: {len(parts[split])} pairs, listed in {given[split]}" for split in parts]
+    decisions = [f"{split}: {len(parts[split])} pairs, listed in {given[split]}" for split in parts]
     taken = [pair for pairs in parts.values() for pair in pairs]
     twice = [pair.name for pair, count in Counter(taken).items() if count > 1]
     if twice:
@@ -289,12 +294,12 @@ def _by_lists(
     missing = next((split for split in ("train", "val") if split not in parts), None)
     if missing:
         parts[missing] = rest
-        said.append(f"{missing}: the other {len(rest)} pairs")
+        decisions.append(f"{missing}: the other {len(rest)} pairs")
     elif rest:
-        said.append(f"{len(rest)} pairs that no list names are left out")
+        decisions.append(f"{len(rest)} pairs that no list names are left out")
     if not parts["train"] or not parts["val"]:
         raise ValueError("the lists leave no pair for training or for validation; correct them")
-    return {split: parts[split] for split in ("train", "val", "test") if split in parts}, said
+    return {split: parts[split] for split in ("train", "val", "test") if split in parts}, decisions
 
 
 def _by_share(pairs: Sequence[Pair], options: Options) -> tuple[dict[str, list[Pair]], list[str]]:
@@ -304,16 +309,16 @@ def _by_share(pairs: Sequence[Pair], options: Options) -> tuple[dict[str, list[P
         )
     if options.group:
         groups = groups_by(options.group, [str(pair.image) for pair in pairs])
-        said = f"{len(set(groups))} groups by --group {options.group!r}"
+        how = f"{len(set(groups))} groups by --group {options.group!r}"
     else:
-        groups, said = groups_of([pair.name for pair in pairs])
+        groups, how = groups_of([pair.name for pair in pairs])
     share = DEFAULT_SHARE if options.val_share is None else options.val_share
     validates = divide(groups, share, options.val_seed)
     val = [pair for pair, chosen in zip(pairs, validates, strict=True) if chosen]
     train = [pair for pair, chosen in zip(pairs, validates, strict=True) if not chosen]
     percent = 100 * len(val) / len(pairs)
     decisions = [
-        said,
+        how,
         f"train {len(train)}, val {len(val)} ({percent:.0f} %; wanted {100 * share:.0f} %, seed "
         f"{options.val_seed})",
     ]
@@ -386,7 +391,7 @@ def _band_settings(
         for k, (mean, std) in enumerate(zip(statistics.mean, statistics.std, strict=True))
     )
     settings["normalization"] = replace(statistics, bands=None).to_dict()
-    with_lists = json.loads(json.dumps(settings))  # in place of tuples, which YAML has no word for
+    with_lists = json.loads(json.dumps(settings))  # YAML has no tuples
     return with_lists, [f"mean and deviation of band {shown}"]
 
 

@@ -31,7 +31,7 @@ class Images:
     augmentation: str = "Street"
 
     @property
-    def said(self) -> str:
+    def summary(self) -> str:
         """The start of a sentence about them."""
         kinds = ", ".join(f"{kind} ({count})" for kind, count in self.kinds.most_common(3))
         return f"images: {kinds}, read {'with their values' if self.bands else 'as RGB'}"

@@ -31,7 +31,7 @@ def run_seed() -> int:
     return int(os.environ.get("PL_GLOBAL_SEED", 0))
 
 
-def mixed(*numbers: int) -> int:
+def combined_seed(*numbers: int) -> int:
     """Returns a seed that depends on all of the numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
@@ -139,7 +139,7 @@ class Batches(Sampler[list[Draw]]):
         return [
             Draw(
                 order[place],
-                mixed(self.seed, epoch, order[place], times[place]),
+                combined_seed(self.seed, epoch, order[place], times[place]),
                 _partner(order, place),
             )
             for place in range(first, first + self.batch_size)
@@ -148,7 +148,7 @@ class Batches(Sampler[list[Draw]]):
     def _order(self, epoch: int) -> tuple[list[int], list[int]]:
         """Returns the indices of an epoch's samples, and how often each occurred before."""
         if epoch != self._latest[0]:
-            generator = torch.Generator().manual_seed(mixed(self.seed, epoch))
+            generator = torch.Generator().manual_seed(combined_seed(self.seed, epoch))
             order = self.order(generator=generator).tolist()
             before: Counter[int] = Counter()
             times = []
@@ -172,7 +172,7 @@ def _partner(order: list[int], place: int) -> int:
     return next((index for index in following if index != order[place]), order[place])
 
 
-class Both(Dataset):
+class TwoDatasets(Dataset):
     """Two data sets, whose index is 0 or 1 for one of them, and its index there."""
 
     def __init__(self, *datasets: Any) -> None:
@@ -186,7 +186,7 @@ class Both(Dataset):
         return self.datasets[which][index]
 
 
-class InTwoPhases(Sampler[list[tuple[int, Draw]]]):
+class PhasedBatches(Sampler[list[tuple[int, Draw]]]):
     """The batches of an epoch, each draw with 0, or with 1 in the last steps of the run.
 
     Args:
@@ -209,7 +209,7 @@ class InTwoPhases(Sampler[list[tuple[int, Draw]]]):
             yield [(phase, draw) for draw in draws]
 
 
-class BothBatches(Sampler[list[tuple[int, Any]]]):
+class InterleavedBatches(Sampler[list[tuple[int, Any]]]):
     """Batches of the first of two data sets, each followed by a batch of the second.
 
     An epoch is one of the first data set. The second one's batches go on from epoch to epoch.

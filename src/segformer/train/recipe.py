@@ -114,7 +114,7 @@ class Situation:
         return min(8, self.cores - 1) if self.on_gpu else 0 if self.cores <= 2 else 2
 
 
-def said(situation: Situation) -> list[str]:
+def decisions(situation: Situation) -> list[str]:
     """Returns one sentence for each decision of the recipe."""
     height, width = situation.crop_size
     is_few = situation.images < FEW

@@ -71,9 +71,9 @@ def collated(samples: list[Any]) -> Any:
     """Returns the batch of training samples; raises ValueError if their sizes differ."""
     sizes = dict.fromkeys(tuple(image.shape[-2:]) for image, _ in samples)
     if len(sizes) > 1:
-        said = ", ".join(f"{height}×{width}" for height, width in sizes)
+        shown = ", ".join(f"{height}×{width}" for height, width in sizes)
         raise ValueError(
-            f"training samples of {said} pixels make no batch; let data.train_transform, and that "
+            f"training samples of {shown} pixels make no batch; let data.train_transform, and that "
             "of data.last_steps, end in one size, such as segformer.data.transforms.TrainTransform"
         )
     return default_collate(samples)

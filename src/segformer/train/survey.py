@@ -63,13 +63,13 @@ class Labelling:
         classes: Names and colours.
         pixels: Number of pixels of each class.
         options: Options ``ignore_index``, ``label_map`` and ``palette`` of the data.
-        said: One sentence for each decision.
+        decisions: One sentence for each decision.
     """
 
     classes: Classes
     pixels: tuple[int, ...]
     options: dict[str, Any]
-    said: tuple[str, ...] = ()
+    decisions: tuple[str, ...] = ()
 
 
 def read_label_maps(paths: Sequence[Path]) -> LabelMaps:
@@ -93,6 +93,8 @@ def read_label_maps(paths: Sequence[Path]) -> LabelMaps:
 
 @dataclass(frozen=True)
 class _Content:
+    """What one label map holds; its kind is a key of :attr:`LabelMaps.files`."""
+
     kind: str
     size: tuple[int, int]
     values: dict[int, int]
@@ -191,21 +193,21 @@ def labelling(
             f"class; pass --data.ignore_index={values[0]} if it means none"
         )
     if named and named.values:
-        order, said = _listed(values, named)
+        order, decisions = _listed(values, named)
     elif named:
-        order, said = _counted(values, named, found, ignore_index)
+        order, decisions = _counted(values, named, found, ignore_index)
     else:
-        order, said = _unnamed([value for value in values if value != IGNORED_16_BITS], found)
+        order, decisions = _unnamed([value for value in values if value != IGNORED_16_BITS], found)
     if ignore_index is not None:
-        said = [*said, f"value {ignore_index} means no class, as it is given"]
+        decisions = [*decisions, f"value {ignore_index} means no class, as it is given"]
     given = {ignore_index} if ignore_index is not None else set()
     if not named and IGNORED_16_BITS in values:
         given.add(IGNORED_16_BITS)
-        said = [*said, f"value {IGNORED_16_BITS} means no class"]
+        decisions = [*decisions, f"value {IGNORED_16_BITS} means no class"]
     names = list(named.names) if named else _names(order)
     void = {v for v, name in zip(order, names, strict=True) if name.lower() in UNLABELLED}
     if void:
-        said = [*said, f"value {_shown(sorted(void))} means no class, as its name says"]
+        decisions = [*decisions, f"value {_shown(sorted(void))} means no class, as its name says"]
     kept = [(value, name) for value, name in zip(order, names, strict=True) if value not in void]
     order, names = [value for value, _ in kept], [name for _, name in kept]
     if len(order) < 2:
@@ -216,7 +218,7 @@ def labelling(
     options = _reading(order, void | given, found)
     classes = Classes(names, _colors(found, named, order))
     pixels = tuple(found.values[value] for value in order)
-    return Labelling(classes, pixels, options, (*said, *summary(classes, pixels)))
+    return Labelling(classes, pixels, options, (*decisions, *summary(classes, pixels)))
 
 
 def _reading(order: list[int], ignored: set[int], found: LabelMaps) -> dict[str, Any]:
@@ -297,12 +299,12 @@ def _by_color(found: LabelMaps, named: NamedClasses | None) -> Labelling:
         )
     classes = Classes([f"class {k}" for k in range(len(colors))], colors)
     pixels = tuple(found.colors[color] for color in colors)
-    said = ["label maps are coded by colour; each colour is a class"]
+    decisions = ["label maps are coded by colour; each colour is a class"]
     if (0, 0, 0) in colors:
-        said.append(
+        decisions.append(
             "black is class 0; if it means no class, remove its name and colour from the YAML"
         )
-    return Labelling(classes, pixels, {"palette": "color"}, (*said, *summary(classes, pixels)))
+    return Labelling(classes, pixels, {"palette": "color"}, (*decisions, *summary(classes, pixels)))
 
 
 def _by_named_color(found: LabelMaps, named: NamedClasses) -> Labelling:
@@ -327,10 +329,10 @@ def _by_named_color(found: LabelMaps, named: NamedClasses) -> Labelling:
             f"{str(named.path)!r} does not name; add it"
         )
     pixels = tuple(found.colors[color] for color in classes.colors)
-    said = [f"label maps are coded by colour; {str(named.path)!r} names the classes"]
+    decisions = [f"label maps are coded by colour; {str(named.path)!r} names the classes"]
     if (0, 0, 0) in found.colors and (0, 0, 0) not in classes.colors:
-        said.append("black means no class")
-    return Labelling(classes, pixels, {"palette": "color"}, (*said, *summary(classes, pixels)))
+        decisions.append("black means no class")
+    return Labelling(classes, pixels, {"palette": "color"}, (*decisions, *summary(classes, pixels)))
 
 
 def _by_given_map(
@@ -338,7 +340,7 @@ def _by_given_map(
 ) -> Labelling:
     ignored = (IGNORE_INDEX, IGNORED_16_BITS)
     count = max((k for k in label_map.values() if k not in ignored), default=-1) + 1
-    said = ["label_map is given"]
+    decisions = ["label_map is given"]
     places = _places(named, label_map, count) if named else None
     if named and places is not None:
         chosen = named.colors or ()
@@ -348,7 +350,7 @@ def _by_given_map(
     else:
         classes = Classes(_names(range(number_of_labels(count))))
     if named and places is None:
-        said.append(
+        decisions.append(
             f"the {len(named.names)} names in {str(named.path)!r} do not fit its {count} classes; "
             "write them into the YAML"
         )
@@ -356,8 +358,8 @@ def _by_given_map(
     for value, k in label_map.items():
         if k < len(classes):
             pixels[k] += found.values[value]
-    said += summary(classes, pixels)
-    return Labelling(classes, tuple(pixels), {"label_map": dict(label_map)}, tuple(said))
+    decisions += summary(classes, pixels)
+    return Labelling(classes, tuple(pixels), {"label_map": dict(label_map)}, tuple(decisions))
 
 
 def _places(named: NamedClasses, label_map: Mapping[int, int], count: int) -> list[int] | None:
@@ -393,11 +395,11 @@ def _counted(
     """Returns the value of each class of a file that lists names alone."""
     count = len(named.names)
     held = [value for value in values if value != own_ignore_index(count)]
-    said = [f"{str(named.path)!r} names the {count} classes"]
+    decisions = [f"{str(named.path)!r} names the {count} classes"]
     if values == [0, 255] and count == 2:
-        return values, [*said, "values 0 and 255 are the two classes"]
+        return values, [*decisions, "values 0 and 255 are the two classes"]
     if held and held[0] > 0 and (held[-1] == count or (ignore_index == 0 and held[-1] < count)):
-        return list(range(1, count + 1)), [*said, "values are counted from 1"]
+        return list(range(1, count + 1)), [*decisions, "values are counted from 1"]
     if held and held[-1] < count and values != [0, 255]:
         if held[0] > 0 and named.names[0].lower() not in OF_ZERO:
             raise ValueError(
@@ -405,7 +407,7 @@ def _counted(
                 f"{_example(found)!r}, hold {_shown(held)}, which may be counted from 0 or from 1; "
                 f"pass --data.label_map '{_map_from(0, count)}' or '{_map_from(1, count)}'"
             )
-        return list(range(count)), said
+        return list(range(count)), decisions
     raise ValueError(
         f"{str(named.path)!r} names {count} classes, and the label maps, such as "
         f"{_example(found)!r}, hold {_shown(values)}; add the missing names (that of 0, such as "
@@ -426,17 +428,19 @@ def _unnamed(values: list[int], found: LabelMaps) -> tuple[list[int], list[str]]
         return values, ["values 0 and 255 are background and object"]
     is_dense = bool(held) and 2 * len(held) > held[-1] + 1
     _refuse_soft_edges(values, is_dense, found)
-    said = ["value 255 means no class"] if held != values else []
+    decisions = ["value 255 means no class"] if held != values else []
     if not held:
-        return held, said
+        return held, decisions
     if held[0] == 1 and held == list(range(1, len(held) + 1)):
-        said.append("values are counted from 1")
-        return held, said
+        decisions.append("values are counted from 1")
+        return held, decisions
     if is_dense:
         absent = sorted(set(range(held[-1] + 1)) - set(held))
         if absent:
-            said.append(f"no pixel has the value {_shown(absent)}, which is a class nevertheless")
-        return list(range(held[-1] + 1)), said
+            decisions.append(
+                f"no pixel has the value {_shown(absent)}, which is a class nevertheless"
+            )
+        return list(range(held[-1] + 1)), decisions
     if IGNORE_INDEX in values:
         classes = [value for value in values if value != IGNORE_INDEX]
         label_map = {value: k for k, value in enumerate(classes)} | {IGNORE_INDEX: IGNORE_INDEX}
@@ -445,7 +449,7 @@ def _unnamed(values: list[int], found: LabelMaps) -> tuple[list[int], list[str]]
             "class or mean no class; pass --data.label_map with a class for each value, such as "
             f"'{label_map}' for no class"
         )
-    return held, [*said, f"each of the values {_shown(held)} is a class (label_map)"]
+    return held, [*decisions, f"each of the values {_shown(held)} is a class (label_map)"]
 
 
 def _refuse_soft_edges(values: list[int], is_dense: bool, found: LabelMaps) -> None:

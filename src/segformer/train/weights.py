@@ -84,12 +84,12 @@ def _difference(state: Mapping[str, Tensor], network: nn.Module) -> str:
     lists["weights of another shape"] = {
         key for key in shared if own[key].shape != state[key].shape
     }
-    said = [
+    differences = [
         f"{what}: {len(keys)}, such as {', '.join(sorted(keys)[:3])}"
         for what, keys in lists.items()
         if keys
     ]
-    return f"{'; '.join(said)}; {cure}"
+    return f"{'; '.join(differences)}; {cure}"
 
 
 def load_network(source: str, classes: Classes) -> Any:
@@ -138,9 +138,9 @@ def check_classes(ours: Classes, theirs: Classes, source: str) -> None:
                 "these classes in the same order"
             )
     if differing:
-        said = ", ".join(f"{own!r} and {other!r}" for _, own, other in differing[:5])
+        shown = ", ".join(f"{own!r} and {other!r}" for _, own, other in differing[:5])
         rank_zero_warn(
-            f"{len(differing)} classes have other names in the data than in {source} ({said}); "
+            f"{len(differing)} classes have other names in the data than in {source} ({shown}); "
             "each such pair is taken for one class"
         )
 

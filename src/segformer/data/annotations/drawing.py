@@ -224,7 +224,7 @@ class Drawn:
         return self._read[picture.path]
 
 
-def said_of_invalid(count: int) -> str:
+def sentence_on_invalid(count: int) -> str:
     """Returns the sentence for the invalid polygons that are drawn."""
     return (
         f"{count} polygons that cross themselves or their holes, or have no area, are drawn by the "
@@ -232,7 +232,7 @@ def said_of_invalid(count: int) -> str:
     )
 
 
-def said(drawn: Sequence[Drawn]) -> list[str]:
+def notes(drawn: Sequence[Drawn]) -> list[str]:
     """Returns one sentence for each thing that a user should know about annotations."""
     sources = {path: source for each in drawn for path, source in each.sources.items()}
     if not sources:

@@ -66,9 +66,9 @@ def _check_system(document: Record, grid: Grid | None, image: Path) -> None:
     except CRSError as error:
         raise document.wrong(f"its crs {name!r} is unknown ({error}); correct it") from error
     if stated != own:
-        said = "has no crs, which means longitude and latitude" if name is None else f"is {name}"
+        what = "has no crs, which means longitude and latitude" if name is None else f"is {name}"
         raise document.wrong(
-            f"its coordinate reference system {said}, and that of image {str(image)!r} is "
+            f"its coordinate reference system {what}, and that of image {str(image)!r} is "
             f"{own.to_string()[:60]}; save it in the image's, as by ogr2ogr -t_srs"
         )
 
