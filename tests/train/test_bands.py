@@ -25,7 +25,7 @@ from segformer.deploy import Exported, export
 from segformer.train.check import check
 from segformer.train.data import FolderData
 from segformer.train.folder_options import parse
-from segformer.train.from_folder import make_plan
+from segformer.train.plan import make_plan
 
 pytestmark = [
     pytest.mark.usefixtures("without_pictures"),

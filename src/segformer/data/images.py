@@ -24,8 +24,10 @@ logger = logging.getLogger(__name__)
 ORIENTATION = 0x0112  # EXIF's tag
 SUBFILE_TYPE, BITS_PER_SAMPLE, PHOTOMETRIC = 254, 258, 262  # TIFF's tags
 GEO_KEYS, NO_DATA = 34735, 42113  # and those of GeoTIFF and GDAL
+JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 READ_SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"),
+    *JPEG_SUFFIXES,
+    *(".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".avif"),
 )
 HEIF_SUFFIXES = (".heic", ".heif")
@@ -370,7 +372,7 @@ def _by_simplejpeg(path: Path) -> tuple[Header, tv_tensors.Image] | None:
     for all other files, and for faulty ones, so that Pillow reads them or names the fault.
     """
     decode_jpeg = _simplejpeg()
-    if decode_jpeg is None or path.suffix.lower() not in (".jpg", ".jpeg", ".jpe", ".jfif"):
+    if decode_jpeg is None or path.suffix.lower() not in JPEG_SUFFIXES:
         return None
     try:
         with Image.open(path) as image:

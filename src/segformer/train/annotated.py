@@ -31,19 +31,11 @@ from segformer.data.classes import Classes
 from segformer.data.datasets import DataError, count_labels, faults_in
 from segformer.data.images import find_images, read_header
 from segformer.data.pairing import ANNOTATION_SUFFIXES, CLASS
-from segformer.train.arrangement import (
-    SPLIT_OF,
-    Arrangement,
-    File,
-    Pair,
-    file_of,
-    in_order,
-    paired,
-    words_of,
-)
-from segformer.train.survey import UNLABELLED, Labelling, summary
+from segformer.train.arrangement import Arrangement, Pair, in_order, paired
+from segformer.train.class_names import BACKGROUND, UNLABELLED
+from segformer.train.labelling import Labelling, summary
+from segformer.train.roles import SPLIT_OF, File, file_of, words_of
 
-BACKGROUND = ("background", "_background_", "unlabelled", "unlabeled")  # names of the rest
 REST = "(without annotation)"  # stands for a class while pixels are counted
 MOST_UNLABELLED = 0.005  # of the pixels, which are ignored and no class of their own
 
@@ -254,7 +246,7 @@ def _labelling(
 ) -> Labelling:
     *of_names, without, _ = counts.tolist()
     share = without / max(1, counts.sum())
-    rest = next((name for name in names if name.lower() in BACKGROUND), None)
+    rest = next((name for name in names if name.lower() in (*BACKGROUND, *UNLABELLED)), None)
     pixels = dict(zip(names, of_names, strict=True))
     chosen: int | str = IGNORE
     if unlabelled is not None:

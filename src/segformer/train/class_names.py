@@ -13,6 +13,8 @@ from segformer.data.classes import Color
 from segformer.data.images import files_below
 from segformer.data.pairing import read_names
 
+UNLABELLED = ("void", "unlabelled", "unlabeled", "ignore", "ignored")  # names of no class
+BACKGROUND = ("background", "_background_")  # names of the value 0
 TABLES = ("_classes.csv", "classes.csv", "class_dict.csv")
 LINES = ("classes.txt", "labels.txt")
 CVAT = "labelmap.txt"
