@@ -93,7 +93,7 @@ def test_a_head_that_is_not_plain_is_not_composed(
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_a_model_of_any_precision_is_exported(dtype: torch.dtype, tmp_path: Path) -> None:
     model = randomized(SegFormer(TINY, num_classes=5)).to(dtype)
-    deploy.export(model, tmp_path / "model.pt2", output="logits")
+    deploy.export(model, tmp_path / "model.pt2", output="logits", size=(64, 96))
     assert next(model.parameters()).dtype == dtype
     images = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
@@ -103,7 +103,7 @@ def test_a_model_of_any_precision_is_exported(dtype: torch.dtype, tmp_path: Path
     )
 
 
-def test_pixels_are_clipped_to_the_limits_of_the_model(tmp_path: Path) -> None:
+def test_pixels_are_clipped_to_the_limits_of_the_model() -> None:
     normalization = Normalization([0.5] * 3, [0.2] * 3, limits=[(50, 200)] * 3)
     model = randomized(SegFormer(TINY, num_classes=5, normalization=normalization)).eval()
     pixels = torch.randint(0, 256, (1, 64, 96, 3), dtype=torch.uint8)
@@ -111,7 +111,6 @@ def test_pixels_are_clipped_to_the_limits_of_the_model(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = model(normalization(pixels.permute(0, 3, 1, 2)))
         torch.testing.assert_close(graph(pixels), expected, rtol=1e-4, atol=1e-4)
-    deploy.export(model, tmp_path / "model.pt2", input="uint8", output="logits")
     description = Description.of(model, input="uint8", output="logits")
     of_noise: Any = SimpleNamespace(description=description)
     assert max(int(pixels.max()) for pixels in noise(of_noise)) > 200
