@@ -419,8 +419,8 @@ def test_the_weights_of_classes_are_those_of_the_camvid_config() -> None:
 def guide_commands() -> list[list[str]]:
     """The commands of the guide's section, in their order."""
     guide = Path(__file__).parents[2] / "docs" / "guides" / "data.md"
-    section = guide.read_text(encoding="utf-8").split("\n## ")[1]
-    assert section.startswith("From a folder to a run")
+    sections = guide.read_text(encoding="utf-8").split("\n## ")
+    section = next(text for text in sections if text.startswith("From a folder to a run"))
     blocks = re.findall(r"^```bash\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
     return [shlex.split(line) for block in blocks for line in block.splitlines()]
 
@@ -443,7 +443,7 @@ def test_the_commands_of_the_guide_run(photos: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_the_guide_has_the_table_of_recipes() -> None:
-    guide = Path(__file__).parents[2] / "docs" / "guides" / "data.md"
+    guide = Path(__file__).parents[2] / "docs" / "guides" / "recipes.md"
     rows = re.findall(
         r"^\| (?:up to )?([\d,]+|more) \| ([\d,]+) \| ([\d,]+) \|$",
         guide.read_text(encoding="utf-8"),
