@@ -11,7 +11,7 @@ import yaml
 from conftest import TINY
 from halves import Halves, quiet_trainer, small_config, write_folder
 from lightning import Callback
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
@@ -115,9 +115,6 @@ def test_a_small_share_is_one_step(tmp_path: Path) -> None:
 def test_errors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"last_steps.share=0; give a number above 0"):
         LastSteps(WHOLE, 0)
-    schedule = GradientAccumulationScheduler({0: 2})
-    with pytest.raises(ValueError, match=r"leave GradientAccumulationScheduler out, and set train"):
-        fit(tmp_path, data(LastSteps(WHOLE)), max_steps=2, callbacks=[schedule])
 
     class Unequal(Halves):
         def __getitem__(self, index: int) -> Any:

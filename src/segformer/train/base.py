@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from lightning import LightningDataModule, LightningModule, Trainer
+from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, WeightAveraging
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
@@ -193,8 +193,14 @@ class ResumableTask(LightningModule):
         self._accumulated = {}
 
     def configure_optimizers(self) -> Any:
+        trainer: Any = self.trainer
+        if any(isinstance(c, GradientAccumulationScheduler) for c in trainer.callbacks):
+            raise ValueError(
+                "schedules and resuming need the same number of batches in each step; leave "
+                "GradientAccumulationScheduler out, and set trainer.accumulate_grad_batches"
+            )
         optimizer = apply_lr_mult(self.make_optimizer(self.parameter_groups()))
-        steps = optimizer_steps(self.trainer)
+        steps = trainer.estimated_stepping_batches
         if steps == float("inf"):
             raise ValueError(
                 "the schedule needs the run's length; set trainer.max_steps or trainer.max_epochs"
@@ -385,15 +391,8 @@ class ResumableData(LightningDataModule):
             "images a step of all devices": self.batch_size * trainer.world_size,
             "trainer.limit_train_batches": trainer.limit_train_batches,
             "trainer.overfit_batches": trainer.overfit_batches,
-            "trainer.accumulate_grad_batches": self._accumulated_batches(),
+            "trainer.accumulate_grad_batches": trainer.accumulate_grad_batches,
         }
-
-    def _accumulated_batches(self) -> int | str:
-        """Returns the number of batches of an optimizer step, or that a callback changes it."""
-        trainer: Any = self.trainer
-        if any(isinstance(c, GradientAccumulationScheduler) for c in trainer.callbacks):
-            return "that of a GradientAccumulationScheduler"
-        return int(trainer.accumulate_grad_batches)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Checks that a resumed run gets the batches that it would have had.
@@ -427,20 +426,3 @@ class ResumableData(LightningDataModule):
 def is_on_cpu(x: Tensor) -> bool:
     """Whether reading a value waits for no device."""
     return x.device.type == "cpu"
-
-
-def optimizer_steps(trainer: Trainer) -> float:
-    """Returns the number of optimizer steps of the whole run, infinite if it has no end.
-
-    Lightning's estimate assumes one number of accumulated batches for all epochs.
-    """
-    estimate = trainer.estimated_stepping_batches
-    if trainer.max_epochs in (None, -1):
-        return estimate
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, GradientAccumulationScheduler):
-            epochs = range(trainer.max_epochs)
-            factors = [callback.get_accumulate_grad_batches(epoch) for epoch in epochs]
-            steps = sum(math.ceil(trainer.num_training_batches / factor) for factor in factors)
-            return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
-    return estimate

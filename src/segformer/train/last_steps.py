@@ -6,10 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
-
-from segformer.train.base import optimizer_steps
-
 
 @dataclass(frozen=True)
 class LastSteps:
@@ -46,17 +42,9 @@ class LastSteps:
         Args:
             trainer: The trainer of the run.
             batches: Number of batches in an epoch.
-
-        Raises:
-            ValueError: If the number of batches in a step changes during the run.
         """
-        if any(isinstance(c, GradientAccumulationScheduler) for c in trainer.callbacks):
-            raise ValueError(
-                "data.last_steps needs the same number of batches in each step; leave "
-                "GradientAccumulationScheduler out, and set trainer.accumulate_grad_batches"
-            )
         accumulated = trainer.accumulate_grad_batches
-        steps = int(optimizer_steps(trainer))
+        steps = int(trainer.estimated_stepping_batches)
         first = steps - max(1, round(self.share * steps))
         epoch, in_epoch = divmod(first, -(-batches // accumulated))
         return epoch * batches + in_epoch * accumulated

@@ -9,8 +9,6 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
-from segformer.train.base import optimizer_steps
-
 SCORES = {"val/miou": "mIoU", "val/top1": "top-1"}  # by their names in the logs
 
 
@@ -75,7 +73,7 @@ class ProgressLines(ProgressBar):
             self._print(f"test, batch {batch_idx + 1} of {sum(trainer.num_test_batches)}")
 
     def _of_training(self, trainer: Trainer) -> str:
-        steps = int(optimizer_steps(trainer))
+        steps = int(trainer.estimated_stepping_batches)
         words = [
             f"step {trainer.global_step} of {steps}",
             f"loss {float(self._loss) * trainer.accumulate_grad_batches:.4f}",

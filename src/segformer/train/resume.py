@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from segformer.train.folders import CHECKPOINTS, Runs
@@ -87,11 +87,6 @@ class Resumable(ModelCheckpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            # Lightning calls the scheduler at the start of an epoch only.
-            if isinstance(callback, GradientAccumulationScheduler):
-                factor = callback.get_accumulate_grad_batches(trainer.current_epoch)
-                trainer.accumulate_grad_batches = factor
         if threading.current_thread() is threading.main_thread():
             self.signal = 0
             self._handlers = {
