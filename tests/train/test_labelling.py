@@ -173,6 +173,31 @@ def test_the_files_value_for_no_data_is_no_class(tmp_path: Path) -> None:
     assert classes.pixels == tuple(sum(int((m == k).sum()) for m in maps) for k in range(1, 5))
     expected = [np.where(label == 0, 255, label - 1.0) for label in maps]
     np.testing.assert_array_equal(read(root, classes), expected)
+    assert "value 0 means no class, as the files state no data" in classes.decisions
+
+
+def test_a_class_that_the_files_state_as_no_data_is_named(tmp_path: Path) -> None:
+    """As QGIS writes masks: 0 would be the background."""
+    folders = tmp_path / "images", tmp_path / "labels"
+    for folder in folders:
+        folder.mkdir()
+    mask = drawn(2)[0]
+    Image.new("RGB", mask.shape[::-1]).save(folders[0] / "0.png")
+    path = folders[1] / "0.tif"
+    Image.fromarray(mask).save(path, tiffinfo={42113: "0"})
+    with pytest.raises(ValueError, match=r"hold only 1, beside 0, which .* no data.* -unsetnodata"):
+        labelling(read_label_maps([path]))
+    classes = Classes(["ground", "house"])
+    for options in ({}, {"label_map": {0: 0, 1: 1}}):
+        dataset = FolderDataset(*folders, classes, **options)
+        with pytest.raises(ValueError, match=r"0\.tif' states 0 as .* the class 'ground'; .*gdal"):
+            dataset[0]
+        with pytest.raises(DataError, match="states 0 as its value for no data"):
+            dataset.check_files()
+    np.testing.assert_array_equal(
+        FolderDataset(*folders, classes, label_map={0: 255, 1: 1})[0][1],
+        np.where(mask == 0, 255, 1),
+    )
 
 
 @pytest.mark.parametrize(

@@ -30,13 +30,13 @@ from segformer.data.images import (
 )
 from segformer.data.labels import (
     Coding,
+    Values,
     check_labels,
     check_orientation,
     check_turned,
     coding_of,
     label_type,
-    to_indices,
-    valid_values,
+    values_of_file,
 )
 from segformer.data.pairing import find_pairs
 
@@ -196,23 +196,33 @@ class FolderDataset(Dataset):
 
     def _classes_of(self, file: Decoded) -> tv_tensors.Mask:
         """Returns the class indices of a decoded label map."""
-        return self._classes_of_values(*self._values(file), file.header.path)
+        return self._classes_of_values(values_of_file(file, self.classes, self.palette))
 
-    def _values(self, file: Decoded) -> tuple[Tensor, Tensor | None]:
-        """Returns the values of a decoded label map, and where they are data (None: everywhere)."""
-        values = to_indices(file, self.classes, self.palette)
-        return values, valid_values(file.header, values, self.classes, self.palette)
-
-    def _classes_of_values(
-        self, values: Tensor, valid: Tensor | None, path: Path
-    ) -> tv_tensors.Mask:
+    def _classes_of_values(self, values: Values) -> tv_tensors.Mask:
         """Returns the class indices of a label map's values (H, W); no data are ignored."""
-        if valid is None:
-            return tv_tensors.Mask(self._known_classes(values, path))
-        known = self._known_classes(values[valid], path)
-        label = known.new_full(values.shape, self.classes.ignore_index)
-        label[valid] = known
+        known = self._known_classes(values.of_data, values.path)
+        if values.valid is None:
+            return tv_tensors.Mask(known)
+        self._refuse_class_of_no_data(values)
+        label = known.new_full(values.indices.shape, self.classes.ignore_index)
+        label[values.valid] = known
         return tv_tensors.Mask(label)
+
+    def _refuse_class_of_no_data(self, values: Values) -> None:
+        """Raises ValueError if the value for no data is that of a class."""
+        value, which = values.no_data, -1
+        if value is None or value != int(value):
+            return
+        if self.label_map is None:
+            which = int(value)
+        elif LEAST_VALUE <= value < NUM_VALUES:
+            which = int(self.label_map[int(value) - LEAST_VALUE])
+        if 0 <= which < len(self.classes):
+            raise ValueError(
+                f"label map {str(values.path)!r} states {value:g} as its value for no data, which "
+                f"is the class {self.classes.names[which]!r}; if it is that class, remove the "
+                "statement (gdal_edit.py -unsetnodata), or else map the other values by label_map"
+            )
 
     def _known_classes(self, label: Tensor, path: Path) -> Tensor:
         """Returns the class indices of values."""
@@ -284,11 +294,8 @@ class FolderDataset(Dataset):
         file = decode(self.pairs[index][1])
         if coding_of(file.header, self.classes, self.palette) == "color":
             return False
-        return self._is_ignored_anywhere(*self._values(file))
-
-    def _is_ignored_anywhere(self, values: Tensor, valid: Tensor | None) -> bool:
-        held = values if valid is None else values[valid]
-        return bool((held == self.ignore_index).any())
+        values = values_of_file(file, self.classes, self.palette)
+        return bool((values.of_data == self.ignore_index).any())
 
     def problems_of_one_class(self, histogram: np.ndarray) -> list[str]:
         """Returns an error if the label maps hold at most one class, and the ignored value.

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from segformer.data.bands import Bands, valid_pixels
 from segformer.data.classes import Classes
 from segformer.data.families import geotiff
 from segformer.data.families.opened import Opened, Window
 from segformer.data.images import Header
-from segformer.data.labels import Coding, coding_of, whole_numbers
+from segformer.data.labels import Coding, Values, coding_of, whole_numbers
 
 
 def label_raster(
@@ -60,10 +59,8 @@ def _header(raster: Opened) -> Header:
     )
 
 
-def values_of(raster: Opened, window: Window | None = None) -> tuple[Tensor, Tensor | None]:
-    """Returns the values (H, W) of a label map, or of a window of it, and where they are data.
-
-    The second is None if they are everywhere.
+def values_of_raster(raster: Opened, window: Window | None = None) -> Values:
+    """Returns the values of a label map, or of a window of it.
 
     Raises:
         ValueError: If it cannot be read, or holds fractions.
@@ -73,7 +70,6 @@ def values_of(raster: Opened, window: Window | None = None) -> tuple[Tensor, Ten
     if values.dtype.kind == "f":
         values = values if valid is None else np.where(valid, values, 0)
         values = whole_numbers(values, _header(raster))
-    return (
-        torch.from_numpy(values.astype(np.int64)),
-        None if valid is None else torch.from_numpy(valid),
-    )
+    indices = torch.from_numpy(values.astype(np.int64))
+    where = None if valid is None else torch.from_numpy(valid)
+    return Values(raster.path, indices, where, raster.no_data)

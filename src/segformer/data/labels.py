@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -76,17 +77,39 @@ def to_indices(file: Decoded, classes: Classes | None, palette: Coding | None) -
     return torch.from_numpy(whole_numbers(np.array(image), header))
 
 
-def valid_values(
-    header: Header, values: Tensor, classes: Classes | None, palette: Coding | None
-) -> Tensor | None:
-    """Returns where a label map's values are not the file's own value for no data.
+@dataclass(frozen=True)
+class Values:
+    """The values of a label map file.
 
-    None if that is everywhere: a file of colours has no such value.
+    Args:
+        path: Path of the file.
+        indices: Class indices (H, W), or other values that a ``label_map`` maps to them.
+        valid: Where they are data (H, W), bool; None for everywhere.
+        no_data: The file's own value for no data, if it states one.
     """
+
+    path: Path
+    indices: Tensor
+    valid: Tensor | None = None
+    no_data: float | None = None
+
+    @property
+    def of_data(self) -> Tensor:
+        """The indices that are data (N,), or all (H, W)."""
+        return self.indices if self.valid is None else self.indices[self.valid]
+
+
+def values_of_file(file: Decoded, classes: Classes | None, palette: Coding | None) -> Values:
+    """Returns the values of a decoded label map; see :func:`read_label_map`.
+
+    A file of colours has no value for no data.
+    """
+    header = file.header
+    indices = to_indices(file, classes, palette)
     if header.no_data is None or coding_of(header, classes, palette) != "index":
-        return None
-    valid = values != header.no_data
-    return None if valid.all() else valid
+        return Values(header.path, indices)
+    valid = indices != header.no_data
+    return Values(header.path, indices, None if valid.all() else valid, header.no_data)
 
 
 def coding_of(

@@ -22,7 +22,7 @@ from segformer.data.datasets import DataError, FolderDataset, check_sizes, fault
 from segformer.data.families import geotiff
 from segformer.data.families.opened import Opened, Window, starts
 from segformer.data.images import decode, read_header
-from segformer.data.label_rasters import label_raster, values_of
+from segformer.data.label_rasters import label_raster, values_of_raster
 from segformer.data.normalization import Normalization
 
 SAMPLED_PIXELS = 1 << 23  # of all images, for statistics
@@ -134,7 +134,7 @@ class RasterDataset(FolderDataset):
         if raster is None:
             label = self._classes_of(decode(path))
             return label if window is None else tv_tensors.Mask(label[window.slices])
-        return self._classes_of_values(*values_of(raster, window), path)
+        return self._classes_of_values(values_of_raster(raster, window))
 
     def _label_raster(self, path: Path, page: int | None) -> Opened | None:
         return label_raster(path, page, self.classes, self.palette)
@@ -144,7 +144,7 @@ class RasterDataset(FolderDataset):
         raster = self._label_raster(path, page)
         if raster is None:
             return super()._holds_ignored_value(index)
-        return self._is_ignored_anywhere(*values_of(raster, window))
+        return bool((values_of_raster(raster, window).of_data == self.ignore_index).any())
 
     def faults_of(self, index: int) -> list[str]:
         return faults_in(lambda: self[index])

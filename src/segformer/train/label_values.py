@@ -14,8 +14,8 @@ from tqdm import tqdm
 from segformer.data.classes import Color
 from segformer.data.datasets import DataError
 from segformer.data.images import Decoded, decode
-from segformer.data.label_rasters import label_raster, values_of
-from segformer.data.labels import coding_of, to_indices, valid_values
+from segformer.data.label_rasters import label_raster, values_of_raster
+from segformer.data.labels import coding_of, values_of_file
 
 READERS = 8  # threads
 
@@ -30,6 +30,7 @@ class LabelMaps:
         colors_of: Colours of each value, of files with a palette.
         files: An example file of each kind: ``value``, ``palette``, ``grey RGB`` and ``color``.
         sizes: Height and width of each file.
+        no_data: Values for no data that files state; their pixels are not counted.
     """
 
     values: Counter[int] = field(default_factory=Counter)
@@ -37,6 +38,7 @@ class LabelMaps:
     colors_of: dict[int, set[Color]] = field(default_factory=lambda: defaultdict(set))
     files: dict[str, Path] = field(default_factory=dict)
     sizes: dict[Path, tuple[int, int]] = field(default_factory=dict)
+    no_data: set[float] = field(default_factory=set)
 
 
 def read_label_maps(paths: Sequence[Path]) -> LabelMaps:
@@ -67,31 +69,32 @@ class _Content:
     values: dict[int, int]
     colors: dict[Color, int]
     palette: tuple[Color, ...] = ()
+    no_data: float | None = None
 
 
 def _content(path: Path) -> _Content | str:
     """Returns what a label map holds, or one sentence for its error."""
     try:
         if raster := label_raster(path):
-            values, valid = values_of(raster)
+            values = values_of_raster(raster)
             size, palette = raster.size, raster.palette
         else:
             file = decode(path)
             coding_of(file.header)  # checks the format
             if file.image.mode in ("RGB", "RGBX", "RGBA"):
                 return _of_channels(file)
-            values = to_indices(file, None, None)
-            valid = valid_values(file.header, values, None, None)
+            values = values_of_file(file, None, None)
             size, palette = file.header.shown_size, file.header.palette
     except (OSError, ValueError) as error:
         return str(error)
-    counts = _counts((values if valid is None else values[valid]).numpy())
+    counts = _counts(values.of_data.numpy())
+    no_data = None if values.valid is None else values.no_data
     if not palette:
-        return _Content("value", size, counts, {})
+        return _Content("value", size, counts, {}, no_data=no_data)
     colors: Counter[Color] = Counter()
     for value, count in counts.items():
         colors[palette[value] if value < len(palette) else (0, 0, 0)] += count
-    return _Content("palette", size, counts, colors, palette)
+    return _Content("palette", size, counts, colors, palette, no_data)
 
 
 def _of_channels(file: Decoded) -> _Content:
@@ -118,6 +121,8 @@ def _counts(values: np.ndarray) -> dict[int, int]:
 def _add(found: LabelMaps, path: Path, content: _Content) -> None:
     found.files.setdefault(content.kind, path)
     found.sizes[path] = content.size
+    if content.no_data is not None:
+        found.no_data.add(content.no_data)
     found.values.update(content.values)
     found.colors.update(content.colors)
     if content.palette:

@@ -93,11 +93,16 @@ def labelling(
         decisions = [*decisions, f"value {_shown(sorted(void))} means no class, as its name says"]
     kept = [(value, name) for value, name in zip(order, names, strict=True) if value not in void]
     order, names = [value for value, _ in kept], [name for _, name in kept]
+    missing = ", ".join(f"{value:g}" for value in sorted(found.no_data))
     if len(order) < 2:
+        beside = f", beside {missing}, which the files state as no data" if missing else ""
+        cure = "; if that is a class, remove it by gdal_edit.py -unsetnodata" if missing else ""
         raise ValueError(
-            f"the label maps, such as {_example(found)!r}, hold only {_shown(values)}, which is "
-            "one class; a network needs at least two"
+            f"the label maps, such as {_example(found)!r}, hold only {_shown(values)}{beside}, "
+            f"which is one class; a network needs at least two{cure}"
         )
+    if missing:
+        decisions = [*decisions, f"value {missing} means no class, as the files state no data"]
     options = _reading(order, void | given, found)
     classes = Classes(names, _colors(found, named, order))
     pixels = tuple(found.values[value] for value in order)

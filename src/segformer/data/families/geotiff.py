@@ -81,6 +81,7 @@ def open_raster(path: Path, pages: str | None, level: int, page: int | None = No
             has_gaps |= any(flags != [1] for flags in _flags(raster))
             grid, has_alpha = _grid(raster), any(ALPHA in flags for flags in _flags(raster))
             palette, lossy = _palette(raster), _lossy_compression(raster)
+            no_data = raster.nodata
     if len(dtypes) > 1 or len({shape[1:] for shape in shapes}) > 1:
         raise ValueError(
             f"its bands have the types {', '.join(sorted(dtypes))} and the sizes "
@@ -100,6 +101,7 @@ def open_raster(path: Path, pages: str | None, level: int, page: int | None = No
     return Opened(
         *(path, shape, dtype, read, valid if has_gaps else None, grid, known),
         has_alpha=has_alpha,
+        no_data=no_data,
         palette=palette,
         lossy_compression=lossy,
     )

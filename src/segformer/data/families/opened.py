@@ -62,6 +62,7 @@ class Opened:
         grid: Where it lies on the earth, if the file says so.
         names: Names of the bands that the file states; may be empty.
         has_alpha: Whether the last band is the mask of the others.
+        no_data: Value of pixels without data, if the file states one.
         palette: Colours of its values, if these are indices of colours.
         lossy_compression: Name of its compression, if that may change values.
     """
@@ -74,6 +75,7 @@ class Opened:
     grid: Grid | None = None
     names: tuple[str, ...] = ()
     has_alpha: bool = False
+    no_data: float | None = None
     palette: tuple[Color, ...] = ()
     lossy_compression: str = ""
 
