@@ -169,6 +169,24 @@ class SegmentationModel(nn.Module):
             return self._replay(images, size, dtype)
         return self._label(images, size, dtype)
 
+    def _replay(self, images: Tensor, size: Sequence[int], dtype: torch.dtype | None) -> Tensor:
+        """:meth:`_label` as a CUDA graph."""
+        device = images.device
+        if not images.is_cuda:
+            raise ValueError(
+                f"cuda_graph=True needs images on a CUDA device, these are on {device}; move them "
+                "and the model there"
+            )
+        if hooked := hooked_module(self):
+            raise ValueError(
+                f"cuda_graph=True cannot replay hooks, and {hooked} has some; remove them, or "
+                "predict without a graph"
+            )
+        if dtype is None and torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        label = partial(self._label, size=size, dtype=dtype)
+        return self._graphs(self, label, images, (size, dtype, only_plain()))
+
     def _label(self, images: Tensor, size: Sequence[int], dtype: torch.dtype | None) -> Tensor:
         with evaluating(self), precision(images.device.type, dtype):
             logits = with_background(self._logits(images))
@@ -207,24 +225,6 @@ class SegmentationModel(nn.Module):
         from segformer.inference import predict_file
 
         return predict_file(self, path)
-
-    def _replay(self, images: Tensor, size: Sequence[int], dtype: torch.dtype | None) -> Tensor:
-        """:meth:`_label` as a CUDA graph."""
-        device = images.device
-        if not images.is_cuda:
-            raise ValueError(
-                f"cuda_graph=True needs images on a CUDA device, these are on {device}; move them "
-                "and the model there"
-            )
-        if hooked := hooked_module(self):
-            raise ValueError(
-                f"cuda_graph=True cannot replay hooks, and {hooked} has some; remove them, or "
-                "predict without a graph"
-            )
-        if dtype is None and torch.is_autocast_enabled(device.type):
-            dtype = torch.get_autocast_dtype(device.type)
-        label = partial(self._label, size=size, dtype=dtype)
-        return self._graphs(self, label, images, (size, dtype, only_plain()))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the backbone's blocks in the backward pass instead of keeping activations.
