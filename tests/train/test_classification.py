@@ -503,11 +503,14 @@ def test_images_are_read_as_everywhere(tmp_path: Path) -> None:
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 6, 3), np.uint8))
     picture.save(folder / "b.jpg", exif=turned)
     picture.save(folder / "c.jfif", "JPEG")
-    (root / "train" / ".ipynb_checkpoints").mkdir()
+    for name in (".ipynb_checkpoints", "class_0/.ipynb_checkpoints", "class_1/@eaDir"):
+        (root / "train" / name).mkdir()
+        picture.save(root / "train" / name / "copy.png")
     found = ClassFolders(root / "train")
     assert found.classes == ["class_0", "class_1", "class_2"]
     paths = [Path(path) for path, _ in found.samples]
     assert {"a.png", "b.jpg", "c.jfif"} <= {path.name for path in paths}
+    assert not any(path.name == "copy.png" for path in paths)
     for path, (image, _) in zip(paths, found, strict=True):
         np.testing.assert_array_equal(np.array(image), read_image(path).permute(1, 2, 0))
 

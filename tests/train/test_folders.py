@@ -311,7 +311,10 @@ def test_only_paths_in_the_runs_folder_move_with_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("monitor=val/mIoU", "checkpoint.monitor='val/mIoU' is no score; did you mean 'val/miou'"),
+        (
+            "monitor=val/mIoU",
+            "checkpoint.monitor='val/mIoU' is not logged; choose one of val/miou,",
+        ),
         ("dirpath=elsewhere", "a run's checkpoints are in its folder, where --ckpt_path finds"),
         ("save_weights_only=true", "a run goes on from its checkpoints; leave it out"),
     ],
@@ -334,7 +337,7 @@ def test_a_run_does_not_go_on_from_weights_alone(
     adapted = {"network.backbone.q.lora_A.default.weight": torch.zeros(2)}
     for state, said in (
         (classifier, "has no network that segments, as one of segformer pretrain; give the config"),
-        (adapted, r"was trained with model\.lora; give the config\.yaml of its run"),
+        (adapted, r"one of them has the adapters of model\.lora; give the config\.yaml of its"),
         (
             {"network.other": torch.zeros(2)},
             r"missing weights: \d+, such as .*; unexpected weights: 1, such as other",

@@ -173,7 +173,7 @@ def test_the_files_value_for_no_data_is_no_class(tmp_path: Path) -> None:
     assert classes.pixels == tuple(sum(int((m == k).sum()) for m in maps) for k in range(1, 5))
     expected = [np.where(label == 0, 255, label - 1.0) for label in maps]
     np.testing.assert_array_equal(read(root, classes), expected)
-    assert "value 0 means no class, as the files state no data" in classes.decisions
+    assert "value 0 means no class, as files state" in classes.decisions
 
 
 def test_a_class_that_the_files_state_as_no_data_is_named(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_a_class_that_the_files_state_as_no_data_is_named(tmp_path: Path) -> Non
     Image.new("RGB", mask.shape[::-1]).save(folders[0] / "0.png")
     path = folders[1] / "0.tif"
     Image.fromarray(mask).save(path, tiffinfo={42113: "0"})
-    with pytest.raises(ValueError, match=r"hold only 1, beside 0, which .* no data.* -unsetnodata"):
+    with pytest.raises(ValueError, match=r"hold only 1, beside 0, which is no data.* -unsetnodata"):
         labelling(read_label_maps([path]))
     classes = Classes(["ground", "house"])
     for options in ({}, {"label_map": {0: 0, 1: 1}}):
@@ -418,3 +418,74 @@ def test_voc_colours_with_their_outlines_are_indices(tmp_path: Path) -> None:
     classes = found(tmp_path, drawn(), voc)
     assert classes.classes == Classes(["class 0", "class 1", "class 2"])
     assert set(np.unique(read(tmp_path, classes))) == {0, 1, 2, 255}
+
+
+def tiffs(root: Path, maps: list[np.ndarray], no_data: list[str | None]) -> list[Path]:
+    for kind in ("images", "labels"):
+        (root / kind).mkdir(parents=True)
+    for number, (label, value) in enumerate(zip(maps, no_data, strict=True)):
+        Image.new("RGB", label.shape[::-1]).save(root / "images" / f"{number}.png")
+        info = {} if value is None else {42113: value}
+        Image.fromarray(label).save(root / "labels" / f"{number}.tif", tiffinfo=info)
+    return sorted((root / "labels").iterdir())
+
+
+@pytest.mark.parametrize(("values", "missing"), [((0, 2, 3, 4), 0), ((0, 1, 2, 3), 2)])
+def test_a_value_for_no_data_between_classes_is_none(
+    values: tuple[int, ...], missing: int, tmp_path: Path
+) -> None:
+    maps = [np.array(values, np.uint8)[label] for label in drawn()]
+    classes = labelling(read_label_maps(tiffs(tmp_path, maps, [str(missing)] * 3)))
+    for label, found in zip(maps, read(tmp_path, classes), strict=True):
+        assert np.array_equal(found == 255, label == missing)
+    assert not any("nevertheless" in s and f" {missing}," in s for s in classes.decisions)
+
+
+def test_no_data_that_names_or_other_files_contradict_are_refused(tmp_path: Path) -> None:
+    paths = tiffs(tmp_path / "mixed", drawn(), ["0", None, None])
+    with pytest.raises(
+        ValueError, match=r"0\.tif' states 0 as no data, and others hold it as data"
+    ):
+        labelling(read_label_maps(paths))
+    paths = tiffs(tmp_path / "named", drawn(3), ["0"] * 3)
+    (tmp_path / "named" / "classes.txt").write_text("background\nroad\nhouse\n")
+    with pytest.raises(ValueError, match=r"'background' has the value 0, which .* -unsetnodata"):
+        labelling(read_label_maps(paths), find_named_classes(tmp_path / "named"))
+
+
+def test_names_belong_to_the_colours_of_palettes(tmp_path: Path) -> None:
+    """Where the file of names lists them in another order than the palette."""
+
+    def save(label: np.ndarray, path: Path) -> None:
+        image = Image.fromarray(label, "P")
+        image.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
+        image.save(path)
+
+    root, maps = tmp_path, drawn(3)
+    paths = write(root, maps, save)
+    (root / "class_dict.csv").write_text("name,r,g,b\nx,0,255,0\ny,255,0,0\nz,0,0,0\n")
+    classes = labelling(read_label_maps(paths), find_named_classes(root))
+    assert classes.classes.names == ("x", "y", "z")
+    np.testing.assert_array_equal(read(root, classes), [2 - label.astype(int) for label in maps])
+
+
+def test_empty_masks_at_the_beginning_hide_no_value(tmp_path: Path) -> None:
+    """The pairs that are read before a run are drawn at random, and none is the first."""
+    masks = [np.zeros(SHAPE, np.uint8)] * 70
+    masks += [np.where(label > 1, 255, 0).astype(np.uint8) for label in drawn() * 10]
+    write(tmp_path, masks, values)
+    dataset = FolderDataset(tmp_path / "images", tmp_path / "labels", Classes(["ground", "house"]))
+    with pytest.raises(
+        DataError, match=r"hold only 0 and 255, .*set `label_map: \{0: 0, 255: 1\}`"
+    ):
+        dataset.check_files()
+
+
+def test_a_class_outside_the_pairs_that_are_read_is_found(tmp_path: Path) -> None:
+    masks = [np.where(label > 1, 255, 0).astype(np.uint8) for label in drawn() * 24]
+    write(tmp_path, masks, values)
+    dataset = FolderDataset(tmp_path / "images", tmp_path / "labels", Classes(["ground", "house"]))
+    chosen = np.random.default_rng(0).permutation(len(dataset))[:64]
+    last = next(k for k in range(len(dataset)) if k not in chosen)
+    values(np.ones(SHAPE, np.uint8), dataset.pairs[last][1])
+    assert dataset.check_files() == ()

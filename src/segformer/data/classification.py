@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import find_classes
 
-from segformer.data.images import READ_SUFFIXES, SYSTEM_FOLDERS, decode_rgb
+from segformer.data.images import SYSTEM_FOLDERS, decode_rgb, find_images
 from segformer.data.normalization import IMAGENET, Normalization
 
 
@@ -32,17 +32,26 @@ class ClassFolders(ImageFolder):
     """
 
     def __init__(self, root: str | os.PathLike[str], transform: Any | None = None) -> None:
-        super().__init__(root, transform, loader=read_rgb, is_valid_file=_is_image)
+        super().__init__(root, transform, loader=read_rgb)
 
-    def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
+    def find_classes(self, directory: str | os.PathLike[str]) -> tuple[list[str], dict[str, int]]:
         """Returns the names of the classes, and the number of each."""
         names, _ = find_classes(directory)
         names = [name for name in names if name[0] != "." and name not in SYSTEM_FOLDERS]
+        if not names:
+            raise FileNotFoundError(f"{str(directory)!r} has no folder of a class; add one of each")
         return names, {name: number for number, name in enumerate(names)}
 
-
-def _is_image(path: str) -> bool:
-    return Path(path).suffix.lower() in READ_SUFFIXES and not Path(path).name.startswith(".")
+    @staticmethod
+    def make_dataset(
+        directory: str | os.PathLike[str], class_to_idx: dict[str, int], *_: Any, **__: Any
+    ) -> list[tuple[str, int]]:
+        """Returns the path and the class of each image."""
+        return [
+            (str(path), number)
+            for name, number in class_to_idx.items()
+            for path in find_images(Path(directory, name))
+        ]
 
 
 def read_rgb(path: str) -> Image.Image:

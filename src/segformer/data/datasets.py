@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
+from tqdm import tqdm
 
 from segformer.data.annotations.areas import Picture
 from segformer.data.annotations.drawing import Drawing, Drawn, Treatment
@@ -21,13 +22,13 @@ from segformer.data.annotations.formats import Annotations
 from segformer.data.annotations.matching import find_sources
 from segformer.data.classes import Classes
 from segformer.data.images import (
-    Decoded,
     Header,
     decode,
     decode_rgb,
     read_header,
     rgb,
 )
+from segformer.data.label_rasters import header_of, label_raster, values_of_raster
 from segformer.data.labels import (
     Coding,
     Values,
@@ -183,20 +184,32 @@ class FolderDataset(Dataset):
         header, image = decode_rgb(image_path)
         if self.drawn:
             return image, self.drawn.label(_picture(header, self.drawn))
-        label = decode(label_path)
-        _check_pair(header, label.header)
-        return image, self._classes_of(label)
+        _check_pair(header, self._label_header(label_path))
+        return image, self._label_in(label_path)
 
     def label(self, index: int) -> tv_tensors.Mask:
         """Returns the label map (H, W) of a sample, without reading the image's pixels."""
         image_path, label_path = self.pairs[index]
         if self.drawn:
             return self.drawn.label(_picture(read_header(image_path), self.drawn))
-        return self._classes_of(decode(label_path))
+        return self._label_in(label_path)
 
-    def _classes_of(self, file: Decoded) -> tv_tensors.Mask:
-        """Returns the class indices of a decoded label map."""
-        return self._classes_of_values(values_of_file(file, self.classes, self.palette))
+    def _label_in(self, path: Path) -> tv_tensors.Mask:
+        """Returns the class indices of a label map file."""
+        return self._classes_of_values(self._values_in(path))
+
+    def _values_in(self, path: Path) -> Values:
+        raster = label_raster(path, None, self.classes, self.palette)
+        if raster is not None:
+            return values_of_raster(raster)
+        return values_of_file(decode(path), self.classes, self.palette)
+
+    def _label_header(self, path: Path) -> Header:
+        """Returns the header of a label map file, whose coding is checked."""
+        raster = label_raster(path, None, self.classes, self.palette)
+        header = read_header(path) if raster is None else header_of(raster)
+        coding_of(header, self.classes, self.palette)
+        return header
 
     def _classes_of_values(self, values: Values) -> tv_tensors.Mask:
         """Returns the class indices of a label map's values (H, W); no data are ignored."""
@@ -211,7 +224,7 @@ class FolderDataset(Dataset):
     def _refuse_class_of_no_data(self, values: Values) -> None:
         """Raises ValueError if the value for no data is that of a class."""
         value, which = values.no_data, -1
-        if value is None or value != int(value):
+        if value is None or not value.is_integer():  # infinite ones and NaN are none
             return
         if self.label_map is None:
             which = int(value)
@@ -242,9 +255,9 @@ class FolderDataset(Dataset):
         if self.drawn:
             return faults_in(lambda: self[index])
         steps = (
-            lambda: _check_pair(read_header(image), read_header(label)),
+            lambda: _check_pair(read_header(image), self._label_header(label)),
             lambda: rgb(decode(image)),
-            lambda: self._classes_of(decode(label)),
+            lambda: self._label_in(label),
         )
         return faults_in(*steps)
 
@@ -273,7 +286,9 @@ class FolderDataset(Dataset):
                 histogram += count_labels(self[index][1], len(self.classes))
             except (OSError, ValueError):
                 faults += self.faults_of(index)
-        faults += [] if faults else self.problems_of_one_class(histogram)
+        if not faults and self.problems_of_one_class(histogram, chosen):
+            histogram += self._count_until_two(sorted(set(range(len(self))) - set(chosen)))
+            faults = self.problems_of_one_class(histogram, chosen)
         if faults:
             raise DataError(faults, self)
         return tuple(
@@ -285,19 +300,26 @@ class FolderDataset(Dataset):
         if drawn := self.drawn:
             return faults_in(lambda: drawn.check(_picture(read_header(image), drawn)))
         return faults_in(
-            lambda: coding_of(read_header(label), self.classes, self.palette),
-            lambda: _check_pair(read_header(image), read_header(label)),
+            lambda: _check_pair(read_header(image), self._label_header(label)),
         )
+
+    def _count_until_two(self, indices: Sequence[int]) -> np.ndarray:
+        """Returns the pixels (K + 1,) of label maps, which are read until two classes are found."""
+        histogram = np.zeros(len(self.classes) + 1, np.int64)
+        for index in tqdm(indices, "label maps", unit="sample"):
+            histogram += count_labels(self.label(index), len(self.classes))
+            if np.count_nonzero(histogram[:-1]) > 1:
+                break
+        return histogram
 
     def _holds_ignored_value(self, index: int) -> bool:
         """Returns whether a label map of values holds the one that is ignored, which is data."""
-        file = decode(self.pairs[index][1])
-        if coding_of(file.header, self.classes, self.palette) == "color":
+        path = self.pairs[index][1]
+        if coding_of(self._label_header(path), self.classes, self.palette) == "color":
             return False
-        values = values_of_file(file, self.classes, self.palette)
-        return bool((values.of_data == self.ignore_index).any())
+        return bool((self._values_in(path).of_data == self.ignore_index).any())
 
-    def problems_of_one_class(self, histogram: np.ndarray) -> list[str]:
+    def problems_of_one_class(self, histogram: np.ndarray, indices: Iterable[int]) -> list[str]:
         """Returns an error if the label maps hold at most one class, and the ignored value.
 
         Masks of 0 and 255 whose 255 should be a class look like this.
@@ -305,11 +327,12 @@ class FolderDataset(Dataset):
         Args:
             histogram: Number of pixels of each class, and of ignored pixels (K + 1,), from
                 :func:`count_labels`.
+            indices: Samples that were counted.
         """
         found = np.flatnonzero(histogram[:-1]).tolist()
         if self.label_map is not None or not histogram[-1] or len(found) > 1 or self.drawn:
             return []
-        if not any(self._holds_ignored_value(k) for k in range(min(len(self), SAMPLED_PAIRS))):
+        if not any(self._holds_ignored_value(index) for index in indices):
             return []
         ignored, own = self.ignore_index, self.classes.ignore_index
         values = f"{found[0]} and {ignored}" if found else f"{ignored}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from segformer.data.bands import Bands, valid_pixels
 from segformer.data.classes import Classes
 from segformer.data.families import geotiff
 from segformer.data.families.opened import Opened, Window
-from segformer.data.images import Header
+from segformer.data.images import Header, read_header
 from segformer.data.labels import Coding, Values, coding_of, whole_numbers
 
 
@@ -38,11 +39,15 @@ def label_raster(
     raster = Bands(pages=None if page is None else "images").open_file(path, page)
     if raster.shape[0] != 1 or np.dtype(raster.dtype).kind not in "uif":
         return None
-    return raster if coding_of(_header(raster), classes, palette) == "index" else None
+    header = header_of(raster)
+    is_turned = (header.orientation or 1) != 1  # by Pillow, and not by rasterio
+    return raster if coding_of(header, classes, palette) == "index" and not is_turned else None
 
 
-def _header(raster: Opened) -> Header:
-    """Returns what Pillow would say of a raster of one band, if it read it."""
+def header_of(raster: Opened) -> Header:
+    """Returns Pillow's header of a raster of one band, or what it would be if Pillow read it."""
+    with suppress(OSError, ValueError):
+        return read_header(raster.path)
     kind = np.dtype(raster.dtype).kind
     return Header(
         path=raster.path,
@@ -69,7 +74,7 @@ def values_of_raster(raster: Opened, window: Window | None = None) -> Values:
     valid = valid_pixels(raster, window)
     if values.dtype.kind == "f":
         values = values if valid is None else np.where(valid, values, 0)
-        values = whole_numbers(values, _header(raster))
-    indices = torch.from_numpy(values.astype(np.int64))
+        values = whole_numbers(values, header_of(raster))
+    indices = torch.from_numpy(values if values.dtype == np.uint8 else values.astype(np.int64))
     where = None if valid is None else torch.from_numpy(valid)
     return Values(raster.path, indices, where, raster.no_data)

@@ -21,7 +21,7 @@ from segformer.data.classes import Classes
 from segformer.data.datasets import DataError, FolderDataset, check_sizes, faults_in
 from segformer.data.families import geotiff
 from segformer.data.families.opened import Opened, Window, starts
-from segformer.data.images import decode, read_header
+from segformer.data.images import read_header
 from segformer.data.label_rasters import label_raster, values_of_raster
 from segformer.data.normalization import Normalization
 
@@ -132,7 +132,7 @@ class RasterDataset(FolderDataset):
     def _label(self, path: Path, raster: Opened | None, window: Window | None) -> tv_tensors.Mask:
         """Returns the class indices of a label map, or of a window of it."""
         if raster is None:
-            label = self._classes_of(decode(path))
+            label = self._label_in(path)
             return label if window is None else tv_tensors.Mask(label[window.slices])
         return self._classes_of_values(values_of_raster(raster, window))
 

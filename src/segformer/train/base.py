@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler, WeightAve
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader, Dataset
 
 from segformer.train.optim import apply_lr_mult
@@ -31,10 +31,12 @@ from segformer.train.order import (
     combined_seed,
     run_seed,
 )
+from segformer.train.resume import difference
 
 OPTIMIZER_KEY = "optimizer_class"
 GRADIENTS_KEY = "accumulated_gradients"
 SCHEDULE_KEY = "schedule"
+LAMBDA_SCHEDULES = ("Poly", "OneCycle", "WarmupCosine")  # functions of the step
 AVERAGED_KEY = "current_model_state"  # of Lightning's WeightAveraging: the weights before it
 
 
@@ -170,6 +172,13 @@ class ResumableTask(LightningModule):
             }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps what a resumed run restores later.
+
+        Raises:
+            ValueError: If the checkpoint is of another network, or of a run that averages weights.
+        """
+        if other := difference(checkpoint["state_dict"], self.state_dict()):
+            raise ValueError(f"the checkpoint is of another network than the config's: {other}")
         self._accumulated = checkpoint.get(GRADIENTS_KEY, {})
         states = checkpoint.get("optimizer_states")
         if states:
@@ -208,16 +217,25 @@ class ResumableTask(LightningModule):
         scheduler = self.make_scheduler(optimizer, int(steps))
         self._schedule = f"{type(scheduler).__name__} of {int(steps)} steps"
         self._check_resumed(optimizer)
-        was = self._resumed_schedule
-        if was not in (None, self._schedule):
-            rank_zero_warn(
-                f"the schedule was {was} and is {self._schedule}: the learning rate goes on from "
-                "where the new one is at this step"
-            )
+        self._compare_schedule(scheduler)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+    def _compare_schedule(self, scheduler: LRScheduler) -> None:
+        """Warns that a resumed run has another schedule, if that can go on from any step.
+
+        Raises:
+            ValueError: If it cannot: a checkpoint restores the old length of PyTorch's schedules.
+        """
+        was, now = self._resumed_schedule, self._schedule
+        if was in (None, now):
+            return
+        both = f"the schedule was {was} and is {now}"
+        if not isinstance(scheduler, LambdaLR) or str(was).split()[0] not in LAMBDA_SCHEDULES:
+            raise ValueError(f"the run cannot be resumed with another schedule: {both}; restore it")
+        rank_zero_warn(f"{both}: the learning rate goes on from where the new one is at this step")
 
     def _check_resumed(self, optimizer: Optimizer) -> None:
         """Checks that a resumed run keeps its optimizer, whose settings its checkpoint restores.

@@ -377,7 +377,7 @@ def _check_split(
             f"{transparent[0]}, …"
         )
     if isinstance(dataset, FolderDataset) and findings.sizes[split]:
-        findings.problems += dataset.problems_of_one_class(histogram)
+        findings.problems += dataset.problems_of_one_class(histogram, range(len(dataset)))
 
 
 def _absent_classes(split: str, histogram: np.ndarray, classes: Classes) -> list[str]:

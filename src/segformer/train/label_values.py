@@ -14,7 +14,7 @@ from tqdm import tqdm
 from segformer.data.classes import Color
 from segformer.data.datasets import DataError
 from segformer.data.images import Decoded, decode
-from segformer.data.label_rasters import label_raster, values_of_raster
+from segformer.data.label_rasters import header_of, label_raster, values_of_raster
 from segformer.data.labels import coding_of, values_of_file
 
 READERS = 8  # threads
@@ -30,7 +30,7 @@ class LabelMaps:
         colors_of: Colours of each value, of files with a palette.
         files: An example file of each kind: ``value``, ``palette``, ``grey RGB`` and ``color``.
         sizes: Height and width of each file.
-        no_data: Values for no data that files state; their pixels are not counted.
+        no_data: An example file of each value that files state as no data, and that is not counted.
     """
 
     values: Counter[int] = field(default_factory=Counter)
@@ -38,7 +38,7 @@ class LabelMaps:
     colors_of: dict[int, set[Color]] = field(default_factory=lambda: defaultdict(set))
     files: dict[str, Path] = field(default_factory=dict)
     sizes: dict[Path, tuple[int, int]] = field(default_factory=dict)
-    no_data: set[float] = field(default_factory=set)
+    no_data: dict[int, Path] = field(default_factory=dict)
 
 
 def read_label_maps(paths: Sequence[Path]) -> LabelMaps:
@@ -77,7 +77,7 @@ def _content(path: Path) -> _Content | str:
     try:
         if raster := label_raster(path):
             values = values_of_raster(raster)
-            size, palette = raster.size, raster.palette
+            size, palette = raster.size, header_of(raster).palette
         else:
             file = decode(path)
             coding_of(file.header)  # checks the format
@@ -121,8 +121,8 @@ def _counts(values: np.ndarray) -> dict[int, int]:
 def _add(found: LabelMaps, path: Path, content: _Content) -> None:
     found.files.setdefault(content.kind, path)
     found.sizes[path] = content.size
-    if content.no_data is not None:
-        found.no_data.add(content.no_data)
+    if content.no_data is not None and content.no_data.is_integer():
+        found.no_data.setdefault(int(content.no_data), path)
     found.values.update(content.values)
     found.colors.update(content.colors)
     if content.palette:

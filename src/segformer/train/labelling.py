@@ -23,6 +23,7 @@ SOFT_SHARE = 0.9  # of the pixels of a mask with soft edges are 0 or 255
 MOST_MASK_VALUES = 64  # of a mask of classes in which few pixels are neither 0 nor 255
 MOST_VALUES = 200  # of 8-bit label maps; photographs have more
 SHOWN = 8  # values or names in a sentence
+UNSET = "remove the statement by gdal_edit.py -unsetnodata"  # of a value for no data
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ def labelling(
             f"--data.ignore_index {ignore_index} and --data.label_map are given; leave the first "
             f"out, and map {ignore_index} to 255 in label_map"
         )
-    if _is_by_color(found):
+    _refuse_mixed_no_data(found)
+    if _is_by_color(found) or _has_palette_in_another_order(found, named):
         _refuse_values(found, ignore_index=ignore_index, label_map=label_map)
         return _by_color(found, named)
     if label_map is not None:
@@ -88,25 +90,51 @@ def labelling(
         given.add(IGNORED_16_BITS)
         decisions = [*decisions, f"value {IGNORED_16_BITS} means no class"]
     names = list(named.names) if named else _names(order)
+    _refuse_named_no_data(order, names, found)
     void = {v for v, name in zip(order, names, strict=True) if name.lower() in UNLABELLED}
     if void:
         decisions = [*decisions, f"value {_shown(sorted(void))} means no class, as its name says"]
     kept = [(value, name) for value, name in zip(order, names, strict=True) if value not in void]
     order, names = [value for value, _ in kept], [name for _, name in kept]
-    missing = ", ".join(f"{value:g}" for value in sorted(found.no_data))
-    if len(order) < 2:
-        beside = f", beside {missing}, which the files state as no data" if missing else ""
-        cure = "; if that is a class, remove it by gdal_edit.py -unsetnodata" if missing else ""
-        raise ValueError(
-            f"the label maps, such as {_example(found)!r}, hold only {_shown(values)}{beside}, "
-            f"which is one class; a network needs at least two{cure}"
-        )
-    if missing:
-        decisions = [*decisions, f"value {missing} means no class, as the files state no data"]
+    _refuse_one_class(order, values, found)
+    decisions = [*decisions, *(f"value {v} means no class, as files state" for v in found.no_data)]
     options = _reading(order, void | given, found)
     classes = Classes(names, _colors(found, named, order))
     pixels = tuple(found.values[value] for value in order)
     return Labelling(classes, pixels, options, (*decisions, *summary(classes, pixels)))
+
+
+def _refuse_mixed_no_data(found: LabelMaps) -> None:
+    """Raises ValueError if a value is no data in some files, and data in others."""
+    for value, path in found.no_data.items():
+        if found.values[value]:
+            raise ValueError(
+                f"label map {str(path)!r} states {value} as no data, and others hold it as data; "
+                f"{UNSET} there, or make all state it"
+            )
+
+
+def _refuse_named_no_data(order: Sequence[int], names: Sequence[str], found: LabelMaps) -> None:
+    """Raises ValueError if the value of a class is no data to the files."""
+    for value, name in zip(order, names, strict=True):
+        if value in found.no_data:
+            raise ValueError(
+                f"{name!r} has the value {value}, which label maps such as "
+                f"{str(found.no_data[value])!r} state as no data; {UNSET} there, or name the other "
+                "classes by their values in class_dict.csv"
+            )
+
+
+def _refuse_one_class(order: Sequence[int], values: Sequence[int], found: LabelMaps) -> None:
+    """Raises ValueError if there are fewer than two classes."""
+    if len(order) > 1:
+        return
+    stated = ", ".join(map(str, sorted(found.no_data)))
+    beside, cure = (f", beside {stated}, which is no data", f"; {UNSET}") if stated else ("", "")
+    raise ValueError(
+        f"the label maps, such as {_example(found)!r}, hold only {_shown(values)}{beside}, which "
+        f"is one class; a network needs at least two{cure}"
+    )
 
 
 def _reading(order: list[int], ignored: set[int], found: LabelMaps) -> dict[str, Any]:
@@ -151,6 +179,15 @@ def _is_by_color(found: LabelMaps) -> bool:
             "way"
         )
     return is_optimised
+
+
+def _has_palette_in_another_order(found: LabelMaps, named: NamedClasses | None) -> bool:
+    """Returns whether the values of palettes are not those of the colours that a file names."""
+    if named is None or named.colors is None or named.values or "value" in found.files:
+        return False
+    colors = dict(enumerate(named.colors))
+    differ = any(of_value != {colors.get(k)} for k, of_value in found.colors_of.items())
+    return differ and bool(found.colors_of) and set(found.colors) <= {*named.colors, (0, 0, 0)}
 
 
 def _refuse_values(found: LabelMaps, **options: Any) -> None:
@@ -323,12 +360,12 @@ def _unnamed(values: list[int], found: LabelMaps) -> tuple[list[int], list[str]]
         decisions.append("values are counted from 1")
         return held, decisions
     if is_dense:
-        absent = sorted(set(range(held[-1] + 1)) - set(held))
+        absent = sorted(set(range(held[-1] + 1)) - set(held) - found.no_data.keys())
         if absent:
             decisions.append(
                 f"no pixel has the value {_shown(absent)}, which is a class nevertheless"
             )
-        return list(range(held[-1] + 1)), decisions
+        return [k for k in range(held[-1] + 1) if k not in found.no_data], decisions
     if IGNORE_INDEX in values:
         classes = [value for value in values if value != IGNORE_INDEX]
         label_map = {value: k for k, value in enumerate(classes)} | {IGNORE_INDEX: IGNORE_INDEX}

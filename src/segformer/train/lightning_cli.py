@@ -52,7 +52,10 @@ class SegmentationCLI(RunCLI):
 
     VERBS = ("fit", "validate", "test")
     WEIGHTS = "--weights"
-    LOGGED = ("val/miou", "val/pixel_accuracy", "train/loss")
+    LOGGED = (
+        *("val/miou", "val/pixel_accuracy", "train/loss"),
+        *("train/distillation", "train/consistency", "train/confident"),
+    )
 
     def __init__(self, args: list[str] | None = None, run: bool = True) -> None:
         super().__init__(SegmentationTask, SegmentationData, args, run)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from lightning import LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch import Tensor
 
 from segformer.train.folders import CHECKPOINTS, Runs
 
@@ -168,6 +169,33 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"the checkpoint {str(path)!r} is broken ({type(error).__name__})"
         ) from error
+
+
+def difference(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """Returns how weights of a checkpoint differ in name or shape, and the cure; empty if not.
+
+    Args:
+        state: The weights of the checkpoint.
+        own: Those of the network or task that would load them.
+    """
+    cure = "give the config.yaml of its run"
+    if not state:
+        return f"it has no network that segments, as one of segformer pretrain; {cure}"
+    if any(".lora_A." in key for key in state) != any(".lora_A." in key for key in own):
+        return f"one of them has the adapters of model.lora; {cure}"
+    lists = {
+        "missing weights": own.keys() - state.keys(),
+        "unexpected weights": state.keys() - own.keys(),
+        "weights of another shape": {
+            key for key in own.keys() & state.keys() if own[key].shape != state[key].shape
+        },
+    }
+    differences = [
+        f"{what}: {len(keys)}, such as {', '.join(sorted(keys)[:3])}"
+        for what, keys in lists.items()
+        if keys
+    ]
+    return f"{'; '.join(differences)}; {cure}" if differences else ""
 
 
 def best_checkpoint(newest: Path, monitor: str | None = None) -> Path | None:

@@ -113,14 +113,13 @@ class RunCLI(LightningCLI):
         self.save_config_kwargs = {"folder": folder, "given": given}
 
     def _check_checkpoints(self, options: Any) -> None:
-        """Raises ValueError if the best checkpoint would not be found, by its score or its place.
-
-        Callbacks of the user may log other scores.
-        """
-        monitor = str(options.monitor)
-        meant = next((name for name in self.LOGGED if _letters(name) == _letters(monitor)), monitor)
-        if meant != monitor:
-            raise ValueError(f"checkpoint.monitor={monitor!r} is no score; did you mean {meant!r}?")
+        """Raises ValueError if the best checkpoint would not be found, by score or by place."""
+        known = (*self.LOGGED, "step", "epoch")
+        if options.monitor not in (None, *known) and not self._has_own_callbacks():
+            raise ValueError(
+                f"checkpoint.monitor={options.monitor!r} is not logged; choose one of "
+                f"{', '.join(known)}"
+            )
         if options.dirpath is not None:
             raise ValueError(
                 f"checkpoint.dirpath={str(options.dirpath)!r}: a run's checkpoints are in its "
@@ -131,6 +130,12 @@ class RunCLI(LightningCLI):
                 "checkpoint.save_weights_only=true: a run goes on from its checkpoints; leave it "
                 "out, as the finished run's model.safetensors holds the weights alone"
             )
+
+    def _has_own_callbacks(self) -> bool:
+        """Returns whether the trainer has callbacks of the user, which may log other scores."""
+        given = self._settings.trainer.callbacks or []
+        paths = [str(c.class_path) for c in (given if isinstance(given, list) else [given])]
+        return any(not path.startswith(("segformer.", "lightning.")) for path in paths)
 
     def _find_checkpoint(self, runs: Runs) -> Path | None:
         named = self._settings.get("ckpt_path")
@@ -181,8 +186,3 @@ class RunCLI(LightningCLI):
     def _folder(self) -> Path:
         callback: Any = find_callback(self.trainer, RunFolder)
         return callback.folder
-
-
-def _letters(name: str) -> str:
-    """Returns the lower-case letters and digits of a name."""
-    return "".join(filter(str.isalnum, name.lower()))

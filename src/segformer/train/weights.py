@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,13 +9,14 @@ import torch
 from lightning import Callback
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
-from torch import Tensor, nn
+from torch import nn
 
 from segformer.data.classes import Classes
 from segformer.deploy import load_model
 from segformer.models import SegmentationModel
 from segformer.networks.initialization import init_weights
 from segformer.train.base import ResumableTask
+from segformer.train.resume import difference
 
 C = TypeVar("C", bound=Callback)
 
@@ -59,37 +59,11 @@ def load_checkpoint(task: Any, checkpoint: Path) -> None:
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     prefix = "network."
     network = {key[len(prefix) :]: x for key, x in state.items() if key.startswith(prefix)}
-    try:
-        task.network.load_state_dict(network)
-    except RuntimeError as error:
+    if other := difference(network, task.network.state_dict()):
         raise ValueError(
-            f"the checkpoint {str(checkpoint)!r} is of another network than the config's: "
-            f"{_difference(network, task.network)}"
-        ) from error
-
-
-def _difference(state: Mapping[str, Tensor], network: nn.Module) -> str:
-    """Returns how the weights of a checkpoint differ from those of a network, and the cure."""
-    cure = "give the config.yaml of its run"
-    if not state:
-        return f"it has no network that segments, as one of segformer pretrain; {cure}"
-    if any(".lora_A." in key for key in state):
-        return f"it was trained with model.lora; {cure}"
-    own = network.state_dict()
-    lists = {
-        "missing weights": own.keys() - state.keys(),
-        "unexpected weights": state.keys() - own.keys(),
-    }
-    shared = sorted(own.keys() & state.keys())
-    lists["weights of another shape"] = {
-        key for key in shared if own[key].shape != state[key].shape
-    }
-    differences = [
-        f"{what}: {len(keys)}, such as {', '.join(sorted(keys)[:3])}"
-        for what, keys in lists.items()
-        if keys
-    ]
-    return f"{'; '.join(differences)}; {cure}"
+            f"the checkpoint {str(checkpoint)!r} is of another network than the config's: {other}"
+        )
+    task.network.load_state_dict(network)
 
 
 def load_network(source: str, classes: Classes) -> Any:

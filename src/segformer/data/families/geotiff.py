@@ -35,12 +35,12 @@ def opened(path: Path | str, mode: str = "r", **options: Any) -> Iterator[Any]:
         from rasterio.transform import Affine
     except ModuleNotFoundError as error:
         raise missing(Path(path), "rasterio", "geo") from error
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        if "transform" in options:
-            options["transform"] = Affine(*options["transform"])
-        with rasterio.open(path, mode, **options) as raster:
-            yield raster
+    # For good: restoring the filters while other threads open files would bring it back to them.
+    warnings.simplefilter("ignore", NotGeoreferencedWarning)
+    if "transform" in options:
+        options["transform"] = Affine(*options["transform"])
+    with rasterio.open(path, mode, **options) as raster:
+        yield raster
 
 
 def is_raster(path: Path) -> bool:
