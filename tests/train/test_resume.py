@@ -372,6 +372,16 @@ def test_a_run_is_not_resumed_without_its_average_and_says_another_schedule(tmp_
     task = partial(SegmentationTask, SegFormer(TINY, num_classes=2))
     with pytest.raises(ValueError, match=r"without the average of its weights.*averaging\.EMA"):
         quiet_trainer(tmp_path, max_epochs=2).fit(task(), data, ckpt_path=checkpoint)
+    larger = SegmentationTask(SegFormer(TINY, num_classes=3))
+    with pytest.raises(ValueError, match=r"another network than .*: weights of another shape: 2,"):
+        quiet_trainer(tmp_path, max_epochs=2, callbacks=[EMA(0.9)]).fit(
+            larger, data, ckpt_path=checkpoint
+        )
+    cosine = task(scheduler=torch.optim.lr_scheduler.CosineAnnealingLR)
+    with pytest.raises(ValueError, match=r"was Poly of 8 steps and is CosineAnnealingLR of 8 st"):
+        quiet_trainer(tmp_path, max_epochs=2, callbacks=[EMA(0.9)]).fit(
+            cosine, data, ckpt_path=checkpoint
+        )
     longer = quiet_trainer(tmp_path, max_epochs=3, callbacks=[EMA(0.9)])
     with pytest.warns(UserWarning, match="schedule was Poly of 8 steps and is Poly of 12 steps"):
         longer.fit(task(), data, ckpt_path=checkpoint)
