@@ -63,7 +63,6 @@ def test_an_absent_class_is_left_out_of_the_means() -> None:
     ("confusion", "names"),
     [
         ([[0, 0], [0, 0]], ["a", "b"]),  # no labelled pixel
-        ([[5]], ["a"]),
         ([[5, 2], [0, 0]], ["a"]),  # one logit: all other pixels have no class name
         ([[0, 4, 0], [0, 0, 0], [0, 0, 0]], ["a", "b", "c"]),
     ],
