@@ -21,14 +21,8 @@ from segformer.data.annotations.drawing import Drawing, Drawn, Treatment
 from segformer.data.annotations.formats import Annotations
 from segformer.data.annotations.matching import find_sources
 from segformer.data.classes import Classes
-from segformer.data.images import (
-    Header,
-    decode,
-    decode_rgb,
-    read_header,
-    rgb,
-)
-from segformer.data.label_rasters import header_of, label_raster, values_of_raster
+from segformer.data.images import Decoded, Header, decode, decode_rgb, read_header, rgb
+from segformer.data.label_rasters import LabelRaster, label_raster
 from segformer.data.labels import (
     Coding,
     Values,
@@ -184,32 +178,36 @@ class FolderDataset(Dataset):
         header, image = decode_rgb(image_path)
         if self.drawn:
             return image, self.drawn.label(_picture(header, self.drawn))
-        _check_pair(header, self._label_header(label_path))
-        return image, self._label_in(label_path)
+        label = self._open_label(label_path)
+        _check_pair(header, label.header)
+        return image, self._classes_of(label)
 
     def label(self, index: int) -> tv_tensors.Mask:
         """Returns the label map (H, W) of a sample, without reading the image's pixels."""
         image_path, label_path = self.pairs[index]
         if self.drawn:
             return self.drawn.label(_picture(read_header(image_path), self.drawn))
-        return self._label_in(label_path)
+        return self._classes_of(self._open_label(label_path))
 
-    def _label_in(self, path: Path) -> tv_tensors.Mask:
-        """Returns the class indices of a label map file."""
-        return self._classes_of_values(self._values_in(path))
+    def _label_raster(self, path: Path, page: int | None = None) -> LabelRaster | None:
+        return label_raster(path, page, self.classes, self.palette)
 
-    def _values_in(self, path: Path) -> Values:
-        raster = label_raster(path, None, self.classes, self.palette)
-        if raster is not None:
-            return values_of_raster(raster)
-        return values_of_file(decode(path), self.classes, self.palette)
+    def _open_label(self, path: Path) -> LabelRaster | Decoded:
+        return self._label_raster(path) or decode(path)
 
     def _label_header(self, path: Path) -> Header:
-        """Returns the header of a label map file, whose coding is checked."""
-        raster = label_raster(path, None, self.classes, self.palette)
-        header = read_header(path) if raster is None else header_of(raster)
-        coding_of(header, self.classes, self.palette)
-        return header
+        """Returns the header of a label map file, without decoding its pixels."""
+        raster = self._label_raster(path)
+        return raster.header if raster else read_header(path)
+
+    def _classes_of(self, label: LabelRaster | Decoded) -> tv_tensors.Mask:
+        """Returns the class indices of a label map that was opened or decoded."""
+        return self._classes_of_values(self._values_of(label))
+
+    def _values_of(self, label: LabelRaster | Decoded) -> Values:
+        if isinstance(label, LabelRaster):
+            return label.values()
+        return values_of_file(label, self.classes, self.palette)
 
     def _classes_of_values(self, values: Values) -> tv_tensors.Mask:
         """Returns the class indices of a label map's values (H, W); no data are ignored."""
@@ -257,7 +255,7 @@ class FolderDataset(Dataset):
         steps = (
             lambda: _check_pair(read_header(image), self._label_header(label)),
             lambda: rgb(decode(image)),
-            lambda: self._label_in(label),
+            lambda: self._classes_of(self._open_label(label)),
         )
         return faults_in(*steps)
 
@@ -287,7 +285,7 @@ class FolderDataset(Dataset):
             except (OSError, ValueError):
                 faults += self.faults_of(index)
         if not faults and self.problems_of_one_class(histogram, chosen):
-            histogram += self._count_until_two(sorted(set(range(len(self))) - set(chosen)))
+            self._count_until_two(histogram, sorted(set(range(len(self))) - set(chosen)))
             faults = self.problems_of_one_class(histogram, chosen)
         if faults:
             raise DataError(faults, self)
@@ -300,24 +298,23 @@ class FolderDataset(Dataset):
         if drawn := self.drawn:
             return faults_in(lambda: drawn.check(_picture(read_header(image), drawn)))
         return faults_in(
+            lambda: coding_of(self._label_header(label), self.classes, self.palette),
             lambda: _check_pair(read_header(image), self._label_header(label)),
         )
 
-    def _count_until_two(self, indices: Sequence[int]) -> np.ndarray:
-        """Returns the pixels (K + 1,) of label maps, which are read until two classes are found."""
-        histogram = np.zeros(len(self.classes) + 1, np.int64)
+    def _count_until_two(self, histogram: np.ndarray, indices: Sequence[int]) -> None:
+        """Adds label maps to a histogram (K + 1,), until it has two classes."""
         for index in tqdm(indices, "label maps", unit="sample"):
             histogram += count_labels(self.label(index), len(self.classes))
             if np.count_nonzero(histogram[:-1]) > 1:
                 break
-        return histogram
 
     def _holds_ignored_value(self, index: int) -> bool:
         """Returns whether a label map of values holds the one that is ignored, which is data."""
-        path = self.pairs[index][1]
-        if coding_of(self._label_header(path), self.classes, self.palette) == "color":
+        label = self._open_label(self.pairs[index][1])
+        if coding_of(label.header, self.classes, self.palette) == "color":
             return False
-        return bool((self._values_in(path).of_data == self.ignore_index).any())
+        return bool((self._values_of(label).of_data == self.ignore_index).any())
 
     def problems_of_one_class(self, histogram: np.ndarray, indices: Iterable[int]) -> list[str]:
         """Returns an error if the label maps hold at most one class, and the ignored value.

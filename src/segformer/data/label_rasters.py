@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,41 @@ from segformer.data.images import Header, read_header
 from segformer.data.labels import Coding, Values, coding_of, whole_numbers
 
 
+@dataclass(frozen=True)
+class LabelRaster:
+    """A label map of values that rasterio reads.
+
+    Args:
+        opened: The raster.
+        header: Its header, as Pillow has it, or would have it if it read the file.
+    """
+
+    opened: Opened
+    header: Header
+
+    def values(self, window: Window | None = None) -> Values:
+        """Returns its values, or those in a window of it.
+
+        Raises:
+            ValueError: If it cannot be read, or holds fractions.
+        """
+        raster = self.opened
+        values = raster.read(window or raster.whole)[0]
+        valid = valid_pixels(raster, window)
+        if values.dtype.kind == "f":
+            values = values if valid is None else np.where(valid, values, 0)
+            values = whole_numbers(values, self.header)
+        indices = torch.from_numpy(values if values.dtype == np.uint8 else values.astype(np.int64))
+        where = None if valid is None else torch.from_numpy(valid)
+        return Values(raster.path, indices, where, raster.no_data)
+
+
 def label_raster(
     path: Path,
     page: int | None = None,
     classes: Classes | None = None,
     palette: Coding | None = None,
-) -> Opened | None:
+) -> LabelRaster | None:
     """Returns a label map of values that rasterio reads; None for other files, and for colours.
 
     Args:
@@ -34,17 +64,18 @@ def label_raster(
         ValueError: If it cannot be read, its compression changes values, or its palette does not
             show which classes it means.
     """
-    if not (geotiff.is_installed() and geotiff.is_raster(path)):
+    if not (geotiff.is_raster(path) and geotiff.is_installed()):
         return None
     raster = Bands(pages=None if page is None else "images").open_file(path, page)
     if raster.shape[0] != 1 or np.dtype(raster.dtype).kind not in "uif":
         return None
-    header = header_of(raster)
+    header = _header(raster)
     is_turned = (header.orientation or 1) != 1  # by Pillow, and not by rasterio
-    return raster if coding_of(header, classes, palette) == "index" and not is_turned else None
+    is_of_values = coding_of(header, classes, palette) == "index"
+    return LabelRaster(raster, header) if is_of_values and not is_turned else None
 
 
-def header_of(raster: Opened) -> Header:
+def _header(raster: Opened) -> Header:
     """Returns Pillow's header of a raster of one band, or what it would be if Pillow read it."""
     with suppress(OSError, ValueError):
         return read_header(raster.path)
@@ -62,19 +93,3 @@ def header_of(raster: Opened) -> Header:
         transparent=False,
         inverted=False,
     )
-
-
-def values_of_raster(raster: Opened, window: Window | None = None) -> Values:
-    """Returns the values of a label map, or of a window of it.
-
-    Raises:
-        ValueError: If it cannot be read, or holds fractions.
-    """
-    values = raster.read(window or raster.whole)[0]
-    valid = valid_pixels(raster, window)
-    if values.dtype.kind == "f":
-        values = values if valid is None else np.where(valid, values, 0)
-        values = whole_numbers(values, header_of(raster))
-    indices = torch.from_numpy(values if values.dtype == np.uint8 else values.astype(np.int64))
-    where = None if valid is None else torch.from_numpy(valid)
-    return Values(raster.path, indices, where, raster.no_data)

@@ -21,8 +21,8 @@ from segformer.data.classes import Classes
 from segformer.data.datasets import DataError, FolderDataset, check_sizes, faults_in
 from segformer.data.families import geotiff
 from segformer.data.families.opened import Opened, Window, starts
-from segformer.data.images import read_header
-from segformer.data.label_rasters import label_raster, values_of_raster
+from segformer.data.images import decode, read_header
+from segformer.data.label_rasters import LabelRaster
 from segformer.data.normalization import Normalization
 
 SAMPLED_PIXELS = 1 << 23  # of all images, for statistics
@@ -129,22 +129,21 @@ class RasterDataset(FolderDataset):
             raise ValueError(f"image {str(image.path)!r} does not fit: {error}") from error
         return pixels, valid
 
-    def _label(self, path: Path, raster: Opened | None, window: Window | None) -> tv_tensors.Mask:
+    def _label(
+        self, path: Path, raster: LabelRaster | None, window: Window | None
+    ) -> tv_tensors.Mask:
         """Returns the class indices of a label map, or of a window of it."""
         if raster is None:
-            label = self._label_in(path)
+            label = self._classes_of(decode(path))
             return label if window is None else tv_tensors.Mask(label[window.slices])
-        return self._classes_of_values(values_of_raster(raster, window))
-
-    def _label_raster(self, path: Path, page: int | None) -> Opened | None:
-        return label_raster(path, page, self.classes, self.palette)
+        return self._classes_of_values(raster.values(window))
 
     def _holds_ignored_value(self, index: int) -> bool:
         path, (_, page, window) = self.pairs[index][1], self.parts[index]
         raster = self._label_raster(path, page)
         if raster is None:
             return super()._holds_ignored_value(index)
-        return bool((values_of_raster(raster, window).of_data == self.ignore_index).any())
+        return bool((raster.values(window).of_data == self.ignore_index).any())
 
     def faults_of(self, index: int) -> list[str]:
         return faults_in(lambda: self[index])
@@ -259,12 +258,15 @@ def _picture(image: Opened) -> Picture:
     return Picture(image.path, image.size, image.grid)
 
 
-def _check_pair(image: Opened, label: Path, raster: Opened | None) -> None:
+def _check_pair(image: Opened, label: Path, raster: LabelRaster | None) -> None:
     """Raises ValueError if a label map, which may be a raster, has another size or place."""
     check_sizes(
-        image.path, image.size, label, raster.size if raster else read_header(label).shown_size
+        image.path,
+        image.size,
+        label,
+        raster.opened.size if raster else read_header(label).shown_size,
     )
-    difference = geotiff.difference(image.grid, raster.grid if raster else None, image.size)
+    difference = geotiff.difference(image.grid, raster.opened.grid if raster else None, image.size)
     if difference:
         raise ValueError(
             f"image {str(image.path)!r} and its label map {str(label)!r} lie at different "

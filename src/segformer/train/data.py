@@ -197,8 +197,8 @@ class SegmentationData(ResumableData):
         if self.unlabelled is not None:
             paths = self.unlabelled.paths
             sampled = paths[:: -(-len(paths) // SAMPLED_PAIRS)]  # the headers of the others
-            faults += faults_in(*(partial(read_image, path) for path in sampled))
-            faults += faults_in(*(partial(read_header, path) for path in paths))
+            pixels = (partial(read_image, path) for path in sampled)
+            faults += faults_in(*pixels, *(partial(read_header, path) for path in paths))
         if faults:
             raise DataError(faults, self)
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from segformer.data.classes import Color
 from segformer.data.datasets import DataError
 from segformer.data.images import Decoded, decode
-from segformer.data.label_rasters import header_of, label_raster, values_of_raster
+from segformer.data.label_rasters import label_raster
 from segformer.data.labels import coding_of, values_of_file
 
 READERS = 8  # threads
@@ -76,8 +76,8 @@ def _content(path: Path) -> _Content | str:
     """Returns what a label map holds, or one sentence for its error."""
     try:
         if raster := label_raster(path):
-            values = values_of_raster(raster)
-            size, palette = raster.size, header_of(raster).palette
+            values = raster.values()
+            size, palette = raster.opened.size, raster.header.palette
         else:
             file = decode(path)
             coding_of(file.header)  # checks the format
