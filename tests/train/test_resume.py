@@ -362,39 +362,36 @@ def test_a_run_is_not_resumed_with_other_batches(tmp_path: Path) -> None:
             )
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_a_run_is_not_resumed_without_its_average_and_says_another_schedule(tmp_path: Path) -> None:
-    fit(tmp_path, Signal(2, signal.SIGTERM), max_epochs=2)
-    checkpoint = str(newest_checkpoint(tmp_path))
+def resume(folder: Path, task: SegmentationTask, epochs: int = 2, **options: Any) -> Trainer:
+    """Goes on with another task from the newest checkpoint of :func:`fit`."""
     data = SegmentationData(
         Halves(18), Halves(2), TrainTransform((32, 32)), batch_size=4, num_workers=0
     )
+    trainer = quiet_trainer(folder, max_epochs=epochs, **{"callbacks": [EMA(0.9)], **options})
+    trainer.fit(task, data, ckpt_path=str(newest_checkpoint(folder)))
+    return trainer
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_is_not_resumed_without_its_average_and_says_another_schedule(tmp_path: Path) -> None:
+    fit(tmp_path, Signal(2, signal.SIGTERM), max_epochs=2)
     task = partial(SegmentationTask, SegFormer(TINY, num_classes=2))
     with pytest.raises(ValueError, match=r"without the average of its weights.*averaging\.EMA"):
-        quiet_trainer(tmp_path, max_epochs=2).fit(task(), data, ckpt_path=checkpoint)
+        resume(tmp_path, task(), callbacks=[])
     larger = SegmentationTask(SegFormer(TINY, num_classes=3))
     with pytest.raises(ValueError, match=r"another network than .*: weights of another shape: 2,"):
-        quiet_trainer(tmp_path, max_epochs=2, callbacks=[EMA(0.9)]).fit(
-            larger, data, ckpt_path=checkpoint
-        )
+        resume(tmp_path, larger)
     cosine = task(scheduler=torch.optim.lr_scheduler.CosineAnnealingLR)
     with pytest.raises(ValueError, match=r"was Poly of 8 steps and is CosineAnnealingLR of 8 st"):
-        quiet_trainer(tmp_path, max_epochs=2, callbacks=[EMA(0.9)]).fit(
-            cosine, data, ckpt_path=checkpoint
-        )
-    longer = quiet_trainer(tmp_path, max_epochs=3, callbacks=[EMA(0.9)])
+        resume(tmp_path, cosine)
     with pytest.warns(UserWarning, match="schedule was Poly of 8 steps and is Poly of 12 steps"):
-        longer.fit(task(), data, ckpt_path=checkpoint)
+        longer = resume(tmp_path, task(), epochs=3)
     assert longer.global_step == 12
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_run_is_not_resumed_with_another_optimizer(tmp_path: Path) -> None:
     fit(tmp_path, Signal(2, signal.SIGTERM), max_epochs=2)
-    checkpoint = str(newest_checkpoint(tmp_path))
-    data = SegmentationData(
-        Halves(18), Halves(2), TrainTransform((32, 32)), batch_size=4, num_workers=0
-    )
     cases: list[tuple[dict[str, Any], str]] = [
         ({"optimizer": Muon}, "the optimizer was OfficialAdamW and is Muon"),
         ({"optimizer": partial(OfficialAdamW, lr=1e-3)}, r"initial_lr .* was \[6e.* is \[0.001"),
@@ -409,9 +406,7 @@ def test_a_run_is_not_resumed_with_another_optimizer(tmp_path: Path) -> None:
     for options, message in cases:
         task = SegmentationTask(SegFormer(TINY, num_classes=2), **options)
         with pytest.raises(ValueError, match=f"resumed with another optimizer.*{message}"):
-            quiet_trainer(tmp_path, max_epochs=2, callbacks=[EMA(0.9)]).fit(
-                task, data, ckpt_path=checkpoint
-            )
+            resume(tmp_path, task)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -90,7 +90,7 @@ class Scores:
 
     def table(self, classes: Classes) -> str:
         """Returns a table of the IoU and accuracy of each class, and their means, in per cent."""
-        names = self.names(classes)
+        names = classes.of_labels().names
         width = max(14, *map(len, names))
         columns = zip(names, self.iou, self.accuracy, strict=True)
         rows = [
@@ -112,7 +112,7 @@ class Scores:
             "pixel_accuracy": self.pixel_accuracy,
         }
         per_class = {"iou": self.iou, "accuracy": self.accuracy}
-        names = self.names(classes)
+        names = classes.of_labels().names
         return {
             **_without_nan(means),
             **{
@@ -120,10 +120,6 @@ class Scores:
                 for key, values in per_class.items()
             },
         }
-
-    def names(self, classes: Classes) -> tuple[str, ...]:
-        """Returns the names of the labels; a single class is label 1, beside the background."""
-        return tuple(classes.of_labels().names)
 
 
 def _without_nan(values: dict[str, float]) -> dict[str, float | None]:

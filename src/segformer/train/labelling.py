@@ -187,7 +187,7 @@ def _has_palette_in_another_order(found: LabelMaps, named: NamedClasses | None) 
         return False
     colors = dict(enumerate(named.colors))
     differ = any(of_value != {colors.get(k)} for k, of_value in found.colors_of.items())
-    return differ and bool(found.colors_of) and set(found.colors) <= {*named.colors, (0, 0, 0)}
+    return differ and set(found.colors) <= {*named.colors, (0, 0, 0)}
 
 
 def _refuse_values(found: LabelMaps, **options: Any) -> None:

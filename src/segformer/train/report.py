@@ -116,7 +116,7 @@ class Report(Callback):
 def confusion_picture(scores: Scores, classes: Classes) -> Figure:
     """Returns the confusion matrix: a row has the predictions for one labelled class, in shares."""
     shares = scores.confusion / scores.confusion.sum(1, keepdim=True).clamp_min(1)
-    names = scores.names(classes)
+    names = classes.of_labels().names
     side = max(5.0, min(0.32 * len(names) + 2.5, 30.0))
     figure = Figure((side + 0.8, side), layout="constrained")
     axes = figure.add_subplot()
