@@ -259,12 +259,8 @@ class FolderDataset(Dataset):
         )
         return faults_in(*steps)
 
-    def check_files(self, samples: int = SAMPLED_PAIRS, seed: int = 0) -> tuple[str, ...]:
-        """Checks the headers of all files and the pixels of some pairs, before a run starts.
-
-        Args:
-            samples: Number of pairs whose pixels are read.
-            seed: Random seed for their choice.
+    def check_files(self) -> tuple[str, ...]:
+        """Checks the headers of all files and the pixels of 64 pairs, before a run starts.
 
         Returns:
             Names of the classes that occur in none of these pairs.
@@ -278,7 +274,7 @@ class FolderDataset(Dataset):
         if faults:
             raise DataError(faults, self)
         histogram = np.zeros(len(self.classes) + 1, np.int64)
-        chosen = np.random.default_rng(seed).permutation(len(self))[:samples].tolist()
+        chosen = np.random.default_rng(0).permutation(len(self))[:SAMPLED_PAIRS].tolist()
         for index in chosen:
             try:
                 histogram += count_labels(self[index][1], len(self.classes))

@@ -148,9 +148,9 @@ class RasterDataset(FolderDataset):
     def faults_of(self, index: int) -> list[str]:
         return faults_in(lambda: self[index])
 
-    def check_files(self, samples: int = 64, seed: int = 0) -> tuple[str, ...]:
+    def check_files(self) -> tuple[str, ...]:
         self._check_systems()
-        return super().check_files(samples, seed)
+        return super().check_files()
 
     def _header_faults(self, index: int) -> list[str]:
         (path, label), page = self.pairs[index], self.parts[index].page
