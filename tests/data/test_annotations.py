@@ -24,9 +24,9 @@ from segformer.data.bands import Bands
 from segformer.data.datasets import DataError, FolderDataset
 from segformer.data.rasters import RasterDataset
 from segformer.train.data import FolderData
-from segformer.train.folder_options import parse
+from segformer.train.from_folder.options import parse
+from segformer.train.from_folder.plan import make_plan
 from segformer.train.parser import build_data, data_of, data_parser
-from segformer.train.plan import make_plan
 
 for package in ("pycocotools", "rasterio", "shapely"):
     pytest.importorskip(package, reason="reason: needs segformer[annotations]")

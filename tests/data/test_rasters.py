@@ -30,11 +30,11 @@ from segformer.data.transforms import RandomScaledCrop
 from segformer.evaluation import Blend
 from segformer.evaluation.large import label_windows
 from segformer.inference.scenes import is_scene
-from segformer.train.folder_options import parse
-from segformer.train.label_values import read_label_maps
-from segformer.train.labelling import labelling
+from segformer.train.from_folder.label_values import read_label_maps
+from segformer.train.from_folder.labelling import labelling
+from segformer.train.from_folder.options import parse
+from segformer.train.from_folder.plan import make_plan
 from segformer.train.parser import build_data, data_parser
-from segformer.train.plan import make_plan
 
 rasterio = pytest.importorskip("rasterio", reason="reason: needs segformer[geo]")
 pydicom = pytest.importorskip("pydicom", reason="reason: needs segformer[medical]")

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segformer.train.arrangement import Arrangement, find
-from segformer.train.class_names import find_named_classes
-from segformer.train.name_lists import found_lists, listed
+from segformer.train.from_folder.arrangement import Arrangement, find
+from segformer.train.from_folder.class_names import find_named_classes
+from segformer.train.from_folder.name_lists import found_lists, listed
 
 TRAIN, VAL = ("a", "b", "c"), ("d",)
 

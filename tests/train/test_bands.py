@@ -24,8 +24,8 @@ from segformer.data.rasters import Part, RasterDataset, statistics_of
 from segformer.deploy import Exported, export
 from segformer.train.check import check
 from segformer.train.data import FolderData
-from segformer.train.folder_options import parse
-from segformer.train.plan import make_plan
+from segformer.train.from_folder.options import parse
+from segformer.train.from_folder.plan import make_plan
 
 pytestmark = [
     pytest.mark.usefixtures("without_pictures"),

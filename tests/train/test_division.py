@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segformer.train.division import divide, groups_by, groups_of
+from segformer.train.from_folder.division import divide, groups_by, groups_of
 
 SCENES = st.lists(st.from_regex(r"[a-z]{2,6}[0-9]?[a-z]", fullmatch=True), min_size=2, unique=True)
 NUMBERS = st.lists(st.integers(0, 99999), min_size=1, max_size=9, unique=True)

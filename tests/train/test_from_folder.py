@@ -22,11 +22,11 @@ from segformer.cli import main
 from segformer.cli.check import add_arguments as add_check
 from segformer.cli.fit import add_arguments as add_fit
 from segformer.cli.parser import Parser
-from segformer.train.arrangement import find
-from segformer.train.folder_options import own_parser, parse, with_option
+from segformer.train.from_folder.arrangement import find
+from segformer.train.from_folder.options import own_parser, parse, with_option
+from segformer.train.from_folder.plan import make_plan
+from segformer.train.from_folder.recipe import STEPS, Situation, class_weights, decisions, settings
 from segformer.train.parser import build_data, data_parser
-from segformer.train.plan import make_plan
-from segformer.train.recipe import STEPS, Situation, class_weights, decisions, settings
 
 pytestmark = [
     pytest.mark.usefixtures("without_pictures"),

@@ -13,9 +13,9 @@ from PIL import Image
 from segformer import Classes
 from segformer.data.classes import voc_palette
 from segformer.data.datasets import DataError, FolderDataset
-from segformer.train.class_names import find_named_classes
-from segformer.train.label_values import read_label_maps
-from segformer.train.labelling import Labelling, labelling
+from segformer.train.from_folder.class_names import find_named_classes
+from segformer.train.from_folder.label_values import read_label_maps
+from segformer.train.from_folder.labelling import Labelling, labelling
 
 SHAPE = (16, 24)
 COLORS = ((0, 0, 0), (128, 64, 128), (70, 70, 70), (0, 0, 142))

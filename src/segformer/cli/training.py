@@ -62,7 +62,7 @@ def _add_option(parser: Any, option: str, sentence: str) -> None:
 def run_on(module: str, parser: ArgumentParser, verb: str, arguments: list[str]) -> None:
     """Runs a verb of ``train/`` on a folder, if it is the first argument, or by a module."""
     if arguments and not arguments[0].startswith("-"):
-        run("from_folder", parser, [verb, *arguments])
+        run("from_folder.command", parser, [verb, *arguments])
     else:
         run(module, parser, arguments if module == verb else [verb, *arguments])
 

@@ -21,17 +21,17 @@ from segformer.data.classes import Classes
 from segformer.data.complete import complete
 from segformer.data.datasets import FolderDataset, refuse_options
 from segformer.data.rasters import RasterDataset, parts_of, statistics_of
-from segformer.train import recipe
-from segformer.train.annotated import find_annotated, survey_annotations
-from segformer.train.arrangement import Arrangement, Pair, find
-from segformer.train.class_names import find_named_classes
 from segformer.train.data import SPLIT_NAMES
-from segformer.train.folder_options import Options, with_option
 from segformer.train.folders import CSV
-from segformer.train.kinds import Images, survey_images
-from segformer.train.label_values import read_label_maps
-from segformer.train.labelling import Labelling, labelling
-from segformer.train.splits import divided
+from segformer.train.from_folder import recipe
+from segformer.train.from_folder.annotated import find_annotated, survey_annotations
+from segformer.train.from_folder.arrangement import Arrangement, Pair, find
+from segformer.train.from_folder.class_names import find_named_classes
+from segformer.train.from_folder.kinds import Images, survey_images
+from segformer.train.from_folder.label_values import read_label_maps
+from segformer.train.from_folder.labelling import Labelling, labelling
+from segformer.train.from_folder.options import Options, with_option
+from segformer.train.from_folder.splits import divided
 
 RUNS = "runs"  # folder of all runs
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".h5", ".npz")

@@ -15,8 +15,8 @@ from segformer.data.classes import (
     number_of_labels,
 )
 from segformer.data.classes import ignore_index as own_ignore_index
-from segformer.train.class_names import BACKGROUND, UNLABELLED, NamedClasses
-from segformer.train.label_values import LabelMaps
+from segformer.train.from_folder.class_names import BACKGROUND, UNLABELLED, NamedClasses
+from segformer.train.from_folder.label_values import LabelMaps
 
 MOST_COLORS = 255  # of label maps without a file of names; more are edges that were smoothed
 SOFT_SHARE = 0.9  # of the pixels of a mask with soft edges are 0 or 255

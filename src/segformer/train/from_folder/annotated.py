@@ -31,10 +31,10 @@ from segformer.data.classes import Classes
 from segformer.data.datasets import DataError, count_labels, faults_in
 from segformer.data.images import find_images, read_header
 from segformer.data.pairing import ANNOTATION_SUFFIXES, CLASS
-from segformer.train.arrangement import Arrangement, Pair, in_order, paired
-from segformer.train.class_names import BACKGROUND, UNLABELLED
-from segformer.train.labelling import Labelling, summary
-from segformer.train.roles import SPLIT_OF, File, file_of, words_of
+from segformer.train.from_folder.arrangement import Arrangement, Pair, in_order, paired
+from segformer.train.from_folder.class_names import BACKGROUND, UNLABELLED
+from segformer.train.from_folder.labelling import Labelling, summary
+from segformer.train.from_folder.roles import SPLIT_OF, File, file_of, words_of
 
 REST = "(without annotation)"  # stands for a class while pixels are counted
 MOST_UNLABELLED = 0.005  # of the pixels, which are ignored and no class of their own

@@ -15,9 +15,9 @@ from typing import Any
 from jsonargparse import Namespace
 
 from segformer.train import check, lightning_cli
-from segformer.train.folder_options import Options, parse
 from segformer.train.folders import CSV, FOLLOWERS, Runs, refuse_to_overwrite
-from segformer.train.plan import make_plan
+from segformer.train.from_folder.options import Options, parse
+from segformer.train.from_folder.plan import make_plan
 
 CONFIG = "run.yaml"
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from segformer.data.bands import SPLIT, SUFFIXES
 from segformer.data.images import find_images
-from segformer.train.roles import File, file_of, no_pairs, with_roles
+from segformer.train.from_folder.roles import File, file_of, no_pairs, with_roles
 
 SKIPPED_FOLDERS = ("SegmentationObject",)  # VOC's label maps of objects, not of classes
 SHOWN = 3  # files in a message

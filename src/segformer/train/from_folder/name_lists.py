@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 
 from segformer.data.images import files_below
 from segformer.data.pairing import composed, read_names
-from segformer.train.arrangement import Pair
-from segformer.train.roles import SPLIT_OF
+from segformer.train.from_folder.arrangement import Pair
+from segformer.train.from_folder.roles import SPLIT_OF
 
 VOC_LISTS = "ImageSets/Segmentation"
 

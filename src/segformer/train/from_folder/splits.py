@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from segformer.train.arrangement import Arrangement, Pair
-from segformer.train.division import SINGLY, divide, groups_by, groups_of
-from segformer.train.folder_options import Options
-from segformer.train.name_lists import found_lists, listed
+from segformer.train.from_folder.arrangement import Arrangement, Pair
+from segformer.train.from_folder.division import SINGLY, divide, groups_by, groups_of
+from segformer.train.from_folder.name_lists import found_lists, listed
+from segformer.train.from_folder.options import Options
 
 DEFAULT_SHARE = 0.2  # of the images, for validation
 

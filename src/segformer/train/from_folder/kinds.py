@@ -13,7 +13,7 @@ from segformer.data.datasets import DataError, check_sizes
 from segformer.data.families import geotiff
 from segformer.data.families.dicom import is_dicom
 from segformer.data.images import read_header
-from segformer.train.label_values import READERS
+from segformer.train.from_folder.label_values import READERS
 
 
 @dataclass(frozen=True)
