@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from segformer import SETR, MLAHead, SegFormer, TimmBackbone
+from segformer.networks.mit import MixFFN
 
 
 def described(model: Any, path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
@@ -151,6 +152,11 @@ def of(name: str, make: Callable[[], Any]) -> Callable[[nn.Module], None]:
     return change
 
 
+class Doubled(MixFFN):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
 CHANGES: dict[str, tuple[Callable[[Any], object], str]] = {
     "classifier": (
         of("decode_head.classifier", lambda: nn.Conv2d(16, 7, 1)),
@@ -188,6 +194,14 @@ CHANGES: dict[str, tuple[Callable[[Any], object], str]] = {
     "pruning": (
         lambda model: prune.l1_unstructured(model.decode_head.fuse, "weight", 0.5),
         "decode_head.fuse.weight_mask is new",
+    ),
+    "a subclass": (
+        lambda model: setattr(model.backbone.stages[0].blocks[0].ffn, "__class__", Doubled),
+        "backbone.stages.0.blocks.0.ffn is a Doubled instead of a MixFFN",
+    ),
+    "a forward": (
+        lambda model: setattr(model.decode_head.fuse, "forward", torch.relu),
+        "decode_head.fuse has a forward of its own",
     ),
     "a module more": (lambda model: setattr(model, "extra", nn.Linear(2, 2)), "extra.bias is new"),
 }
@@ -259,3 +273,16 @@ def test_setr_is_inspected(
     message = " ".join(capsys.readouterr().out.split())
     assert "vit_tiny_patch16_384" in message
     assert "positions=bicubic, fit=resize" in message
+
+
+def test_the_numerics_of_pretrained_weights_are_written(tmp_path: Path) -> None:
+    """transformers' layout, in which NVIDIA publishes the encoders, has one epsilon for all."""
+    randomized(SegFormer("b0", num_classes=2)).save(tmp_path / "mit", "huggingface")
+    overlay = {"file": str(tmp_path / "mit" / "model.safetensors")}
+    backbone = TimmBackbone("mit_b0", pretrained=True, pretrained_cfg_overlay=overlay)
+    model = SegFormer(backbone, num_classes=2).eval()
+    model.save(tmp_path / "x.safetensors")
+    again = SegFormer.from_pretrained(tmp_path / "x.safetensors")
+    assert again.backbone.model.model.stages[0].norm.eps == 1e-5
+    images = torch.randn(1, 3, 64, 64)
+    assert torch.equal(again(images), model(images))

@@ -13,9 +13,11 @@ from conftest import TINY, randomized
 from halves import Halves
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from segformer import Classes, SegFormer
+from segformer.data.normalization import Normalization
 from segformer.data.transforms import Normalize
 from segformer.evaluation import (
     PROTOCOLS,
@@ -274,3 +276,28 @@ def test_an_array_that_cannot_hold_the_labels_is_refused() -> None:
     ):
         label_large(model, pixels, np.zeros((8, 8), np.uint8), Slide((8, 8), (8, 8)))
     label_large(model, pixels, np.zeros((8, 8), np.uint16), Slide((8, 8), (8, 8)))
+
+
+def test_a_label_map_on_its_side_is_refused() -> None:
+    class Turned(list[Any]):
+        classes = Classes(["left", "right"])
+
+    image, label = torch.zeros(3, 64, 96, dtype=torch.uint8), torch.zeros(96, 64).byte()
+    model = SegFormer(TINY, num_classes=2)
+    with pytest.raises(ValueError, match="image 0 has 64×96 pixels, and its label map 96×64"):
+        evaluate(model, Turned([(image, label)]))
+    assert evaluate(model, Turned([(image, label[:32, :48])])).confusion.sum() == 32 * 48
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, AveragedModel])
+def test_wrappers_keep_the_models_normalization(wrap: Any) -> None:
+    class Bright(nn.Module):
+        normalization = Normalization((0.1, 0.1, 0.1), (0.01, 0.01, 0.01))
+
+        def forward(self, images: Tensor) -> Tensor:
+            level = images.mean(1, keepdim=True)
+            return torch.cat([-level, level], 1)
+
+    confusion = evaluate(Bright(), Halves(2)).confusion
+    assert torch.equal(evaluate(wrap(Bright()), Halves(2)).confusion, confusion)
+    assert not torch.equal(evaluate(Bright().forward, Halves(2)).confusion, confusion)

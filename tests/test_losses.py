@@ -333,3 +333,19 @@ def test_lovasz_is_exact_in_single_precision() -> None:
         for x in (logits.requires_grad_(), logits.detach().float().requires_grad_())
     )
     assert (single - double).norm() < 1e-4 * double.norm()
+
+
+@pytest.mark.parametrize("kind", [CrossEntropy, OHEM, Focal])
+def test_weights_of_another_number_of_classes_are_refused(kind: Any) -> None:
+    logits, target, _ = sample()
+    for weight in ([1.0, 2.0], [1.0, 2.0, 3.0, 4.0]):
+        with pytest.raises(ValueError, match=rf"\({len(weight)},\) class weights for 3 classes"):
+            kind(weight=weight)(logits, target)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_target_that_is_no_class_is_refused(name: str) -> None:
+    logits, target, _ = sample()
+    target[:, 5:9] = 77
+    with pytest.raises((IndexError, RuntimeError), match=r"77|out of bounds"):
+        LOSSES[name]()(logits, target)

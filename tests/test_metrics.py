@@ -12,7 +12,8 @@ from torchmetrics.classification import (
 )
 
 from segformer import Classes
-from segformer.evaluation.metrics import Scores
+from segformer.evaluation.boundaries import boundary_pixels
+from segformer.evaluation.metrics import Scores, confusion_of
 from segformer.train.report import Report
 
 
@@ -82,3 +83,10 @@ def test_scores_are_written_as_strict_json(
         None if math.isnan(value) else value for value in scores.iou
     ]
     assert (tmp_path / "confusion.png").is_file()
+
+
+def test_a_prediction_that_is_no_class_is_refused() -> None:
+    predicted, label = torch.full((4, 4), 2), torch.zeros(4, 4, dtype=torch.uint8)
+    for count in (confusion_of, boundary_pixels):
+        with pytest.raises(ValueError, match=r"predicts class 2, and the data have 2 classes"):
+            count(predicted, label, 2)

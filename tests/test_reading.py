@@ -130,12 +130,19 @@ def test_containers_are_unwrapped(b0: SegFormer, state: State, wrap: Any, tmp_pa
     ("averaged", "raw"), [("ema_model", "model"), ("state_dict_ema", "state_dict"), ("ema", "net")]
 )
 def test_state_dicts_that_are_not_read_are_said(
-    averaged: str, raw: str, b0: SegFormer, state: State, tmp_path: Path
+    averaged: str,
+    raw: str,
+    b0: SegFormer,
+    state: State,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     other = {key: torch.zeros_like(tensor) for key, tensor in state.items()}
     torch.save({raw: other, averaged: state}, tmp_path / "x.pth")
     reading = read(tmp_path / "x.pth")
-    assert ("dropped", raw, f"{averaged} is read") in reading.report.rows
+    note = f"other weights: {averaged} is read; save only those that are wanted"
+    assert ("note", raw, note) in reading.report.rows
+    assert note in caplog.text
     assert torch.equal(reading.decode_head.classifier.weight, b0.decode_head.classifier.weight)
 
 
@@ -481,3 +488,28 @@ def test_weights_of_16_bits_are_trained_and_measured_in_32(
     measured = load_network(str(path), halves().classes)
     images = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(measured(images), half.float()(images), rtol=1e-4, atol=1e-4)
+
+
+def test_weights_under_unknown_names_are_reported(state: State, tmp_path: Path) -> None:
+    optimizer = {"state": {0: {"exp_avg": state[NORM1]}}}
+    torch.save({"model": state, "best": state, "optimizer": optimizer}, tmp_path / "x.pth")
+    report = read(tmp_path / "x.pth").report
+    assert ("dropped", "best", "other tensors: model is read") in report.rows
+
+
+def test_keys_and_licences_that_are_no_text_are_not_the_models(
+    state: State, tmp_path: Path
+) -> None:
+    content = {"state_dict": {**state, 3: state[NORM1]}, "meta": {"licence": 7}}
+    torch.save(content, tmp_path / "x.pth")
+    reading = read(tmp_path / "x.pth")
+    assert ("dropped", "3", "not tensors with a name") in reading.report.rows
+    assert reading.licence is None
+
+
+def test_a_config_with_an_empty_list_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    SegFormer("b0", num_classes=2).save(tmp_path / "b0", "huggingface")
+    path = tmp_path / "b0" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "mlp_ratios": []}))
+    with pytest.raises(ValueError, match=r"has a value of another kind than SegFormer's"):
+        SegFormer.from_pretrained(tmp_path / "b0")

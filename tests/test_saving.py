@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -241,3 +242,28 @@ def test_models_of_one_logit_in_any_layout_label_and_draw_two_classes(
         model = SegFormer.from_pretrained(tmp_path / name)
         assert len(model.classes) == 2
         assert model.classes.colors[0] != model.classes.colors[1]
+
+
+@pytest.mark.parametrize(("layout", "name"), [("native", "x.safetensors"), ("nvidia", "x.pth")])
+def test_a_model_without_values_is_not_saved(
+    layout: str, name: str, tiny: SegFormer, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"is a meta tensor, which has no values"):
+        SegFormer("b0", num_classes=2).to("meta").save(tmp_path / name, layout)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_not_written_under_the_name_of_a_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"layout is a folder; call it b0$"):
+        SegFormer("b0", num_classes=2).save(tmp_path / "b0.pth", "huggingface")
+    assert not list(tmp_path.iterdir())
+
+
+def test_lost_numerics_of_one_logit_change_labels(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = randomized(SegFormer("b0", num_classes=1))
+    torch.nn.init.normal_(model.decode_head.classifier.weight, std=0.3)
+    model.save(tmp_path / "x.pth", "smp")
+    (share,) = re.findall(r"and (\S+) % of their labels", caplog.text)
+    assert 0 < float(share) < 50

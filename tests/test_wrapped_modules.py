@@ -485,3 +485,17 @@ def test_graphs_refuse_hooks(model: SegFormer, monkeypatch: pytest.MonkeyPatch) 
         ValueError, match=r"cannot replay hooks, and 'decode_head\.norm' has some; remove them"
     ):
         model.predict(torch.randn(SIZE, dtype=torch.double), cuda_graph=True)
+
+
+def test_a_model_compiled_in_place_is_called_compiled(model: SegFormer) -> None:
+    graphs = []
+
+    def counting(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    images = torch.randn(SIZE, dtype=torch.double)
+    expected = model.predict(images)
+    model.compile(backend=counting)
+    assert torch.equal(model.predict(images), expected)
+    assert graphs

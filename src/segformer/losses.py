@@ -21,6 +21,7 @@ from segformer.ops import (
     upsample_cross_entropy,
     with_background,
 )
+from segformer.ops.cross_entropy import check_class_weights
 
 
 def _at_full_size(logits: Tensor, target: Tensor, align_corners: bool) -> tuple[Tensor, Tensor]:
@@ -32,6 +33,23 @@ def _at_full_size(logits: Tensor, target: Tensor, align_corners: bool) -> tuple[
 def _ignored(given: int | None, logits: Tensor) -> int:
     """Returns the target's ignored value: ``given``, or the default of this number of classes."""
     return ignore_index(logits.shape[1]) if given is None else given
+
+
+def _truth(target: Tensor, valid: Tensor, logits: Tensor) -> Tensor:
+    """Returns whether each pixel is of each class, bool (B, K, H, W); an invalid one is of none."""
+    classes = target.where(valid, 0)[:, None]
+    # scatter refuses values that are no class, which a comparison would overlook.
+    return torch.zeros_like(logits, dtype=torch.bool).scatter(1, classes, True) & valid[:, None]
+
+
+def _for_logits(weight: Tensor | None, logits: Tensor) -> Tensor | None:
+    """Returns the weights of the classes, if there are any, in the logits' type.
+
+    Raises:
+        ValueError: If they are for another number of classes.
+    """
+    check_class_weights(weight, logits)
+    return None if weight is None else weight.to(logits.dtype)
 
 
 def _class_weights(weight: Sequence[float] | None) -> Tensor | None:
@@ -108,6 +126,7 @@ class OHEM(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor, align_corners: bool = False) -> Tensor:
         logits, target = _at_full_size(logits, target, align_corners)
+        weight = _for_logits(self.weight, logits)
         ignored = _ignored(self.ignore_index, logits)
         valid = target != ignored
         classes = target.where(valid, 0)
@@ -117,7 +136,6 @@ class OHEM(nn.Module):
         if kept := min(self.min_kept, probability.numel()):
             threshold = probability.flatten().kthvalue(kept).values.clamp_min(self.threshold)
         hard = valid & ~(probability > threshold)  # NaN is hard, so that the loss is NaN
-        weight = None if self.weight is None else self.weight.to(logits.dtype)
         hard_target = target.where(hard, ignored)
         loss = F.cross_entropy(logits, hard_target, weight, ignore_index=ignored, reduction="sum")
         weights = hard if weight is None else weight[classes] * hard
@@ -143,10 +161,9 @@ class Dice(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor, align_corners: bool = False) -> Tensor:
         logits, target = _at_full_size(logits, target, align_corners)
-        valid = (target != _ignored(self.ignore_index, logits))[:, None]
-        probability = logits.softmax(1) * valid
-        classes = target.where(valid[:, 0], 0)[:, None]
-        truth = torch.zeros_like(probability).scatter_(1, classes, 1.0) * valid
+        valid = target != _ignored(self.ignore_index, logits)
+        probability = logits.softmax(1) * valid[:, None]
+        truth = _truth(target, valid, logits)
         intersection = (probability * truth).sum((0, 2, 3))
         total = (probability + truth).sum((0, 2, 3))
         present = truth.any(dim=3).any(dim=2).any(dim=0)
@@ -177,13 +194,12 @@ class Focal(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor, align_corners: bool = False) -> Tensor:
         logits, target = _at_full_size(logits, target, align_corners)
+        weight = _for_logits(self.weight, logits)
         log_p = logits.log_softmax(1)
         valid = target != _ignored(self.ignore_index, logits)
         classes = target.where(valid, 0)
         log_p = log_p.gather(1, classes[:, None])[:, 0]
-        weights = valid
-        if self.weight is not None:
-            weights = self.weight.to(log_p.dtype)[classes] * valid
+        weights = valid if weight is None else weight[classes] * valid
         # Clamped, as the gradient of a power below 1 is infinite at 0
         others = (-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).tiny)
         losses = -(others**self.gamma) * log_p
@@ -223,8 +239,7 @@ class Lovasz(nn.Module):
         )
         probability, target = logits[..., rows, columns].softmax(1), target[..., rows, columns]
         valid = target != _ignored(self.ignore_index, logits)
-        classes = torch.arange(logits.shape[1], device=target.device)
-        truth = (target[:, None] == classes[:, None, None]) & valid[:, None]  # (B, K, H, W)
+        truth = _truth(target, valid, probability)
         error = (truth.to(probability) - probability).abs()  # equation 8
         error = error.where(valid[:, None], -1)  # sorted after all others
         error, truth = (

@@ -19,7 +19,7 @@ from segformer.networks.all_mlp import AllMLPHead
 from segformer.networks.convolutional import ConvolutionalMiT, LinearHead, PerStage
 from segformer.networks.images import refuse_scripting
 from segformer.networks.mit import MiT, Variant, find_variant
-from segformer.networks.setr import PUPHead
+from segformer.networks.setr import PUPHead, indices_of
 from segformer.networks.timm_backbone import TimmBackbone
 from segformer.ops import at_least_float32, upsample, upsample_argmax, with_background
 from segformer.ops.conditions import calls_forward_of, hooked_module
@@ -310,6 +310,8 @@ class SegmentationModel(nn.Module):
     ) -> Self:
         """Read a model in any known layout, with the numerics of its training, in evaluation mode.
 
+        It is of this class, with the backbone and the head that the file has.
+
         One table in the log lists what was dropped, folded, adapted or newly initialised;
         :func:`segformer.checkpoint.read` returns it.
 
@@ -325,9 +327,10 @@ class SegmentationModel(nn.Module):
             layout: the layout's name where the names of the tensors do not tell it: ``"sithu"`` or
                 ``"bubbliiiing"`` instead of ``"nvidia"``.
             strict: whether missing or unknown keys are errors. Otherwise they are newly initialised
-                or ignored, and reported.
-            dtype: precision of the parameters; by default the widest in the file. Eight-bit floats
-                are read as the widest of the others, or float32.
+                or ignored, and reported. A missing classifier needs ``num_classes``, and is then
+                no error.
+            dtype: precision of the parameters, which images must have, too; by default the widest
+                in the file. Eight-bit floats are read as the widest of the others, or float32.
             device: device of the parameters; by default the CPU.
             revision: branch, tag or commit on the hub.
             subfolder: the folder below ``source`` that holds the weights.
@@ -542,7 +545,7 @@ class SETR(SegmentationModel):
             name,
             pretrained=pretrained,
             in_channels=in_channels,
-            out_indices=[block * depth // 24 - 1 for block in blocks],
+            out_indices=indices_of(blocks, depth),
             class_token=class_token,
             img_size=img_size if isinstance(img_size, int) else tuple(img_size),
             drop_path_rate=drop_path,
@@ -607,7 +610,8 @@ class ConvSegFormer(SegmentationModel):
 class Pretrained(SegmentationModel):
     """:meth:`SegmentationModel.from_pretrained` as a class, which a YAML file can name.
 
-    A run then starts from these weights, in float32. The arguments are those of that method.
+    A run then starts from these weights, in float32. The arguments are those of that method, which
+    are explained there.
     """
 
     def __init__(
@@ -617,7 +621,16 @@ class Pretrained(SegmentationModel):
         *,
         in_channels: int | None = None,
         layout: str | None = None,
+        revision: str | None = None,
+        subfolder: str | None = None,
     ) -> None:
-        options: Any = {"in_channels": in_channels, "layout": layout, "dtype": torch.float32}
-        reading = checkpoint.read(source, num_classes, **options)
+        reading = checkpoint.read(
+            source,
+            num_classes,
+            in_channels=in_channels,
+            layout=layout,
+            dtype=torch.float32,
+            revision=revision,
+            subfolder=subfolder,
+        )
         super().__init__(**reading.parts)

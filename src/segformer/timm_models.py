@@ -41,6 +41,7 @@ class MiTClassifier(MiT):
         drop_path_rate: Stochastic depth rate.
         device: Device of the parameters.
         dtype: Type of the parameters.
+        **numerics: ``norm_eps``, ``embed_norm_eps`` and ``act`` of :class:`~segformer.MiT`.
 
     Raises:
         ValueError: If ``global_pool`` is another, or ``""`` with a classifier, or
@@ -57,8 +58,9 @@ class MiTClassifier(MiT):
         drop_path_rate: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **numerics: Any,
     ) -> None:
-        super().__init__(variant, in_channels=in_chans, drop_path=drop_path_rate)
+        super().__init__(variant, in_channels=in_chans, drop_path=drop_path_rate, **numerics)
         self.to(device=device, dtype=dtype)
         self.in_chans = in_chans
         self.global_pool = global_pool
@@ -69,6 +71,11 @@ class MiTClassifier(MiT):
         ]
         self.head_drop = nn.Dropout(drop_rate)
         self.reset_classifier(num_classes, global_pool)
+
+    @property
+    def numerics(self) -> dict[str, Any]:
+        """The numerics among the arguments, which a file of pretrained weights may have set."""
+        return {name: self.config[name] for name in ("norm_eps", "embed_norm_eps", "act")}
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Returns the last feature map (B, C_4, ⌈H/32⌉, ⌈W/32⌉) of images (B, C, H, W)."""

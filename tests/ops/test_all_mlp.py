@@ -67,3 +67,11 @@ def test_exported_projections_are_convolutions(head: AllMLPHead) -> None:
     assert sum("conv2d" in target for target in called) == 3  # two levels, one classifier
     assert not [target for target in called if ".linear." in target]
     torch.testing.assert_close(program.module()(features), head(features))
+
+
+@torch.no_grad()
+def test_layers_that_are_no_modules_are_called(head: AllMLPHead) -> None:
+    features = [torch.randn(1, 4, 8, 8), torch.randn(1, 8, 4, 4)]
+    head.eval()
+    layers = head.projections, head.fuse, head.norm.forward, head.dropout.forward, head.classifier
+    torch.testing.assert_close(all_mlp.all_mlp(features, *layers), head(features))

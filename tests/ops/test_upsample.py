@@ -393,3 +393,9 @@ def test_transforms_of_torch_func_follow_the_loss() -> None:
         leaf = logit.clone().requires_grad_()
         torch.nn.functional.cross_entropy(interpolate(leaf[None], (13, 17)), label[None]).backward()
         torch.testing.assert_close(gradient, leaf.grad, rtol=0, atol=1e-12)
+
+
+def test_the_plain_labels_of_half_precision_are_computed_in_float32() -> None:
+    logits = torch.randn(1, 150, 32, 32).bfloat16()
+    exact = upsample_argmax.plain(logits.float(), (128, 128))
+    assert torch.equal(upsample_argmax.plain(logits, (128, 128)), exact)

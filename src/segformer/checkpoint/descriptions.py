@@ -104,9 +104,11 @@ def _layer_differences(model: nn.Module, rebuilt: nn.Module) -> Iterator[str]:
     layers, expected = _layers(model), _layers(rebuilt)
     for name in sorted(expected.keys() & layers.keys()):
         layer, wanted = layers[name], expected[name]
-        if not list(wanted.children()) and _inference_class(layer) is not _inference_class(wanted):
+        if _inference_class(layer) is not _inference_class(wanted):
             yield f"{name} is a {type(layer).__name__} instead of a {type(wanted).__name__}"
             continue
+        if "forward" in vars(layer):
+            yield f"{name} has a forward of its own"
         for setting in SETTINGS:
             before, now = (getattr(module, setting, None) for module in (wanted, layer))
             if isinstance(before, bool | int | float | str | tuple) and before != now:

@@ -11,7 +11,6 @@ from typing import Any
 from segformer.checkpoint.foreign import kind_of_file, kind_of_folder
 from segformer.checkpoint.formats import (
     DOWNLOAD_AGAIN,
-    State,
     WeightFile,
     read_pickle,
     read_safetensors,
@@ -217,18 +216,18 @@ def _read_shards(index: Path) -> WeightFile:
             f"{str(index)!r} lists {len(names)} files, and these are not beside it: "
             f"{some(missing)}; {DOWNLOAD_AGAIN}"
         )
-    tensors: State = {}
-    shards = [_read(index.parent / name) for name in names]
-    for shard in shards:
-        tensors |= shard.tensors
-    missing = [key for key in weight_map if key not in tensors]
+    shards = {name: _read(index.parent / name) for name in names}
+    missing = [key for key, name in weight_map.items() if key not in shards[name].tensors]
     if missing:
         raise ValueError(
             f"{str(index)!r} lists files for {some(missing)} that do not hold them; "
             f"{DOWNLOAD_AGAIN}"
         )
-    classes = next((shard.classes for shard in shards if shard.classes), None)
-    licence = next((shard.licence for shard in shards if shard.licence), None)
+    tensors = {key: tensor for shard in shards.values() for key, tensor in shard.tensors.items()}
+    # A file that was left there from before may hold other values of a listed tensor.
+    tensors |= {key: shards[name].tensors[key] for key, name in weight_map.items()}
+    classes = next((shard.classes for shard in shards.values() if shard.classes), None)
+    licence = next((shard.licence for shard in shards.values() if shard.licence), None)
     return WeightFile(index, tensors, classes=classes, licence=licence)
 
 

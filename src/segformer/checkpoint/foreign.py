@@ -27,7 +27,7 @@ CONVERT_DISTRIBUTED = (
     "convert its folder with torch.distributed.checkpoint.format_utils.dcp_to_torch_save, and use "
     "the result"
 )
-SUFFIXES = {
+BY_SUFFIX = {
     ".onnx": f"an ONNX graph; {EXPORTED}",
     ".engine": f"a TensorRT engine; {EXPORTED}",
     ".plan": f"a TensorRT engine; {EXPORTED}",
@@ -97,9 +97,9 @@ def kind_of_file(path: Path, head: bytes) -> str | None:
     if head[4:8] == b"TFL3":
         return f"a TensorFlow Lite model; {EXPORTED}"
     if head[:1] == b"\x08" and head[2:3] == b"\x12":  # a protobuf's version, then its producer
-        return SUFFIXES[".onnx"]
-    if path.suffix.lower() in SUFFIXES:
-        return SUFFIXES[path.suffix.lower()]
+        return BY_SUFFIX[".onnx"]
+    if path.suffix.lower() in BY_SUFFIX:
+        return BY_SUFFIX[path.suffix.lower()]
     return _kind_of_archive(path) if head.startswith(b"PK\x03\x04") else None
 
 

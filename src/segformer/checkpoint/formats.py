@@ -57,7 +57,7 @@ class WeightFile:
         preprocessor: Content of its ``preprocessor_config.json``.
         unwrapped: Names of the containers around the tensors.
         beside: Names of other state dicts beside these containers.
-        others: Names of the values beside the tensors that are not tensors.
+        others: Keys of the values beside these tensors: no tensors, or without a name.
         licence: Licence of the weights, if their source is known to have one.
     """
 
@@ -158,7 +158,11 @@ def read_pickle(path: Path) -> WeightFile:
             f"{str(path)!r} holds {_kind_of_content(values)}, not a state dict of named tensors; "
             f"{SAVE_STATE_DICT}"
         )
-    tensors = {key: value for key, value in values.items() if isinstance(value, Tensor)}
+    tensors = {
+        key: value
+        for key, value in values.items()
+        if isinstance(value, Tensor) and isinstance(key, str)
+    }
     _check_values(tensors, path)
     meta = content.get("meta")
     return WeightFile(
@@ -168,8 +172,8 @@ def read_pickle(path: Path) -> WeightFile:
         _classes_in_meta(meta),
         unwrapped=unwrapped,
         beside=beside,
-        others=[str(key) for key, value in values.items() if not isinstance(value, Tensor)],
-        licence=meta.get(LICENCE_KEY) if isinstance(meta, dict) else None,
+        others=[str(key) for key in values if key not in tensors],
+        licence=_licence_in_meta(meta),
     )
 
 
@@ -215,7 +219,6 @@ def _unwrap_containers(content: Any, path: Path) -> tuple[Any, list[str], list[s
     while isinstance(content, dict):
         names = [name for name in CONTAINERS if _holds_parameters(content.get(name))]
         names = names or [name for name in CONTAINERS if _holds_tensors(content.get(name))]
-        beside += names[1:]
         names = names[:1]
         if not names and not any(isinstance(value, Tensor) for value in content.values()):
             names = [name for name, value in content.items() if _holds_parameters(value)]
@@ -226,9 +229,18 @@ def _unwrap_containers(content: Any, path: Path) -> tuple[Any, list[str], list[s
             )
         if not names:
             break
+        beside += [
+            str(name)
+            for name, value in content.items()
+            if name != names[0] and _is_state_dict(name, value)
+        ]
         content = content[names[0]]
         unwrapped.append(str(names[0]))
     return content, unwrapped, beside
+
+
+def _is_state_dict(name: Any, content: Any) -> bool:
+    return _holds_parameters(content) or (name in CONTAINERS and _holds_tensors(content))
 
 
 def _holds_tensors(content: Any) -> bool:
@@ -286,6 +298,11 @@ def own_memory(tensors: State) -> State:
         if not is_unshared:
             own[key] = own[key].clone(memory_format=torch.contiguous_format)
     return own
+
+
+def _licence_in_meta(meta: Any) -> str | None:
+    licence = meta.get(LICENCE_KEY) if isinstance(meta, dict) else None
+    return licence if isinstance(licence, str) else None
 
 
 def _classes_in_meta(meta: Any) -> Classes | None:

@@ -45,7 +45,7 @@ def read_config(config: dict[str, Any], path: Path) -> tuple[Variant, str]:
         )
     try:
         return _read_sizes(config, path)
-    except TypeError as error:
+    except (TypeError, IndexError) as error:
         raise ValueError(
             f"the config.json of {str(path)!r} has a value of another kind than SegFormer's "
             f"({error}); copy or download it again"

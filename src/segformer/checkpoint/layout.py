@@ -25,6 +25,9 @@ Modules = str | tuple[str, ...]
 Table = dict[Modules, Modules]
 Keys = tuple[str, ...]
 
+CLASSIFIER = "decode_head.classifier."  # the last layer of every head of this package
+LAST_WEIGHT = f"{CLASSIFIER}weight"
+
 
 class BackboneOnlyError(ValueError):
     """Raised for a file without a decode head, if no new head was requested."""

@@ -18,7 +18,7 @@ from segformer.checkpoint.comparison import warn_of_other_numerics
 from segformer.checkpoint.descriptions import normalization_of
 from segformer.checkpoint.files import open_weights
 from segformer.checkpoint.formats import DOWNLOAD_AGAIN, State, WeightFile
-from segformer.checkpoint.layout import Layout
+from segformer.checkpoint.layout import CLASSIFIER, LAST_WEIGHT, Layout
 from segformer.checkpoint.parts import build, checked, construct, unwrapped, unwrapped_name
 from segformer.checkpoint.recognition import recognize
 from segformer.checkpoint.report import Report
@@ -29,8 +29,6 @@ from segformer.data.normalization import Normalization
 from segformer.networks.initialization import without_values
 
 logger = logging.getLogger(__name__)
-
-CLASSIFIER = "decode_head.classifier."  # the last layer of every head of this package
 
 
 @dataclass
@@ -79,6 +77,9 @@ def read(
     reasons = dict.fromkeys(expected, "missing in the file")  # why tensors get random weights
     if file.description is None and not found.has_head(state):
         expected = {key: value for key, value in expected.items() if key.startswith("backbone.")}
+    has_classifier = LAST_WEIGHT not in expected or found.their_key(LAST_WEIGHT) in state
+    if num_classes is not None and not has_classifier:  # a new one is made
+        expected = {key: value for key, value in expected.items() if not key.startswith(CLASSIFIER)}
     tensors = translate(found, state, expected, file.path, report, strict)
     tensors = _in_one_precision(tensors, dtype, report)
     if num_classes is not None:

@@ -6,12 +6,12 @@ import re
 from dataclasses import replace
 
 from segformer.checkpoint.foreign import kind_of_model, kind_of_weights
-from segformer.checkpoint.formats import State, WeightFile
-from segformer.checkpoint.layout import Layout
+from segformer.checkpoint.formats import CONTAINERS, State, WeightFile
+from segformer.checkpoint.layout import LAST_WEIGHT, Layout
 from segformer.checkpoint.layouts import LAYOUTS
 from segformer.checkpoint.parts import WRAPPERS, unwrapped
 from segformer.checkpoint.report import Report, some
-from segformer.checkpoint.segformer_layouts import CLASSIFIER, NATIVE, NVIDIA
+from segformer.checkpoint.segformer_layouts import NATIVE, NVIDIA
 
 
 def recognize(file: WeightFile, name: str | None = None) -> tuple[Layout, State, Report]:
@@ -111,14 +111,17 @@ def _whole_model(tensors: State, layout: Layout, prefix: str, is_whole: bool) ->
 
 
 def _report_surroundings(file: WeightFile, prefix: str, report: Report) -> None:
-    if file.beside:
-        report.add("dropped", file.beside, f"{', '.join(file.unwrapped)} is read")
+    read = f"{', '.join(file.unwrapped)} is read"
+    if rivals := [name for name in file.beside if name in CONTAINERS]:
+        report.add("note", rivals, f"other weights: {read}; save only those that are wanted")
+    if others := [name for name in file.beside if name not in CONTAINERS]:
+        report.add("dropped", others, f"other tensors: {read}")
     if containers := [*file.unwrapped, *([prefix] if prefix else [])]:
         report.add("unwrapped", containers, "the containers of the model in the file")
     if outside := [key for key in file.tensors if not key.startswith(prefix)]:
         report.add("dropped", outside, f"outside the model, which is {prefix!r}")
     if file.others:
-        report.add("dropped", file.others, "not tensors")
+        report.add("dropped", file.others, "not tensors with a name")
 
 
 def _report_guess(layout: Layout, state: State, file: WeightFile, report: Report) -> None:
@@ -126,7 +129,7 @@ def _report_guess(layout: Layout, state: State, file: WeightFile, report: Report
     is_nvidia = file.classes is not None or any(
         key.startswith("decode_head.conv_seg") for key in state
     )
-    if layout is NVIDIA and not is_nvidia and layout.their_key(CLASSIFIER) in state:
+    if layout is NVIDIA and not is_nvidia and layout.their_key(LAST_WEIGHT) in state:
         report.add(
             "note",
             "sithu, bubbliiiing",

@@ -10,14 +10,13 @@ from typing import Any
 
 from segformer.checkpoint.formats import State, WeightFile, classes_or_none
 from segformer.checkpoint.huggingface_config import read_config, read_normalization, read_rates
-from segformer.checkpoint.layout import BackboneOnlyError, Layout, Table
+from segformer.checkpoint.layout import LAST_WEIGHT, BackboneOnlyError, Layout, Table
 from segformer.checkpoint.report import Report
 from segformer.data.classes import Classes
 from segformer.networks.mit import VARIANTS, Variant, variant_name
 
 STEM = "backbone.stages.0.embed.proj.weight"
 FUSE = "decode_head.fuse.weight"
-CLASSIFIER = "decode_head.classifier.weight"
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ class SegFormerLayout(Layout):
         elif num_classes is None:
             raise BackboneOnlyError(
                 f"{str(file.path)!r} holds a backbone without a decode head; pass "
-                "num_classes=… to add a new one"
+                "num_classes=… (--num-classes) to add a new one"
             )
         else:
             head = {"num_classes": num_classes, "channels": variant.decoder_channels}
@@ -142,10 +141,10 @@ class SegFormerLayout(Layout):
     ) -> tuple[dict[str, int], Classes]:
         """Returns the sizes of a state dict's decode head, and its classes."""
         channels = self.shape(FUSE, 4, state, file)[0]
-        if num_classes and self.their_key(CLASSIFIER) not in state:  # a new classifier is made
+        if num_classes and self.their_key(LAST_WEIGHT) not in state:  # a new classifier is made
             known_classes = num_classes
         else:
-            known_classes = self.shape(CLASSIFIER, 4, state, file)[0]
+            known_classes = self.shape(LAST_WEIGHT, 4, state, file)[0]
         classes = _classes(config, file, known_classes, report)
         return {"num_classes": known_classes, "channels": channels}, classes
 

@@ -13,12 +13,12 @@ from typing import Any, ClassVar
 import torch
 
 from segformer.checkpoint.formats import State, WeightFile
-from segformer.checkpoint.layout import Layout, Table
+from segformer.checkpoint.layout import LAST_WEIGHT, Layout, Table
 from segformer.checkpoint.report import Report
 from segformer.data.classes import Classes
+from segformer.networks.setr import MLAHead, PUPHead, indices_of
 
 PATCH = 16  # pixels
-CLASSIFIER = "decode_head.classifier.weight"
 POSITIONS = "backbone.model.model.pos_embed"
 
 
@@ -55,7 +55,7 @@ class SETRLayout(Layout):
             ValueError: Also if there is no decode head, whatever ``num_classes`` is, because a
                 Vision Transformer does not show which of SETR's heads is wanted.
         """
-        if self.their_key(CLASSIFIER) not in state:
+        if self.their_key(LAST_WEIGHT) not in state:
             raise ValueError(
                 f"{str(file.path)!r} holds a Vision Transformer without a decode head, which does "
                 "not show which of SETR's heads to build, with or without num_classes=…; build "
@@ -64,7 +64,10 @@ class SETRLayout(Layout):
         is_mla = self.their_key("decode_head.aggregation.norms.0.weight") in state
         backbone = self._backbone(is_mla, state, file)
         head_class, head = (self._mla_head if is_mla else self._head_of_layers)(state, file)
-        known_classes, width = self.shape(CLASSIFIER, 4, state, file)[0], self._width(state, file)
+        known_classes, width = (
+            self.shape(LAST_WEIGHT, 4, state, file)[0],
+            self._width(state, file),
+        )
         is_named = file.classes is not None and file.classes.fit(known_classes)
         classes = file.classes if is_named else Classes.of_logits(known_classes)
         return {
@@ -97,13 +100,13 @@ class SETRLayout(Layout):
                 f"{str(file.path)!r} has a position embedding of {tokens} tokens, which is no "
                 "square of patches; SETR reads weights of square images"
             )
-        blocks = (6, 12, 18, 24) if is_mla else (10, 15, 20, 24)
+        head = MLAHead if is_mla else PUPHead  # which reads the blocks that the naive head reads
         stem = "backbone.model.model.patch_embed.proj.weight"
         return {
             "name": self.BACKBONES[width, depth],
             "in_channels": self.shape(stem, 4, state, file)[1],
-            "out_indices": [block * depth // 24 - 1 for block in blocks],
-            "class_token": not is_mla,
+            "out_indices": indices_of(head.BLOCKS, depth),
+            "class_token": head.CLASS_TOKEN,
             "img_size": PATCH * rows,
             **dict(self.backbone_numerics),
         }
@@ -112,7 +115,7 @@ class SETRLayout(Layout):
         projection = "decode_head.aggregation.projections.0.conv.weight"
         return "MLAHead", {
             "channels": self.shape(projection, 4, state, file)[0],
-            "level_channels": self.shape(CLASSIFIER, 4, state, file)[1] // 4,
+            "level_channels": self.shape(LAST_WEIGHT, 4, state, file)[1] // 4,
             **dict(self.mla),
         }
 
@@ -128,7 +131,7 @@ class SETRLayout(Layout):
                 "expected"
             )
         return head, {
-            "channels": self.shape(CLASSIFIER, 4, state, file)[1],
+            "channels": self.shape(LAST_WEIGHT, 4, state, file)[1],
             "scales": scales,
         }
 

@@ -35,13 +35,12 @@ from segformer.data.classes import Classes
 from segformer.data.normalization import IMAGENET
 from segformer.networks.initialization import without_values
 from segformer.networks.mit import VARIANTS, find_variant, variant_name
-from segformer.ops import upsample
+from segformer.ops import upsample, with_background
 
 logger = logging.getLogger(__name__)
 
-LAYOUTS = {layout.name: layout for layout in (NATIVE, NVIDIA, HUGGINGFACE, SMP)}
-WRITABLE = tuple(LAYOUTS)
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+WRITABLE = {layout.name: layout for layout in (NATIVE, NVIDIA, HUGGINGFACE, SMP)}
+OF_STATE_DICTS = (".safetensors", ".pth", ".pt", ".bin")
 
 
 def save(model: Any, path: str | os.PathLike[str], layout: str = "native") -> None:
@@ -51,7 +50,7 @@ def save(model: Any, path: str | os.PathLike[str], layout: str = "native") -> No
     """
     if layout not in WRITABLE:
         raise ValueError(f"cannot write the layout {layout!r}; choose one of {', '.join(WRITABLE)}")
-    path, target, description = Path(path).expanduser(), LAYOUTS[layout], describe(model)
+    path, target, description = Path(path).expanduser(), WRITABLE[layout], describe(model)
     _check_path(path, target)
     state = state_dict_as(model, target)
     if target in (NVIDIA, SMP):
@@ -74,10 +73,15 @@ def save(model: Any, path: str | os.PathLike[str], layout: str = "native") -> No
 
 def _check_path(path: Path, layout: Layout) -> None:
     """Raises an error if a layout cannot be written to a path."""
-    if layout is not HUGGINGFACE and path.suffix not in SUFFIXES:
+    if layout is not HUGGINGFACE and path.suffix not in OF_STATE_DICTS:
         raise ValueError(
-            f"the suffix of {str(path)!r} is none of {', '.join(SUFFIXES)}, which choose the "
+            f"the suffix of {str(path)!r} is none of {', '.join(OF_STATE_DICTS)}, which choose the "
             f"file's format; call it {path.stem}.safetensors or {path.stem}.pth"
+        )
+    if layout is HUGGINGFACE and path.suffix in OF_STATE_DICTS:
+        raise ValueError(
+            f"{str(path)!r} has the suffix of a file, and the {layout.name} layout is a folder; "
+            f"call it {path.stem}"
         )
     if layout is NATIVE and path.suffix != ".safetensors":
         raise ValueError(
@@ -121,7 +125,7 @@ def state_dict_as(model: nn.Module, layout: Layout) -> State:
     The tensors of a sharded model are gathered from all processes.
 
     Raises:
-        ValueError: If the layout has no place for a tensor, or one is not a plain tensor.
+        ValueError: If the layout has no place for a tensor, or one is no plain tensor with values.
     """
     ours = own_memory(
         {key: _plain(key, tensor) for key, tensor in unwrapped(model.state_dict()).items()}
@@ -144,6 +148,8 @@ def _plain(key: str, tensor: Tensor) -> Tensor:
             f"{key} is a {type(tensor).__name__}, which no layout has a place for; save the model "
             "before it is quantised, or this one's state_dict() with torch.save"
         )
+    if tensor.is_meta:
+        raise ValueError(f"{key} is a meta tensor, which has no values; load weights before saving")
     return tensor.detach().contiguous()
 
 
@@ -211,7 +217,9 @@ def _warn_of_numerics(model: Any, layout: SegFormerLayout, description: dict[str
     lost = numerics.differences(theirs)
     if not lost:
         return
-    ours, changed = _logits_of_noise(model, description, (numerics, theirs))
+    logits = _logits_of_noise(model, description, (numerics, theirs))
+    ours, changed = logits
+    labels, changed_labels = (with_background(x).argmax(1) for x in logits)
     changes = (
         f"{name}={getattr(numerics, name)} (it has {getattr(theirs, name)})" for name in lost
     )
@@ -222,7 +230,7 @@ def _warn_of_numerics(model: Any, layout: SegFormerLayout, description: dict[str
         ", ".join(changes),
         (ours - changed).abs().max().item(),
         ours.abs().max().item(),
-        100 * (ours.argmax(1) != changed.argmax(1)).float().mean().item(),
+        100 * (labels != changed_labels).float().mean().item(),
     )
 
 

@@ -8,10 +8,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from segformer.data.normalization import IMAGENET
 from segformer.data.transforms import Normalize, PadTo
 from segformer.ops.modes import evaluating
+
+
+def inner_model(model: Any) -> Any:
+    """Returns the model in PyTorch's wrappers, which hide its attributes; another one as it is."""
+    while isinstance(model, nn.DataParallel | DistributedDataParallel | AveragedModel):
+        model = model.module
+    return model
 
 
 def pad_to_min_size(model: Any, images: Tensor) -> Tensor:

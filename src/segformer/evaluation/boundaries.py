@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segformer.evaluation.metrics import check_predictions
+
 WIDTH = 0.02  # of a boundary, as a share of the image's diagonal
 
 
@@ -55,7 +57,11 @@ def boundary_pixels(
         label: Class indices (H, W); values from K on are ignored.
         classes: Number of classes K.
         width: Width of the boundaries in pixels; by default :func:`boundary_width`.
+
+    Raises:
+        ValueError: If a prediction is none of the classes.
     """
+    check_predictions(predicted, classes)
     width = width or boundary_width(label.shape)
     label = label.long().to(predicted.device).clamp(max=classes)
     predicted = predicted.long().where(label < classes, classes)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from segformer.data.classes import number_of_labels
 from segformer.data.families.opened import Window
-from segformer.evaluation.batches import in_evaluation, normalized
+from segformer.evaluation.batches import in_evaluation, inner_model, normalized
 from segformer.evaluation.protocols import Slide, own_size_logits
 from segformer.ops import with_background
 
@@ -107,6 +107,7 @@ def average_windows(
     The arguments and errors are those of :func:`label_windows`, except for ``take``: it takes a
     window, and the logits (K, h, w) in it, on the CPU. A model of one logit has two: 0 and its own.
     """
+    model = inner_model(model)
     height, width = size
     tops, lefts = mode.starts(height, width)
     crop = min(mode.crop_size[0], height), min(mode.crop_size[1], width)

@@ -31,11 +31,24 @@ def confusion_of(predicted: Tensor, label: Tensor, classes: int) -> Tensor:
         predicted: Predicted classes (H, W).
         label: Class indices (H, W); values from K on are ignored.
         classes: Number of classes K.
+
+    Raises:
+        ValueError: If a prediction is none of the classes.
     """
+    check_predictions(predicted, classes)
     label = label.long().to(predicted.device)
     is_labelled = label < classes
     pairs = label[is_labelled] * classes + predicted[is_labelled]
     return pairs.bincount(minlength=classes**2).view(classes, classes).cpu()
+
+
+def check_predictions(predicted: Tensor, classes: int) -> None:
+    """Raises ValueError if a prediction is none of the classes, which are counted from 0."""
+    if predicted.numel() and (greatest := int(predicted.max())) >= classes:
+        raise ValueError(
+            f"the model predicts class {greatest}, and the data have {classes} classes from 0; "
+            "give a model for the classes of these data"
+        )
 
 
 def counts_of(confusion: Tensor) -> Tensor:

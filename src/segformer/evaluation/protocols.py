@@ -19,11 +19,12 @@ from segformer.data.families.opened import starts
 from segformer.data.labels import check_labels
 from segformer.evaluation.batches import (
     in_evaluation,
+    inner_model,
     normalized,
     own_size_labels,
     pad_to_min_size,
 )
-from segformer.evaluation.metrics import Scores, confusion_matrix
+from segformer.evaluation.metrics import Scores, check_predictions, confusion_matrix
 from segformer.ops import at_least_float32, upsample, with_background
 
 Size = tuple[int, int]
@@ -220,6 +221,15 @@ def check_number_of_classes(classes: Classes, num_classes: int) -> None:
         )
 
 
+def _check_upright(image: Tensor, label: Tensor, index: int) -> None:
+    height, width = image.shape[-2:]
+    if height != width and tuple(label.shape) == (width, height):
+        raise ValueError(
+            f"image {index} has {height}×{width} pixels, and its label map {width}×{height}; "
+            "transpose one of them"
+        )
+
+
 def _at_size(images: Tensor, size: Size) -> Tensor:
     return images if size == tuple(images.shape[-2:]) else upsample(images, size)
 
@@ -278,14 +288,16 @@ def evaluate(
             ``lambda images: model(images).logits``. Its ``normalization`` is used if it has one,
             otherwise ImageNet's.
         dataset: Samples (image uint8 (3, H, W), label (H, W)), with ``classes``. The label 255 is
-            ignored, or 65535 for more than 255 classes.
+            ignored, or 65535 for more than 255 classes. An image may have been resized: its logits
+            are interpolated to the size of the label map.
         protocol: How images are labelled; by default whole, at their own size.
         device: Device of the model.
 
     Raises:
-        ValueError: If the model gives labels only, and the protocol needs logits; or if it has
-            other classes than the data.
+        ValueError: If the model gives labels only, and the protocol needs logits; if it has other
+            classes than the data; or if a label map lies on its side.
     """
+    model = inner_model(model)
     protocol = protocol or Protocol()
     check_logits(model, protocol)
     if (num_classes := getattr(model, "num_classes", None)) is not None:
@@ -295,11 +307,8 @@ def evaluate(
     for index in tqdm(range(len(dataset)), "evaluate", unit="image"):
         image, label = dataset[index]
         check_labels(label, num_labels, f"label map {index}")
+        _check_upright(image, label, index)
         predicted = protocol.predict(model, normalized(model, image, device), label.shape)
-        if (greatest := int(predicted.max())) >= num_labels:
-            raise ValueError(
-                f"the model predicts class {greatest}, and the data have {num_labels} classes from "
-                "0; give a model for the classes of these data"
-            )
+        check_predictions(predicted, num_labels)
         confusion.update(predicted, label[None].long().to(device))
     return Scores.of(confusion.compute())

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segformer.evaluation.batches import as_batch, device_of, in_evaluation
+from segformer.evaluation.batches import as_batch, device_of, in_evaluation, inner_model
 from segformer.evaluation.protocols import own_size_logits
 from segformer.models import SegmentationModel
 from segformer.ops import at_least_float32, upsample, with_background
@@ -48,6 +48,7 @@ def uncertainty(model: Any, image: Tensor, valid: Tensor | None = None) -> Uncer
         image: The image (C, H, W), with the bands that the model takes.
         valid: Pixels (H, W) that have data, of which at least one does; by default all.
     """
+    model = inner_model(model)
     batch = as_batch(model, image, device_of(model))
     height, width = image.shape[-2:]
     with in_evaluation(model):

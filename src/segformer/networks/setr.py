@@ -63,6 +63,16 @@ class UpsamplingHeadConfig(Config):
         )
 
 
+def indices_of(blocks: Sequence[int], depth: int) -> list[int]:
+    """The blocks that a head reads, counted from 0, in a transformer of this depth.
+
+    Args:
+        blocks: the same, counted from 1, in a transformer of 24 blocks.
+        depth: number of blocks.
+    """
+    return [block * depth // 24 - 1 for block in blocks]
+
+
 class UpsamplingHead(nn.Module):
     """LayerNorm, then layers of convolution, BatchNorm, ReLU and upsampling, then a classifier.
 
@@ -83,12 +93,7 @@ class UpsamplingHead(nn.Module):
         ValueError: if there is no feature map, or a size is below 1.
     """
 
-    BLOCKS: ClassVar[tuple[int, ...]] = (
-        10,
-        15,
-        20,
-        24,
-    )  # blocks that it reads, counted from 1, of 24
+    BLOCKS: ClassVar[tuple[int, ...]] = (10, 15, 20, 24)  # that it reads, counted from 1, of 24
     CLASS_TOKEN: ClassVar[bool] = True  # whether the class token passes through the blocks
     KERNEL_SIZE: ClassVar[int]
     SCALES: ClassVar[tuple[int, ...]]
@@ -194,12 +199,7 @@ class MLAHead(nn.Module):
         ValueError: if there is no feature map, or a size is below 1.
     """
 
-    BLOCKS: ClassVar[tuple[int, ...]] = (
-        6,
-        12,
-        18,
-        24,
-    )  # blocks that it reads, counted from 1, of 24
+    BLOCKS: ClassVar[tuple[int, ...]] = (6, 12, 18, 24)  # that it reads, counted from 1, of 24
     CLASS_TOKEN: ClassVar[bool] = False  # whether the class token passes through the blocks
 
     def __init__(

@@ -143,10 +143,11 @@ class TimmBackbone(nn.Module):
             options=options,
         )
         indices = _chosen(name, out_indices, _strides(name, options))
-        self.config = replace(config, out_indices=indices)
         wanted = {"in_chans": in_channels, "out_indices": indices, **options}
         self.model = _pyramid(name, pretrained=pretrained, **wanted)
         inner = getattr(self.model, "model", self.model)
+        options |= getattr(inner, "numerics", {})  # MiT's, which the weights may have set
+        self.config = replace(config, out_indices=indices, options=options)
         if not class_token:
             _leave_out_class_token(inner, name)
         if positions == "bilinear":

@@ -76,8 +76,8 @@ def takes_groups(
     return (
         in_pieces(features[0])
         and not torch.is_autocast_enabled("cpu")
-        and not (norm.training or dropout.training)
         and is_affine_in_evaluation(projections, fuse, norm, dropout)
+        and not (norm.training or dropout.training)
         and fuse.weight.dtype in (torch.float32, torch.float64)
         and is_plain_convolution(classifier, 1, bias=True)
         and _channel(features[0], fuse) * fuse.out_channels > memory.PIECE

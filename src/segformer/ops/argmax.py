@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segformer.ops import memory
-from segformer.ops.bilinear import places, positions, strips, upsample
+from segformer.ops.bilinear import at_least_float32, places, positions, strips, upsample
 from segformer.ops.conditions import is_recorded, without_autocast
 from segformer.ops.registry import operator
 from segformer.ops.triton import assert_agrees, comparison, example, in_float32, runs_on
@@ -25,7 +25,7 @@ def with_background(logits: Tensor) -> Tensor:
 
 @operator
 def upsample_argmax(logits: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
-    """The class of each pixel: ``upsample(logits, size).argmax(1)``.
+    """The class of each pixel: ``upsample(logits, size).argmax(1)``, in float32 at least.
 
     Where two classes tie to the last bit, implementations may choose differently.
 
@@ -37,7 +37,7 @@ def upsample_argmax(logits: Tensor, size: Sequence[int], align_corners: bool = F
     Returns:
         Labels (B, *size*) int64.
     """
-    return upsample(logits, size, align_corners).argmax(1)
+    return upsample(at_least_float32(logits), size, align_corners).argmax(1)
 
 
 def is_resized(logits: Tensor, size: Sequence[int], align_corners: bool = False) -> bool:

@@ -72,8 +72,9 @@ def calls_forward_of(module: nn.Module, kind: type[nn.Module]) -> bool:
 
 
 def _is_unchanged(module: nn.Module) -> bool:
-    """Whether an instance has no ``forward`` of its own, and no hooks."""
-    return "forward" not in module.__dict__ and not _has_hooks(module)
+    """Whether an instance has no ``forward`` of its own, no hooks, and is not compiled."""
+    is_compiled = module._compiled_call_impl is not None
+    return not (is_compiled or "forward" in module.__dict__ or _has_hooks(module))
 
 
 def _has_hooks(module: nn.Module) -> bool:

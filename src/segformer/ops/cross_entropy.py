@@ -82,10 +82,7 @@ def _denominator(
             f"the target's shape {tuple(target.shape)} is not (B, H, W) with the batch of the "
             f"logits, {tuple(logits.shape)}"
         )
-    if weight is not None and weight.shape != logits.shape[1:2]:
-        raise ValueError(
-            f"{tuple(weight.shape)} class weights for {logits.shape[1]} classes; give one a class"
-        )
+    check_class_weights(weight, logits)
     if weight is not None and weight.requires_grad:
         raise ValueError("class weights are constants, and these ask for a gradient; detach them")
     if over_all_pixels:
@@ -95,6 +92,18 @@ def _denominator(
         return _or_infinity(valid.sum())
     weight = at_least_float32(weight)  # the sum exceeds float16
     return _or_infinity((weight[target.where(valid, 0)] * valid).sum())
+
+
+def check_class_weights(weight: Tensor | None, logits: Tensor) -> None:
+    """Check that there is one weight for each class of logits (B, K, h, w), or none at all.
+
+    Raises:
+        ValueError: if there is another number of weights.
+    """
+    if weight is not None and weight.shape != logits.shape[1:2]:
+        raise ValueError(
+            f"{tuple(weight.shape)} class weights for {logits.shape[1]} classes; give one a class"
+        )
 
 
 def _or_infinity(total: Tensor) -> Tensor:
