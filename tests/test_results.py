@@ -36,15 +36,18 @@ from segformer.inference import (
     Thresholded,
     WholeImages,
     label_file,
+    label_files,
+    plan,
     predict_file,
 )
-from segformer.inference.large import Coarse
+from segformer.inference.large import Coarse, label_array
 from segformer.inference.pictures import heat_map, overlay
 from segformer.inference.results import (
     KINDS,
     Confidence,
     Heatmap,
     Labels,
+    Masks,
     Overlay,
     Prediction,
     Probabilities,
@@ -764,3 +767,69 @@ def test_voc_and_own_colours_are_kept_and_so_are_palettes_of_label_maps() -> Non
     assert unnamed.colors == voc_palette(5)  # stored files are read by it
     assert unnamed.shown_colors == distinct_palette()[:5]
     assert len(set(Classes.unnamed(300).shown_colors)) == 300
+
+
+def test_a_prediction_replaces_neither_its_image_nor_other_files(
+    tiny: SegFormer, photos: Path
+) -> None:
+    path = photos / "a.png"
+    before, prediction = path.read_bytes(), predict_file(tiny, path)
+    with pytest.raises(FileExistsError, match=r"a.png' is the image itself"):
+        prediction.save(photos, [Labels()])
+    assert path.read_bytes() == before
+    notes = photos / "a_masks" / "notes.txt"
+    notes.parent.mkdir()
+    notes.touch()
+    with pytest.raises(FileExistsError, match=r"a_masks' would be replaced and holds 'notes.txt'"):
+        prediction.save(photos, [Masks()])
+    assert notes.exists()
+
+
+def test_a_large_image_is_not_replaced_by_its_labels(tiny: SegFormer, tmp_path: Path) -> None:
+    path = tmp_path / "a.npy"
+    np.save(path, np.zeros((64, 64, 3), np.uint8))
+    before = path.read_bytes()
+    with pytest.raises(FileExistsError, match=r"a.npy' is the image itself"):
+        label_array(tiny, path, path, Slide((64, 64), (48, 48)))
+    assert path.read_bytes() == before
+
+
+def test_a_folder_of_masks_holds_no_other_result_and_no_image(
+    weights: Path, tmp_path: Path
+) -> None:
+    image = Image.new("RGB", (64, 64))
+    for name in ("x/a_masks/b.png", "y/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        image.save(tmp_path / name)
+    words = [weights, tmp_path / "x", tmp_path / "y" / "a.png", "--write", "labels", "masks"]
+    with pytest.raises(SystemExit, match=r"a_masks', a result of .*, would hold .*b.png'"):
+        predict(*words, "--out", tmp_path / "out")
+    image.save(tmp_path / "x" / "a.png")
+    words = [weights, tmp_path / "x" / "a.png", tmp_path / "x" / "a_masks" / "b.png"]
+    with pytest.raises(SystemExit, match=r"a_masks' is one of the images to label, or holds one"):
+        predict(*words, "--out", tmp_path / "x", "--write", "masks", "--overwrite")
+    sheet = tmp_path / "z" / "contact_sheet.png"
+    sheet.parent.mkdir()
+    image.save(sheet)
+    words = [weights, sheet.parent, "--out", sheet.parent, "--overwrite"]
+    with pytest.raises(SystemExit, match=r"contact_sheet.png' is one of the images to label"):
+        predict(*words, "--write", "overlay-png", "contact-sheet")
+
+
+def test_names_that_no_summary_can_hold_are_refused_before_the_run(
+    weights: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    Image.new("RGB", (64, 64)).save(folder / os.fsdecode(b"caf\xe9.png"))
+    with pytest.raises(SystemExit, match=r"is no text in UTF-8, as manifest.jsonl is"):
+        predict(weights, folder, "--out", tmp_path / "out", "--write", "labels", "manifest")
+    predict(weights, folder, "--out", tmp_path / "out", "--write", "labels")
+
+
+def test_an_image_that_is_removed_during_a_run_is_named(tiny: SegFormer, photos: Path) -> None:
+    work = plan([str(photos)], photos.parent / "out", results=[Labels()])
+    work.jobs[0].source.unlink()
+    with pytest.raises(ValueError, match=rf"{work.jobs[0].source.name}' is gone$"):
+        label_files(tiny, work)
+    assert all(path.exists() for job in work.jobs[1:] for _, path in job.writes)

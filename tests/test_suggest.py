@@ -223,7 +223,9 @@ def test_files_of_an_earlier_run_are_kept_and_said(
     corrected = command.out / "labelme" / "c" / "corrected.json"
     corrected.parent.mkdir(parents=True)
     corrected.write_text("{}")
-    main([*command.arguments, str(command.out), "--count", "2"])
+    with pytest.raises(SystemExit, match=r"labelme' exists already"):
+        main([*command.arguments, str(command.out), "--count", "2"])
+    main([*command.arguments, str(command.out), "--count", "2", "--overwrite"])
     assert "1 files of an earlier run, such as c/corrected.json, which are kept" in caplog.text
     assert corrected.read_text() == "{}"
 

@@ -21,6 +21,7 @@ from conftest import interpolate
 from halves import FiveClasses, small_config
 from PIL import Image
 from torch import Tensor
+from torch.nn.utils import prune
 
 from segformer import SegFormer, SegmentationModel, deploy
 from segformer.cli import main
@@ -625,7 +626,22 @@ def test_an_executorch_file_is_a_model_too(
     assert share_equal(pickle.loads(pickle.dumps(loaded)).predict(images), expected) > 0.999
     with pytest.raises(ValueError, match="ExecuTorch runs on the cpu only, not on 'cuda'"):
         deploy.load(path, "cuda")
-    for content in (b"", b"hello", path.read_bytes()[: os.path.getsize(path) // 2]):
+    other = bytes(4) + b"\xbb\xff\xfe\xfd" + bytes(500)
+    for content in (b"", b"hello", other, path.read_bytes()[: os.path.getsize(path) // 2]):
         (tmp_path / "broken.pte").write_bytes(content)
         with pytest.raises(ValueError, match="ExecuTorch cannot read .*broken.pte"):
             deploy.load(tmp_path / "broken.pte")
+
+
+@pytest.mark.parametrize("size", [64, (64.9, 64.9), (3, 64, 64), "64"])
+def test_a_size_that_is_not_two_whole_numbers_is_refused(size: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"give two whole numbers, height and width"):
+        deploy.export(SegFormer("b0", num_classes=2), tmp_path / "x.pt2", size=size)
+
+
+def test_a_pruned_model_is_refused_with_the_cure(tmp_path: Path) -> None:
+    model = SegFormer("b0", num_classes=2)
+    prune.l1_unstructured(model.decode_head.classifier, "weight", 0.5)
+    with pytest.raises(ValueError, match=r"decode_head.classifier.weight is computed from other"):
+        deploy.export(model, tmp_path / "x.pt2")
+    assert not list(tmp_path.iterdir())

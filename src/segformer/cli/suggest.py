@@ -10,7 +10,7 @@ from segformer.data.images import find_images
 from segformer.deploy import load_model
 from segformer.inference.jobs import check_missing
 from segformer.inference.scenes import suffixes_of
-from segformer.inference.suggestions import TABLE, suggest, unlabelled, write_suggestions
+from segformer.inference.suggestions import PICTURE, TABLE, suggest, unlabelled, write_suggestions
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -49,7 +49,8 @@ def run(parser: ArgumentParser, arguments: list[str]) -> None:
     if options.count < 1:
         raise ValueError(f"--count {options.count}; give the number of images, at least 1")
     if not options.overwrite:
-        check_missing(options.out / TABLE)
+        for name in (TABLE, PICTURE, options.tool):
+            check_missing(options.out / name)
     model = load_model(options.weights, options.device)
     also = suffixes_of(model)
     labelled = find_images(options.labelled, also) if options.labelled else []

@@ -20,3 +20,9 @@ def complete(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def refuse_to_replace(source: Path, target: Path) -> None:
+    """Raises FileExistsError if an image's result would be written in its own place."""
+    if target.exists() and target.samefile(source):
+        raise FileExistsError(f"{str(target)!r} is the image itself; write into another folder")

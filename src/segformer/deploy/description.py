@@ -117,7 +117,7 @@ class Description:
         return cls(**{**stated, **parts})
 
 
-def unreadable(engine: str, path: Path, error: Exception) -> ValueError:
+def unreadable(engine: str, path: Path, error: Exception | str) -> ValueError:
     """Returns the error for a file that its engine refuses."""
     reason = str(error).strip().splitlines()[-1].partition(". ")[0] or type(error).__name__
     return ValueError(

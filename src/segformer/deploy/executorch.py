@@ -43,10 +43,12 @@ class Session:
         from executorch.runtime import Runtime, Verification
 
         only_cpu("ExecuTorch", device)
+        content = path.read_bytes()  # so that the file may be replaced while it is in use
+        if content[4:6] != b"ET":  # of "ET12", without which ExecuTorch would end the process
+            raise unreadable("ExecuTorch", path, "it does not begin as a program of ExecuTorch")
         try:
-            # from bytes, so that the file may be replaced while it is in use
             program = Runtime.get().load_program(
-                path.read_bytes(), verification=Verification.InternalConsistency
+                content, verification=Verification.InternalConsistency
             )
         except RuntimeError as error:
             raise unreadable("ExecuTorch", path, error) from error

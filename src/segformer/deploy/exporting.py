@@ -70,6 +70,7 @@ def export(
         ValueError: If the format, or what is asked of it, is unknown; a package is missing; or the
             file differs more from the model than its precision explains. Nothing is written then.
     """
+    _check_copyable(model)
     model = in_float32(model)
     path = Path(path)
     name = format or format_of(path) or "onnx"
@@ -79,7 +80,7 @@ def export(
         input=input,
         output=output,
         precision=precision,
-        size=None if size is None else (int(size[0]), int(size[1])),
+        size=None if size is None else _height_and_width(size),
         batch=batch if made.is_dynamic else batch or 1,
         takes_size=takes_size,
     )
@@ -102,6 +103,26 @@ def export(
         for part in sorted(Path(folder).iterdir()):  # the files beside it, too
             _move(part, path.with_name(part.name))
     return comparison
+
+
+def _check_copyable(model: Any) -> None:
+    """Raises ValueError if a layer computes its weight from other tensors, as pruning does."""
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                raise ValueError(
+                    f"{name}.{key} is computed from other tensors, as pruning and weight norm do; "
+                    f"make it a parameter first, by torch.nn.utils.prune.remove(module, {key!r}) "
+                    "or remove_weight_norm"
+                )
+
+
+def _height_and_width(size: Any) -> tuple[int, int]:
+    """Returns a size that is two whole numbers; raises ValueError for any other."""
+    is_pair = isinstance(size, Sequence) and len(size) == 2
+    if not (is_pair and all(isinstance(length, int) for length in size)):
+        raise ValueError(f"size={size!r}; give two whole numbers, height and width in pixels")
+    return size[0], size[1]
 
 
 def in_float32(model: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import chain
@@ -106,6 +106,9 @@ def plan(
     part = f"{rank + 1}-of-{size}" if size > 1 else ""
     journals = tuple(Journal(summary, out, part, skip_existing) for summary in summaries)
     _check_summaries(journals, targets_of)
+    kept = {path.resolve() for path in targets_of}
+    for journal in journals:
+        _check_kept(journal.target, kept)
     if not (overwrite or skip_existing):
         for path in (path for journal in journals for path in (journal.path, journal.target)):
             check_missing(path)
@@ -170,6 +173,11 @@ def _check_names(jobs: Iterable[Job], summaries: Sequence[Summary]) -> None:
     """Raises ValueError if a summary would have two images of one name."""
     source_of: dict[str, Path] = {}
     for job in jobs if summaries else ():
+        if not _is_text(job.name):
+            raise ValueError(
+                f"the name of {str(job.source)!r} is no text in UTF-8, as {summaries[0].file} is; "
+                "rename the file"
+            )
         if job.name in source_of:
             raise ValueError(
                 f"{str(source_of[job.name])!r} and {str(job.source)!r} would both be "
@@ -177,6 +185,14 @@ def _check_names(jobs: Iterable[Job], summaries: Sequence[Summary]) -> None:
                 "folders"
             )
         source_of[job.name] = job.source
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # bytes of another encoding
+        return False
+    return True
 
 
 def _job(
@@ -219,18 +235,29 @@ def checked(
     The arguments and errors are those of :func:`segformer.inference.jobs.plan`.
     """
     _check_distinct(targets_of)
-    images = {path.resolve() for path in targets_of}
+    kept = _with_folders(path.resolve() for path in targets_of)
     rank, size = _place()
     own = dict(list(targets_of.items())[rank::size])
     for target in chain(*own.values()):
-        if target.resolve() in images:
-            raise FileExistsError(
-                f"{str(target)!r} is one of the images to label; choose another folder with --out"
-            )
+        _check_kept(target, kept)
         if not overwrite:
             check_missing(target)
     _check_writable(out)
     return own
+
+
+def _with_folders(paths: Iterable[Path]) -> set[Path]:
+    """Returns paths and all folders that they are in."""
+    return {part for path in paths for part in (path, *path.parents)}
+
+
+def _check_kept(target: Path, kept: Container[Path]) -> None:
+    """Raises FileExistsError if a file or folder to write is an image to label, or holds one."""
+    if target.resolve() in kept:
+        raise FileExistsError(
+            f"{str(target)!r} is one of the images to label, or holds one; choose another folder "
+            "with --out"
+        )
 
 
 def check_missing(path: Path) -> None:
@@ -251,6 +278,13 @@ def _check_distinct(targets_of: Mapping[Path, tuple[Path, ...]]) -> None:
                     f"{str(target)!r}; label them one by one, into different folders"
                 )
             source_of[target] = path
+    for target, path in source_of.items():
+        if outer := next((folder for folder in target.parents if folder in source_of), None):
+            raise ValueError(
+                f"{str(outer)!r}, a result of {str(source_of[outer])!r}, would hold "
+                f"{str(target)!r}, one of {str(path)!r}; label them one by one, into different "
+                "folders"
+            )
 
 
 def _place() -> tuple[int, int]:

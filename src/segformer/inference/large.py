@@ -19,7 +19,7 @@ from torch.nn.functional import avg_pool2d
 from segformer.data.annotations.shapes import polygons_of
 from segformer.data.bands import read_pixels, valid_pixels
 from segformer.data.classes import Classes
-from segformer.data.complete import complete
+from segformer.data.complete import complete, refuse_to_replace
 from segformer.data.families import geotiff
 from segformer.data.families.opened import Opened, Window
 from segformer.data.labels import file_type
@@ -104,14 +104,22 @@ class LargeImage(ABC):
 
     def _overview_of_bands(self) -> Tensor:
         """Returns means of squares of pixels of the bands that are shown (C, h, w)."""
-        count, step = (3 if self.opened.shape[0] >= 3 else 1), self.coarse.step
+        normalization, opened = self.model.normalization, self.opened
+
+        def read(window: Window) -> Tensor:
+            if normalization.bands is None:
+                return read_pixels(opened, window)
+            return normalization.read(opened, window)[0]  # without the value for no data
+
+        count, step = (3 if opened.shape[0] >= 3 else 1), self.coarse.step
         side = max(1, PART // step) * step
         rows = []
         for top in range(0, self.size[0], side):
             row = []
             for left in range(0, self.size[1], side):
                 height, width = min(side, self.size[0] - top), min(side, self.size[1] - left)
-                pixels = read_pixels(self.opened, Window(top, left, height, width))[:count]
+                window = Window(top, left, height, width)
+                pixels = read(window)[:count]
                 values = pixels.as_subclass(Tensor).float()[None]
                 means = avg_pool2d(values, step, ceil_mode=True, count_include_pad=False)[0]
                 row.append(means.round().to(pixels.dtype) if pixels.dtype == torch.uint8 else means)
@@ -243,6 +251,7 @@ def label_scene(
         The labels, in parts (h, w), as they are read from the file.
 
     Raises:
+        FileExistsError: If the target is the image itself.
         ValueError: If the file cannot be read, or does not fit the model. The message names it.
     """
     return label_in_windows(Scene(model, path, target), slide, decide, also)
@@ -271,6 +280,7 @@ def label_array(
         The labels, in parts (h, w), mapped from the file.
 
     Raises:
+        FileExistsError: If the target is the image itself.
         ValueError: If the file cannot be read, or does not fit the model. The message names it.
     """
     return label_in_windows(ArrayFile(model, path, target), slide, decide, also)
@@ -280,6 +290,7 @@ def label_in_windows(
     image: LargeImage, slide: Slide, decide: Decide, also: Sequence[Also]
 ) -> Iterator[np.ndarray]:
     """Labels an image and writes its label map; see :func:`label_scene`, also for the arguments."""
+    refuse_to_replace(image.opened.path, image.labels)
     with image.writing_labels() as write:
 
         def take(window: Window, labels: np.ndarray, _: Tensor) -> None:

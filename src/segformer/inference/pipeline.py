@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,7 +73,8 @@ def predict_file(
     """
     path = Path(path)
     name = path.name if name is None else name
-    return _predict(model, _read(model, path), labeller, name, probabilities)
+    prediction = _predict(model, _read(model, path), labeller, name, probabilities)
+    return replace(prediction, source=path)
 
 
 def labelled(
@@ -100,7 +101,10 @@ class _Read(NamedTuple):
 
 def _read(model: Any, path: Path) -> _Read:
     begun = time.perf_counter()
-    image, valid = read_for(model, path)
+    try:
+        image, valid = read_for(model, path)
+    except FileNotFoundError as error:  # removed since the run began
+        raise ValueError(f"{str(path)!r} is gone") from error
     return _Read(image, valid, shown(image), time.perf_counter() - begun)
 
 
@@ -223,7 +227,8 @@ class _Run:
         job, read = step
         if job.large:
             _make_folders(job)
-            return job, _attempt(0.0, _label_large, self.model, job, self.labeller)
+            wanted = any(journal.summary.uses_probabilities for journal in self._journals(job))
+            return job, _attempt(0.0, _label_large, self.model, job, self.labeller, wanted)
         if isinstance(read, _Failure):
             return job, read
         kinds = [result.needs_probabilities for result, _ in job.writes]
@@ -275,7 +280,7 @@ class LargeCounted(NamedTuple):
         return self.counted.seconds
 
 
-def _label_large(model: Any, job: Job, labeller: Labeller) -> LargeCounted:
+def _label_large(model: Any, job: Job, labeller: Labeller, with_entropy: bool) -> LargeCounted:
     """Writes the files of an image that is labelled in windows; returns it and its pixels."""
     begun = time.perf_counter()
     target, slide = job.target(Labels), labeller.windows
@@ -287,7 +292,8 @@ def _label_large(model: Any, job: Job, labeller: Labeller) -> LargeCounted:
     with ExitStack() as stack:  # at its end the label map is complete
         takes = [stack.enter_context(result.of_large(image, path)) for result, path in others]
         windows = image.windows(slide)
-        parts = label_in_windows(image, windows, labeller.decide, [total.add, *takes])
+        takes += [total.add] if with_entropy else []
+        parts = label_in_windows(image, windows, labeller.decide, takes)
     counts = count(parts, num_labels)
     seconds, grid = time.perf_counter() - begun, image.opened.grid
     counted = Counted(job.name, image.size, model.classes, counts, total.mean, grid, seconds)

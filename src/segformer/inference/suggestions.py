@@ -28,7 +28,7 @@ from segformer.inference.scenes import read_for
 
 logger = logging.getLogger(__name__)
 
-TABLE = "suggestions.csv"
+TABLE, PICTURE = "suggestions.csv", "suggestions.png"
 SHOWN = 12  # images of the picture
 
 
@@ -122,7 +122,7 @@ def write_suggestions(
         )
         for place, suggestion in enumerate(suggestions)
     ]
-    table, picture = out / TABLE, out / "suggestions.png"
+    table, picture = out / TABLE, out / PICTURE
     with complete(table) as partial:
         partial.write_text(_table(suggestions, root), encoding="utf-8")
     save_png(_sheet(suggestions, model), picture)

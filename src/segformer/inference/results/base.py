@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from segformer.data.classes import Classes
+from segformer.data.complete import refuse_to_replace
 from segformer.data.families.opened import Grid, Window
 from segformer.inference.labellers import check_probabilities
 from segformer.inference.large import Also, LargeImage
@@ -70,6 +71,7 @@ class Prediction:
             only. Their arg-max is the labels, except for a threshold other than 0.5.
         seconds: Time of reading and labelling.
         time: Of a frame, in seconds from the start of its video.
+        source: File of the image, which :meth:`save` does not replace; None if there is none.
     """
 
     name: str
@@ -79,9 +81,10 @@ class Prediction:
     probabilities: np.ndarray | None = None
     seconds: float = 0.0
     time: float | None = None
+    source: Path | None = None
 
     def save(self, folder: Path | str, results: Iterable[Result]) -> list[Path]:
-        """Writes results into a folder, which is made if it is missing.
+        """Writes results into a folder, which is made if it is missing; earlier ones are replaced.
 
         Args:
             folder: The folder.
@@ -91,6 +94,7 @@ class Prediction:
             The paths written.
 
         Raises:
+            FileExistsError: If the image itself, or a folder with other files, would be replaced.
             ValueError: If a result needs probabilities and there are none.
         """
         paths = []
@@ -101,6 +105,9 @@ class Prediction:
                     "labels only"
                 )
             path = result.path(Path(folder, self.name))
+            if self.source is not None:
+                refuse_to_replace(self.source, path)
+            result.check_replaceable(path)
             path.parent.mkdir(parents=True, exist_ok=True)
             result.write(self, path)
             paths.append(path)
