@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from segformer import Classes
 from segformer.data.classes import voc_palette
@@ -339,6 +339,16 @@ def soft(label: np.ndarray, path: Path) -> None:
     values((255 * (0.5 - distance / 6).clip(0, 1)).astype(np.uint8), path)
 
 
+def soft_colors(label: np.ndarray, path: Path) -> None:
+    """Discs of two colours on a third, whose edges are smoothed as Pillow resizes them."""
+    image = Image.new("RGB", (480, 480), (0, 0, 0))
+    draw = ImageDraw.Draw(image)
+    draw.ellipse((40, 40, 240, 240), (128, 64, 128))
+    draw.ellipse((230, 230, 440, 440), (220, 20, 60))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.resize((160, 160), Image.Resampling.BILINEAR).save(path)
+
+
 def photograph(label: np.ndarray, path: Path) -> None:
     values(np.arange(256, dtype=np.uint8).reshape(16, 16), path)
 
@@ -352,6 +362,7 @@ def some_in_color(label: np.ndarray, path: Path) -> None:
     [
         (by([0, 0, 0, 0]), "", "hold only 0, which is one class"),
         (soft, "", "edges were smoothed"),
+        (soft_colors, "", r"have \d+ colours; edges were smoothed"),
         (photograph, "", "or they are photographs"),
         (by([0, 128, 128, 255]), "", "255 may be a class or mean no class; pass --data.label_map"),
         (values, "road\nsky\ntree", "names 3 classes, and the label maps.* hold 0, 1, 2, 3"),

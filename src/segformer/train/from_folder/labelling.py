@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
+
+import numpy as np
 
 from segformer.data.classes import (
     IGNORE_INDEX,
@@ -19,6 +22,8 @@ from segformer.train.from_folder.class_names import BACKGROUND, UNLABELLED, Name
 from segformer.train.from_folder.label_values import LabelMaps
 
 MOST_COLORS = 255  # of label maps without a file of names; more are edges that were smoothed
+RARE = 0.001  # share of the pixels below which a colour may be that of a smoothed edge
+MOST_MIXED = 0.75  # share of colours between two others; palettes of classes have some, too
 SOFT_SHARE = 0.9  # of the pixels of a mask with soft edges are 0 or 255
 MOST_MASK_VALUES = 64  # of a mask of classes in which few pixels are neither 0 nor 255
 MOST_VALUES = 200  # of 8-bit label maps; photographs have more
@@ -205,7 +210,7 @@ def _by_color(found: LabelMaps, named: NamedClasses | None) -> Labelling:
     """Returns the classes of label maps that are coded by colour."""
     if named and named.colors:
         return _by_named_color(found, named)
-    if len(found.colors) > MOST_COLORS:
+    if len(found.colors) > MOST_COLORS or _are_mixed(found.colors):
         raise ValueError(
             f"the label maps, such as {_example(found)!r}, have {len(found.colors)} colours; edges "
             "were smoothed when they were drawn or resized: save them with the classes' colours "
@@ -230,6 +235,26 @@ def _by_color(found: LabelMaps, named: NamedClasses | None) -> Labelling:
             "black is class 0; if it means no class, remove its name and colour from the YAML"
         )
     return Labelling(classes, pixels, {"palette": "color"}, (*decisions, *summary(classes, pixels)))
+
+
+def _are_mixed(colors: Mapping[Color, int]) -> bool:
+    """Returns whether most colours are rare mixtures of two frequent ones, as at smoothed edges.
+
+    Args:
+        colors: The number of pixels of each colour.
+    """
+    least = RARE * sum(colors.values())
+    frequent, rare = (
+        np.array([c for c, n in colors.items() if (n >= least) is wanted]).reshape(-1, 3)
+        for wanted in (True, False)
+    )
+    is_mixed = np.zeros(len(rare), bool)
+    for one, other in combinations(frequent, 2):
+        line = other - one
+        place = ((rare - one) @ line / (line @ line)).clip(0, 1)
+        distance = np.abs(rare - one - place[:, None] * line).max(1)
+        is_mixed |= distance <= 1  # of rounding
+    return bool(is_mixed.sum() > max(16, MOST_MIXED * len(colors)))
 
 
 def _by_named_color(found: LabelMaps, named: NamedClasses) -> Labelling:
