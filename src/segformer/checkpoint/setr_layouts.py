@@ -64,10 +64,8 @@ class SETRLayout(Layout):
         is_mla = self.their_key("decode_head.aggregation.norms.0.weight") in state
         backbone = self._backbone(is_mla, state, file)
         head_class, head = (self._mla_head if is_mla else self._head_of_layers)(state, file)
-        known_classes, width = (
-            self.shape(LAST_WEIGHT, 4, state, file)[0],
-            self._width(state, file),
-        )
+        known_classes = self.shape(LAST_WEIGHT, 4, state, file)[0]
+        width = self._width(state, file)
         is_named = file.classes is not None and file.classes.fit(known_classes)
         classes = file.classes if is_named else Classes.of_logits(known_classes)
         return {

@@ -106,9 +106,6 @@ def plan(
     part = f"{rank + 1}-of-{size}" if size > 1 else ""
     journals = tuple(Journal(summary, out, part, skip_existing) for summary in summaries)
     _check_summaries(journals, targets_of)
-    kept = {path.resolve() for path in targets_of}
-    for journal in journals:
-        _check_kept(journal.target, kept)
     if not (overwrite or skip_existing):
         for path in (path for journal in journals for path in (journal.path, journal.target)):
             check_missing(path)
@@ -159,9 +156,11 @@ def _missing_entries(names: Sequence[str], journals: Iterable[Journal]) -> set[s
 def _check_summaries(
     journals: Iterable[Journal], targets_of: Mapping[Path, tuple[Path, ...]]
 ) -> None:
-    """Raises ValueError if a summary would be written to the file of an image."""
+    """Raises an error if a summary would be written in place of an image, or of its results."""
     source_of = {target: path for path, targets in targets_of.items() for target in targets}
+    images = {path.resolve() for path in targets_of}
     for journal in journals:
+        _check_kept(journal.target, images)
         if journal.target in source_of:
             raise ValueError(
                 f"{journal.summary.name} and a result of {str(source_of[journal.target])!r} would "

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,8 +73,7 @@ def predict_file(
     """
     path = Path(path)
     name = path.name if name is None else name
-    prediction = _predict(model, _read(model, path), labeller, name, probabilities)
-    return replace(prediction, source=path)
+    return _predict(model, _read(model, path), labeller, name, probabilities)
 
 
 def labelled(
@@ -96,6 +95,7 @@ class _Read(NamedTuple):
     image: Tensor  # (C, H, W), with the bands that the model takes
     valid: np.ndarray | None  # where it has data (H, W); None if that is everywhere
     picture: Image.Image  # in RGB
+    path: Path
     seconds: float
 
 
@@ -105,7 +105,7 @@ def _read(model: Any, path: Path) -> _Read:
         image, valid = read_for(model, path)
     except FileNotFoundError as error:  # removed since the run began
         raise ValueError(f"{str(path)!r} is gone") from error
-    return _Read(image, valid, shown(image), time.perf_counter() - begun)
+    return _Read(image, valid, shown(image), path, time.perf_counter() - begun)
 
 
 def _predict(
@@ -117,7 +117,7 @@ def _predict(
     if read.valid is not None:
         labels[~read.valid] = model.classes.ignore_index
     seconds = read.seconds + time.perf_counter() - begun
-    return Prediction(name, read.picture, labels, model.classes, values, seconds)
+    return Prediction(name, read.picture, labels, model.classes, values, seconds, source=read.path)
 
 
 def label_files(model: Any, work: Work, labeller: Labeller = WHOLE) -> None:
